@@ -1,0 +1,33 @@
+# Thin targets over one program, `mbeir-cot`. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+VENV ?= .venv
+EXTRA ?= cpu
+BIN := $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help setup lock lint test test-fast bench pocket-world
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); does nothing when nothing changed
+	@VENV=$(VENV) scripts/setup.sh $(EXTRA)
+
+pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/world
+	@$(BIN)/mbeir-cot pocket world build/pocket/world
+
+lint: setup ## ruff (rules and format) and mypy strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: setup ## every test (under 15 minutes on 2 cores)
+	@$(BIN)/pytest
+
+test-fast: setup ## the inner loop: no slow tests (under 60 s)
+	@$(BIN)/pytest -m "not slow and not vllm"
+
+bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
+	@$(BIN)/python bench/pools.py
+
+lock: setup ## write constraints-cpu.txt from what is installed
+	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | sort -f > constraints-cpu.txt

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Creates .venv and installs everything the project needs. Safe to run again: nothing happens when nothing changed.
+#
+#   scripts/setup.sh [cpu|gpu]     PYTHON=python3.12 scripts/setup.sh     VENV=/scratch/venv scripts/setup.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extra=${1:-cpu}
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+torch_index=https://download.pytorch.org/whl/cpu  # PyTorch's own index of CPU builds
+lock=constraints-cpu.txt
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
+
+case $extra in
+  cpu) constraints=(-c "$lock") ;;
+  gpu) constraints=() ;;  # vLLM's CUDA build pins its own torch; see README
+  *) die "unknown flavour '$extra'" "use 'make setup' (CPU) or 'make setup EXTRA=gpu'" ;;
+esac
+
+command -v "$python" >/dev/null || die "no '$python' on the PATH" "install Python 3.11 or 3.12, or name one: make setup PYTHON=/path/to/python3.11"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case $version in
+  3.11|3.12) ;;
+  *) die "'$python' is Python $version; vLLM, Ray and torch are pinned for 3.11 and 3.12" "make setup PYTHON=/path/to/python3.11" ;;
+esac
+
+# What is installed is a function of these inputs; the stamp holds their digest.
+digest=$(cat pyproject.toml "$lock" scripts/setup.sh <(echo "$extra $version") | sha256sum | cut -d' ' -f1)
+stamp=$venv/.mbeir-cot-setup
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ] && [ -x "$venv/bin/mbeir-cot" ]; then
+  say "$venv is up to date"
+  exit 0
+fi
+
+if [ -x "$venv/bin/python" ] && [ "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
+  say "$venv has another Python: making it anew"
+  rm -rf "$venv"
+fi
+if [ ! -x "$venv/bin/pip" ]; then
+  say "creating $venv (Python $version)"
+  "$python" -m venv "$venv" || die "could not create $venv" "install the venv module (Debian: apt-get install python3-venv) or check the disk"
+fi
+
+# pip's lines about find-links folders that do not exist say nothing of use here.
+pip_install() { "$venv/bin/pip" install --quiet --disable-pip-version-check "$@" 2> >(grep -v -e '^WARNING: Location .* is ignored' >&2); }
+
+if [ "$extra" = cpu ]; then
+  # The registry's newest torch is a CUDA build of several GB, so the CPU build is asked for first and by name.
+  if ! "$venv/bin/python" -c 'import sys, importlib.metadata as m; sys.exit(m.version("torch") != "2.13.0+cpu")' 2>/dev/null; then
+    say "installing torch 2.13.0+cpu from the configured indexes"
+    if ! pip_install "${constraints[@]}" 'torch==2.13.0+cpu' 2>"$venv/torch-install.log"; then
+      say "not there; trying PyTorch's own CPU index"
+      pip_install --index-url "$torch_index" --no-deps 'torch==2.13.0+cpu' 2>>"$venv/torch-install.log" || {
+        cat "$venv/torch-install.log" >&2
+        die "torch==2.13.0+cpu is neither on the configured package indexes nor reachable at $torch_index" \
+            "check the network or proxy (pip's messages are above), or put the wheel in a folder and run: PIP_FIND_LINKS=/that/folder make setup"
+      }
+    fi
+  fi
+fi
+
+say "installing mbeir-cot[$extra,dev] and what it needs (a minute or two)"
+pip_install "${constraints[@]}" --editable ".[$extra,dev]" ||
+  die "the installation failed (pip's messages are above)" "check network and disk ($(df -h --output=avail . | tail -1 | tr -d ' ') free here), then run make setup again: it continues"
+
+"$venv/bin/mbeir-cot" --version >/dev/null || die "mbeir-cot does not start" "remove $venv and run make setup again; if it stays so, please report the message above"
+echo "$digest" > "$stamp"
+say "done: $venv/bin/mbeir-cot --help"
