@@ -191,7 +191,8 @@ class Query(_Row):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if TASK_MODALITIES[self.task_id][0] is not self.query_modality:
-            raise ValueError(f"task_id {self.task_id} has {TASK_MODALITIES[self.task_id][0]} queries, not {self.query_modality}")
+            expected = TASK_MODALITIES[self.task_id][0]
+            raise ValueError(f"task_id {self.task_id} has {expected} queries, not {self.query_modality}")
         if len(self.qid) > 8 or int(self.qid[2:]) >= QID_HASH_BASE:
             raise ValueError(f"qid {self.qid!r}: UniIR's hash holds numbers below {QID_HASH_BASE:,} only")
         return self
