@@ -1,0 +1,1 @@
+"""Reading M-BEIR: files, rows, pools, instructions, qrels, images; counting, checking and downloading it."""
