@@ -40,9 +40,13 @@ class LineProblem(NamedTuple):
     value: str
     problem: str
 
+    @property
+    def finding(self) -> str:
+        """Without the place."""
+        return f"{self.key} = {self.value}: {self.problem}" if self.key else self.problem
+
     def __str__(self) -> str:
-        subject = f"{self.key} = {self.value}: " if self.key else ""
-        return f"{self.file}:{self.line}: {subject}{self.problem}"
+        return f"{self.file}:{self.line}: {self.finding}"
 
 
 class MalformedInput(InputError):
@@ -142,23 +146,30 @@ def read_rows(
     if policy is LinePolicy.SKIP and rejects is None:
         raise ConfigError("the line policy 'skip' needs a rejects file", "name one, so that no line is dropped silently")
     problems: list[LineProblem] = []
+    for number, raw, row in scan_rows(path, model):
+        if not isinstance(row, list):
+            if not problems:  # after the first malformed line the rest is only looked at for more of them
+                yield number, row
+        elif rejects is not None and policy is LinePolicy.SKIP:
+            rejects.record(row, raw)
+        else:
+            problems += row
+            if len(problems) > MAX_LISTED:
+                raise MalformedInput(problems[:MAX_LISTED], more=True)
+    if problems:
+        raise MalformedInput(problems)
+
+
+def scan_rows(path: Path, model: type[Row]) -> Iterator[tuple[int, bytes, Row | list[LineProblem]]]:
+    """(line number, raw line, validated row or what is wrong with it) for each line: for those who want all the problems."""
     validate = model.model_validate_json
     for number, line, ended in _read_lines(path):
         try:
             row = validate(line)
         except ValidationError as error:
-            found = line_problems(path, number, error, ended=ended)
-            if rejects is not None and policy is LinePolicy.SKIP:
-                rejects.record(found, line)
-                continue
-            problems += found
-            if len(problems) > MAX_LISTED:
-                raise MalformedInput(problems[:MAX_LISTED], more=True) from None
+            yield number, line, line_problems(path, number, error, ended=ended)
         else:
-            if not problems:  # after the first malformed line the rest is only looked at for more of them
-                yield number, row
-    if problems:
-        raise MalformedInput(problems)
+            yield number, line, row
 
 
 def line_problems(path: Path, number: int, error: ValidationError, *, ended: bool = True) -> list[LineProblem]:

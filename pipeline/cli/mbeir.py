@@ -1,0 +1,59 @@
+"""`mbeir-cot mbeir …`: M-BEIR as it lies on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True)
+
+Root = Annotated[Path, typer.Argument(metavar="DIR", help="The M-BEIR root: the directory with query/ and cand_pool/ in it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Images = Annotated[bool, typer.Option("--images/--no-images", help="Look whether each image file is there (one look-up each).")]
+
+
+@app.command()
+def stats(
+    root: Root,
+    as_json: Json = False,
+    images: Images = True,
+    cache: Annotated[Path | None, typer.Option(help="Where converted pools are kept [default: $MBEIR_COT_CACHE].")] = None,
+) -> None:
+    """Counts queries, positives, pools and missing images per split and dataset-task.
+
+    Works on partial directories. Candidate pools are converted on first use (about 25 s per million candidates), then
+    looked up on disk.
+    """
+    from pipeline.mbeir.stats import collect_stats, render
+
+    collected = collect_stats(root, images=images, cache_dir=cache)
+    if as_json:
+        typer.echo(collected.model_dump_json(indent=1))
+    else:
+        Console().print(render(collected))
+
+
+@app.command()
+def check(
+    root: Root,
+    as_json: Json = False,
+    images: Images = True,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image too: finds truncated ones. Slow.")] = False,
+    max_examples: Annotated[int, typer.Option(min=1, help="Occurrences shown per kind of problem and file.")] = 5,
+) -> None:
+    """Finds every problem of an M-BEIR directory in one pass.
+
+    Exits with 1 if there is any error; warnings and notes (quirks of the real benchmark) do not count.
+    """
+    from pipeline.mbeir.check import check as run_check
+    from pipeline.mbeir.findings import render
+
+    report = run_check(root, images=images, decode=decode, max_examples=max_examples)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=1))
+    else:
+        Console(highlight=False, soft_wrap=True).print(render(report))
+    raise typer.Exit(0 if report.ok else 1)

@@ -1,0 +1,306 @@
+"""Finds every problem of an M-BEIR directory in one pass over its files.
+
+An *error* makes rows unusable or scores wrong; a *warning* is something missing that only part of the work needs; a *note*
+is a quirk of the real benchmark that is normal and good to know.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from pipeline.mbeir.findings import Findings, Report, Severity
+from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.instructions import InstructionTable
+from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
+from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
+from pipeline.mbeir.qrels import load_relevant
+from pipeline.progress import Meter
+from schemas.errors import InputError
+from schemas.mbeir import (
+    DATASET_NAMES,
+    DATASET_TASKS,
+    DID_HASH_BASE,
+    TASK_MODALITIES,
+    Candidate,
+    DatasetTask,
+    Query,
+    hash_did,
+    hash_qid,
+    unhash_did,
+)
+
+_DOWNLOAD: Final = "download the file again (`mbeir-cot mbeir fetch DIR`)"
+_SKIP: Final = "mend the line, or build with the line policy 'skip', which records it among the rejects"
+_ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+
+
+class _OpenQuery(Query):
+    model_config = ConfigDict(extra="allow")
+
+
+class _OpenCandidate(Candidate):
+    model_config = ConfigDict(extra="allow")
+
+
+class _Positives:
+    """First and further positives of one query file, hashed, with their lines: looked up once the pools are known."""
+
+    def __init__(self) -> None:
+        self.dids, self.lines, self.first = array("q"), array("i"), array("b")
+
+    def add(self, query: Query, line: int) -> None:
+        for number, did in enumerate(query.pos_cand_list):
+            self.dids.append(hash_did(did))
+            self.lines.append(line)
+            self.first.append(number == 0)
+
+
+class Checker:
+    def __init__(self, layout: Layout, *, images: bool, decode: bool, max_examples: int, meter: Meter) -> None:
+        self.layout, self.meter = layout, meter
+        self.found = Findings(layout.root, max_examples)
+        self.images, self.decode = images or decode, decode
+        self.store = ImageStore(layout.root)
+        self.pools: dict[Path, NDArray[np.int64]] = {}
+        self.instructions: InstructionTable | None = None
+
+    def run(self) -> int:
+        """Returns how many files were read."""
+        files = 0
+        self._check_instructions()
+        for pool in self.layout.pool_files():
+            self.meter.note = pool.name
+            self.pools[pool.path] = self._check_pool(pool)
+            files += 1
+        everything = np.unique(np.concatenate([np.empty(0, np.int64), *self.pools.values()]))
+        for query_file in self.layout.query_files():
+            self.meter.note = query_file.path.name
+            self._check_queries(query_file, everything)
+            files += 1
+        self._check_absent()
+        return files
+
+    # Pools
+
+    def _check_pool(self, pool: PoolFile) -> NDArray[np.int64]:
+        hashes, lines = array("q"), array("i")
+        extra: Counter[str] = Counter()
+        checked: set[str] = set()
+        for line, raw, row in scan_rows(pool.path, _OpenCandidate):
+            self.meter.advance(len(raw) + 1)
+            if isinstance(row, list):
+                self._malformed(pool.path, row)
+                continue
+            extra.update([*(row.model_extra or {})])
+            hashes.append(hash_did(row.did))
+            lines.append(line)
+            self._content(pool.path, line, row.did, row.defects)
+            self._image(pool.path, line, row.img_path, checked)
+        self._unknown_keys(pool.path, extra)
+        dids = np.array(hashes, np.int64)
+        order = np.argsort(dids, kind="stable")
+        for at in np.flatnonzero(dids[order][1:] == dids[order][:-1]):
+            first, second = lines[order[at]], lines[order[at + 1]]
+            message = f"did {unhash_did(int(dids[order[at]]))} again, first in line {first}"
+            self.found.add(_ERROR, "duplicate_did", pool.path, message, _DOWNLOAD, line=second)
+        result: NDArray[np.int64] = np.unique(dids)
+        return result
+
+    # Queries
+
+    def _check_queries(self, file: QueryFile, everything: NDArray[np.int64]) -> None:
+        extra: Counter[str] = Counter()
+        seen: dict[int, int] = {}
+        repeated = 0
+        checked: set[str] = set()
+        positives: dict[DatasetTask, _Positives] = {}
+        by_qid: dict[str, tuple[str, ...]] = {}
+        for line, raw, row in scan_rows(file.path, _OpenQuery):
+            self.meter.advance(len(raw) + 1)
+            if isinstance(row, list):
+                self._malformed(file.path, row)
+                continue
+            extra.update([*(row.model_extra or {})])
+            digest = zlib.crc32(row.model_dump_json().encode())
+            hashed = hash_qid(row.qid)
+            if hashed in seen:
+                if seen[hashed] == digest and file.split.startswith("union"):
+                    repeated += 1
+                else:
+                    message = f"qid {row.qid} again" + ("" if seen[hashed] == digest else ", with other content")
+                    self.found.add(_ERROR, "duplicate_qid", file.path, message, _DOWNLOAD, line=line)
+                continue
+            seen[hashed] = digest
+            by_qid[row.qid] = row.pos_cand_list
+            self._belongs(file, line, row)
+            self._content(file.path, line, row.qid, row.defects)
+            self._image(file.path, line, row.query_img_path, checked)
+            self._instructed(file.path, line, row)
+            positives.setdefault(row.dataset_task, _Positives()).add(row, line)
+        if repeated:
+            message = f"{repeated:,} rows repeat earlier ones, as up-sampling makes them"
+            self.found.add(
+                _NOTE, "repeated_rows", file.path, message, "none needed: a repeated query is asked once", count=repeated
+            )
+        self._unknown_keys(file.path, extra)
+        for task, collected in positives.items():
+            self._check_positives(file, task, collected, everything)
+        self._check_qrels(file, by_qid)
+
+    def _belongs(self, file: QueryFile, line: int, row: Query) -> None:
+        task = row.dataset_task
+        wrong = (file.dataset is not None and task.dataset != file.dataset) or (
+            file.dataset_task is not None and task != file.dataset_task
+        )
+        if wrong or task not in DATASET_TASKS:
+            message = f"qid {row.qid} with task_id {row.task_id} is {task.name}, which does not belong in this file"
+            self.found.add(_ERROR, "wrong_file", file.path, message, _DOWNLOAD, line=line)
+
+    def _check_positives(
+        self, file: QueryFile, task: DatasetTask, positives: _Positives, everything: NDArray[np.int64]
+    ) -> None:
+        dids = np.frombuffer(positives.dids, np.int64)
+        lines = np.frombuffer(positives.lines, np.int32)
+        first = np.frombuffer(positives.first, np.int8).astype(bool)
+        nowhere = ~np.isin(dids, everything)
+        held = set(np.unique(everything // DID_HASH_BASE).tolist())
+        for at in np.flatnonzero(nowhere):
+            did = unhash_did(int(dids[at]))
+            if int(did[0]) in held:
+                message = f"positive {did} is in no candidate pool"
+                self.found.add(_ERROR, "positive_nowhere", file.path, message, _DOWNLOAD, line=int(lines[at]))
+            else:
+                message = f"positive {did}: no pool of {DATASET_NAMES[int(did[0])]} is here"
+                remedy = "fetch that dataset too, if its candidates are wanted"
+                self.found.add(_NOTE, "positive_of_absent_dataset", file.path, message, remedy, line=int(lines[at]))
+        local_path = self.layout.local_pool(task, file.split)
+        if local_path is None or local_path not in self.pools:
+            return
+        outside = ~np.isin(dids, self.pools[local_path]) & ~nowhere
+        for at in np.flatnonzero(outside & first):
+            message = f"the first positive, {unhash_did(int(dids[at]))}, is not in the local pool {local_path.name}"
+            self.found.add(_ERROR, "first_positive_not_local", file.path, message, _DOWNLOAD, line=int(lines[at]))
+        if count := int((outside & ~first).sum()):
+            message = f"{count:,} further positives of {task.name} are outside its local pool (cross-dataset positives)"
+            remedy = "none needed: hit rates count the first, which is local; look the others up in the global pool"
+            self.found.add(_NOTE, "positives_outside_local_pool", file.path, message, remedy, count=count)
+
+    def _check_qrels(self, file: QueryFile, by_qid: dict[str, tuple[str, ...]]) -> None:
+        path = self.layout.qrels(file)
+        if path is None or not path.is_file():
+            return
+        try:
+            relevant = load_relevant(path)
+        except MalformedInput as error:
+            self._malformed(path, error.problems)
+            return
+        remedy = "the query file and its qrels are of different downloads; fetch both again"
+        for qid, dids in by_qid.items():
+            if qid not in relevant:
+                self.found.add(_ERROR, "qrels_lack_query", path, f"no line for {qid} of {file.path.name}", remedy)
+            elif relevant[qid].dids != dids:
+                message = f"{qid} has {_few(relevant[qid].dids)} here and {_few(dids)} in {file.path.name}"
+                self.found.add(_ERROR, "qrels_differ", path, message, remedy)
+        if surplus := [qid for qid in relevant if qid not in by_qid]:
+            message = f"{len(surplus):,} qids that {file.path.name} lacks: {_few(surplus)}"
+            self.found.add(_NOTE, "qrels_of_other_queries", path, message, "none needed: they are ignored", count=len(surplus))
+
+    # Rows
+
+    def _malformed(self, path: Path, problems: list[LineProblem]) -> None:
+        for problem in problems:
+            self.found.add(_ERROR, "malformed_line", path, problem.finding, _SKIP, line=problem.line)
+
+    def _content(self, path: Path, line: int, identifier: str, defects: tuple[str, ...]) -> None:
+        for defect in defects:
+            message = (
+                f"{identifier}: its modality needs {'text' if defect == 'empty_text' else 'an image path'}, and there is none"
+            )
+            self.found.add(_WARNING, defect, path, message, "none needed: it becomes a recorded rejection", line=line)
+
+    def _unknown_keys(self, path: Path, extra: Counter[str]) -> None:
+        for key, count in sorted(extra.items()):
+            message = f"key {key!r} in {count:,} rows is not M-BEIR's and is not read"
+            self.found.add(_NOTE, "unknown_key", path, message, "none needed", count=count)
+
+    def _image(self, path: Path, line: int, image: str | None, checked: set[str]) -> None:
+        if not self.images or not image or image in checked:
+            return
+        checked.add(image)
+        try:
+            self.store.open(image) if self.decode else self.store.resolve(image)
+        except ImageProblem as problem:
+            message = f"{image}: {problem.detail}"
+            self.found.add(_ERROR, problem.reason, path, message, problem.remedy, line=line)
+
+    # Companions
+
+    def _check_instructions(self) -> None:
+        path = self.layout.instructions
+        try:
+            self.instructions = InstructionTable.load(path)
+        except MalformedInput as error:
+            self._malformed(path, error.problems)
+        except InputError as error:
+            self.found.add(_ERROR, "no_instructions", path, error.problem, error.remedy)
+
+    def _instructed(self, path: Path, line: int, row: Query) -> None:
+        if self.instructions is None:
+            return
+        key = (row.dataset_id, row.query_modality, TASK_MODALITIES[row.task_id][1])
+        if key not in self.instructions:
+            message = f"{row.qid}: no instruction for {row.dataset_task.name} ({key[1]} → {key[2]})"
+            remedy = f"add the row to {self.layout.instructions.name}"
+            self.found.add(_ERROR, "no_instruction", path, message, remedy, line=line)
+
+    def _check_absent(self) -> None:
+        for file in self.layout.query_files():
+            qrels = self.layout.qrels(file)
+            if qrels is not None and not qrels.is_file():
+                remedy = "fetch it, if this split is to be scored"
+                self.found.add(_WARNING, "no_qrels", file.path, f"its qrels {self.layout.relative(qrels)} are missing", remedy)
+            for path in self._pools_needed(file):
+                if path not in self.pools:
+                    remedy = "fetch it; queries without a pool cannot be scored or shown with their positives"
+                    message = f"its candidate pool {self.layout.relative(path)} is missing"
+                    self.found.add(_WARNING, "no_pool", file.path, message, remedy)
+
+    def _pools_needed(self, file: QueryFile) -> list[Path]:
+        split: Split = file.split
+        if file.dataset_task is not None:
+            local = self.layout.local_pool(file.dataset_task, split)
+            return [local] if local is not None else []
+        if file.dataset == "mscoco" or file.dataset is None:  # MSCOCO's training candidates are in the global pool only
+            return [self.layout.global_pool(split)]
+        if self.layout.global_pool(split) in self.pools:
+            return []
+        tasks = [task for task in DATASET_TASKS if task.dataset == file.dataset]
+        return [path for task in tasks if (path := self.layout.local_pool(task, split)) is not None]
+
+
+def check(root: Path, *, images: bool = True, decode: bool = False, max_examples: int = 5, quiet: bool = False) -> Report:
+    """Reads the whole directory and reports everything that is wrong or unusual.
+
+    Args:
+        images: also look whether every image is there and inside the root.
+        decode: also decode every image (slow; finds truncated files and decompression bombs).
+        max_examples: occurrences shown per kind of problem and file; counts are exact in any case.
+    """
+    layout = Layout.open(root)
+    paths = [file.path for file in layout.pool_files()] + [file.path for file in layout.query_files()]
+    with Meter("checking", sum(path.stat().st_size for path in paths), quiet=quiet) as meter:
+        checker = Checker(layout, images=images, decode=decode, max_examples=max_examples, meter=meter)
+        files = checker.run()
+    return Report(root=str(root), files=files, findings=list(checker.found))
+
+
+def _few(identifiers: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(identifiers[:5]) + (", …" if len(identifiers) > 5 else "")

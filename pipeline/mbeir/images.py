@@ -1,0 +1,129 @@
+"""Images of M-BEIR: found strictly inside the root, opened lazily, safe to decode.
+
+A picture that cannot be used is an `ImageProblem` whose `reason` becomes the code of a rejection.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image, UnidentifiedImageError
+
+from schemas.errors import InputError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Decoders that are let near a file; Pillow knows many more, which M-BEIR never uses."""
+
+MAX_PIXELS: Final = 64_000_000
+"""M-BEIR's images have a shorter side of 256 pixels; a picture a thousand times as large is a decompression bomb."""
+
+
+class ImageReason(StrEnum):
+    MISSING = "image_missing"
+    OUTSIDE_ROOT = "image_outside_root"
+    NOT_A_FILE = "image_not_a_file"
+    NOT_AN_IMAGE = "image_not_an_image"
+    TRUNCATED = "image_truncated"
+    TOO_MANY_PIXELS = "image_too_many_pixels"
+    UNREADABLE = "image_unreadable"
+
+
+_REMEDIES: Final = {
+    ImageReason.MISSING: "extract the images again (`mbeir-cot mbeir fetch DIR` continues where it stopped)",
+    ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; "
+    "images kept elsewhere behind a symbolic link need that place among the allowed roots",
+    ImageReason.NOT_A_FILE: "a regular file is expected",
+    ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected; download the file again",
+    ImageReason.TRUNCATED: "the file is damaged; download it again",
+    ImageReason.TOO_MANY_PIXELS: "scale the image down, or raise the cap (max_pixels) if it is genuine",
+    ImageReason.UNREADABLE: "check the permissions of the file",
+}
+
+
+class ImageProblem(InputError):
+    """An image that cannot be used."""
+
+    def __init__(self, reason: ImageReason, path: str, detail: str) -> None:
+        super().__init__(f"image {path!r}: {detail}", _REMEDIES[reason])
+        self.reason, self.path, self.detail = reason, path, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.path, self.detail)
+
+
+class ImageStore:
+    """Images by their path relative to the M-BEIR root.
+
+    Args:
+        root: the M-BEIR root. It may itself be reached through a symbolic link.
+        allowed_roots: further directories that symbolic links below `root` may lead into (many keep ``mbeir_images``
+            on another disk). Nothing else outside the root is opened.
+        max_pixels: width x height above which an image is refused before it is decoded.
+    """
+
+    def __init__(self, root: Path, *, allowed_roots: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS) -> None:
+        self.root = root
+        self.max_pixels = max_pixels
+        self._allowed_roots = allowed_roots
+        self._real_roots = tuple(os.path.realpath(place) for place in (root, *allowed_roots))
+        # A folder's links are followed once; what is opened is the real path that was judged.
+        self._real_folder = lru_cache(maxsize=65_536)(lambda folder: os.path.realpath(os.path.join(root, folder)))  # noqa: PTH118
+
+    def resolve(self, relative: str) -> Path:
+        """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content."""
+        parts = relative.split("/")
+        if not relative or "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in parts:
+            raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, "not a plain path below the M-BEIR root")
+        folder, _, name = relative.rpartition("/")
+        real = os.path.join(self._real_folder(folder), name)  # noqa: PTH118 (this runs millions of times)
+        if os.path.islink(real):  # noqa: PTH114
+            real = os.path.realpath(real)
+        if not self._is_inside(real):
+            raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, f"leads out of {self.root}, to {real}")
+        try:
+            mode = os.stat(real).st_mode  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageProblem(ImageReason.MISSING, relative, f"no such file below {self.root}") from None
+        except OSError as error:
+            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+        if not stat.S_ISREG(mode):
+            raise ImageProblem(ImageReason.NOT_A_FILE, relative, "a directory, pipe or device, not a file")
+        return Path(real)
+
+    def _is_inside(self, real: str) -> bool:
+        return any(real == place or real.startswith(place + os.sep) for place in self._real_roots)
+
+    def read_bytes(self, relative: str) -> bytes:
+        """The file as it is."""
+        path = self.resolve(relative)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+
+    def open(self, relative: str) -> Image.Image:
+        """The decoded image in RGB, as UniIR converts it (no EXIF rotation)."""
+        path = self.resolve(relative)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=FORMATS) as image:
+                    width, height = image.size
+                    if width * height > self.max_pixels:
+                        detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
+                        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
+                    return image.convert("RGB")
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
+        except UnidentifiedImageError as error:
+            raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
+        except PermissionError as error:
+            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged data
+            raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error

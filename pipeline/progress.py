@@ -1,0 +1,76 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+TERMINAL_SECONDS: Final = 0.2
+PLAIN_SECONDS: Final = 10.0
+
+
+class Meter:
+    """Counts `total` units (or bytes) of one job on stderr. Cheap enough to be advanced for every row."""
+
+    def __init__(self, title: str, total: int, *, unit: str = "bytes", quiet: bool = False) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.note = ""
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = self._console.is_terminal and not quiet
+        self._quiet = quiet
+        self._began = self._shown = time.monotonic()
+        counter: ProgressColumn = DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            counter,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=not self._live)
+        self._task = self._progress.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self._shown >= (TERMINAL_SECONDS if self._live else PLAIN_SECONDS):
+            self._shown = now
+            self._show(now)
+
+    def _show(self, now: float) -> None:
+        if self._live:
+            self._progress.update(self._task, completed=self.done, note=self.note)
+        elif not self._quiet:
+            share = self.done / self.total if self.total else 1.0
+            elapsed = now - self._began
+            left = f", about {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else ""
+            rate = f"{self._amount(self.done / elapsed)}/s" if elapsed else ""
+            print(
+                f"{self.title}: {share:.0%} ({self._amount(self.done)}, {rate}){left} {self.note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _amount(self, value: float) -> str:
+        return f"{value / 2**20:,.1f} MiB" if self.unit == "bytes" else f"{value:,.0f} {self.unit}"

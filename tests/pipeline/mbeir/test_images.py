@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.mbeir.images import ImageProblem, ImageReason, ImageStore
+from tests.pipeline.mbeir.conftest import COCO, write_image
+
+PICTURE = f"{COCO}/COCO_1.jpg"
+
+
+def reason(store: ImageStore, path: str) -> ImageReason:
+    with pytest.raises(ImageProblem) as caught:
+        store.open(path)
+    assert repr(path) in str(caught.value)
+    assert "what to do:" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+    return caught.value.reason
+
+
+def test_an_image_is_opened_in_rgb(mbeir: Path) -> None:
+    Image.new("P", (5, 4)).save(mbeir / "mbeir_images" / "palette.png")
+    store = ImageStore(mbeir)
+    assert (store.open(PICTURE).mode, store.open(PICTURE).size) == ("RGB", (32, 24))
+    assert store.open("mbeir_images/palette.png").mode == "RGB"
+    assert store.read_bytes(PICTURE) == (mbeir / PICTURE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../secret.jpg",
+        "mbeir_images/../../secret.jpg",
+        "mbeir_images/..",
+        "a\0b",
+        "..\\secret.jpg",
+        "a\\b.jpg",
+    ],
+)
+def test_paths_that_leave_the_root_are_refused(mbeir: Path, path: str) -> None:
+    write_image(mbeir.parent / "secret.jpg")
+    assert reason(ImageStore(mbeir), path) is ImageReason.OUTSIDE_ROOT
+
+
+def test_links_that_leave_the_root_are_refused(mbeir: Path) -> None:
+    write_image(mbeir.parent / "elsewhere" / "x.jpg")
+    (mbeir / "mbeir_images" / "file.jpg").symlink_to(mbeir.parent / "elsewhere" / "x.jpg")
+    (mbeir / "mbeir_images" / "folder").symlink_to(mbeir.parent / "elsewhere")
+    (mbeir / "mbeir_images" / "inside.jpg").symlink_to(mbeir / PICTURE)
+    store = ImageStore(mbeir)
+    assert reason(store, "mbeir_images/file.jpg") is ImageReason.OUTSIDE_ROOT
+    assert reason(store, "mbeir_images/folder/x.jpg") is ImageReason.OUTSIDE_ROOT
+    assert store.open("mbeir_images/inside.jpg").size == (32, 24)
+    allowed = ImageStore(mbeir, allowed_roots=(mbeir.parent / "elsewhere",))
+    assert allowed.open("mbeir_images/folder/x.jpg").size == (32, 24)
+
+
+def test_a_root_behind_a_link_is_a_root(mbeir: Path) -> None:
+    (mbeir.parent / "link").symlink_to(mbeir)
+    assert ImageStore(mbeir.parent / "link").open(PICTURE).size == (32, 24)
+
+
+def test_missing_files_directories_and_pipes(mbeir: Path) -> None:
+    os.mkfifo(mbeir / "mbeir_images" / "pipe.jpg")
+    store = ImageStore(mbeir)
+    assert reason(store, "mbeir_images/none.jpg") is ImageReason.MISSING
+    assert reason(store, f"{PICTURE}/x.jpg") is ImageReason.MISSING
+    assert reason(store, "mbeir_images") is ImageReason.NOT_A_FILE
+    assert reason(store, "mbeir_images/pipe.jpg") is ImageReason.NOT_A_FILE
+
+
+def test_a_link_to_itself_is_a_problem_and_not_a_hang(mbeir: Path) -> None:
+    (mbeir / "mbeir_images" / "loop.jpg").symlink_to("loop.jpg")
+    assert reason(ImageStore(mbeir), "mbeir_images/loop.jpg") in (ImageReason.UNREADABLE, ImageReason.MISSING)
+
+
+def test_damaged_files(mbeir: Path) -> None:
+    folder = mbeir / "mbeir_images"
+    Image.effect_noise((200, 200), 50).save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (4, 4)).save(folder / "icon.jpg", format="TIFF")  # a decoder that is not let near files
+    store = ImageStore(mbeir)
+    assert reason(store, "mbeir_images/half.jpg") is ImageReason.TRUNCATED
+    assert reason(store, "mbeir_images/text.jpg") is ImageReason.NOT_AN_IMAGE
+    assert reason(store, "mbeir_images/empty.jpg") is ImageReason.NOT_AN_IMAGE
+    assert reason(store, "mbeir_images/icon.jpg") is ImageReason.NOT_AN_IMAGE
+
+
+def png_header(side: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8001, 12_000, 100_000])
+def test_bombs_are_refused_before_they_are_decoded(mbeir: Path, side: int) -> None:
+    (mbeir / "mbeir_images" / "bomb.png").write_bytes(png_header(side))
+    assert reason(ImageStore(mbeir), "mbeir_images/bomb.png") is ImageReason.TOO_MANY_PIXELS
+
+
+def test_the_cap_is_a_setting(mbeir: Path) -> None:
+    assert reason(ImageStore(mbeir, max_pixels=32 * 24 - 1), PICTURE) is ImageReason.TOO_MANY_PIXELS
+    assert ImageStore(mbeir, max_pixels=32 * 24).open(PICTURE).size == (32, 24)
