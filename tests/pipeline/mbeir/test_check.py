@@ -38,6 +38,25 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None], line: int = 0) ->
     write_lines(path, rows)
 
 
+def _instructions(root: Path) -> Path:
+    return root / "instructions" / "query_instructions.tsv"
+
+
+def _append(root: Path, line: str) -> None:
+    path = _instructions(root)
+    path.write_text(path.read_text().rstrip() + "\n" + line)
+
+
+def _without_oven(root: Path) -> None:
+    path = _instructions(root)
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "OVEN" not in line))
+
+
+def _double(path: Path) -> None:
+    row = json.loads(path.read_text("utf-8-sig"))
+    write_lines(path, [row, row])
+
+
 # Each breaks one thing and names the code, the file and the severity that must be reported.
 BREAKS: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ("malformed_line", OVEN6, "error", lambda r: write_lines(r / OVEN6, ["{"]) and None),
@@ -64,25 +83,6 @@ BREAKS: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ("image_missing", OVEN6, "error", lambda r: (r / "mbeir_images/oven_images/11/q1.jpg").unlink()),
     ("image_outside_root", OVEN6, "error", lambda r: edit(r / OVEN6, lambda row: row.update(query_img_path="../x.jpg"))),
 ]
-
-
-def _instructions(root: Path) -> Path:
-    return root / "instructions" / "query_instructions.tsv"
-
-
-def _append(root: Path, line: str) -> None:
-    path = _instructions(root)
-    path.write_text(path.read_text().rstrip() + "\n" + line)
-
-
-def _without_oven(root: Path) -> None:
-    path = _instructions(root)
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if "OVEN" not in line))
-
-
-def _double(path: Path) -> None:
-    row = json.loads(path.read_text("utf-8-sig"))
-    write_lines(path, [row, row])
 
 
 @pytest.mark.parametrize(("code", "file", "severity", "break_it"), BREAKS, ids=[f"{b[0]}-{i}" for i, b in enumerate(BREAKS)])
