@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(no_args_is_help=True)
@@ -10,3 +14,23 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def pocket() -> None:
     pass
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets mbeir/ (the benchmark) and truth/ (for measuring only).")],
+    seed: Annotated[int, typer.Option(help="Decides every byte, together with --queries.")] = 7,
+    queries: Annotated[
+        int, typer.Option(min=64, max=4000, help="Training queries, about; test and pools keep their size.")
+    ] = 2000,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it holds something else.")] = False,
+) -> None:
+    """Writes a SYNTHETIC miniature M-BEIR: same layout, 16 dataset-tasks, drawn pictures, invented entities."""
+    from pocket.world.write import write_world
+
+    began = time.monotonic()
+    if write_world(out, seed=seed, train_queries=queries, force=force):
+        typer.echo(f"wrote a synthetic world to {out} in {time.monotonic() - began:.1f} s")
+    else:
+        typer.echo(f"{out} is up to date")
+    typer.echo(f"look at it: mbeir-cot mbeir stats {out / 'mbeir'}")

@@ -23,7 +23,7 @@ class Example(BaseModel):
 
 
 class Finding(BaseModel):
-    """All occurrences of one code in one file."""
+    """All occurrences of one code in one file. `count` is exact; `hidden` occurrences are not among the examples."""
 
     severity: Severity
     code: str
@@ -31,6 +31,7 @@ class Finding(BaseModel):
     count: int
     remedy: str
     examples: list[Example]
+    hidden: int = 0
 
 
 class Findings:
@@ -51,6 +52,8 @@ class Findings:
         finding.count += count
         if len(finding.examples) < self._max_examples:
             finding.examples.append(Example(line=line, message=message))
+        else:
+            finding.hidden += count
 
     def __iter__(self) -> Iterator[Finding]:
         order = list(Severity)
@@ -93,7 +96,7 @@ def render(report: Report) -> RenderableType:
         head = Text.assemble("  ", (finding.severity, _STYLES[finding.severity]), f" {finding.code}")
         lines.append(head.append(f" x {finding.count:,}" if finding.count > 1 else ""))
         lines += [Text(f"    {f'line {e.line}: ' if e.line else ''}{e.message}") for e in finding.examples]
-        if finding.count > len(finding.examples) > 0 and finding.count > 1:
-            lines.append(Text(f"    … {finding.count - len(finding.examples):,} more", style="dim"))
+        if finding.hidden:
+            lines.append(Text(f"    … {finding.hidden:,} more", style="dim"))
         lines.append(Text(f"    → {finding.remedy}", style="dim"))
     return Group(*lines, Text(f"\n{report.verdict}" if lines else report.verdict, style="bold"))

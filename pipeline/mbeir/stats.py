@@ -7,25 +7,34 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.mbeir.images import ImageProblem, ImageStore
-from pipeline.mbeir.layout import Layout, QueryFile
+from pipeline.mbeir.layout import SPLITS, Layout, QueryFile, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.progress import Meter
+from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid
+
+_LEGEND: Final = (
+    "pool: candidates of the local pool; outside: positives that it lacks (cross-dataset ones); "
+    "images: distinct pictures; missing: of these, files that are not there"
+)
 
 
 class TaskStats(BaseModel):
     """One dataset-task in one split. None where it was not counted."""
 
-    split: str
+    split: Split
     dataset_task: str
     rows: int
     queries: int
@@ -83,6 +92,8 @@ def collect_stats(root: Path, *, images: bool = True, cache_dir: Path | None = N
             meter.note = query_file.path.name
             tasks += _count_queries(layout, query_file, opened, store)
             meter.advance(query_file.path.stat().st_size)
+    names = [task.name for task in DATASET_TASKS]
+    tasks.sort(key=lambda row: (SPLITS.index(row.split), names.index(row.dataset_task)))
     return MbeirStats(root=str(root), tasks=tasks, pools=pools)
 
 
@@ -115,7 +126,11 @@ def _count_queries(
         dids.setdefault(task, array("q")).extend(hash_did(did) for did in query.pos_cand_list)
         if query.query_img_path:
             images.setdefault(task, set()).add(query.query_img_path)
-    for task in sorted(rows, key=_table_order):
+    for task in rows:
+        if task not in DATASET_TASKS:
+            raise InputError(
+                f"{query_file.path} has queries of {task.name}, which M-BEIR has not", "run `mbeir-cot mbeir check DIR`"
+            )
         path = layout.local_pool(task, query_file.split)
         pool = opened.get(path) if path else None
         found = images.get(task, set())
@@ -145,10 +160,6 @@ def _exists(store: ImageStore, path: str) -> bool:
     return True
 
 
-def _table_order(task: DatasetTask) -> int:
-    return DATASET_TASKS.index(task) if task in DATASET_TASKS else len(DATASET_TASKS)
-
-
 def render(stats: MbeirStats) -> RenderableType:
     """Tables for people."""
     tables: list[RenderableType] = []
@@ -156,11 +167,18 @@ def render(stats: MbeirStats) -> RenderableType:
     for row in stats.tasks:
         splits.setdefault(row.split, []).append(row)
     for split, rows in splits.items():
-        table = Table(title=f"queries, {split}", title_justify="left", title_style="bold", show_footer=True)
+        table = Table(
+            title=f"queries, {split}",
+            title_justify="left",
+            title_style="bold",
+            show_footer=True,
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         repeated = any(row.rows != row.queries for row in rows)
         columns = ["rows"] if repeated else []
-        columns += ["queries", "positives", "local pool", "positives outside", "images", "missing"]
-        table.add_column("dataset-task", "all")
+        columns += ["queries", "positives", "pool", "outside", "images", "missing"]
+        table.add_column("dataset-task", "all", no_wrap=True)
         values: list[list[int | None]] = [
             [
                 *([row.rows] if repeated else []),
@@ -174,21 +192,21 @@ def render(stats: MbeirStats) -> RenderableType:
             for row in rows
         ]
         for column, numbers in zip(columns, zip(*values, strict=True), strict=True):
-            footer = "" if column == "local pool" else _number(_sum(numbers))
+            footer = "" if column == "pool" else _number(_sum(numbers))
             table.add_column(column, footer, justify="right", no_wrap=True)
         for row, cells in zip(rows, values, strict=True):
             table.add_row(row.dataset_task, *map(_number, cells))
         tables.append(table)
     if stats.pools:
-        table = Table(title="candidate pools", title_justify="left", title_style="bold")
-        table.add_column("pool")
-        for column in ("candidates", "text", "image", "image,text", "images missing"):
+        table = Table(title="candidate pools", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("pool", no_wrap=True)
+        for column in ("candidates", "text", "image", "image,text", "missing"):
             table.add_column(column, justify="right", no_wrap=True)
         for pool in stats.pools:
             counts = [pool.by_modality.get(name, 0) for name in ("text", "image", "image,text")]
             table.add_row(pool.pool, *map(_number, [pool.candidates, *counts, pool.missing_images]))
         tables.append(table)
-    return Group(*tables)
+    return Group(*tables, Text(_LEGEND, style="dim"))
 
 
 def _sum(numbers: tuple[int | None, ...]) -> int | None:

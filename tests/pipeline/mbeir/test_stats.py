@@ -36,8 +36,8 @@ def test_images_need_not_be_there(mbeir: Path, cache: Path) -> None:
     assert {t.missing_images for t in stats.tasks} == {None}
 
 
-def test_the_table_is_legible_at_100_columns(mbeir: Path, cache: Path) -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
+def test_the_table_is_legible_at_80_columns(mbeir: Path, cache: Path) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(render(collect_stats(mbeir, cache_dir=cache, quiet=True)))
     text = console.export_text()
     assert "…" not in text

@@ -1,0 +1,154 @@
+"""Fits a tiny Qwen2.5-VL to a stream of lessons: next-token loss on the replies, nothing else.
+
+1. A worker process draws lessons, renders images and tokenises, in batches of similar length.
+2. AdamW with warm-up and cosine decay; matrix products in bfloat16, weights in float32.
+3. What is kept is an exponential moving average of the weights, cast to bfloat16 at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Qwen2_5_VLProcessor
+
+from pocket.lesson import Lesson
+
+IGNORE = -100
+LENGTH_POOL = 16
+"""Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int
+    batch: int = 32
+    lr: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.998
+    seed: int = 1
+
+
+def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> dict[str, Tensor]:
+    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored).
+
+    Without replies the rows end in the generation prompt and are left-padded, as `generate` wants them.
+    """
+    tokenizer = processor.tokenizer
+    images = [image for lesson in lessons for image in lesson.images]
+    visual = processor.image_processor(images=images, return_tensors="pt") if images else {}
+    merge = processor.image_processor.merge_size**2
+    counts = iter([int(grid.prod()) // merge for grid in visual["image_grid_thw"]] if images else [])
+    rows, starts = [], []
+    for lesson in lessons:
+        prompt = tokenizer.apply_chat_template(lesson.messages, tokenize=False, add_generation_prompt=True)
+        pieces = prompt.split(processor.image_token)
+        prompt = pieces[0] + "".join(processor.image_token * next(counts) + piece for piece in pieces[1:])
+        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        reply_ids = [*tokenizer(lesson.reply, add_special_tokens=False).input_ids, tokenizer.eos_token_id] if with_reply else []
+        rows.append(prompt_ids + reply_ids)
+        starts.append(len(prompt_ids))
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        place = slice(0, len(row)) if with_reply else slice(length - len(row), length)
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+        if with_reply:
+            labels[i, start : len(row)] = ids[i, start : len(row)]
+    batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == processor.image_token_id).int(), **visual}
+    return batch | {"labels": labels} if with_reply else batch
+
+
+class LessonStream(IterableDataset[dict[str, Tensor]]):
+    """Endless batches drawn by ``sample(rng)``; the seed alone decides them."""
+
+    def __init__(self, sample: Callable[[random.Random], Lesson], processor: Qwen2_5_VLProcessor, recipe: Recipe) -> None:
+        self.sample, self.processor, self.recipe = sample, processor, recipe
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.set_num_threads(1)
+        rng = random.Random(f"lessons:{self.recipe.seed}")  # noqa: S311
+        while True:
+            drawn = [self.sample(rng) for _ in range(self.recipe.batch * LENGTH_POOL)]
+            drawn.sort(key=_length)
+            batches = [drawn[i : i + self.recipe.batch] for i in range(0, len(drawn), self.recipe.batch)]
+            rng.shuffle(batches)
+            for batch in batches:
+                yield collate(batch, self.processor)
+
+
+def _length(lesson: Lesson) -> tuple[int, int]:
+    return len(lesson.images), len(lesson.reply) + sum(len(part) for part in lesson.parts if isinstance(part, str))
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def fit(
+    model: nn.Module,
+    processor: Qwen2_5_VLProcessor,
+    sample: Callable[[random.Random], Lesson],
+    recipe: Recipe,
+    log: Path,
+    *,
+    device: str = "cpu",
+    every: int = 500,
+    keep: Callable[[int, dict[str, Tensor]], None] = lambda step, weights: None,
+) -> dict[str, Tensor]:
+    """Trains `model` in place and returns the averaged weights (float32, CPU). `log` gets one JSON object per 50 steps.
+
+    `keep` is called with the averaged weights every `every` steps, so that a long run can be looked at and survives its end.
+    """
+    model.to(device).train()
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    flat = [p for p in model.parameters() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    loader = DataLoader(LessonStream(sample, processor, recipe), batch_size=None, num_workers=1, prefetch_factor=4)
+    began, losses, tokens = time.monotonic(), [], 0
+    for step, batch in enumerate(itertools.islice(loader, recipe.steps)):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        blend = min(recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - blend) if value.is_floating_point() else average[name].copy_(value)
+        losses.append(loss.item())
+        tokens += int(batch["attention_mask"].sum())
+        if (step + 1) % 50 == 0:
+            took = time.monotonic() - began
+            mean = sum(losses) / len(losses)
+            line = {"step": step + 1, "loss": round(mean, 4), "tokens_per_s": round(tokens / took), "s": round(took)}
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            losses.clear()
+        if (step + 1) % every == 0:
+            keep(step + 1, average)
+    return {name: value.cpu() for name, value in average.items()}
