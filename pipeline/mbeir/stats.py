@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +198,7 @@ def render(stats: MbeirStats) -> RenderableType:
             table.add_row(row.dataset_task, *map(_number, cells))
         tables.append(table)
     if stats.pools:
-        table = Table(title="candidate pools", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = _table("candidate pools")
         table.add_column("pool", no_wrap=True)
         for column in ("candidates", "text", "image", "image,text", "missing"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -207,6 +207,11 @@ def render(stats: MbeirStats) -> RenderableType:
             table.add_row(pool.pool, *map(_number, [pool.candidates, *counts, pool.missing_images]))
         tables.append(table)
     return Group(*tables, Text(_LEGEND, style="dim"))
+
+
+def _table(title: str, *, footer: bool = False) -> Table:
+    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    return Table(title=title, show_footer=footer, **style)
 
 
 def _sum(numbers: tuple[int | None, ...]) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from pocket.world.lexicon import COLOURS, CRAFTS, GOODS, REGIONS, SEASONS
+from pocket.world.lexicon import COLOURS, CRAFTS, GOODS, REGIONS, SEASONS, article
 
 KINDS: Final[dict[str, str]] = {
     "bird": "triangle",
@@ -43,7 +43,7 @@ class Emblem:
     @property
     def words(self) -> str:
         """``red triangle around a white ring``."""
-        return f"{self.outer_colour} {self.outer} around a {self.inner_colour} {self.inner}"
+        return f"{self.outer_colour} {self.outer} around {article(f'{self.inner_colour} {self.inner}')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pocket.world.edits import sample_edit, sample_garment_edit
 from pocket.world.encyclopedia import Town, encyclopedia
 from pocket.world.garment import Garment, sample_garment
 from pocket.world.language import Said, aside, caption, garment_caption, garment_riddle, news_caption, news_riddle, riddle
-from pocket.world.lexicon import EVENTS, WITNESSES, other
+from pocket.world.lexicon import EVENTS, WITNESSES, article, other
 from pocket.world.reasons import Why
 from pocket.world.scene import Claim, Scene, sample_scene
 from schemas.mbeir import DatasetTask, Modality
@@ -263,7 +263,7 @@ def add_edis(book: Book) -> None:
             (
                 f"{report.event.capitalize()} in {town.name}: what the {who} saw.",
                 f"{town.name} after the {report.event}, in the words of its {who}.",
-                f"A {report.event} in {town.name} keeps the {who} busy.",
+                f"{article(report.event).capitalize()} in {town.name} keeps the {who} busy.",
             )
         )
         return book.candidate("edis", Modality.IMAGE_TEXT, report.canonical, pool=task.name, txt=headline, img_path=path)
