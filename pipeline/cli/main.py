@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import pocket.cli
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 import pipeline.cli.mbeir
+import pocket.cli
 from pipeline import __version__
 from schemas.errors import CotError
 

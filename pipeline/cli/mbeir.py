@@ -57,3 +57,30 @@ def check(
     else:
         Console(highlight=False, soft_wrap=True).print(render(report))
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def fetch(
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Where M-BEIR is to lie; created if needed.")],
+    datasets: Annotated[str, typer.Option(help="Comma-separated names [default: all ten].")] = "",
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="The images: 169 GB to download, as much extracted.")
+    ] = True,
+    union: Annotated[
+        bool | None, typer.Option("--union/--no-union", help="Union files and global pools [default: with all datasets].")
+    ] = None,
+    remove_parts: Annotated[bool, typer.Option(help="Delete the image archive once everything is extracted.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of TIGER-Lab/M-BEIR.")] = None,
+) -> None:
+    """Downloads M-BEIR from the Hugging Face Hub and extracts its images.
+
+    Run it again after an interruption: downloads resume, and extraction writes only what is missing. All parts of the image
+    archive are needed even for one dataset. HF_TOKEN and HF_ENDPOINT are honoured.
+    """
+    from pipeline.mbeir.fetch import fetch_mbeir
+
+    names = [name.strip() for name in datasets.split(",") if name.strip()] or None
+    summary = fetch_mbeir(dest, datasets=names, images=images, union=union, remove_parts=remove_parts, revision=revision)
+    if summary.images is not None:
+        typer.echo(f"{summary.images.files:,} images, {summary.images.written:,} of them written now")
+    typer.echo(f"M-BEIR is at {summary.dest}; check it with: mbeir-cot mbeir check {summary.dest}")

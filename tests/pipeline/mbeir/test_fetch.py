@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.mbeir.fetch import REPO_ID, checked_datasets, image_folder, patterns
+from schemas.errors import ConfigError
+from schemas.mbeir import DATASET_IDS
+from tests.cli import mbeir_cot
+from tests.hub import HubServer, serve
+from tests.pipeline.mbeir.test_extract import archive, write_parts
+
+
+@pytest.fixture
+def hub(mbeir: Path, tmp_path: Path) -> Iterator[HubServer]:
+    """The quirks directory as a Hub repository, its images in three parts."""
+    folder = tmp_path / "hub"
+    shutil.copytree(mbeir, folder, ignore=shutil.ignore_patterns("mbeir_images"))
+    contents = {str(p.relative_to(mbeir)): p.read_bytes() for p in sorted((mbeir / "mbeir_images").rglob("*.jpg"))}
+    write_parts(folder, archive(contents))
+    (folder / "README.md").write_text("a card")
+    with serve(folder, REPO_ID) as server:
+        yield server
+
+
+def fetch(hub: HubServer | str, dest: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    url = hub if isinstance(hub, str) else hub.url
+    return mbeir_cot(
+        "mbeir", "fetch", dest, *arguments, HF_ENDPOINT=url, HF_HOME=str(dest.parent / "hf"), HF_HUB_OFFLINE="0", **environment
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".") and ".cache" not in p.parts
+    }
+
+
+def test_the_whole_of_it(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    done = fetch(hub, dest, "--remove-parts", HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert names(dest) == names(mbeir)
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert "Bearer hf_secret" in hub.authorizations
+    assert mbeir_cot("mbeir", "check", dest).returncode == 0
+    downloads = hub.downloads.total()
+    again = fetch(hub, dest)
+    assert again.returncode == 0, again.stderr
+    assert hub.downloads.total() == downloads  # neither the files nor the archive that is extracted already
+
+
+def test_one_dataset_without_images(hub: HubServer, tmp_path: Path) -> None:
+    done = fetch(hub, tmp_path / "dest", "--datasets", "oven", "--no-images")
+    assert done.returncode == 0, done.stderr
+    found = names(tmp_path / "dest")
+    assert "instructions/query_instructions.tsv" in found
+    assert "query/val/mbeir_oven_task6_val.jsonl" in found
+    assert not [name for name in found if "mscoco" in name or "union" in name or "images" in name]
+
+
+def test_one_dataset_with_its_images(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
+    done = fetch(hub, tmp_path / "dest", "--datasets", "infoseek")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "dest" / "mbeir_images").iterdir()} == {"oven_images"}
+
+
+def test_a_broken_download_is_continued(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
+    name = "query/val/mbeir_oven_task6_val.jsonl"
+    path = hub.folder / name
+    path.write_bytes(path.read_bytes() + b"\n" * (24 << 20))  # the client keeps what it has in steps of 10 MiB
+    hub.cut[name] = 21 << 20
+    done = fetch(hub, tmp_path / "dest")
+    if done.returncode:  # the client gave up: the command says so, and the next run goes on
+        assert "continues" in done.stderr
+        assert "Traceback" not in done.stderr
+        done = fetch(hub, tmp_path / "dest")
+    assert done.returncode == 0, done.stderr
+    assert f"{name}@{20 << 20}" in hub.ranges  # from where it broke off, not from the beginning
+    assert (tmp_path / "dest" / name).read_bytes() == path.read_bytes()
+
+
+def test_what_the_hub_refuses_is_a_clear_error(hub: HubServer, tmp_path: Path) -> None:
+    hub.repo_id = "someone/else"
+    done = fetch(hub, tmp_path / "dest")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert f"the Hub does not show {REPO_ID}" in done.stderr
+
+
+def test_no_network_is_a_clear_error(tmp_path: Path) -> None:
+    done = fetch("http://127.0.0.1:9", tmp_path / "dest")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "cannot be reached" in done.stderr
+    assert "run again: it continues" in done.stderr
+
+
+def test_offline_is_a_clear_error(tmp_path: Path) -> None:
+    done = mbeir_cot("mbeir", "fetch", tmp_path / "dest", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "HF_HUB_OFFLINE" in done.stderr or "cannot be reached" in done.stderr
+
+
+def test_an_unknown_dataset_gets_a_suggestion() -> None:
+    assert checked_datasets(None) == tuple(DATASET_IDS)
+    with pytest.raises(ConfigError, match=r"'MSCOCOO'.*\n.*did you mean mscoco"):
+        checked_datasets(["oven", "MSCOCOO"])
+
+
+def test_patterns_and_folders() -> None:
+    assert image_folder("infoseek") == image_folder("oven") == "oven_images"
+    assert patterns(["cirr"], union=False, images=False) == [
+        "instructions/query_instructions.tsv",
+        "query/*/mbeir_cirr_*.jsonl",
+        "cand_pool/local/mbeir_cirr_*.jsonl",
+        "qrels/*/mbeir_cirr_*.txt",
+    ]
