@@ -34,3 +34,16 @@ def world(
     else:
         typer.echo(f"{out} is up to date")
     typer.echo(f"look at it: mbeir-cot mbeir stats {out / 'mbeir'}")
+
+
+@app.command()
+def sheet(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="An M-BEIR root, such as OUT/mbeir.")],
+    picture: Annotated[Path, typer.Argument(metavar="PNG", help="The picture to write.")],
+    skip: Annotated[int, typer.Option(min=0, help="Which query of each test file.")] = 1,
+) -> None:
+    """Draws one query of each dataset-task with its positive, to look at."""
+    from pocket.world.sheet import draw_sheet
+
+    draw_sheet(root, skip=skip).save(picture)
+    typer.echo(f"wrote {picture}")

@@ -11,6 +11,7 @@ where it enters; inside, values are right by construction. Two kinds of defect a
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, Self
 
@@ -108,8 +109,13 @@ QID_HASH_BASE: Final = 500_000
 DID_HASH_BASE: Final = 10_000_000
 
 
+_PLAIN_ID: Final = re.compile(r"[0-9]:[1-9][0-9]{0,6}").fullmatch
+
+
 def split_id(identifier: str) -> tuple[int, int]:
     """``"9:42"`` -> ``(9, 42)``. Raises ValueError unless it is ``<dataset id>:<n>`` with a known dataset and n >= 1."""
+    if _PLAIN_ID(identifier):
+        return int(identifier[0]), int(identifier[2:])
     dataset, _, number = identifier.partition(":")
     if not (dataset.isdecimal() and dataset.isascii() and number.isdecimal() and number.isascii()):
         raise ValueError(f"{identifier!r} is not of the form '<dataset id>:<number>'")

@@ -164,7 +164,7 @@ def _batches(
         dids.append(row.did)
         texts.append(row.txt)
         images.append(row.img_path)
-        modalities.append(row.modality)
+        modalities.append(row.modality._value_)  # a plain str: Arrow takes subclasses slowly
         contents.append(row.src_content)
         numbers.append(number)
         if len(numbers) == BATCH_ROWS:

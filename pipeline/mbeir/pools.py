@@ -17,11 +17,14 @@ from pipeline.mbeir.cache import default_cache_dir
 from pipeline.mbeir.convert import BATCH_ROWS, converted, read_meta
 from pipeline.mbeir.jsonl import LinePolicy
 from schemas.errors import InputError
-from schemas.mbeir import Candidate, Modality, hash_did
+from schemas.mbeir import Candidate, hash_did
 
 _RELEASE_BYTES: Final = 64 << 20
 """A fetch gives mapped pages back after this much of the file: the kernel maps 64 KiB around each page that is touched,
 so random look-ups would otherwise map the whole file. The page cache keeps them."""
+
+_FETCH_ROWS: Final = 16_384
+"""Rows that a fetch holds as Arrow and Python dictionaries at once."""
 
 
 class CandidatePool:
@@ -96,11 +99,11 @@ class CandidatePool:
                 + (", …" if len(missing) > 20 else ""),
                 "local pools lack cross-dataset positives; look such dids up in the global pool of the split",
             )
-        columns = self.fetch_table(positions).to_pydict()
+        validate = Candidate.model_validate  # faster than model_construct, which runs in Python
         return [
-            # Values were validated at the conversion.
-            Candidate.model_construct(did=did, txt=txt, img_path=image, modality=Modality(modality), src_content=content)
-            for did, txt, image, modality, content in zip(*columns.values(), strict=True)
+            validate(row)
+            for start in range(0, len(positions), _FETCH_ROWS)
+            for row in self.fetch_table(positions[start : start + _FETCH_ROWS]).to_pylist()
         ]
 
     def fetch_table(self, positions: NDArray[np.int64]) -> pa.Table:
