@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Qwen2_5_VLProcessor
 
-from pocket.lesson import Lesson
+from pocket.lessons.lesson import Lesson
 
 IGNORE = -100
 LENGTH_POOL = 16

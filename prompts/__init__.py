@@ -1,0 +1,116 @@
+"""What is said to teachers and students: Jinja2 templates in sets.
+
+A set is a directory of templates: ``full`` for real teachers, ``pocket`` for the tiny one, or one of your own. Templates run
+in a sandbox, may not reach outside their set, and fail on a variable that is not given. What a query says is data: it is
+never template source, and marks in it that a model could take for its own are defused first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, UndefinedError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from schemas.errors import ConfigError
+
+BUILT_IN: Final = ("full", "pocket")
+_DIRECTORY: Final = Path(__file__).parent
+_MARKUP: Final = re.compile(r"<(\|[^<>|]{1,40}\||/?(?:reasoning|answer|think)\s*)>", re.IGNORECASE)
+_IMAGE: Final = re.compile("\x00image:([a-z_]+)\x00")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """Where an image goes; `role` says which: ``query``, ``target`` or ``candidate``."""
+
+    role: str
+
+
+Part = str | ImageSlot
+Prompt = tuple[Part, ...]
+
+
+def defused(text: str) -> str:
+    """`text` without control characters, and with special tokens and our tags in other brackets: ``‹|im_start|›``.
+
+    A reader sees what stood there; a tokenizer and a parser do not take it for theirs.
+    """
+    kept = "".join(c for c in text if c in "\n\t" or ord(c) >= 32)
+    return _MARKUP.sub(lambda match: f"‹{match[1]}›", kept)
+
+
+class PromptSet:
+    """The templates of one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=FileSystemLoader(directory, followlinks=False),
+            undefined=StrictUndefined,
+            autoescape=False,  # this is text for a model, not HTML
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=False,
+        )
+        self._environment.globals["image"] = lambda role: f"\x00image:{role}\x00"
+
+    @classmethod
+    def load(cls, name: str | Path) -> PromptSet:
+        """A built-in set by name, or a directory."""
+        directory = _DIRECTORY / name if name in BUILT_IN else Path(name)
+        if not any(directory.glob("*.jinja")):
+            raise ConfigError(
+                f"no prompt set {str(name)!r}", f"use {' or '.join(BUILT_IN)}, or a directory with *.jinja templates"
+            )
+        return cls(directory)
+
+    def render(self, template: str, **variables: str | bool | None) -> Prompt:
+        """A template (its name without suffix) with these variables, in parts: text, and slots for images."""
+        safe = {name: defused(value) if isinstance(value, str) else value for name, value in variables.items()}
+        try:
+            text = self._environment.get_template(f"{template}.jinja").render(safe)
+        except TemplateNotFound as error:
+            raise ConfigError(
+                f"{self.directory} has no template {error.name}", "add it, or use a built-in prompt set"
+            ) from error
+        except UndefinedError as error:
+            raise ConfigError(
+                f"{self.directory / template}.jinja: {error.message}", f"the variables given are {', '.join(sorted(safe))}"
+            ) from error
+        except TemplateError as error:
+            raise ConfigError(f"{self.directory / template}.jinja: {error.message}", "mend the template") from error
+        pieces = _IMAGE.split(text)  # text, role, text, role, …, text
+        parts = [ImageSlot(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
+        return tuple(part for part in parts if isinstance(part, ImageSlot) or part.strip())
+
+    def sha256(self, template: str) -> str:
+        """Digest of a template and all that it includes: provenance of what was asked."""
+        digest = hashlib.sha256()
+        for name in sorted(self._closure(f"{template}.jinja")):
+            digest.update(name.encode() + b"\0" + self._source(name).encode() + b"\0")
+        return digest.hexdigest()
+
+    def _closure(self, name: str) -> set[str]:
+        found, waiting = set(), [name]
+        while waiting:
+            current = waiting.pop()
+            if current not in found:
+                found.add(current)
+                tree = self._environment.parse(self._source(current))
+                waiting += [other for other in meta.find_referenced_templates(tree) if other is not None]
+        return found
+
+    def _source(self, name: str) -> str:
+        loader = self._environment.loader
+        assert loader is not None
+        try:
+            return loader.get_source(self._environment, name)[0]
+        except TemplateNotFound as error:
+            raise ConfigError(
+                f"{self.directory} has no template {error.name}", "add it, or use a built-in prompt set"
+            ) from error
