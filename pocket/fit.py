@@ -33,11 +33,11 @@ LENGTH_POOL = 16
 class Recipe:
     steps: int
     batch: int = 32
-    lr: float = 1.5e-3
+    lr: float = 1.0e-3
     warmup: int = 200
     weight_decay: float = 0.05
     clip: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.997
     seed: int = 1
 
 
