@@ -153,7 +153,7 @@ def test_everything_else_is_rejected_with_its_reason(output: str, reason: Format
 
 
 pieces = st.sampled_from(
-    ["<reasoning>", "</reasoning>", "<answer>", "</answer>", "Source:", "Operation:", "Invariant:", "x"] + ["\n", " "]
+    ["<reasoning>", "</reasoning>", "<answer>", "</answer>", "Source:", "Operation:", "Invariant:", "x", "\n", " "]
 )
 
 
