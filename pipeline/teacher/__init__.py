@@ -1,0 +1,1 @@
+"""The teacher: hosting it (`hosting`) and asking it (`client`)."""

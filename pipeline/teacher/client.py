@@ -1,0 +1,278 @@
+"""The teacher's client: many requests in flight, to several endpoints, through all that servers do.
+
+`ask` never raises for what a server does: a failure is an answer with its outcome. Waiting requests are served in the order
+of asking; each goes to the least loaded endpoint with room. See `limiter` for how much room there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import deque
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import aiohttp
+
+from pipeline.teacher.completion import read_completion
+from pipeline.teacher.limiter import Limiter
+from pipeline.teacher.request import TeacherRequest, request_body
+from schemas.errors import ConfigError
+from schemas.hosting import Endpoint
+from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
+
+RETRIED_STATUS: Final = frozenset({408, 409, 425, 429})
+"""Besides 5xx."""
+
+_CONGESTION: Final = frozenset({429, 503})
+_DETAIL_CHARACTERS: Final = 300
+_WORST_RETRY_AFTER_S: Final = 60.0
+
+
+class ClientStats(NamedTuple):
+    """Sums over all endpoints."""
+
+    in_flight: int
+    waiting: int
+    limit: int
+    answered: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Server:
+    """One endpoint with its limiter and its key."""
+
+    def __init__(self, endpoint: Endpoint, config: ClientConfig) -> None:
+        self.endpoint = endpoint
+        self.url = f"{endpoint.url.rstrip('/')}/chat/completions"
+        self.limiter = Limiter(float(config.start_in_flight), config.min_in_flight, config.max_in_flight)
+        self.headers = {"Content-Type": "application/json"}
+        self._key = ""
+        if endpoint.api_key_env:
+            self._key = os.environ.get(endpoint.api_key_env, "")
+            if not self._key:
+                raise ConfigError(
+                    f"the environment variable {endpoint.api_key_env} is not set in the environment",
+                    f"it holds the key of {endpoint.url}",
+                )
+            self.headers["Authorization"] = f"Bearer {self._key}"
+
+    def redacted(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def __repr__(self) -> str:
+        return f"_Server({self.endpoint.url})"
+
+
+class _Retry(Exception):
+    """This attempt failed in a way that another may not."""
+
+    def __init__(self, detail: str, outcome: Outcome = Outcome.EXHAUSTED_RETRIES) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+
+
+class TeacherClient:
+    """Use as an async context manager, within one event loop."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self._servers = [_Server(endpoint, config) for endpoint in config.endpoints]
+        self._waiting: deque[asyncio.Future[_Server]] = deque()
+        self._wake: asyncio.TimerHandle | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._recent: deque[bool] = deque(maxlen=config.window)
+        self._answered = self._failed = self._prompt_tokens = self._completion_tokens = 0
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            timeout=aiohttp.ClientTimeout(total=None),  # attempts have their own
+            auto_decompress=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
+        """The answer to one request; see `Outcome` for what may have become of it."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.config.deadline_s):
+                answer = await self._attempts(request, began)
+        except TimeoutError:
+            detail = f"no answer within {self.config.deadline_s:g} s"
+            answer = TeacherAnswer(key=request.key, outcome=Outcome.DEADLINE, detail=detail, total_s=time.monotonic() - began)
+        self._recent.append(not answer.ok)
+        self._answered += answer.ok
+        self._failed += not answer.ok
+        self._prompt_tokens += answer.prompt_tokens
+        self._completion_tokens += answer.completion_tokens
+        return answer
+
+    def failure_share(self) -> float:
+        """Share of failures among the last answers; 0 until half a window has been seen."""
+        return sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= self.config.window else 0.0
+
+    def stats(self) -> ClientStats:
+        return ClientStats(
+            sum(server.limiter.in_flight for server in self._servers),
+            len(self._waiting),
+            sum(int(server.limiter.limit) for server in self._servers),
+            self._answered,
+            self._failed,
+            self._prompt_tokens,
+            self._completion_tokens,
+        )
+
+    async def _attempts(self, request: TeacherRequest, began: float) -> TeacherAnswer:
+        attempt = 0
+        while True:
+            attempt += 1
+            server = await self._acquire()
+            started = time.monotonic()
+            try:
+                answer = await self._attempt(server, request)
+            except _Retry as failure:
+                self._release(server)
+                if attempt >= self.config.max_attempts:
+                    return TeacherAnswer(
+                        key=request.key,
+                        outcome=failure.outcome,
+                        detail=f"after {attempt} attempts: {failure}",
+                        attempts=attempt,
+                        latency_s=time.monotonic() - started,
+                        total_s=time.monotonic() - began,
+                        endpoint=server.endpoint.url,
+                    )
+                most = min(self.config.backoff_cap_s, self.config.backoff_s * 2 ** (attempt - 1))
+                await asyncio.sleep(random.uniform(0, most))  # noqa: S311 (full jitter)
+            except BaseException:
+                self._release(server)
+                raise
+            else:
+                latency = time.monotonic() - started
+                server.limiter.succeeded(latency)
+                self._release(server)
+                now = time.monotonic()
+                return answer.model_copy(update={"attempts": attempt, "latency_s": latency, "total_s": now - began})
+
+    async def _attempt(self, server: _Server, request: TeacherRequest) -> TeacherAnswer:
+        """One try. Raises _Retry where another may help."""
+        if self._session is None:
+            raise RuntimeError("the client is used outside its context")
+        body = request_body(request, server.endpoint.model)
+        try:
+            async with asyncio.timeout(self.config.try_timeout_s):
+                async with self._session.post(server.url, data=body, headers=server.headers) as response:
+                    content, status, headers = await response.read(), response.status, response.headers
+        except TimeoutError:
+            if self._deadline_passed():
+                raise
+            server.limiter.congested()
+            raise _Retry(f"no complete answer within {self.config.try_timeout_s:g} s") from None
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            server.limiter.unreachable()
+            self._wake_later()
+            raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
+        except aiohttp.ClientError as error:  # an answer that is no HTTP
+            raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
+        if status == 200:
+            return self._completed(server, request, content)
+        detail = server.redacted(f"HTTP {status}: {content[:_DETAIL_CHARACTERS].decode('utf-8', 'replace')}")
+        if status in _CONGESTION:
+            server.limiter.congested(_retry_after(headers.get("Retry-After")))
+            self._wake_later()
+        if status in RETRIED_STATUS or status >= 500:
+            raise _Retry(detail)
+        return TeacherAnswer(key=request.key, outcome=Outcome.PERMANENT_HTTP, detail=detail, endpoint=server.endpoint.url)
+
+    def _completed(self, server: _Server, request: TeacherRequest, content: bytes) -> TeacherAnswer:
+        try:
+            done = read_completion(content)
+        except ValueError as error:
+            raise _Retry(server.redacted(str(error)), Outcome.MALFORMED_COMPLETION) from None
+        finished = done.finish_reason == "stop"
+        return TeacherAnswer.model_construct(  # built from checked parts, thousands of times a second
+            key=request.key,
+            outcome=Outcome.OK if finished else Outcome.INVALID_FINISH,
+            detail="" if finished else f"the server stopped for {done.finish_reason!r}",
+            text=done.text,
+            finish_reason=done.finish_reason,
+            first_token_logprobs=done.first_token_logprobs,
+            prompt_tokens=done.prompt_tokens,
+            completion_tokens=done.completion_tokens,
+            model=done.model,
+            fingerprint=done.fingerprint,
+            endpoint=server.endpoint.url,
+        )
+
+    def _deadline_passed(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    # Places: who may send, in the order of asking
+
+    async def _acquire(self) -> _Server:
+        server = self._roomiest() if not self._waiting else None
+        if server is not None:
+            server.limiter.in_flight += 1
+            return server
+        future: asyncio.Future[_Server] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._wake_later()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._release(future.result())  # given a place in the moment of giving up
+            raise
+
+    def _release(self, server: _Server) -> None:
+        server.limiter.in_flight -= 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            if self._waiting[0].done():  # gave up waiting
+                self._waiting.popleft()
+                continue
+            server = self._roomiest()
+            if server is None:
+                self._wake_later()
+                return
+            server.limiter.in_flight += 1
+            self._waiting.popleft().set_result(server)
+
+    def _roomiest(self) -> _Server | None:
+        now = time.monotonic()
+        open_servers = [server for server in self._servers if server.limiter.has_room(now)]
+        return min(open_servers, key=lambda server: server.limiter.load, default=None)
+
+    def _wake_later(self) -> None:
+        """Hands out places again when the next endpoint that is left alone for a while may be asked."""
+        now = time.monotonic()
+        times = [server.limiter.available_at for server in self._servers if server.limiter.available_at > now]
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if times and self._waiting:
+            self._wake = asyncio.get_running_loop().call_later(min(times) - now + 0.001, self._hand_out)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header; dates are left alone."""
+    try:
+        return min(_WORST_RETRY_AFTER_S, max(0.0, float(value))) if value else None
+    except ValueError:
+        return None

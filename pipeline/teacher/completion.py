@@ -1,0 +1,52 @@
+"""An HTTP answer of a chat endpoint, taken apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+
+class Completion(NamedTuple):
+    """What a well-formed chat completion holds."""
+
+    text: str
+    finish_reason: str | None
+    first_token_logprobs: dict[str, float]
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    fingerprint: str | None
+
+
+def read_completion(body: bytes) -> Completion:
+    """Raises ValueError saying what is wrong with a body that is no chat completion."""
+    try:
+        data: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"the body is no JSON ({error}): {body[:80]!r}") from None
+    try:
+        choice = data["choices"][0]
+        text = choice["message"]["content"]
+        usage = data.get("usage") or {}
+        if text is None:
+            text = ""
+        if not isinstance(text, str):
+            raise TypeError("content is no string")
+        return Completion(
+            text,
+            choice.get("finish_reason"),
+            _first_token(choice.get("logprobs")),
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+            str(data.get("model") or ""),
+            data.get("system_fingerprint"),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"the body is no chat completion ({type(error).__name__}: {error}): {body[:120]!r}") from None
+
+
+def _first_token(logprobs: Any) -> dict[str, float]:
+    if not logprobs or not logprobs.get("content"):
+        return {}
+    return {item["token"]: float(item["logprob"]) for item in logprobs["content"][0].get("top_logprobs") or ()}

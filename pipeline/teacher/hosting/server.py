@@ -1,0 +1,211 @@
+"""One managed server: started, waited for, watched, restarted, stopped."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pipeline.teacher.hosting.command import command, environment
+from pipeline.teacher.hosting.model_check import check_model
+from schemas.errors import CotError
+from schemas.hosting import Endpoint, ServerConfig
+
+_POLL_SECONDS: Final = 0.25
+_STOP_SECONDS: Final = 12.0
+_TAIL_LINES: Final = 25
+_BACKOFF_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
+
+_CAUSES: Final = (
+    # what the log says, what it means, what to do
+    (r"No space left on device", "the disk is full", "free space in the model and temporary directories"),
+    (r"address already in use", "the port is taken", "leave `port` unset for a free one"),
+    (r"CUDA out of memory|OutOfMemoryError", "the GPU has too little memory", "raise tensor_parallel_size"),
+    (r"No available memory for the cache blocks|KV cache .* larger than", "no room for the KV cache", "lower max_model_len"),
+    (r"Model architectures .* (?:are not supported|failed)", "vLLM does not know this architecture", "use another model"),
+    (r"Repository Not Found|is not a local folder|LocalEntryNotFound", "the model is not there", "check `model`"),
+    (r"trust_remote_code", "the model wants to run its own code", "read it, then set trust_remote_code"),
+    (r"max_model_len .* is greater than", "max_model_len is beyond the model", "lower max_model_len"),
+    (r"No CUDA GPUs are available|Failed to infer device type", "no GPU is to be seen", "set device: cpu"),
+)
+
+
+class HostingError(CotError):
+    """A server that does not come up or stay up."""
+
+
+class ManagedServer:
+    """A vLLM server process of this process's own.
+
+    Use it as a context manager. If this process is killed, the server ends within seconds: see `supervise`.
+    """
+
+    def __init__(self, config: ServerConfig, *, log: Path | None = None) -> None:
+        self.config = config
+        if log is None:
+            log = Path(tempfile.mkdtemp(prefix="mbeir-cot-server-")) / "server.log"
+        self.log = log
+        self.restarts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._stopped = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self.failure: HostingError | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(url=f"http://127.0.0.1:{self._port}/v1", model=self.config.served_name)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the supervisor, which leads the server's process group."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, progress: Callable[[float, str], None] = lambda seconds, line: None) -> Endpoint:
+        """Starts the server and waits until it is healthy.
+
+        `progress` gets the seconds so far and the log's last line. Raises ConfigError for what the model's files show to be
+        wrong, HostingError with the cause first if the server fails or takes longer than `startup_timeout_s`.
+        """
+        check_model(self.config)
+        self._launch()
+        atexit.register(self.stop)
+        self._await_health(progress)
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-server")
+        self._watcher.start()
+        return self.endpoint
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def stop(self) -> None:
+        """Ends the server and all its processes. Safe to call again."""
+        self._stopped.set()
+        process, self._process = self._process, None
+        atexit.unregister(self.stop)
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                _kill_group(process.pid)
+                process.wait()
+        _kill_group(process.pid)
+
+    def _launch(self) -> None:
+        """Starts the process; again on the same port, so that clients find a restarted server where it was."""
+        if not self._port:
+            if self.config.port and not _is_free(self.config.port):
+                raise HostingError(f"port {self.config.port} is taken by another program", "leave `port` unset for a free one")
+            self._port = self.config.port or _free_port()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command(self.config, self._port, os.getpid()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment(self.config),
+                start_new_session=True,
+            )
+
+    def _await_health(self, progress: Callable[[float, str], None]) -> None:
+        began = time.monotonic()
+        while not self.healthy():
+            process = self._process
+            elapsed = time.monotonic() - began
+            if process is None or self._stopped.is_set():
+                raise HostingError("the server was stopped while it started", "")
+            if process.poll() is not None:
+                raise self._explained("the teacher's server ended while it started")
+            if elapsed > self.config.startup_timeout_s:
+                error = self._explained(f"the teacher's server was not ready after {self.config.startup_timeout_s:.0f} s")
+                self.stop()
+                raise error
+            progress(elapsed, self._last_line())
+            time.sleep(_POLL_SECONDS)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            process = self._process
+            if process is None or process.poll() is None:
+                continue
+            _kill_group(process.pid)
+            if self.restarts >= self.config.restarts:
+                self.failure = self._explained(f"the teacher's server died again after {self.restarts} restarts")
+                return
+            if self._stopped.wait(_BACKOFF_SECONDS[min(self.restarts, len(_BACKOFF_SECONDS) - 1)]):
+                return
+            self.restarts += 1
+            self._launch()
+
+    def _last_line(self) -> str:
+        lines = self._tail(3)
+        return lines[-1] if lines else ""
+
+    def _tail(self, count: int) -> list[str]:
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 64_000))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-count:]
+
+    def _explained(self, what: str) -> HostingError:
+        """The failure with its cause first, then the end of the server's own log."""
+        lines = self._tail(400)
+        text = "\n".join(lines)
+        known = next(((cause, remedy) for pattern, cause, remedy in _CAUSES if re.search(pattern, text, re.IGNORECASE)), None)
+        raised = [line.strip() for line in lines if re.search(r"\b[A-Z]\w*(?:Error|Exception)\b: ", line)]
+        cause, remedy = known or (raised[-1] if raised else "its log does not say why", "see the server's log")
+        tail = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
+        return HostingError(f"{what}: {cause}\n  the end of {self.log}:\n{tail}", remedy)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

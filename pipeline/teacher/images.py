@@ -1,0 +1,79 @@
+"""Images as a teacher gets them: by path where it may read them, else within the request, within a pixel budget."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import OrderedDict
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from PIL import Image
+
+from pipeline.mbeir.images import FORMATS, ImageStore
+
+_MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+_QUALITY: Final = 95
+
+
+class ImageMode(StrEnum):
+    PATH = "path"
+    """Client and server share a file system and the server may read the root (`media_root`)."""
+    DATA_URL = "data_url"
+
+
+class EncodedImage(NamedTuple):
+    """`sha256` is that of the original file: a request's fingerprint holds it instead of the URL."""
+
+    url: str
+    sha256: str
+
+    @property
+    def part(self) -> dict[str, object]:
+        """As a part of a chat message. The digest serves the server as its cache key."""
+        return {"type": "image_url", "image_url": {"url": self.url}, "uuid": self.sha256}
+
+
+class ImageEncoder:
+    """Encodes images of one store; the last `keep` of them are remembered.
+
+    `max_pixels`: larger images are reduced once, by us, so that every server sees the same pixels. A reduced image travels
+    within the request also in path mode, as a server may read one directory only.
+    """
+
+    def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int = 512) -> None:
+        self._store, self._mode, self._max_pixels, self._keep = store, mode, max_pixels, keep
+        self._known: OrderedDict[str, EncodedImage] = OrderedDict()
+
+    def encode(self, relative: str) -> EncodedImage:
+        """Raises ImageProblem for an image that cannot be used: a damaged file is our rejection, not the server's error."""
+        if relative in self._known:
+            self._known.move_to_end(relative)
+            return self._known[relative]
+        data = self._store.read_bytes(relative)
+        image = self._store.open(relative)
+        if image.width * image.height > self._max_pixels:
+            url = _data_url("image/jpeg", _reduced(image, self._max_pixels))
+        elif self._mode is ImageMode.PATH:
+            url = self._store.resolve(relative).as_uri()
+        else:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+                url = _data_url(_MEDIA_TYPES[header.format or "JPEG"], data)
+        encoded = EncodedImage(url, hashlib.sha256(data).hexdigest())
+        self._known[relative] = encoded
+        if len(self._known) > self._keep:
+            self._known.popitem(last=False)
+        return encoded
+
+
+def _reduced(image: Image.Image, max_pixels: int) -> bytes:
+    scale = (max_pixels / (image.width * image.height)) ** 0.5
+    size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

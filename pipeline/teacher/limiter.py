@@ -1,0 +1,72 @@
+"""How many requests an endpoint gets at once: additive increase, multiplicative decrease.
+
+The limit grows by one for every window of successes while it is used, and is halved, at most once per round trip, when the
+server says that it is too much (429, 503) or takes too long. An endpoint that refuses connections is left alone for a
+growing while and then probed by a single request.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+_DOWN_FIRST_S: Final = 0.25
+_DOWN_MOST_S: Final = 15.0
+_SMOOTHING: Final = 0.2
+
+
+@dataclass(slots=True)
+class Limiter:
+    """The state of one endpoint. Times are of the monotonic clock, in seconds."""
+
+    limit: float
+    least: int
+    most: int
+    in_flight: int = 0
+    latency: float = 0.0
+    successes: int = 0
+    congestions: int = 0
+    connection_failures: int = 0
+    available_at: float = 0.0
+    _cut_at: float = field(default=-1e9)
+    _down: int = 0
+
+    def has_room(self, now: float) -> bool:
+        if now < self.available_at:
+            return False
+        return self.in_flight < (1 if self._down else int(self.limit))
+
+    @property
+    def load(self) -> float:
+        """Share of the limit in use: the least loaded endpoint is asked next."""
+        return self.in_flight / max(1.0, self.limit)
+
+    @property
+    def is_down(self) -> bool:
+        return self._down > 0
+
+    def succeeded(self, latency: float) -> None:
+        self.successes += 1
+        self._down = 0
+        self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
+        if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not used says nothing about more
+            self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
+
+    def congested(self, retry_after: float | None = None) -> None:
+        """The server is overloaded; `retry_after` seconds were asked for."""
+        now = time.monotonic()
+        self.congestions += 1
+        if now - self._cut_at > max(self.latency, 0.05):  # the requests of one round trip fail for one reason
+            self._cut_at = now
+            self.limit = max(float(self.least), self.limit / 2)
+        if retry_after:
+            self.available_at = max(self.available_at, now + retry_after)
+
+    def unreachable(self) -> None:
+        """The connection failed or broke."""
+        self.connection_failures += 1
+        now = time.monotonic()
+        if now >= self.available_at:  # the others of the same break do not count again
+            self.available_at = now + min(_DOWN_MOST_S, _DOWN_FIRST_S * 2**self._down)
+            self._down += 1

@@ -1,0 +1,71 @@
+"""Settings of a managed vLLM server. The defaults suit Qwen2.5-VL and Qwen3-VL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class ServerConfig(BaseModel):
+    """One server. Every field says why one would change it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """A directory, or a repository on the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit of a Hub repository: pin it, or the same config gives another teacher next month."""
+    served_name: str = "teacher"
+    """The name that requests use, and that provenance shows beside `model`."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """`cpu` runs small models for tests and the pocket default."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: PositiveInt = 8192
+    """Prompt, images and answer together, in tokens. Longer prompts become rejections of their record."""
+    images_per_prompt: NonNegativeInt = 2
+    """A verification shows the query's image and the target's."""
+    min_pixels: PositiveInt | None = None
+    """Smaller images are enlarged to this; None leaves it to the model's processor."""
+    max_pixels: PositiveInt | None = 768 * 28 * 28
+    """Pixel budget of an image: 768 visual tokens of Qwen2.5-VL. More detail costs prefill time. None: the model's own."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that share one copy of the model: 4 for 72B in bfloat16 on 80 GB cards."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
+    max_num_seqs: PositiveInt = 256
+    """Sequences decoded together: more gives throughput until the KV cache is full."""
+    max_queued: PositiveInt | None = None
+    """Answer 503 beyond this many waiting requests, so that clients slow down; None queues without bound."""
+    enforce_eager: bool = False
+    """Skip graph capture: starts sooner, decodes slower. Always on for CPU."""
+    cpu_kv_cache_gib: PositiveFloat = 1
+    """Memory for the KV cache on CPU."""
+    cpu_threads: str = "auto"
+    """Cores to bind on CPU, e.g. `0-1`."""
+    seed: int = 0
+    trust_remote_code: bool = False
+    """Runs Python code out of the model repository. Leave it off unless you have read that code."""
+    media_root: Path | None = None
+    """Images below this directory may be sent by path (client and server on one file system)."""
+    extra_args: tuple[str, ...] = ()
+    """Further command-line arguments of vLLM's server, as they are."""
+    port: PositiveInt | None = None
+    """None takes a free one."""
+    startup_timeout_s: PositiveFloat = 1800
+    """Until healthy: a large model loads for minutes from network storage."""
+    restarts: NonNegativeInt = 3
+    """Times that a server that died is started again before the job gives up."""
+
+
+class Endpoint(BaseModel):
+    """Where a server answers. Keys are never part of it: see `api_key_env`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    url: str
+    """Base URL with the version, e.g. `http://127.0.0.1:8000/v1`."""
+    model: str
+    """The name that requests use."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""

@@ -1,0 +1,87 @@
+"""A chat endpoint that fails as it is told: for controlled failures, and only for those."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+Fault = Callable[[web.Request, int], Awaitable[web.StreamResponse | None]]
+"""Gets the request and how many came before it; returns what to answer, or None for the ordinary answer."""
+
+
+def completion(text: str = "fine", finish: str = "stop", **changes: Any) -> dict[str, Any]:
+    return {
+        "model": "teacher-as-served",
+        "system_fingerprint": "fp",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3},
+    } | changes
+
+
+class FaultServer:
+    """Counts what it is asked; `fault` decides what goes wrong, `delay_s` is the ordinary latency."""
+
+    def __init__(self) -> None:
+        self.fault: Fault | None = None
+        self.delay_s = 0.0
+        self.asked = 0
+        self.answered: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.in_flight = self.most_in_flight = 0
+        self.capacity: int | None = None
+        self.authorization: set[str] = set()
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**28)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, backlog=4096, shutdown_timeout=0.01)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Dies: connections break, new ones are refused."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        number, self.asked = self.asked, self.asked + 1
+        self.authorization.add(request.headers.get("Authorization", ""))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            body = json.loads(await request.read())
+            self.bodies.append(body)
+            if self.capacity is not None and self.in_flight > self.capacity:
+                return web.json_response({"error": "too many"}, status=503)
+            if self.fault is not None and (answer := await self.fault(request, number)) is not None:
+                return answer
+            await asyncio.sleep(self.delay_s)
+            text = str(body["messages"][0]["content"])
+            self.answered.append(text)
+            return web.json_response(completion(text))
+        finally:
+            self.in_flight -= 1
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[FaultServer]:
+    server = FaultServer()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
