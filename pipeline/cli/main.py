@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import pipeline.cli.mbeir
+import pipeline.cli.teacher
 import pocket.cli
 from pipeline import __version__
 from schemas.errors import CotError
@@ -24,6 +25,8 @@ app = typer.Typer(
     help="Build reasoning data for universal multimodal retrieval (M-BEIR-CoT) and fit the TRACE embedder on it.",
 )
 app.add_typer(pipeline.cli.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
+app.add_typer(pipeline.cli.teacher.app, name="teacher", help="Ask the teacher what it can do.")
+app.command()(pipeline.cli.teacher.serve)
 app.add_typer(pocket.cli.app, name="pocket", help="The embedded default: a synthetic miniature M-BEIR.")
 
 

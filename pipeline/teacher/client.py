@@ -104,6 +104,10 @@ class TeacherClient:
         if self._session is not None:
             await self._session.close()
 
+    def headers(self, endpoint: Endpoint) -> dict[str, str]:
+        """What requests to this endpoint carry, its key included: for the wire only."""
+        return dict(next(server.headers for server in self._servers if server.endpoint == endpoint))
+
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """The answer to one request; see `Outcome` for what may have become of it."""
         began = time.monotonic()

@@ -1,8 +1,6 @@
 """vLLM's OpenAI server in this process, ended with its supervisor.
 
-    python -m pipeline.teacher.hosting.serve_vllm SUPERVISOR_PID ARGUMENTS
-
-vLLM starts its engine in a further process that imports this module again: what stands outside `main` runs there too.
+python -m pipeline.teacher.hosting.serve_vllm SUPERVISOR_PID ARGUMENTS
 """
 
 from __future__ import annotations
@@ -11,9 +9,6 @@ import os
 import sys
 
 from pipeline.teacher.hosting.supervise import watch_parent
-from pipeline.teacher.hosting.torchvision_ops import declare_missing_ops
-
-declare_missing_ops()
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 The registry's torchvision is a CUDA build whose C++ operators do not load there, and importing it dies with "operator
 torchvision::nms does not exist". Image processors need its transforms only, which are plain torch: with the two missing
 schemas declared they work, with exact results. Where the real operators load, nothing is changed.
+
+It has to happen in every process before torchvision is imported, also in those that vLLM starts by itself, so it is
+registered as an extension that torch loads at the end of its own import (entry point group ``torch.backends``).
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ _SCHEMAS = {
 
 
 def declare_missing_ops() -> None:
-    """Declares torchvision's operators where the library that defines them cannot be loaded. Safe to call again."""
-    import torch  # noqa: PLC0415 (heavy, and not needed where this is only imported)
+    """Declares torchvision's operators where torch is a CPU build and their library cannot be loaded."""
+    import torch  # noqa: PLC0415 (torch itself calls this)
 
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or hasattr(torch.ops.torchvision, "nms"):
+    if torch.version.cuda is not None:
         return
-    libraries = [*Path(found.origin).parent.glob("_C*.so"), *Path(found.origin).parent.glob("_C*.pyd")]
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return
     with suppress(OSError):
-        for library in libraries:
+        for library in Path(found.origin).parent.glob("_C*.so"):
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):

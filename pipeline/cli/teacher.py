@@ -1,0 +1,152 @@
+"""`mbeir-cot serve` and `mbeir-cot teacher …`: the teacher by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from pipeline.teacher.check import Example
+    from pipeline.teacher.hosting.preflight import Finding
+    from schemas.config import BuildConfig
+    from schemas.hosting import Endpoint
+
+app = typer.Typer(no_args_is_help=True)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/pocket.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.callback()
+def teacher() -> None:
+    pass
+
+
+@app.command()
+def check(
+    config: Config, overrides: Set = None, skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0
+) -> None:
+    """Starts (or reaches) the teacher, asks what it can do, and shows one worked answer per task family.
+
+    Exits with 1 if the teacher lacks something that the config needs.
+    """
+    from pipeline.config import load_config
+    from schemas.config import BuildConfig
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    with _hosted(settings) as endpoints:
+        ok = asyncio.run(_check(settings, endpoints, skip))
+    raise typer.Exit(0 if ok else 1)
+
+
+def serve(config: Config, overrides: Set = None) -> None:
+    """Runs the config's managed vLLM server in the foreground until interrupted."""
+    from pipeline.config import load_config
+    from schemas.config import BuildConfig
+    from schemas.errors import ConfigError
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    if settings.teacher.hosting != "managed":
+        raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with _hosted(settings) as endpoints:
+        console.print(f"serving {settings.teacher.server.model if settings.teacher.server else ''} at {endpoints[0].url}")
+        console.print("Ctrl-C stops it.")
+        try:
+            stop.wait()
+        except KeyboardInterrupt:
+            console.print("stopping")
+
+
+@contextmanager
+def _hosted(settings: BuildConfig) -> Iterator[tuple[Endpoint, ...]]:
+    """The endpoints of the config; a managed server lives as long as the context."""
+    from pipeline.teacher.hosting.server import ManagedServer
+
+    config = settings.teacher
+    if config.hosting == "external" or config.server is None:
+        yield config.endpoints
+        return
+    server_config = config.server
+    if config.images == "path" and server_config.media_root is None:
+        server_config = server_config.model_copy(update={"media_root": settings.mbeir.resolve()})
+    server = ManagedServer(server_config)
+    with errors.status(f"starting vLLM with {server_config.model}") as status:
+        endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
+    try:
+        yield (endpoint,)
+    finally:
+        server.stop()
+
+
+async def _check(settings: BuildConfig, endpoints: tuple[Endpoint, ...], skip: int) -> bool:
+    from pipeline.teacher.check import examples
+    from pipeline.teacher.client import TeacherClient
+    from pipeline.teacher.hosting.preflight import preflight
+
+    found = [finding for each in await asyncio.gather(*(preflight(e, settings.teacher) for e in endpoints)) for finding in each]
+    for finding in found:
+        console.print(_line(finding))
+    if not all(finding.ok for finding in found):
+        return False
+    async with TeacherClient(settings.teacher.transport.client(endpoints)) as client:
+        async for example in examples(settings, client, skip=skip):
+            _show(example, settings)
+    return True
+
+
+def _line(finding: Finding) -> str:
+    if finding.ok:
+        return f"[green]ok[/]      {finding.ability:<11} {finding.endpoint}"
+    return f"[red]missing[/] {finding.ability:<11} {finding.endpoint}: {escape(finding.detail)}\n        what to do: {escape(finding.remedy)}"
+
+
+def _show(example: Example, settings: BuildConfig) -> None:
+    from pipeline.judge import ASSESS, VERIFY
+    from prompts import ImageSlot
+    from schemas.judgement import Judgement
+    from schemas.trace import Trace
+
+    query = example.query
+    console.rule(f"[bold]{example.family.name}[/]  {query.dataset_task.name}  {query.qid}", align="left")
+    if query.query_img_path:
+        console.print(f"[dim]image [/] {settings.mbeir / query.query_img_path}")
+    prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in example.reason_prompt)
+    console.print(f"[dim]prompt[/] {escape(prompt.strip())}")
+    for name, judged, labels in (("P(complex)", example.assessed, ASSESS), ("P(yes)", example.verified, VERIFY)):
+        if judged is None:
+            continue
+        value = judged.judgement
+        if isinstance(value, Judgement):
+            shown = f"{value.probability:.3f} ({value.source}; {labels.positive} or {labels.negative})"
+        else:
+            shown = f"none: {value.detail if value else judged.answer.detail}"
+        console.print(f"[dim]{name}[/] {shown}")
+    answer, trace = example.reasoned.answer, example.reasoned.trace
+    if isinstance(trace, Trace):
+        for facet in trace.facets:
+            console.print(f"  [cyan]{facet.label}[/]: {escape(facet.text)}")
+        console.print(f"  [bold cyan]Answer[/]: {escape(trace.answer)}")
+    else:
+        console.print(
+            f"  [red]{trace.reason if trace else answer.outcome}[/]: {escape(trace.detail if trace else answer.detail)}"
+        )
+        console.print(f"  raw: {escape(answer.text)}")
+    target = " ".join(
+        filter(None, (example.target.txt, str(settings.mbeir / example.target.img_path) if example.target.img_path else ""))
+    )
+    console.print(f"[dim]target[/] {escape(target)}")
+    console.print(f"[dim]cost  [/] {answer.prompt_tokens} + {answer.completion_tokens} tokens, {answer.latency_s:.2f} s")

@@ -1,0 +1,86 @@
+"""The teacher's three tasks: to assess a query, to reason about it, to verify an answer.
+
+Each takes a prompt and gives the server's answer together with what it means: a trace or why it is none, a judgement or why
+it is none. An answer that did not arrive (see `Outcome`) means neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.families import Family
+from pipeline.grammar import trace_grammar
+from pipeline.judge import Labels, choice_fields, judgement_from_logprobs, judgement_from_statement
+from pipeline.parse import parse_trace
+from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.request import TeacherRequest
+from prompts import ImageSlot, Prompt
+from schemas.config import TeacherConfig
+from schemas.judgement import Judgement, NoJudgement
+from schemas.teacher import TeacherAnswer
+from schemas.trace import Malformed, Trace
+
+_STATED = "\nInstead of the word, write one line: confidence: a number from 0.00 to 1.00 that the answer is {positive}."
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """`trace` is None where no usable text arrived."""
+
+    answer: TeacherAnswer
+    trace: Trace | Malformed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """`judgement` is None where no usable text arrived."""
+
+    answer: TeacherAnswer
+    judgement: Judgement | NoJudgement | None
+
+
+def messages(prompt: Prompt, images: dict[str, EncodedImage]) -> list[dict[str, Any]]:
+    """A prompt as one user turn; `images` holds the image of each role."""
+    parts = [images[part.role].part if isinstance(part, ImageSlot) else {"type": "text", "text": part} for part in prompt]
+    return [{"role": "user", "content": parts}]
+
+
+def reason_request(
+    key: str, prompt: Prompt, images: dict[str, EncodedImage], family: Family, config: TeacherConfig
+) -> TeacherRequest:
+    sampling = config.sampling
+    fields: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+    }
+    if config.grammar:
+        grammar = trace_grammar(family, max_facet_chars=config.max_facet_chars, max_answer_chars=config.max_answer_chars)
+        fields["structured_outputs"] = {"grammar": grammar}
+    return TeacherRequest(key, messages(prompt, images), fields)
+
+
+def judge_request(
+    key: str, prompt: Prompt, images: dict[str, EncodedImage], labels: Labels, config: TeacherConfig
+) -> TeacherRequest:
+    if config.judgements == "logprobs":
+        return TeacherRequest(key, messages(prompt, images), choice_fields(labels))
+    stated = (*prompt, _STATED.format(positive=labels.positive))
+    return TeacherRequest(key, messages(stated, images), {"max_tokens": 32, "temperature": 0.0})
+
+
+async def reason(client: TeacherClient, request: TeacherRequest, family: Family) -> Reasoned:
+    answer = await client.ask(request)
+    return Reasoned(answer, parse_trace(answer.text, family) if answer.ok else None)
+
+
+async def judge(client: TeacherClient, request: TeacherRequest, labels: Labels, config: TeacherConfig) -> Judged:
+    answer = await client.ask(request)
+    if not answer.ok:
+        return Judged(answer, None)
+    if config.judgements == "logprobs":
+        return Judged(answer, judgement_from_logprobs(answer.first_token_logprobs, labels))
+    return Judged(answer, judgement_from_statement(answer.text))
