@@ -109,9 +109,11 @@ async def _check(settings: BuildConfig, endpoints: tuple[Endpoint, ...], skip: i
 
 
 def _line(finding: Finding) -> str:
+    place = f"{finding.ability:<11} {finding.endpoint}"
     if finding.ok:
-        return f"[green]ok[/]      {finding.ability:<11} {finding.endpoint}"
-    return f"[red]missing[/] {finding.ability:<11} {finding.endpoint}: {escape(finding.detail)}\n        what to do: {escape(finding.remedy)}"
+        return f"[green]ok[/]      {place}"
+    remedy = f"\n        what to do: {escape(finding.remedy)}"
+    return f"[red]missing[/] {place}: {escape(finding.detail)}{remedy}"
 
 
 def _show(example: Example, settings: BuildConfig) -> None:

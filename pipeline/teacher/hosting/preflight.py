@@ -75,12 +75,12 @@ async def _served_names(endpoint: Endpoint) -> list[str] | str:
     client = TeacherClient(Transport().client((endpoint,)))  # reads the key, if there is one
     try:
         timeout = aiohttp.ClientTimeout(total=20)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.get(f"{endpoint.url.rstrip('/')}/models", headers=client.headers(endpoint)) as response:
-                if response.status != 200:
-                    return f"HTTP {response.status} for the list of models"
-                data = await response.json(content_type=None)
-                return [str(model["id"]) for model in data["data"]]
+        url, headers = f"{endpoint.url.rstrip('/')}/models", client.headers(endpoint)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
+            if response.status != 200:
+                return f"HTTP {response.status} for the list of models"
+            data = await response.json(content_type=None)
+            return [str(model["id"]) for model in data["data"]]
     except (aiohttp.ClientError, TimeoutError) as error:
         return f"{type(error).__name__}: {error}"
     except (ValueError, KeyError, TypeError):

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.teacher.hosting.command import arguments, command, environment
+from pipeline.teacher.hosting.model_check import check_model
+from schemas.errors import ConfigError
+from schemas.hosting import ServerConfig
+
+
+def pairs(config: ServerConfig) -> dict[str, str]:
+    given = arguments(config, 8123)
+    return {name: value for name, value in itertools.pairwise(given) if name.startswith("--")}
+
+
+def test_a_gpu_server() -> None:
+    config = ServerConfig(
+        model="Qwen/Qwen2.5-VL-72B-Instruct", revision="abc", tensor_parallel_size=4, media_root=Path("/data/M-BEIR")
+    )
+    given = pairs(config)
+    assert given["--model"] == "Qwen/Qwen2.5-VL-72B-Instruct"
+    assert given["--revision"] == "abc"
+    assert given["--tensor-parallel-size"] == "4"
+    assert given["--allowed-local-media-path"] == "/data/M-BEIR"
+    assert json.loads(given["--limit-mm-per-prompt"]) == {"image": 2, "video": 0}
+    assert json.loads(given["--mm-processor-kwargs"]) == {"max_pixels": 768 * 28 * 28}
+    assert given["--host"] == "127.0.0.1"
+    assert "--trust-remote-code" not in given
+    assert "--enforce-eager" not in given
+
+
+def test_a_cpu_server() -> None:
+    config = ServerConfig(model="m", device="cpu", max_pixels=None, cpu_kv_cache_gib=2, extra_args=("--foo", "1"))
+    given = arguments(config, 1)
+    assert "--enforce-eager" in given
+    assert "--tensor-parallel-size" not in given
+    assert "--mm-processor-kwargs" not in given
+    assert given[-2:] == ["--foo", "1"]
+    assert environment(config)["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert environment(config)["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_the_supervisor_knows_its_parent() -> None:
+    given = command(ServerConfig(model="m"), 1, parent=77)
+    assert given[1:5] == ["-m", "pipeline.teacher.hosting.supervise", "77", "--"]
+
+
+VISION: dict[str, Any] = {"model_type": "qwen2_5_vl", "vision_config": {}, "text_config": {"max_position_embeddings": 1024}}
+
+
+def model(directory: Path, config: dict[str, Any] | None = VISION, *files: str) -> str:
+    directory.mkdir(exist_ok=True)
+    if config is not None:
+        (directory / "config.json").write_text(json.dumps(config))
+    for name in files or ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        (directory / name).touch()
+    return str(directory)
+
+
+def test_a_whole_model_passes(tmp_path: Path) -> None:
+    check_model(ServerConfig(model=model(tmp_path / "m"), max_model_len=1024))
+    check_model(ServerConfig(model="organisation/name"))  # a Hub repository: vLLM fetches it
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/at/all", "a/b/c", "none"])
+def test_a_missing_directory_is_said_before_anything_starts(name: str) -> None:
+    with pytest.raises(ConfigError, match="no model directory"):
+        check_model(ServerConfig(model=name))
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "message"),
+    [
+        (None, (), "no config.json"),
+        ({"model_type": "qwen2"}, (), "qwen2 has no vision tower"),
+        (VISION, ("model.safetensors", "tokenizer.json"), "no image processor"),
+        (VISION, ("preprocessor_config.json", "tokenizer.json"), "no weights"),
+        (VISION, ("preprocessor_config.json", "model.safetensors"), "no tokenizer"),
+        (VISION | {"text_config": {"max_position_embeddings": 512}}, (), "max_model_len is 1024, the model ends at 512"),
+    ],
+)
+def test_what_the_files_show_to_be_wrong(
+    tmp_path: Path, config: dict[str, Any] | None, files: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_model(ServerConfig(model=model(tmp_path / "m", config, *files), max_model_len=1024))
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no image processor.*no weights.*no tokenizer"):
+        check_model(ServerConfig(model=model(tmp_path / "m", VISION, "readme.txt"), max_model_len=8))
+
+
+def test_a_broken_config_is_a_clear_error(tmp_path: Path) -> None:
+    directory = model(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_model(ServerConfig(model=directory))
