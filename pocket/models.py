@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 import pocket.lessons.base
+import pocket.lessons.seeing
 import pocket.lessons.teacher
 from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import Recipe, fit
@@ -31,9 +32,12 @@ COURSES: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
     "teacher": pocket.lessons.teacher.sample_lesson,
     "base": pocket.lessons.base.sample_lesson,
 }
+SEEING: Final = Recipe(steps=1500, batch=64, seed=3)
+"""Both models begin with this; the courses go on from it."""
+
 RECIPES: Final[dict[Role, Recipe]] = {
-    "teacher": Recipe(steps=9000, seed=1),
-    "base": Recipe(steps=7000, seed=2),
+    "teacher": Recipe(steps=3600, seed=1),
+    "base": Recipe(steps=3600, seed=2),
 }
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000
@@ -55,17 +59,36 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(texts, VOCABULARY)
 
 
-def train(role: Role, out: Path = MODELS, *, recipe: Recipe | None = None, device: str = "cpu") -> Path:
-    """Trains one checkpoint and writes it to ``out/role``."""
-    recipe = recipe or RECIPES[role]
+def train_stem(out: Path = MODELS, *, recipe: Recipe = SEEING, device: str = "cpu") -> Path:
+    """Trains what both models begin with, to see, and writes it to ``out/stem`` (not shipped)."""
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer()
+    return _train(build_model(tokenizer), tokenizer, pocket.lessons.seeing.sample_lesson, recipe, out / "stem", device)
+
+
+def train(role: Role, out: Path = MODELS, *, recipe: Recipe | None = None, device: str = "cpu") -> Path:
+    """Trains one checkpoint from ``out/stem`` and writes it to ``out/role``."""
+    stem = out / "stem"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(stem)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stem, dtype=torch.float32)
+    recipe = recipe or RECIPES[role]
+    torch.manual_seed(recipe.seed)
+    return _train(model, tokenizer, COURSES[role], recipe, out / role, device)
+
+
+def _train(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    course: Callable[[random.Random], Lesson],
+    recipe: Recipe,
+    directory: Path,
+    device: str,
+) -> Path:
     processor = build_processor(tokenizer)
-    model = build_model(tokenizer)
-    directory = out / role
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "training.jsonl"
-    log.write_text(json.dumps({"role": role, "recipe": recipe.__dict__, "parameters": model.num_parameters()}) + "\n")
+    head = {"model": directory.name, "recipe": recipe.__dict__, "parameters": model.num_parameters()}
+    log.write_text(json.dumps(head) + "\n")
 
     def write(step: int, weights: dict[str, torch.Tensor]) -> None:
         state = {name: value.to(torch.bfloat16).cpu().clone() for name, value in weights.items()}
@@ -73,6 +96,5 @@ def train(role: Role, out: Path = MODELS, *, recipe: Recipe | None = None, devic
         model.save_pretrained(directory, state_dict=state)
         processor.save_pretrained(directory)
 
-    weights = fit(model, processor, COURSES[role], recipe, log, device=device, keep=write)
-    write(recipe.steps, weights)
+    write(recipe.steps, fit(model, processor, course, recipe, log, device=device, keep=write))
     return directory

@@ -50,6 +50,8 @@ class ServerConfig(BaseModel):
     """Images below this directory may be sent by path (client and server on one file system)."""
     extra_args: tuple[str, ...] = ()
     """Further command-line arguments of vLLM's server, as they are."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Servers for other machines of a cluster listen on all; keep that network closed to others."""
     port: PositiveInt | None = None
     """None takes a free one."""
     startup_timeout_s: PositiveFloat = 1800

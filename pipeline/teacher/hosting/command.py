@@ -12,7 +12,7 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
     """Arguments of vLLM's OpenAI server."""
     found = [
         *("--model", config.model, "--served-model-name", config.served_name),
-        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--host", config.host, "--port", str(port)),
         *("--dtype", config.dtype, "--max-model-len", str(config.max_model_len)),
         *("--max-num-seqs", str(config.max_num_seqs), "--seed", str(config.seed)),
         *("--limit-mm-per-prompt", json.dumps({"image": config.images_per_prompt, "video": 0})),

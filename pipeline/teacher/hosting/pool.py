@@ -1,0 +1,106 @@
+"""Servers under Ray: one for each GPU, or group of GPUs, of the machine or cluster; or one on CPU.
+
+Ray is started embedded where none runs; with ``RAY_ADDRESS`` the cluster there is used and this code stays the same. Each
+server lives in an actor that holds its GPUs; when the driver, the actor or the raylet dies, the supervisor ends the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipeline.teacher.hosting.model_check import check_model
+from pipeline.teacher.hosting.server import HostingError, ManagedServer
+from schemas.hosting import Endpoint, ServerConfig
+
+
+class ServerActor:
+    """Holds one managed server on the node where Ray put it."""
+
+    def __init__(self, config: ServerConfig, log: Path | None) -> None:
+        self._server = ManagedServer(config, log=log)
+
+    def start(self) -> Endpoint:
+        """The endpoint under an address that other nodes reach."""
+        endpoint = self._server.start()
+        return endpoint.model_copy(update={"url": endpoint.url.replace("127.0.0.1", self._address())})
+
+    def failure(self) -> str | None:
+        """Why the server is given up, if it is."""
+        return str(self._server.failure) if self._server.failure is not None else None
+
+    def pid(self) -> int | None:
+        return self._server.pid
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def _address(self) -> str:
+        if self._server.config.host == "127.0.0.1":
+            return "127.0.0.1"
+        address: str = ray.util.get_node_ip_address()
+        return address
+
+
+class ServerPool:
+    """The servers of one job."""
+
+    def __init__(self, config: ServerConfig, *, count: int | None = None, logs: Path | None = None) -> None:
+        """`count` defaults to as many as the cluster's GPUs hold (one on CPU); logs go to ``logs/server-<n>.log``."""
+        check_model(config)
+        start_ray()
+        self.config = config
+        gpus = config.tensor_parallel_size if config.device == "cuda" else 0
+        possible = int(ray.cluster_resources().get("GPU", 0)) // gpus if gpus else 1
+        self.count = possible if count is None else count
+        if self.count < 1 or (gpus and self.count > possible):
+            raise HostingError(
+                f"Ray sees {int(ray.cluster_resources().get('GPU', 0))} GPUs; {count or 1} servers of {gpus} need more",
+                "set device: cpu, lower tensor_parallel_size, or join more nodes",
+            )
+        several_nodes = len(ray.nodes()) > 1
+        held = config.model_copy(update={"host": "0.0.0.0"}) if several_nodes else config  # noqa: S104 (other nodes ask it)
+        remote = ray.remote(num_gpus=gpus, num_cpus=0 if gpus else 0.01, max_restarts=-1)(ServerActor)
+        self.actors: list[Any] = [
+            remote.remote(held, logs / f"server-{number}.log" if logs is not None else None) for number in range(self.count)
+        ]
+
+    def start(self) -> tuple[Endpoint, ...]:
+        """Starts all servers at once and waits for all of them. Raises the first failure."""
+        try:
+            return tuple(ray.get([actor.start.remote() for actor in self.actors]))
+        except ray.exceptions.RayTaskError as error:
+            self.stop()
+            raise error.as_instanceof_cause() from None
+
+    def failures(self) -> list[str]:
+        """What went wrong with servers that were given up."""
+        return [failure for failure in ray.get([actor.failure.remote() for actor in self.actors]) if failure is not None]
+
+    def stop(self) -> None:
+        """Stops the servers and gives their GPUs back. Safe to call again."""
+        actors, self.actors = self.actors, []
+        if actors and ray.is_initialized():
+            ray.wait([actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=30)
+            for actor in actors:
+                ray.kill(actor)
+
+
+@contextmanager
+def server_pool(config: ServerConfig, *, count: int | None = None, logs: Path | None = None) -> Iterator[tuple[Endpoint, ...]]:
+    """The endpoints of a pool that lives as long as the context."""
+    pool = ServerPool(config, count=count, logs=logs)
+    try:
+        yield pool.start()
+    finally:
+        pool.stop()
+
+
+def start_ray() -> None:
+    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")

@@ -1,0 +1,206 @@
+"""The real vLLM server, with a checkpoint of the pocket architecture whose weights are random: form, not sense."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipeline.families import FAMILIES
+from pipeline.grammar import trace_grammar
+from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
+from pipeline.parse import parse_trace
+from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.hosting.preflight import preflight
+from pipeline.teacher.hosting.server import ManagedServer
+from pipeline.teacher.images import ImageEncoder, ImageMode
+from pipeline.teacher.request import TeacherRequest
+from pocket.architecture import build_model, build_processor, build_tokenizer
+from pocket.fit import collate
+from pocket.lessons.lesson import Lesson
+from pocket.world.draw import SIDE
+from schemas.config import TeacherConfig, Transport
+from schemas.hosting import Endpoint, ServerConfig
+from schemas.judgement import Judgement
+from schemas.teacher import Outcome
+from schemas.trace import Trace
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[3]
+TEXT = "What is left of the red circle?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    torch.manual_seed(5)
+    tokenizer = build_tokenizer([TEXT, "a red circle and a blue square, yes or no", *FAMILIES] * 20, 600)
+    model = build_model(tokenizer)
+    with torch.no_grad():  # random, but decided: so that bfloat16 and float32 agree on what is likeliest
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    model.save_pretrained(directory)
+    build_processor(tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("M-BEIR")
+    Image.effect_noise((SIDE, SIDE), 90).convert("RGB").save(root / "noise.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint: Path, images: Path) -> ServerConfig:
+    return ServerConfig(
+        model=str(checkpoint),
+        device="cpu",
+        dtype="float32",
+        max_model_len=512,
+        max_pixels=None,
+        max_num_seqs=16,
+        media_root=images,
+        startup_timeout_s=400,
+    )
+
+
+@pytest.fixture(scope="module")
+def endpoint(config: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with ManagedServer(config, log=tmp_path_factory.mktemp("log") / "server.log") as server:
+        yield server.endpoint
+
+
+def client(endpoint: Endpoint) -> TeacherClient:
+    return TeacherClient(Transport(try_timeout_s=120).client((endpoint,)))
+
+
+async def test_the_preflight_finds_every_ability(endpoint: Endpoint) -> None:
+    teacher = TeacherConfig(hosting="external", endpoints=(endpoint,))
+    found = await preflight(endpoint, teacher)
+    assert [finding for finding in found if not finding.ok] == []
+    assert len(found) == 6
+    wrong = await preflight(endpoint.model_copy(update={"model": "another"}), teacher)
+    assert [finding.detail for finding in wrong if not finding.ok] == ["it serves teacher, not another"]
+    absent = await preflight(endpoint.model_copy(update={"url": "http://127.0.0.1:9/v1"}), teacher)
+    assert [finding.ability for finding in absent] == ["reachable"]
+
+
+@pytest.mark.parametrize("mode", ImageMode)
+async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path, mode: ImageMode) -> None:
+    from pipeline.mbeir.images import ImageStore
+
+    image = ImageEncoder(ImageStore(images), mode, max_pixels=SIDE * SIDE).encode("noise.png")
+    assert image.url.startswith("file://" if mode is ImageMode.PATH else "data:image/png")
+    async with client(endpoint) as asking:
+        for family in FAMILIES.values():
+            fields = {
+                "max_tokens": 400,
+                "temperature": 1.0,
+                "structured_outputs": {"grammar": trace_grammar(family, max_facet_chars=30, max_answer_chars=20)},
+            }
+            messages = [{"role": "user", "content": [image.part, {"type": "text", "text": TEXT}]}]
+            answers = await asyncio.gather(
+                *(asking.ask(TeacherRequest(str(n), messages, fields | {"seed": n})) for n in range(8))
+            )
+            for answer in answers:
+                assert answer.outcome is Outcome.OK, answer.detail
+                assert isinstance(parse_trace(answer.text, family), Trace), answer.text
+                assert answer.prompt_tokens > 16
+                assert answer.completion_tokens > 10
+
+
+async def test_a_judgement_is_the_models_own_probability(endpoint: Endpoint, checkpoint: Path) -> None:
+    """vLLM's log-probabilities agree with plain transformers on the same input."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    inputs = collate([Lesson("x", (TEXT,), "")], processor, with_reply=False)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1]
+    yes, no = (processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
+    expected = torch.softmax(logits[[yes, no]], 0)[0].item()
+    async with client(endpoint) as asking:
+        answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": TEXT}], choice_fields(VERIFY)))
+    judged = judgement_from_logprobs(answer.first_token_logprobs, VERIFY)
+    assert isinstance(judged, Judgement)
+    assert judged.probability == pytest.approx(expected, abs=1e-3)
+
+
+async def test_what_the_server_refuses_is_permanent_and_explained(endpoint: Endpoint) -> None:
+    async with client(endpoint) as asking:
+        long = await asking.ask(TeacherRequest("long", [{"role": "user", "content": "red " * 2000}], {"max_tokens": 4}))
+        outside = [{"type": "image_url", "image_url": {"url": "file:///etc/hostname"}}]
+        forbidden = await asking.ask(TeacherRequest("outside", [{"role": "user", "content": outside}], {"max_tokens": 4}))
+        cut = await asking.ask(
+            TeacherRequest("cut", [{"role": "user", "content": TEXT}], {"max_tokens": 2, "ignore_eos": True})
+        )
+    assert (long.outcome, "512" in long.detail) == (Outcome.PERMANENT_HTTP, True)
+    assert forbidden.outcome is Outcome.PERMANENT_HTTP
+    assert cut.outcome is Outcome.INVALID_FINISH
+
+
+def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.teacher.hosting.server import ManagedServer\n"
+        "from schemas.hosting import ServerConfig\n"
+        "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
+        "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "log")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert parent.stdout is not None
+        supervisor = psutil.Process(int(parent.stdout.readline()))
+        processes = [supervisor, *supervisor.children(recursive=True)]
+        assert len(processes) >= 3  # supervisor, API server, engine
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
+    import ray
+
+    from pipeline.teacher.hosting.pool import ServerPool
+
+    pool = ServerPool(config, logs=tmp_path)
+    try:
+        (endpoint,) = pool.start()
+
+        async def ask() -> bool:
+            async with client(endpoint) as asking:
+                answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": TEXT}], choice_fields(VERIFY)))
+                return answer.ok
+
+        assert asyncio.run(ask())
+        assert pool.failures() == []
+        supervisor = psutil.Process(ray.get(pool.actors[0].pid.remote()))
+        processes = [supervisor, *supervisor.children(recursive=True)]
+        actor = psutil.Process(supervisor.ppid())
+        actor.kill()  # the actor's process, as when a node is lost
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        pool.stop()
+        ray.shutdown()
