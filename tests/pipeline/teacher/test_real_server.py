@@ -120,22 +120,39 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 assert answer.completion_tokens > 10
 
 
-async def test_a_judgement_is_the_models_own_probability(endpoint: Endpoint, checkpoint: Path) -> None:
-    """vLLM's log-probabilities agree with plain transformers on the same input."""
+@pytest.mark.parametrize("with_image", [False, True])
+async def test_log_probabilities_are_those_of_plain_transformers(
+    endpoint: Endpoint, checkpoint: Path, images: Path, with_image: bool
+) -> None:
+    from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from pipeline.mbeir.images import ImageStore
 
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    inputs = collate([Lesson("x", (TEXT,), "")], processor, with_reply=False)
+    with Image.open(images / "noise.png") as picture:
+        parts = (picture.convert("RGB"), TEXT) if with_image else (TEXT,)
+    inputs = collate([Lesson("x", parts, "")], processor, with_reply=False)
     with torch.inference_mode():
-        logits = model(**inputs).logits[0, -1]
-    yes, no = (processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    expected = torch.softmax(logits[[yes, no]], 0)[0].item()
+        expected = torch.log_softmax(model(**inputs).logits[0, -1], -1)
+    image = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE).encode("noise.png")
+    content = [*([image.part] if with_image else []), {"type": "text", "text": TEXT}]
     async with client(endpoint) as asking:
-        answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": TEXT}], choice_fields(VERIFY)))
-    judged = judgement_from_logprobs(answer.first_token_logprobs, VERIFY)
-    assert isinstance(judged, Judgement)
-    assert judged.probability == pytest.approx(expected, abs=1e-3)
+        fields = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
+        answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], fields))
+        held = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], choice_fields(VERIFY)))
+    assert isinstance(judgement_from_logprobs(held.first_token_logprobs, VERIFY), Judgement)
+    assert answer.prompt_tokens == inputs["input_ids"].shape[1]
+    likeliest = expected.topk(20)
+    tokens = {
+        processor.tokenizer.decode([index]): value
+        for index, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    }
+    common = tokens.keys() & answer.first_token_logprobs.keys()
+    assert len(common) >= 10  # many of a random model's likeliest tokens are bytes, which decode alike
+    for token in common:
+        assert answer.first_token_logprobs[token] == pytest.approx(tokens[token], abs=2e-3)
 
 
 async def test_what_the_server_refuses_is_permanent_and_explained(endpoint: Endpoint) -> None:
