@@ -6,7 +6,7 @@ EXTRA ?= cpu
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench pocket-world
+.PHONY: help setup lock lint test test-fast bench pocket-world pocket-models
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); doe
 
 pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/world
 	@$(BIN)/mbeir-cot pocket world build/pocket/world
+
+pocket-models: setup ## train the pocket checkpoints from scratch (hours on CPU; DEVICE=cuda for a GPU)
+	@$(BIN)/mbeir-cot pocket models --device $(or $(DEVICE),cpu)
 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -28,6 +31,7 @@ test-fast: setup ## the inner loop: no slow tests (under 60 s)
 
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py
+	@$(BIN)/python bench/client.py
 
 lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock

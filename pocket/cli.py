@@ -47,3 +47,18 @@ def sheet(
 
     draw_sheet(root, skip=skip).save(picture)
     typer.echo(f"wrote {picture}")
+
+
+@app.command()
+def models(
+    out: Annotated[Path | None, typer.Option(help="Where to write [default: into the package, pocket/models].")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Trains the pocket teacher and the pocket base from scratch. On two CPU cores this takes hours; on a GPU, minutes."""
+    from pocket.models import MODELS, Role, train, train_stem
+
+    where = out or MODELS
+    train_stem(where, device=device)
+    roles: tuple[Role, ...] = ("teacher", "base")
+    for role in roles:
+        typer.echo(f"wrote {train(role, where, device=device)}")

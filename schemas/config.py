@@ -51,6 +51,8 @@ class TeacherConfig(_Settings):
     """`managed`: we start vLLM and stop it. `external`: servers that run already."""
     server: ServerConfig | None = None
     """For `managed`."""
+    reuse: bool = False
+    """Use a server of the same settings that `mbeir-cot serve` runs on this machine, if there is one."""
     endpoints: tuple[Endpoint, ...] = ()
     """For `external`: OpenAI-compatible endpoints of the same model."""
     prompts: str = "full"

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +62,7 @@ def serve(config: Config, overrides: Set = None) -> None:
         raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with _hosted(settings) as endpoints:
+    with _hosted(settings, register=True) as endpoints:
         console.print(f"serving {settings.teacher.server.model if settings.teacher.server else ''} at {endpoints[0].url}")
         console.print("Ctrl-C stops it.")
         try:
@@ -72,8 +72,9 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 
 @contextmanager
-def _hosted(settings: BuildConfig) -> Iterator[tuple[Endpoint, ...]]:
+def _hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
     """The endpoints of the config; a managed server lives as long as the context."""
+    from pipeline.teacher.hosting.registry import registered, running
     from pipeline.teacher.hosting.server import ManagedServer
 
     config = settings.teacher
@@ -83,11 +84,16 @@ def _hosted(settings: BuildConfig) -> Iterator[tuple[Endpoint, ...]]:
     server_config = config.server
     if config.images == "path" and server_config.media_root is None:
         server_config = server_config.model_copy(update={"media_root": settings.mbeir.resolve()})
+    if config.reuse and not register and (found := running(server_config)) is not None:
+        errors.print(f"using the server at {found.url}")
+        yield (found,)
+        return
     server = ManagedServer(server_config)
     with errors.status(f"starting vLLM with {server_config.model}") as status:
         endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
     try:
-        yield (endpoint,)
+        with registered(server_config, endpoint, server.pid or 0) if register else nullcontext():
+            yield (endpoint,)
     finally:
         server.stop()
 
