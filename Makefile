@@ -17,7 +17,7 @@ setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); doe
 pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/world
 	@$(BIN)/mbeir-cot pocket world build/pocket/world
 
-pocket-models: setup ## train the pocket checkpoints from scratch (hours on CPU; DEVICE=cuda for a GPU)
+pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; DEVICE=cuda for a GPU)
 	@$(BIN)/mbeir-cot pocket models --device $(or $(DEVICE),cpu)
 
 lint: setup ## ruff (rules and format) and mypy strict

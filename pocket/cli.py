@@ -54,7 +54,7 @@ def models(
     out: Annotated[Path | None, typer.Option(help="Where to write [default: into the package, pocket/models].")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Trains the pocket teacher and the pocket base from scratch. On two CPU cores this takes hours; on a GPU, minutes."""
+    """Trains the pocket teacher and the pocket base from scratch. Long on CPU: training.jsonl beside them shows the rate."""
     from pocket.models import MODELS, Role, train, train_stem
 
     where = out or MODELS
