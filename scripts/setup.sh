@@ -17,7 +17,8 @@ die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
 case $extra in cpu|gpu) ;; *) die "unknown flavour '$extra'" "use 'make setup' (CPU) or 'make setup EXTRA=gpu'" ;; esac
 
 command -v "$python" >/dev/null || die "no '$python' on the PATH" "install Python 3.11 or 3.12, or name one: make setup PYTHON=/path/to/python3.11"
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
+  die "'$python' does not run (its message is above)" "name another one: make setup PYTHON=/path/to/python3.11"
 case $version in
   3.11|3.12) ;;
   *) die "'$python' is Python $version; vLLM, Ray and torch are pinned for 3.11 and 3.12" "make setup PYTHON=/path/to/python3.11" ;;

@@ -15,9 +15,10 @@ from PIL import Image
 
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_banner, draw_emblems, draw_garment, draw_news, draw_scene
-from pocket.world.edits import sample_edit, sample_garment_edit
+from pocket.world.edits import sample_edit
 from pocket.world.encyclopedia import encyclopedia
 from pocket.world.garment import Garment, GarmentClaim, sample_garment
+from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import caption, garment_caption, garment_riddle, riddle
 from pocket.world.lexicon import CELLS, SETTINGS, article, listing
 from pocket.world.passages import one_hop, person_passage, summary, topic_passage, town_passage, two_hops

@@ -12,8 +12,9 @@ from functools import cache
 from PIL import Image
 
 from pipeline.families import family_of
+from pocket.lessons.known import Known
 from pocket.lessons.lesson import Lesson
-from pocket.lessons.queries import Known, sample_known
+from pocket.lessons.queries import sample_known
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
 from prompts import ImageSlot, Prompt, PromptSet

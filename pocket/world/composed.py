@@ -7,8 +7,9 @@ from typing import Any
 
 from pocket.world.book import LEAST_POOL, SPLITS, Book, Split, Target, until
 from pocket.world.draw import draw_garment, draw_scene
-from pocket.world.edits import Edit, GarmentEdit, sample_edit, sample_garment_edit
+from pocket.world.edits import Edit, sample_edit
 from pocket.world.garment import sample_garment
+from pocket.world.garment_edits import GarmentEdit, sample_garment_edit
 from pocket.world.scene import sample_scene
 from schemas.mbeir import DatasetTask, Modality
 

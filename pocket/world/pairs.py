@@ -8,9 +8,10 @@ from typing import Final
 
 from pocket.world.book import LEAST_POOL, SPLITS, Book, Split, Target, Unambiguous, until
 from pocket.world.draw import draw_garment, draw_news, draw_scene
-from pocket.world.edits import sample_edit, sample_garment_edit
+from pocket.world.edits import sample_edit
 from pocket.world.encyclopedia import Town, encyclopedia
 from pocket.world.garment import Garment, sample_garment
+from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import Said, aside, caption, garment_caption, garment_riddle, news_caption, news_riddle, riddle
 from pocket.world.lexicon import EVENTS, WITNESSES, article, other
 from pocket.world.reasons import Why

@@ -8,9 +8,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocket.world.edits import refer, sample_edit, sample_garment_edit
+from pocket.world.edits import refer, sample_edit
 from pocket.world.encyclopedia import ENTITIES, INNER_SHAPES, PICTURED, encyclopedia
 from pocket.world.garment import sample_garment
+from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import caption, full_caption, full_garment_caption, garment_caption, garment_riddle, riddle
 from pocket.world.passages import one_hop, two_hops
 from pocket.world.reasons import Why

@@ -1,0 +1,80 @@
+"""A retrieval query with everything known about it: the right trace, the target, wrong answers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pocket.world.edits import sample_edit
+from pocket.world.garment import Garment, GarmentClaim
+from pocket.world.garment_edits import sample_garment_edit
+from pocket.world.instructions import INSTRUCTIONS
+from pocket.world.lexicon import CELLS, COLOURS, NUMBERS, other
+from pocket.world.reasons import Why
+from pocket.world.scene import Claim, Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A query and what is known about it.
+
+    `facets` are the texts of the family's facets in order; `wrong` are answers that a careless teacher might give;
+    `target` is what the verifier is shown: a picture, a text, or both.
+    """
+
+    dataset_task: str
+    text: str
+    picture: Image.Image | None
+    why: Why
+    facets: tuple[str, ...]
+    answer: str
+    wrong: tuple[str, ...]
+    target_picture: Image.Image | None = None
+    target_text: str = ""
+
+    @property
+    def instruction_choices(self) -> tuple[str, ...]:
+        return INSTRUCTIONS[self.dataset_task]
+
+
+# Words for what a text says, in canonical form
+
+
+def claim_words(claim: Claim) -> str:
+    """``small red circle top left, blue square, night``: what a claim says, and no more."""
+    things = []
+    for partial in claim.things:
+        words = [word for word in (partial.size, partial.colour, partial.shape) if word]
+        things.append(" ".join(words + ([CELLS[partial.cell]] if partial.cell is not None else [])))
+    names = [partial.shape for partial in claim.things]
+    relations = [f"{names[a]} {relation} {names[b]}" for a, relation, b in claim.relations]
+    return ", ".join(things + relations + ([claim.setting] if claim.setting else []))
+
+
+def garment_words(claim: GarmentClaim) -> str:
+    words = [word for word in (claim.length, claim.colour, claim.pattern, claim.kind) if word]
+    return " ".join(words) + (f", {claim.trim} trim" if claim.trim else "")
+
+
+def thing_count(things: int, setting: str | None) -> str:
+    return f"{NUMBERS[things]} {'thing' if things == 1 else 'things'}{f', {setting}' if setting else ''}"
+
+
+def other_scene(scene: Scene, rng: random.Random) -> Scene:
+    return sample_edit(scene, rng, simple=0).target
+
+
+def other_claim(claim: Claim, rng: random.Random) -> str:
+    """The claim's words with one attribute wrong."""
+    index = rng.randrange(len(claim.things))
+    words = claim_words(claim).split(", ")
+    partial = claim.things[index]
+    if partial.colour is not None:
+        words[index] = words[index].replace(partial.colour, other(list(COLOURS), partial.colour, rng=rng))
+    return ", ".join(words)
+
+
+def other_garment(garment: Garment, rng: random.Random) -> str:
+    return sample_garment_edit(garment, rng, simple=0).target.canonical
