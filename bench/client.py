@@ -28,8 +28,8 @@ from rich.table import Table
 
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.request import TeacherRequest, request_body
-from schemas.config import Transport
 from schemas.hosting import Endpoint
+from schemas.teacher import Transport
 
 ANSWER = (
     b'{"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"' + b"word " * 60 + b'"},'

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.hosting import Endpoint, ServerConfig
-from schemas.teacher import ClientConfig
+from schemas.teacher import Transport
 
 
 class _Settings(BaseModel):
@@ -25,23 +25,6 @@ class Sampling(_Settings):
     """The grammar ends a trace before; this is for endpoints without grammars."""
     seed: NonNegativeInt = 0
     """Sent with each request: the same question gives the same answer on the same server."""
-
-
-class Transport(_Settings):
-    """The client's settings; see `ClientConfig` for what each does."""
-
-    start_in_flight: PositiveInt = 16
-    min_in_flight: PositiveInt = 1
-    max_in_flight: PositiveInt = 512
-    try_timeout_s: PositiveFloat = 300
-    deadline_s: PositiveFloat = 3600
-    max_attempts: PositiveInt = 8
-    backoff_s: PositiveFloat = 0.5
-    backoff_cap_s: PositiveFloat = 30
-    window: PositiveInt = 200
-
-    def client(self, endpoints: tuple[Endpoint, ...]) -> ClientConfig:
-        return ClientConfig(endpoints=endpoints, **self.model_dump())
 
 
 class TeacherConfig(_Settings):

@@ -10,13 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from schemas.hosting import Endpoint
 
 
-class ClientConfig(BaseModel):
+class Transport(BaseModel):
     """How the client treats its endpoints. Every field says why one would change it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
-    """Servers of the same model; each request goes to the one with the most room."""
     start_in_flight: PositiveInt = 16
     """Requests in flight to an endpoint at first; the limit then finds its own size."""
     min_in_flight: PositiveInt = 1
@@ -32,6 +30,16 @@ class ClientConfig(BaseModel):
     backoff_cap_s: PositiveFloat = 30
     window: PositiveInt = 200
     """Last answers over which the share of failures is taken, for stopping a run early."""
+
+    def client(self, endpoints: tuple[Endpoint, ...]) -> ClientConfig:
+        return ClientConfig(endpoints=endpoints, **self.model_dump())
+
+
+class ClientConfig(Transport):
+    """The client's settings together with the servers it asks."""
+
+    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
+    """Servers of the same model; each request goes to the one with the most room."""
 
 
 class Outcome(StrEnum):

@@ -16,10 +16,10 @@ from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
 from pipeline.parse import parse_trace
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.request import TeacherRequest
-from schemas.config import TeacherConfig, Transport
+from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint
 from schemas.judgement import Judgement
-from schemas.teacher import TeacherAnswer
+from schemas.teacher import TeacherAnswer, Transport
 from schemas.trace import Trace
 
 

@@ -27,10 +27,10 @@ from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import collate
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import SIDE
-from schemas.config import TeacherConfig, Transport
+from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
-from schemas.teacher import Outcome
+from schemas.teacher import Outcome, Transport
 from schemas.trace import Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
