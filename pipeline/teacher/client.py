@@ -180,9 +180,7 @@ class TeacherClient:
             async with asyncio.timeout(self.config.try_timeout_s):
                 async with self._session.post(server.url, data=body, headers=server.headers) as response:
                     content, status, headers = await response.read(), response.status, response.headers
-        except TimeoutError:
-            if self._deadline_passed():
-                raise
+        except TimeoutError:  # this attempt's; the deadline arrives as a cancellation
             server.limiter.congested()
             raise _Retry(f"no complete answer within {self.config.try_timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
@@ -220,10 +218,6 @@ class TeacherClient:
             fingerprint=done.fingerprint,
             endpoint=server.endpoint.url,
         )
-
-    def _deadline_passed(self) -> bool:
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
 
     # Places: who may send, in the order of asking
 

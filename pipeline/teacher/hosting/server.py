@@ -62,6 +62,7 @@ class ManagedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._stopped = threading.Event()
+        self._launching = threading.Lock()  # so that no server is started after `stop`
         self._watcher: threading.Thread | None = None
         self.failure: HostingError | None = None
 
@@ -105,7 +106,8 @@ class ManagedServer:
     def stop(self) -> None:
         """Ends the server and all its processes. Safe to call again."""
         self._stopped.set()
-        process, self._process = self._process, None
+        with self._launching:
+            process, self._process = self._process, None
         atexit.unregister(self.stop)
         if process is None:
             return
@@ -162,8 +164,11 @@ class ManagedServer:
                 return
             if self._stopped.wait(_BACKOFF_SECONDS[min(self.restarts, len(_BACKOFF_SECONDS) - 1)]):
                 return
-            self.restarts += 1
-            self._launch()
+            with self._launching:
+                if self._stopped.is_set():
+                    return
+                self.restarts += 1
+                self._launch()
 
     def _last_line(self) -> str:
         lines = self._tail(3)
