@@ -27,7 +27,7 @@ test: setup ## every test (under 15 minutes on 2 cores)
 	@$(BIN)/pytest
 
 test-fast: setup ## the inner loop: no slow tests (under 60 s)
-	@$(BIN)/pytest -m "not slow and not vllm"
+	@$(BIN)/pytest -n 2 -m "not slow and not vllm"
 
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py

@@ -25,6 +25,7 @@ from transformers import Qwen2_5_VLProcessor
 from pocket.lessons.lesson import Lesson
 
 IGNORE = -100
+LENGTH_STEP = 32
 LENGTH_POOL = 16
 """Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
 
@@ -61,6 +62,8 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
         rows.append(prompt_ids + reply_ids)
         starts.append(len(prompt_ids))
     length = max(map(len, rows))
+    if with_reply:  # few lengths: on CPU every new shape costs a compilation of its matrix products
+        length += -length % LENGTH_STEP
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)
@@ -122,7 +125,7 @@ def fit(
     decay = [p for p in model.parameters() if p.ndim >= 2]
     flat = [p for p in model.parameters() if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     loader = DataLoader(LessonStream(sample, processor, recipe), batch_size=None, num_workers=1, prefetch_factor=4)
     began, losses, tokens = time.monotonic(), [], 0

@@ -32,12 +32,12 @@ COURSES: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
     "teacher": pocket.lessons.teacher.sample_lesson,
     "base": pocket.lessons.base.sample_lesson,
 }
-SEEING: Final = Recipe(steps=1500, batch=64, seed=3)
+SEEING: Final = Recipe(steps=3000, batch=64, seed=3)
 """Both models begin with this; the courses go on from it."""
 
 RECIPES: Final[dict[Role, Recipe]] = {
-    "teacher": Recipe(steps=3600, seed=1),
-    "base": Recipe(steps=3600, seed=2),
+    "teacher": Recipe(steps=6000, seed=1),
+    "base": Recipe(steps=5000, seed=2),
 }
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000
