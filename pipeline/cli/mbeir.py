@@ -24,7 +24,7 @@ def stats(
 ) -> None:
     """Counts queries, positives, pools and missing images per split and dataset-task.
 
-    Works on partial directories. Candidate pools are converted on first use (about 25 s per million candidates), then
+    Works on partial directories. Candidate pools are converted on first use (some 5 s per million candidates), then
     looked up on disk.
     """
     from pipeline.mbeir.stats import collect_stats, render
