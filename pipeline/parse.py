@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pipeline.families import Family
+from pipeline.families import FAMILIES, Family
 from schemas.trace import FacetText, FormatReason, Malformed, Trace
 
 _TAG: Final = re.compile(r"</?\s*(?:reasoning|answer)\s*>", re.IGNORECASE)
@@ -22,6 +22,7 @@ _LEAKS: Final = re.compile(
     r"|\{\{|\}\}|\{%|\bworked example\b",
     re.IGNORECASE,
 )
+_LABELS: Final = frozenset(facet.label.lower() for family in FAMILIES.values() for facet in family.facets)
 _ORDER: Final = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 
@@ -74,13 +75,16 @@ def _split(text: str) -> tuple[str, str] | Malformed:
 
 
 def _facets(reasoning: str, family: Family) -> tuple[FacetText, ...] | Malformed:
-    """The labelled lines; a line without one of the family's labels continues the facet before it."""
+    """The labelled lines; a line without a label that any family has continues the facet before it."""
     labels = {facet.label.lower(): facet for facet in family.facets}
     found: list[tuple[str, list[str]]] = []
     for line in reasoning.splitlines():
         match = _LINE.match(line)
-        if match and match["label"].strip().lower() in labels:
-            found.append((match["label"].strip().lower(), [match["text"].strip()]))
+        label = match["label"].strip().lower() if match else ""
+        if match and label in labels:
+            found.append((label, [match["text"].strip()]))
+        elif label in _LABELS:
+            return Malformed(reason=FormatReason.UNKNOWN_FACET, detail=f"'{label}:' is a facet of another family")
         elif line.strip() and not found:
             return Malformed(reason=FormatReason.UNKNOWN_FACET, detail=f"before the first facet: {line.strip()[:80]!r}")
         elif line.strip():

@@ -135,6 +135,7 @@ R = FormatReason
         (GOOD.replace("\n<answer>", "\nso\n<answer>"), R.TEXT_OUTSIDE),
         (GOOD.replace("Operation: add a hat\n", ""), R.MISSING_FACET),
         (GOOD.replace("Source: ", "First, "), R.UNKNOWN_FACET),
+        (GOOD.replace("\nInvariant", "\nDetails: a cat\nInvariant"), R.UNKNOWN_FACET),
         (GOOD.replace("\nInvariant", "\nSource: a cat\nInvariant"), R.REPEATED_FACET),
         (GOOD.replace("Source", "X").replace("Invariant", "Source").replace("X", "Invariant"), R.REORDERED_FACETS),
         (GOOD.replace("add a hat", ""), R.EMPTY_FACET),
