@@ -14,16 +14,36 @@ def assess_prompt(prompts: PromptSet, query: Query, instruction: str) -> Prompt:
     return prompts.render("assess", **_variables(query, instruction))
 
 
-def reason_prompt(prompts: PromptSet, query: Query, instruction: str, *, complaint: str = "") -> Prompt:
-    """`complaint`: why an earlier attempt was rejected; empty the first time."""
-    return prompts.render(f"reason_{family_of(query.task_id).name}", complaint=complaint, **_variables(query, instruction))
+def reason_prompt(
+    prompts: PromptSet, query: Query, instruction: str, *, complaint: str = "", revealed: Candidate | None = None
+) -> Prompt:
+    """`complaint`: why an earlier attempt was rejected (in short, a colon, details); empty the first time.
+
+    `revealed`: the target, for ablations in which the teacher is not blind to it.
+    """
+    return prompts.render(
+        reason_template(query),
+        complaint=complaint,
+        revealed=revealed is not None,
+        revealed_text=(revealed.txt or "") if revealed is not None else "",
+        revealed_image=revealed is not None and revealed.img_path is not None,
+        **_variables(query, instruction),
+    )
+
+
+def reason_template(query: Query) -> str:
+    return f"reason_{family_of(query.task_id).name}"
+
+
+def verify_template(query: Query) -> str:
+    return "verify_text" if query.task_id in _TEXT_TARGETS else "verify_image"
 
 
 def verify_prompt(prompts: PromptSet, query: Query, instruction: str, answer: str, target: Candidate) -> Prompt:
     """The one prompt that sees the target."""
     by_text = query.task_id in _TEXT_TARGETS
     return prompts.render(
-        "verify_text" if by_text else "verify_image",
+        verify_template(query),
         answer=answer,
         target_text=target.txt or "",
         has_target_image=not by_text and target.img_path is not None,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from pocket.lessons.lesson import Lesson
 
@@ -106,8 +106,16 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def reply_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
+    """Mean next-token loss over the reply's tokens; logits are computed for these alone."""
+    labels = batch["labels"][:, 1:]
+    hidden = model.model(**{name: value for name, value in batch.items() if name != "labels"}).last_hidden_state[:, :-1]
+    scored = labels != IGNORE
+    return nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored])
+
+
 def fit(
-    model: nn.Module,
+    model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     sample: Callable[[random.Random], Lesson],
     recipe: Recipe,
@@ -122,6 +130,8 @@ def fit(
     `keep` is called with the averaged weights every `every` steps, so that a long run can be looked at and survives its end.
     """
     model.to(device).train()
+    if device == "cpu":  # the fused attention's backward pass is a third slower than the plain one at these lengths
+        model.set_attn_implementation("eager")
     decay = [p for p in model.parameters() if p.ndim >= 2]
     flat = [p for p in model.parameters() if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
@@ -134,8 +144,8 @@ def fit(
             group["lr"] = learning_rate(step, recipe)
         inputs = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device, torch.bfloat16):
-            loss = model(**inputs).loss
-        loss.backward()
+            loss = reply_loss(model, inputs)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -20,7 +20,9 @@ from schemas.errors import ConfigError
 
 BUILT_IN: Final = ("full", "pocket")
 _DIRECTORY: Final = Path(__file__).parent
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _MARKUP: Final = re.compile(r"<(\|[^<>|]{1,40}\||/?(?:reasoning|answer|think)\s*)>", re.IGNORECASE)
+_JINJA: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _IMAGE: Final = re.compile("\x00image:([a-z_]+)\x00")
 
 
@@ -40,8 +42,8 @@ def defused(text: str) -> str:
 
     A reader sees what stood there; a tokenizer and a parser do not take it for theirs.
     """
-    kept = "".join(c for c in text if c in "\n\t" or ord(c) >= 32)
-    return _MARKUP.sub(lambda match: f"‹{match[1]}›", kept)
+    text = _CONTROL.sub("", text)
+    return _MARKUP.sub(lambda match: f"‹{match[1]}›", text) if "<" in text else text
 
 
 class PromptSet:
@@ -94,6 +96,10 @@ class PromptSet:
         for name in sorted(self._closure(f"{template}.jinja")):
             digest.update(name.encode() + b"\0" + self._source(name).encode() + b"\0")
         return digest.hexdigest()
+
+    def own_text(self, template: str) -> str:
+        """The words of a template and its includes themselves, without markup and variables."""
+        return "\n".join(_JINJA.sub("\n", self._source(name)) for name in sorted(self._closure(f"{template}.jinja")))
 
     def _closure(self, name: str) -> set[str]:
         found, waiting = set(), [name]

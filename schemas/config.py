@@ -8,6 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.hosting import Endpoint, ServerConfig
+from schemas.judgement import Probability
+from schemas.mbeir import DATASET_IDS
+from schemas.record import RoutePolicy, Stage
 from schemas.teacher import Transport
 
 
@@ -62,9 +65,134 @@ class TeacherConfig(_Settings):
         return self
 
 
+class InputConfig(_Settings):
+    """Which queries."""
+
+    split: Literal["train", "val", "test", "union_train"] = "train"
+    """`union_train` is M-BEIR's up-sampled file: its repeated rows are asked once and counted in `multiplicity`."""
+    datasets: tuple[str, ...] = ()
+    """Names such as `cirr`; empty for all that are there."""
+    tasks: tuple[Annotated[int, Field(ge=0, le=8)], ...] = ()
+    """M-BEIR's task ids; empty for all."""
+    limit: PositiveInt | None = None
+    """Only so many queries, drawn evenly by a hash of their ids: a larger limit contains a smaller one."""
+    instruction: Literal["seeded", "fixed"] = "seeded"
+    """Which of the (four) instructions of a dataset-task a query gets: one drawn by seed and id, or always the first."""
+    instruction_seed: NonNegativeInt = 0
+    malformed_lines: Literal["strict", "skip"] = "strict"
+    """`skip` records malformed lines in a file and goes on."""
+    image_roots: tuple[Path, ...] = ()
+    """Further directories that symbolic links below the M-BEIR root may lead into."""
+    cache: Path | None = None
+    """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.datasets:
+            if name not in DATASET_IDS:
+                raise ValueError(f"input.datasets: unknown dataset {name!r}; known: {', '.join(DATASET_IDS)}")
+        return self
+
+
+class RouteConfig(_Settings):
+    """Which queries reason."""
+
+    policy: RoutePolicy = RoutePolicy.ASSESSOR
+    threshold: Probability = 0.5
+    """For `assessor`: P(complex) from which a query reasons."""
+    always_assess: bool = False
+    """Ask for P(complex) under the other policies too, so that a later re-route with `assessor` costs nothing."""
+
+
+class ScreenConfig(_Settings):
+    """Bounds of the rule filters. The defaults are the paper's; lengths are in the teacher's tokens."""
+
+    reasoning_tokens: tuple[NonNegativeInt, PositiveInt] = (16, 256)
+    answer_tokens: tuple[NonNegativeInt, PositiveInt] = (2, 64)
+    ngram: PositiveInt = 6
+    """Words in a row that count as repeated."""
+    ngram_times: PositiveInt = 3
+    """Times that an n-gram may not stand in the reasoning or in the answer."""
+    copied_words: PositiveInt = 10
+    """So many words in a row that are the prompt template's own count as copied from it."""
+    tokenizer: str | None = None
+    """A directory or Hub repository with the tokenizer.json to count with [default: the teacher's model]."""
+
+
+class VerifyConfig(_Settings):
+    enabled: bool = True
+    threshold: Probability = 0.7
+    """Kept above this."""
+
+
+class RepairConfig(_Settings):
+    """How a trace that was refused is asked for again."""
+
+    attempts: PositiveInt = 3
+    """Traces asked for in all. The second shows the teacher why the first was refused; later ones are hotter as well."""
+    temperature_step: NonNegativeFloat = 0.3
+    after: tuple[Stage, ...] = (Stage.REASON, Stage.SCREEN)
+    """Which refusals are repaired. With `verify` among them traces are selected by the target (it is told apart by the
+    number of attempts in the provenance)."""
+
+
+class StopConfig(_Settings):
+    """When a build gives up early instead of burning GPU-hours."""
+
+    window: PositiveInt = 200
+    """Last journeys looked at, of those that asked the teacher something."""
+    failures: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of requests without a usable answer above which the build stops."""
+    rejections: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of rejected reasoning journeys above which the build stops."""
+
+
+class LedgerConfig(_Settings):
+    """Where the teacher's answers are kept."""
+
+    location: str | None = None
+    """A directory, or a URI that pyarrow opens (`s3://…`) [default: `ledger` in the output directory]. Builds may share it."""
+    journal: Path | None = None
+    """Local directory for answers that are not sealed into a segment yet, when `location` is not local."""
+    segment_answers: PositiveInt = 20_000
+    """Answers in a segment file."""
+    fsync_s: NonNegativeFloat = 1.0
+    """Answers are on disk for good after this many seconds (a killed process loses none; a power cut at most these)."""
+
+
+class OutputConfig(_Settings):
+    name: str = "M-BEIR-CoT"
+    """Shown on the card."""
+    license: str = "mit"
+    """Of the annotations. Images and texts keep those of their sources."""
+    synthetic: bool = False
+    """Says in the card's first line and tags that the content is synthetic."""
+    rows_per_shard: PositiveInt = 50_000
+    with_images: bool = False
+    """Adds a config `with_images` whose rows hold the query's image."""
+
+
 class BuildConfig(_Settings):
     """A whole config file."""
 
     mbeir: Path
     """The M-BEIR root."""
+    out: Path = Path("build/dataset")
+    """The build's directory: `dataset/`, `ledger/` and what it needs to continue."""
+    input: InputConfig = InputConfig()
     teacher: TeacherConfig
+    verifier: TeacherConfig | None = None
+    """Another model for verification; the teacher itself if there is none."""
+    route: RouteConfig = RouteConfig()
+    screen: ScreenConfig = ScreenConfig()
+    verify: VerifyConfig = VerifyConfig()
+    repair: RepairConfig = RepairConfig()
+    on_reject: Literal["reject", "bypass"] = "reject"
+    """What becomes of a reasoning query without an accepted trace: a rejection, or a bypass record beside its rejection."""
+    reveal_target: bool = False
+    """For ablations: the teacher sees the target's text while it reasons. Stamped on every record."""
+    annotators: PositiveInt | None = None
+    """Ray actors that run the queries' journeys [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
+    stop: StopConfig = StopConfig()
+    ledger: LedgerConfig = LedgerConfig()
+    output: OutputConfig = OutputConfig()

@@ -82,3 +82,8 @@ class TeacherAnswer(BaseModel):
     @property
     def ok(self) -> bool:
         return self.outcome is Outcome.OK
+
+    @property
+    def is_owed(self) -> bool:
+        """Nothing was said of the question itself (the server did not answer): a later run asks again."""
+        return self.outcome in (Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE)

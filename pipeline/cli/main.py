@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import pipeline.cli.build
+import pipeline.cli.ledger
 import pipeline.cli.mbeir
 import pipeline.cli.teacher
 import pocket.cli
@@ -24,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Build reasoning data for universal multimodal retrieval (M-BEIR-CoT) and fit the TRACE embedder on it.",
 )
+for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
+    app.command(_command)(getattr(pipeline.cli.build, _command))
+app.add_typer(pipeline.cli.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(pipeline.cli.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
 app.add_typer(pipeline.cli.teacher.app, name="teacher", help="Ask the teacher what it can do.")
 app.command()(pipeline.cli.teacher.serve)

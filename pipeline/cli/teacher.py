@@ -46,7 +46,7 @@ def check(
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()))
-    with _hosted(settings) as endpoints:
+    with hosted(settings) as endpoints:
         ok = asyncio.run(_check(settings, endpoints, skip))
     raise typer.Exit(0 if ok else 1)
 
@@ -62,7 +62,7 @@ def serve(config: Config, overrides: Set = None) -> None:
         raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with _hosted(settings, register=True) as endpoints:
+    with hosted(settings, register=True) as endpoints:
         console.print(f"serving {settings.teacher.server.model if settings.teacher.server else ''} at {endpoints[0].url}")
         console.print("Ctrl-C stops it.")
         try:
@@ -72,27 +72,26 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 
 @contextmanager
-def _hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
+def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
     """The endpoints of the config; a managed server lives as long as the context."""
     from pipeline.teacher.hosting.registry import registered, running
     from pipeline.teacher.hosting.server import ManagedServer
+    from pipeline.teachers import server_config
 
     config = settings.teacher
-    if config.hosting == "external" or config.server is None:
+    managed = server_config(config, settings.mbeir)
+    if managed is None:
         yield config.endpoints
         return
-    server_config = config.server
-    if config.images == "path" and server_config.media_root is None:
-        server_config = server_config.model_copy(update={"media_root": settings.mbeir.resolve()})
-    if config.reuse and not register and (found := running(server_config)) is not None:
+    if config.reuse and not register and (found := running(managed)) is not None:
         errors.print(f"using the server at {found.url}")
         yield (found,)
         return
-    server = ManagedServer(server_config)
-    with errors.status(f"starting vLLM with {server_config.model}") as status:
+    server = ManagedServer(managed)
+    with errors.status(f"starting vLLM with {managed.model}") as status:
         endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
     try:
-        with registered(server_config, endpoint, server.pid or 0) if register else nullcontext():
+        with registered(managed, endpoint, server.pid or 0) if register else nullcontext():
             yield (endpoint,)
     finally:
         server.stop()

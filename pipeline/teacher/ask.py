@@ -7,9 +7,10 @@ it is none. An answer that did not arrive (see `Outcome`) means neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from pipeline.families import Family
+from pipeline.families import FAMILIES, Family
 from pipeline.grammar import trace_grammar
 from pipeline.judge import Labels, choice_fields, judgement_from_logprobs, judgement_from_statement
 from pipeline.parse import parse_trace
@@ -47,29 +48,52 @@ def messages(prompt: Prompt, images: dict[str, EncodedImage]) -> list[dict[str, 
     return [{"role": "user", "content": parts}]
 
 
+def reason_fields(family: Family, config: TeacherConfig, *, attempt: int = 0, hotter: float = 0.0) -> dict[str, Any]:
+    """What a request for a trace holds besides its messages. Each attempt has a seed of its own; `hotter` adds temperature."""
+    sampling = config.sampling
+    fields: dict[str, Any] = {
+        "temperature": round(sampling.temperature + hotter, 4),
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed + attempt,
+    }
+    if config.grammar:
+        fields["structured_outputs"] = {"grammar": _grammar(family.name, config.max_facet_chars, config.max_answer_chars)}
+    return fields
+
+
+@cache
+def _grammar(family: str, max_facet_chars: int, max_answer_chars: int) -> str:
+    return trace_grammar(FAMILIES[family], max_facet_chars=max_facet_chars, max_answer_chars=max_answer_chars)
+
+
+def judge_fields(labels: Labels, config: TeacherConfig) -> dict[str, Any]:
+    """What a request for a judgement holds besides its messages."""
+    return choice_fields(labels) if config.judgements == "logprobs" else {"max_tokens": 32, "temperature": 0.0}
+
+
+def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Prompt:
+    """The prompt as it is sent: for endpoints without log-probabilities it asks for a number."""
+    return prompt if config.judgements == "logprobs" else (*prompt, _STATED.format(positive=labels.positive))
+
+
+def read_judgement(answer: TeacherAnswer, labels: Labels, config: TeacherConfig) -> Judgement | NoJudgement:
+    """What a usable answer to a request for a judgement says."""
+    if config.judgements == "logprobs":
+        return judgement_from_logprobs(answer.first_token_logprobs, labels)
+    return judgement_from_statement(answer.text)
+
+
 def reason_request(
     key: str, prompt: Prompt, images: dict[str, EncodedImage], family: Family, config: TeacherConfig
 ) -> TeacherRequest:
-    sampling = config.sampling
-    fields: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": sampling.seed,
-    }
-    if config.grammar:
-        grammar = trace_grammar(family, max_facet_chars=config.max_facet_chars, max_answer_chars=config.max_answer_chars)
-        fields["structured_outputs"] = {"grammar": grammar}
-    return TeacherRequest(key, messages(prompt, images), fields)
+    return TeacherRequest(key, messages(prompt, images), reason_fields(family, config))
 
 
 def judge_request(
     key: str, prompt: Prompt, images: dict[str, EncodedImage], labels: Labels, config: TeacherConfig
 ) -> TeacherRequest:
-    if config.judgements == "logprobs":
-        return TeacherRequest(key, messages(prompt, images), choice_fields(labels))
-    stated = (*prompt, _STATED.format(positive=labels.positive))
-    return TeacherRequest(key, messages(stated, images), {"max_tokens": 32, "temperature": 0.0})
+    return TeacherRequest(key, messages(judge_prompt(prompt, labels, config), images), judge_fields(labels, config))
 
 
 async def reason(client: TeacherClient, request: TeacherRequest, family: Family) -> Reasoned:
@@ -79,8 +103,4 @@ async def reason(client: TeacherClient, request: TeacherRequest, family: Family)
 
 async def judge(client: TeacherClient, request: TeacherRequest, labels: Labels, config: TeacherConfig) -> Judged:
     answer = await client.ask(request)
-    if not answer.ok:
-        return Judged(answer, None)
-    if config.judgements == "logprobs":
-        return Judged(answer, judgement_from_logprobs(answer.first_token_logprobs, labels))
-    return Judged(answer, judgement_from_statement(answer.text))
+    return Judged(answer, read_judgement(answer, labels, config) if answer.ok else None)

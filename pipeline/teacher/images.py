@@ -45,6 +45,15 @@ class ImageEncoder:
     def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int = 512) -> None:
         self._store, self._mode, self._max_pixels, self._keep = store, mode, max_pixels, keep
         self._known: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._digests: OrderedDict[str, str] = OrderedDict()
+
+    def digest(self, relative: str) -> str:
+        """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none."""
+        if relative not in self._digests:
+            self._digests[relative] = hashlib.sha256(self._store.read_bytes(relative)).hexdigest()
+            if len(self._digests) > 16 * self._keep:
+                self._digests.popitem(last=False)
+        return self._digests[relative]
 
     def encode(self, relative: str) -> EncodedImage:
         """Raises ImageProblem for an image that cannot be used: a damaged file is our rejection, not the server's error."""

@@ -1,0 +1,87 @@
+"""One answer in the ledger: its Arrow columns, and the way there and back from a `TeacherAnswer`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.ledger.fingerprint import FINGERPRINT_BYTES
+from schemas.teacher import Outcome, TeacherAnswer
+
+Entry = dict[str, Any]
+"""A row: JSON types only; the fingerprint as hexadecimal digits in journals, as bytes in segments."""
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("fingerprint", pa.binary(FINGERPRINT_BYTES), nullable=False),
+        pa.field("kind", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("attempt", pa.int16()),
+        pa.field("outcome", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("logprobs", pa.list_(pa.struct([pa.field("token", pa.string()), pa.field("logprob", pa.float64())]))),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("latency_s", pa.float32()),
+        pa.field("total_s", pa.float32()),
+        pa.field("http_attempts", pa.int16()),
+        pa.field("model", pa.string()),
+        pa.field("system_fingerprint", pa.string()),
+        pa.field("asked_at", pa.float64()),
+    ]
+)
+"""`kind`: assess, reason or verify. `subject`: the id of the query that asked first. `asked_at`: Unix time."""
+
+TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE})
+"""Outcomes that say nothing of the question: they are recorded for the account, and the question is owed again."""
+
+_LEAST_LOGPROB: Final = -40.0
+"""Tokens that a grammar masked have logarithms near minus infinity: they are no alternatives."""
+
+
+def to_entry(answer: TeacherAnswer, fingerprint: bytes, kind: str, attempt: int, asked_at: float) -> Entry:
+    return {
+        "fingerprint": fingerprint.hex(),
+        "kind": kind,
+        "subject": answer.key,
+        "attempt": attempt,
+        "outcome": str(answer.outcome),
+        "detail": answer.detail,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "logprobs": [
+            {"token": token, "logprob": logprob}
+            for token, logprob in answer.first_token_logprobs.items()
+            if logprob > _LEAST_LOGPROB
+        ],
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "latency_s": answer.latency_s,
+        "total_s": answer.total_s,
+        "http_attempts": answer.attempts,
+        "model": answer.model,
+        "system_fingerprint": answer.fingerprint,
+        "asked_at": asked_at,
+    }
+
+
+def to_answer(entry: Entry) -> TeacherAnswer:
+    """The answer as it was, but for the endpoint (addresses are not kept) and for masked log-probabilities."""
+    return TeacherAnswer.model_construct(
+        key=entry["subject"],
+        outcome=Outcome(entry["outcome"]),
+        detail=entry["detail"],
+        text=entry["text"],
+        finish_reason=entry["finish_reason"],
+        first_token_logprobs={item["token"]: item["logprob"] for item in entry["logprobs"]},
+        prompt_tokens=entry["prompt_tokens"],
+        completion_tokens=entry["completion_tokens"],
+        latency_s=entry["latency_s"],
+        total_s=entry["total_s"],
+        attempts=entry["http_attempts"],
+        model=entry["model"],
+        fingerprint=entry["system_fingerprint"],
+    )

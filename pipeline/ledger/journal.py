@@ -1,0 +1,110 @@
+"""Answers as they arrive: one append-only file per writer, one checksummed line per answer.
+
+An append is one write to the file, so a killed process loses nothing that it was given; `sync` makes it safe from power
+cuts. A torn last line is what was in flight and is passed over; so is a damaged line, which is then owed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from pipeline.ledger.entry import Entry
+from schemas.errors import CotError
+
+
+class LedgerError(CotError):
+    """A ledger that cannot be written or read."""
+
+
+class Journal:
+    """An open journal. Its file is locked for as long as its process lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _explained(error, path) from error
+        self._size = 0
+
+    def append(self, entry: Entry) -> None:
+        """Raises LedgerError where the file cannot take it (the file then ends with the line before)."""
+        line = encode(entry)
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):  # a disk that fills takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise _explained(error, self.path) from error
+        self._size += len(line)
+        self.entries.append(entry)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Gives the lock back. The file stays until it is sealed."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class Recovered(NamedTuple):
+    entries: list[Entry]
+    damaged: int
+    """Lines that were torn or damaged."""
+
+
+def encode(entry: Entry) -> bytes:
+    body = orjson.dumps(entry)
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def read_journal(path: Path) -> Recovered:
+    """All whole lines of a journal that nobody writes any more."""
+    entries, damaged = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        checksum, _, body = line.partition(b" ")
+        try:
+            if int(checksum, 16) != zlib.crc32(body):
+                raise ValueError("checksum")
+            entries.append(orjson.loads(body))
+        except ValueError:
+            damaged += 1
+    return Recovered(entries, damaged)
+
+
+def take_lock(path: Path) -> int | None:
+    """Locks a journal that is left behind; None while its writer lives. Closing the descriptor gives it back."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _explained(error: OSError, path: Path) -> LedgerError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LedgerError(
+            f"the disk is full: an answer could not be written to {path}",
+            "free space and run the same command again: every answer written so far is kept",
+        )
+    return LedgerError(f"cannot write {path}: {error.strerror}", "check the directory and its permissions")

@@ -1,0 +1,251 @@
+"""Look-ups by fingerprint, and a writer's end of the ledger.
+
+Several processes write at once, each to a journal and segments of its own; each sees all segments that were there when it
+began, and its own. Of two answers to one fingerprint a usable one counts before a failure, then the one in the first segment.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.ledger.entry import TRANSIENT, Entry, to_answer
+from pipeline.ledger.journal import Journal, LedgerError, read_journal, take_lock
+from pipeline.ledger.segment import SegmentStore
+from schemas.errors import ConfigError
+from schemas.teacher import Outcome, TeacherAnswer
+
+_GROUPS_KEPT: Final = 64
+_GENERATIONS: Final = 6
+_SUFFIX: Final = ".journal"
+
+_INDEX_COLUMNS: Final = ["fingerprint", "outcome"]
+
+
+class _Generation:
+    """Sorted look-up table of some segments. 16 bytes an answer."""
+
+    def __init__(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.places = keys[order], places[order]
+
+    def find(self, key: int) -> NDArray[np.uint64]:
+        wanted = np.uint64(key)
+        start = int(self.keys.searchsorted(wanted))
+        if start == len(self.keys) or self.keys[start] != wanted:
+            return self.places[:0]
+        end = int(self.keys.searchsorted(wanted, side="right"))
+        return self.places[start:end]
+
+
+class Ledger:
+    """One process's view of a ledger. Not for several event loops; sealing happens in a thread of its own.
+
+    Args:
+        location: directory or URI of the segments.
+        journals: local directory of the journals; by default beside local segments.
+        segment_answers: answers after which a segment is sealed.
+        retry_failed: permanent failures count as not asked, unless they come from this process.
+    """
+
+    def __init__(
+        self, location: str | Path, *, journals: Path | None = None, segment_answers: int = 20_000, retry_failed: bool = False
+    ) -> None:
+        self.store = SegmentStore(location)
+        self._journals = journals_directory(self.store, journals)
+        self._segment_answers, self._retry_failed = segment_answers, retry_failed
+        self._writer = f"{int(time.time()):011d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._number = 0
+        self._journal: Journal | None = None
+        self._fresh: dict[bytes, Entry] = {}
+        self._segments: list[str] = []
+        self._generations: list[_Generation] = []
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+        self._sealing: list[tuple[threading.Thread, Journal, str, list[BaseException]]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks at the location again: for segments that others have sealed."""
+        known = set(self._segments)
+        new = [name for name in self.store.names() if name not in known]
+        if new:
+            self._index(new, retry_failed=self._retry_failed)
+
+    def __len__(self) -> int:
+        """Answers that can be looked up."""
+        return sum(len(generation.keys) for generation in self._generations) + len(self._fresh)
+
+    def get(self, fingerprint: bytes) -> TeacherAnswer | None:
+        """The answer to a request, if there is one."""
+        if fingerprint in self._fresh:
+            return to_answer(self._fresh[fingerprint])
+        key = int.from_bytes(fingerprint[:8], "big")
+        best: dict[str, Any] | None = None
+        places = [int(place) for generation in self._generations for place in generation.find(key)]
+        for place in sorted(places, key=lambda place: (self._segments[place >> 32], place)) if len(places) > 1 else places:
+            row = self._row(place)
+            if row["fingerprint"] == fingerprint and (best is None or (best["outcome"] != "ok" and row["outcome"] == "ok")):
+                best = row
+        return to_answer(best) if best is not None else None
+
+    def append(self, entry: Entry) -> None:
+        """Records an answer. It survives the death of this process as soon as this returns."""
+        if self._journal is None:
+            self._number += 1
+            self._journal = Journal(self._journals / f"{self._writer}-{self._number:05d}{_SUFFIX}")
+        self._journal.append(entry)
+        if Outcome(entry["outcome"]) not in TRANSIENT:
+            self._fresh[bytes.fromhex(entry["fingerprint"])] = entry
+        if len(self._journal.entries) >= self._segment_answers:
+            self._rotate()
+
+    def sync(self) -> None:
+        if self._journal is not None:
+            self._journal.sync()
+
+    def collect(self) -> None:
+        """Takes segments that were sealed meanwhile into the index. Raises what went wrong while sealing."""
+        for item in list(self._sealing):
+            thread, journal, name, errors = item
+            if thread.is_alive():
+                continue
+            self._sealing.remove(item)
+            if errors:
+                raise errors[0]
+            self._index([name], retry_failed=False)
+            for entry in journal.entries:
+                self._fresh.pop(bytes.fromhex(entry["fingerprint"]), None)
+
+    def close(self) -> None:
+        """Seals what is left."""
+        if self._journal is not None:
+            self._rotate()
+        for thread, *_ in self._sealing:
+            thread.join()
+        self.collect()
+        self._files.clear()
+
+    def _rotate(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        name = f"segment-{journal.path.name.removesuffix(_SUFFIX)}.parquet"
+        errors: list[BaseException] = []
+
+        def seal() -> None:
+            try:
+                journal.sync()
+                self.store.write(name, journal.entries)
+                journal.path.unlink()
+                journal.close()
+            except BaseException as error:  # noqa: BLE001 (raised again by `collect`, in the writer's own thread)
+                errors.append(error)
+
+        thread = threading.Thread(target=seal, name="seal", daemon=True)
+        self._sealing.append((thread, journal, name, errors))
+        thread.start()
+        self.collect()
+
+    def _index(self, names: list[str], *, retry_failed: bool) -> None:
+        keys, places = [], []
+        for name in names:
+            table = self.store.open(name).read(columns=_INDEX_COLUMNS)
+            number = len(self._segments)
+            self._segments.append(name)
+            if not len(table):
+                continue
+            raw = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+            outcome = np.asarray(table["outcome"].to_pylist())
+            kept = (outcome == "ok") if retry_failed else ~np.isin(outcome, [str(o) for o in TRANSIENT])
+            rows = np.flatnonzero(kept).astype(np.uint64)
+            keys.append(raw[kept])
+            places.append((np.uint64(number) << np.uint64(32)) | rows)
+        if keys:
+            self._generations.append(_Generation(np.concatenate(keys), np.concatenate(places)))
+        if len(self._generations) > _GENERATIONS:
+            merged = _Generation(
+                np.concatenate([generation.keys for generation in self._generations]),
+                np.concatenate([generation.places for generation in self._generations]),
+            )
+            self._generations = [merged]
+
+    def _row(self, place: int) -> dict[str, Any]:
+        number, row = place >> 32, place & 0xFFFFFFFF
+        file = self._files.get(number)
+        if file is None:
+            file = self._files[number] = self.store.open(self._segments[number])
+        size = file.metadata.row_group(0).num_rows
+        group = int(row // size)
+        key = (number, group)
+        rows = self._groups.get(key)
+        if rows is None:
+            rows = self._groups[key] = file.read_row_group(group).to_pylist()
+            if len(self._groups) > _GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        else:
+            self._groups.move_to_end(key)
+        found: dict[str, Any] = rows[row - group * size]
+        return found
+
+
+def journals_directory(store: SegmentStore, journals: Path | None) -> Path:
+    if journals is not None:
+        return journals
+    if not store.is_local:
+        raise ConfigError(
+            "a ledger that is not on a local filesystem needs `ledger.journal`",
+            "name a directory on a local disk; answers wait there until they are sealed into a segment",
+        )
+    return Path(store.root) / "journals"
+
+
+class Recovery:
+    """What was found of writers that died."""
+
+    def __init__(self) -> None:
+        self.journals = self.answers = self.damaged = 0
+        self.busy: list[Path] = []
+
+
+def recover(location: str | Path, journals: Path | None = None, *, wait_s: float = 0.0) -> Recovery:
+    """Seals the journals of writers that died. Journals whose writer lives are left alone (and named in `busy`)."""
+    store = SegmentStore(location)
+    directory = journals_directory(store, journals)
+    found, until = Recovery(), time.monotonic() + wait_s
+    sealed = set(store.names())
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        lock = take_lock(path)
+        while lock is None and path.exists() and time.monotonic() < until:
+            time.sleep(0.2)
+            lock = take_lock(path)
+        if lock is None:
+            if path.exists():
+                found.busy.append(path)
+            continue
+        try:
+            if not path.exists():  # its writer sealed it while we waited
+                continue
+            name = f"segment-{path.name.removesuffix(_SUFFIX)}.parquet"
+            recovered = read_journal(path)
+            found.journals += 1
+            found.damaged += recovered.damaged
+            if name not in sealed and recovered.entries:
+                store.write(name, recovered.entries)
+                found.answers += len(recovered.entries)
+            path.unlink()
+        finally:
+            os.close(lock)
+    return found
+
+
+__all__ = ["Ledger", "LedgerError", "Recovery", "journals_directory", "recover"]

@@ -1,0 +1,160 @@
+"""What a ledger holds, whether it is whole, and one with fewer files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.ledger.entry import SCHEMA, TRANSIENT
+from pipeline.ledger.journal import LedgerError, read_journal, take_lock
+from pipeline.ledger.ledger import journals_directory
+from pipeline.ledger.segment import SegmentStore
+
+_COMPACT_ROWS: Final = 200_000
+
+
+@dataclass
+class KindStats:
+    answers: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+
+
+@dataclass
+class LedgerStats:
+    segments: int = 0
+    journals: int = 0
+    answers: int = 0
+    distinct: int = 0
+    bytes: int = 0
+    kinds: dict[str, KindStats] = field(default_factory=dict)
+    models: dict[str, int] = field(default_factory=dict)
+
+
+def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerStats:
+    """Sums over the segments. Answers still in journals are counted by the next build, when it seals them."""
+    store = SegmentStore(location)
+    stats = LedgerStats()
+    keys: list[NDArray[Any]] = []
+    kinds: dict[str, KindStats] = defaultdict(KindStats)
+    for name in store.names():
+        table = store.open(name).read(
+            columns=["fingerprint", "kind", "outcome", "prompt_tokens", "completion_tokens", "latency_s", "model"]
+        )
+        stats.segments += 1
+        stats.answers += len(table)
+        stats.bytes += store.filesystem.get_file_info(store.path(name)).size
+        keys.append(_keys(table))
+        grouped = table.group_by(["kind", "outcome", "model"]).aggregate(
+            [([], "count_all"), ("prompt_tokens", "sum"), ("completion_tokens", "sum"), ("latency_s", "sum")]
+        )
+        for row in grouped.to_pylist():
+            kind, count = kinds[row["kind"]], row["count_all"]
+            kind.answers += count
+            kind.prompt_tokens += row["prompt_tokens_sum"]
+            kind.completion_tokens += row["completion_tokens_sum"]
+            kind.latency_s += row["latency_s_sum"]
+            if row["outcome"] != "ok":
+                kind.failures[row["outcome"]] = kind.failures.get(row["outcome"], 0) + count
+            if row["model"]:
+                stats.models[row["model"]] = stats.models.get(row["model"], 0) + count
+    stats.distinct = len(np.unique(np.concatenate(keys))) if keys else 0
+    stats.kinds = dict(sorted(kinds.items()))
+    stats.journals = sum(1 for _ in journals_directory(store, journals).glob("*.journal"))
+    return stats
+
+
+def verify_ledger(location: str | Path, journals: Path | None = None) -> list[str]:
+    """Everything that is wrong, in words. Reads every byte."""
+    store = SegmentStore(location)
+    found = []
+    for name in store.names():
+        try:
+            table = store.open(name).read()
+            if table.schema.names != SCHEMA.names:
+                found.append(f"{name}: its columns are {', '.join(table.schema.names)}")
+            elif table["fingerprint"].null_count:
+                found.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
+        except (LedgerError, pa.ArrowInvalid, OSError) as error:
+            found.append(f"{name}: cannot be read ({error}); move it away, and what it held is asked again")
+    for path in sorted(journals_directory(store, journals).glob("*.journal")):
+        lock = take_lock(path)
+        if lock is None:
+            continue  # a build is writing it
+        damaged = read_journal(path).damaged
+        if damaged:
+            found.append(f"{path.name}: {damaged} torn or damaged lines; these answers are owed again")
+        os.close(lock)
+    return found
+
+
+def compact(location: str | Path) -> tuple[int, int]:
+    """Many small segments into few: (before, after). Of several answers to a fingerprint the one that counts stays.
+
+    The new segments are written before the old ones are deleted; whatever interrupts it, every answer is in at least one.
+    """
+    store = SegmentStore(location)
+    names = store.names()
+    if len(names) < 2:
+        return len(names), len(names)
+    table = pa.concat_tables([store.open(name).read() for name in names])
+    table = table.take(pa.array(_chosen(table)))
+    stamp = f"{0:011d}-compacted-{int(time.time())}"
+    count = 0
+    for start in range(0, len(table), _COMPACT_ROWS):
+        store.write_table(f"segment-{stamp}-{count:05d}.parquet", table.slice(start, _COMPACT_ROWS))
+        count += 1
+    for name in names:
+        store.delete(name)
+    return len(names), count
+
+
+def disputed_subjects(store: SegmentStore) -> set[str]:
+    """Ids of queries whose answer is not the one that counts, because another query asked the same at the same time."""
+    keys = [_keys(store.open(name).read(columns=["fingerprint"])) for name in store.names()]
+    if not keys:
+        return set()
+    values, counts = np.unique(np.concatenate(keys), return_counts=True)
+    repeated = values[counts > 1]
+    if not len(repeated):
+        return set()
+    first: set[bytes] = set()
+    found: set[str] = set()
+    for name, of_segment in zip(store.names(), keys, strict=True):
+        rows = np.flatnonzero(np.isin(of_segment, repeated))
+        if not len(rows):
+            continue
+        for row in store.open(name).read(columns=["fingerprint", "subject", "outcome"]).take(pa.array(rows)).to_pylist():
+            if row["outcome"] != "ok":
+                continue
+            if row["fingerprint"] in first:
+                found.add(row["subject"])
+            first.add(row["fingerprint"])
+    return found
+
+
+def _keys(table: pa.Table) -> NDArray[Any]:
+    raw = b"".join(table["fingerprint"].to_pylist())
+    return np.frombuffer(raw, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+
+
+def _chosen(table: pa.Table) -> NDArray[Any]:
+    """Rows that count: of each fingerprint the first usable one, else the first permanent failure; order kept."""
+    outcomes = np.asarray(table["outcome"].to_pylist())
+    rank = np.where(outcomes == "ok", 0, np.where(np.isin(outcomes, [str(o) for o in TRANSIENT]), 2, 1))
+    prints = table["fingerprint"].to_pylist()
+    best: dict[bytes, int] = {}
+    for row, key in enumerate(prints):
+        if key not in best or rank[row] < rank[best[key]]:
+            best[key] = row
+    return np.sort(np.fromiter(best.values(), np.int64, len(best)))

@@ -1,0 +1,99 @@
+"""Sealed answers: Parquet files, on any filesystem that pyarrow opens."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline.ledger.entry import SCHEMA, Entry
+from pipeline.ledger.journal import LedgerError
+
+ROW_GROUP: Final = 512
+"""Answers that are read together by a look-up."""
+
+_NAME: Final = re.compile(r"^segment-[0-9A-Za-z_.-]+\.parquet$")
+
+
+class SegmentStore:
+    """The segments of one location, a directory or a URI."""
+
+    def __init__(self, location: str | Path) -> None:
+        text = self.location = str(location)
+        self.is_local = "://" not in text or text.startswith("file://")
+        if self.is_local:
+            self.root = str(Path(text.removeprefix("file://")).absolute())
+            self.filesystem: fs.FileSystem = fs.LocalFileSystem()
+        else:
+            try:
+                self.filesystem, self.root = fs.FileSystem.from_uri(text)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise LedgerError(
+                    f"cannot open the ledger at {text}: {error}", "give a directory or a URI pyarrow opens"
+                ) from error
+        self.filesystem.create_dir(self.root, recursive=True)
+
+    def names(self) -> list[str]:
+        """In the order of their names, which begin with the time at which their writer began."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.root))
+        return sorted(info.base_name for info in found if _NAME.match(info.base_name) and info.type == fs.FileType.File)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def write(self, name: str, entries: list[Entry]) -> None:
+        """Seals answers: written beside, made durable, renamed. On disk there is the whole segment or none."""
+        rows = [entry | {"fingerprint": bytes.fromhex(entry["fingerprint"])} for entry in entries]
+        self.write_table(name, pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        temporary = self.path(f".{name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(
+                table,
+                temporary,
+                filesystem=self.filesystem,
+                compression="zstd",
+                row_group_size=ROW_GROUP,
+                write_statistics=False,
+            )
+            if self.is_local:
+                _sync(temporary)
+            self.filesystem.move(temporary, self.path(name))
+            if self.is_local:
+                _sync(self.root)
+        except OSError as error:
+            if self.filesystem.get_file_info(temporary).type == fs.FileType.File:
+                self.filesystem.delete_file(temporary)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+            raise LedgerError(
+                f"{'the disk is full: ' if full else ''}the segment {self.path(name)} could not be written"
+                + ("" if full else f": {error}"),
+                "free space and run the same command again: the answers are in the writer's journal until they are sealed",
+            ) from error
+
+    def open(self, name: str) -> pq.ParquetFile:
+        """Raises LedgerError for a file that is no whole segment."""
+        try:
+            return pq.ParquetFile(self.path(name), filesystem=self.filesystem)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise LedgerError(
+                f"{self.path(name)} is no whole segment ({error})", "run `mbeir-cot ledger verify`; it says how to set it aside"
+            ) from error
+
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(self.path(name))
+
+
+def _sync(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,30 @@
+"""Which queries reason: a pure function of the query, its assessment and the configured policy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.config import RouteConfig
+from schemas.mbeir import DatasetTask, Modality
+from schemas.record import Route, RoutePolicy
+
+REASONING_DATASETS: Final = frozenset({"cirr", "fashioniq", "oven", "infoseek"})
+"""The datasets of the paper's reasoning subset."""
+
+
+def needs_assessment(config: RouteConfig) -> bool:
+    return config.policy is RoutePolicy.ASSESSOR or config.always_assess
+
+
+def route(task: DatasetTask, assessment: float | None, config: RouteConfig) -> Route:
+    """`assessment` is P(complex); None only where the policy does not need it (ValueError otherwise)."""
+    match config.policy:
+        case RoutePolicy.ASSESSOR:
+            if assessment is None:
+                raise ValueError("the policy 'assessor' needs an assessment")
+            reasons = assessment >= config.threshold
+        case RoutePolicy.BY_DATASET:
+            reasons = task.dataset in REASONING_DATASETS
+        case RoutePolicy.BY_MODALITY:
+            reasons = task.query_modality is Modality.IMAGE_TEXT
+    return Route.REASONING if reasons else Route.BYPASS

@@ -1,0 +1,94 @@
+"""Records and rejections as Arrow: the columns of the dataset's files, with the features that `datasets` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from schemas.record import Record, Rejection
+
+_TEXTS: Final = pa.list_(pa.string())
+_IDENTITY: Final = [
+    pa.field("id", pa.string()),
+    pa.field("qid", pa.string()),
+    pa.field("dataset", pa.string()),
+    pa.field("split", pa.string()),
+    pa.field("task_id", pa.int8()),
+    pa.field("query_modality", pa.string()),
+    pa.field("cand_modality", pa.string()),
+    pa.field("instruction", pa.string()),
+    pa.field("query_text", pa.string()),
+    pa.field("query_image", pa.string()),
+    pa.field("positives", _TEXTS),
+    pa.field("hard_negatives", _TEXTS),
+    pa.field("multiplicity", pa.int32()),
+]
+
+RECORDS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("route", pa.string()),
+        pa.field("route_policy", pa.string()),
+        pa.field("assessment", pa.float64()),
+        pa.field("facets", pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("text", pa.string())]))),
+        pa.field("reasoning", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field(
+            "verdict",
+            pa.struct(
+                [pa.field("accepted", pa.bool_()), pa.field("confidence", pa.float64()), pa.field("verifier", pa.string())]
+            ),
+        ),
+        pa.field(
+            "provenance",
+            pa.struct(
+                [
+                    pa.field("teacher", pa.string()),
+                    pa.field("revision", pa.string()),
+                    pa.field("prompt_sha256", pa.string()),
+                    pa.field("temperature", pa.float64()),
+                    pa.field("seed", pa.int64()),
+                    pa.field("attempts", pa.int16()),
+                    pa.field("prompt_tokens", pa.int32()),
+                    pa.field("completion_tokens", pa.int32()),
+                    pa.field("pipeline_version", pa.string()),
+                    pa.field("reveal_target", pa.bool_()),
+                ]
+            ),
+        ),
+    ]
+)
+
+REJECTIONS: Final = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("raw_answer", pa.string()),
+        pa.field("assessment", pa.float64()),
+        pa.field("attempts", pa.int16()),
+    ]
+)
+
+
+def records_table(rows: Sequence[Record]) -> pa.Table:
+    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=RECORDS)
+
+
+def rejections_table(rows: Sequence[Rejection]) -> pa.Table:
+    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=REJECTIONS)
+
+
+def with_features(schema: pa.Schema, *, image_column: str | None = None) -> pa.Schema:
+    """The schema with the metadata from which `datasets` takes its features."""
+    from datasets import Features, Image  # noqa: PLC0415 (it imports pandas and much else: only writers need it)
+
+    features = Features.from_arrow_schema(schema)
+    if image_column is not None:
+        features[image_column] = Image()
+    found: Any = features.arrow_schema
+    return found

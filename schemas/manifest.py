@@ -1,0 +1,89 @@
+"""What a dataset directory says of itself: `manifest.json`, written last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
+MANIFEST_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputDigest(_Frozen):
+    """A file that the build read; the path is below the M-BEIR root."""
+
+    path: str
+    sha256: str
+    rows: NonNegativeInt
+
+
+class DataFile(_Frozen):
+    """A file of the dataset; the path is below its directory."""
+
+    path: str
+    sha256: str
+    rows: NonNegativeInt
+    bytes: NonNegativeInt
+
+
+class Model(_Frozen):
+    name: str
+    revision: str
+
+
+class TaskCounts(_Frozen):
+    """One dataset-task. `rejected` counts by ``stage: reason``."""
+
+    dataset: str
+    task_id: int
+    queries: NonNegativeInt
+    reasoning: NonNegativeInt
+    bypass: NonNegativeInt
+    rejected: dict[str, NonNegativeInt]
+
+    @property
+    def rejections(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def think_rate(self) -> float | None:
+        """Share of the records that reason."""
+        records = self.reasoning + self.bypass
+        return self.reasoning / records if records else None
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the queries that became records."""
+        return (self.reasoning + self.bypass) / self.queries if self.queries else None
+
+
+class Manifest(_Frozen):
+    version: int = MANIFEST_VERSION
+    name: str
+    synthetic: bool
+    license: str
+    pipeline_version: str
+    teacher: Model
+    verifier: Model | None
+    prompts: dict[str, str]
+    """Template -> SHA-256 of it and what it includes."""
+    config: dict[str, Any]
+    """All settings that decide the content; paths and addresses are left out."""
+    config_sha256: str
+    inputs: tuple[InputDigest, ...]
+    pools: tuple[InputDigest, ...]
+    split: str
+    queries: NonNegativeInt
+    records: NonNegativeInt
+    rejections: NonNegativeInt
+    malformed_lines: NonNegativeInt
+    owed: NonNegativeInt
+    """Rejections whose request got no answer: running the build again asks these anew."""
+    tasks: tuple[TaskCounts, ...]
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+    files: tuple[DataFile, ...]

@@ -1,0 +1,190 @@
+"""The rows of the dataset: records and rejections. Column names are a public interface."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+
+from schemas.judgement import JudgementReason, Probability
+from schemas.mbeir import Id, Modality
+from schemas.teacher import Outcome
+from schemas.trace import FormatReason
+
+EMB_TOKEN: Final = "<|emb|>"  # noqa: S105 (a token of text)
+
+
+class Route(StrEnum):
+    REASONING = "reasoning"
+    BYPASS = "bypass"
+
+
+class RoutePolicy(StrEnum):
+    ASSESSOR = "assessor"
+    """Per query: P(complex) of the teacher against a threshold (the paper's phase 1)."""
+    BY_DATASET = "by-dataset"
+    """CIRR, FashionIQ, OVEN and InfoSeek reason: what the paper's released counts imply."""
+    BY_MODALITY = "by-modality"
+    """Queries of image and text reason."""
+
+
+class Stage(StrEnum):
+    """Where a query's journey ended."""
+
+    INPUT = "input"
+    ASSESS = "assess"
+    REASON = "reason"
+    SCREEN = "screen"
+    VERIFY = "verify"
+
+
+class ScreenReason(StrEnum):
+    """Why a well-formed trace is not kept: one value for each rule of the paper."""
+
+    REASONING_TOO_SHORT = "reasoning_too_short"
+    REASONING_TOO_LONG = "reasoning_too_long"
+    ANSWER_TOO_SHORT = "answer_too_short"
+    ANSWER_TOO_LONG = "answer_too_long"
+    REPEATED_NGRAM = "repeated_ngram"
+    NOT_ENGLISH = "not_english"
+    REFUSAL = "refusal"
+    PROMPT_COPIED = "prompt_copied"
+    NO_SHARED_KEYWORD = "no_shared_keyword"
+    ANSWER_IS_SOURCE = "answer_is_source"
+    NEAR_DUPLICATE = "near_duplicate"
+
+
+class VerifyReason(StrEnum):
+    NOT_SUPPORTED = "not_supported"
+    """The verifier's confidence is at or below the threshold."""
+    TARGET_MISSING = "target_missing"
+    """No pool holds a positive of the query."""
+
+
+class InputReason(StrEnum):
+    EMPTY_TEXT = "empty_text"
+    NO_IMAGE_PATH = "no_image_path"
+    CONFLICTING_ROWS = "conflicting_rows"
+    """Two rows of one id with different contents; the first is used, this is the other."""
+    PROMPT_TOO_LONG = "prompt_too_long"
+
+
+_IMAGE_REASONS: Final = (
+    "image_missing",
+    "image_outside_root",
+    "image_not_a_file",
+    "image_not_an_image",
+    "image_truncated",
+    "image_too_many_pixels",
+    "image_unreadable",
+)
+
+REASONS: Final[frozenset[str]] = frozenset(
+    str(reason)
+    for reasons in (InputReason, FormatReason, JudgementReason, ScreenReason, VerifyReason, Outcome)
+    for reason in reasons
+    if reason is not Outcome.OK
+) | frozenset(_IMAGE_REASONS)
+"""Every code that a rejection may have."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecordFacet(_Frozen):
+    name: str
+    text: str
+
+
+class Verdict(_Frozen):
+    """The verifier's. `accepted` is the confidence against the threshold of the build."""
+
+    accepted: bool
+    confidence: Probability
+    verifier: str
+
+
+class Provenance(_Frozen):
+    """Where a record comes from. Tokens are those of all requests of the record's journey."""
+
+    teacher: str
+    revision: str
+    prompt_sha256: str
+    """Of the templates that its journey rendered: assess, then reason, then verify, joined by `+`."""
+    temperature: float
+    seed: NonNegativeInt
+    attempts: NonNegativeInt
+    """Traces asked for; 0 for a query that bypasses."""
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+    pipeline_version: str
+    reveal_target: bool = False
+
+
+class _Identity(_Frozen):
+    id: Annotated[str, StringConstraints(pattern=r"^(?:train|val|test)/[a-z0-9]+/task[0-8]/[0-9]:[0-9]+$")]
+    qid: Id
+    dataset: str
+    split: Literal["train", "val", "test"]
+    task_id: Annotated[int, Field(ge=0, le=8)]
+    query_modality: Modality
+    cand_modality: Modality
+    instruction: str
+    query_text: str | None
+    query_image: str | None
+    positives: tuple[Id, ...]
+    hard_negatives: tuple[Id, ...]
+    multiplicity: PositiveInt = 1
+    """How often the input has the row (the up-sampled union repeats rows)."""
+
+
+class Record(_Identity):
+    """One query of the dataset."""
+
+    route: Route
+    route_policy: RoutePolicy
+    assessment: Probability | None
+    facets: tuple[RecordFacet, ...] = ()
+    reasoning: str | None = None
+    answer: str | None = None
+    target: str
+    verdict: Verdict | None = None
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.target.endswith(EMB_TOKEN) or self.target.count(EMB_TOKEN) != 1:
+            raise ValueError(f"the target must end in its only {EMB_TOKEN}")
+        said = self.target.removesuffix(EMB_TOKEN)
+        if "<" in said or ">" in said:
+            raise ValueError("the target contains a tag")
+        if self.route is Route.BYPASS:
+            if said or self.facets or self.reasoning or self.answer or self.verdict:
+                raise ValueError("a bypass record has no trace")
+        elif not (self.facets and self.reasoning and self.answer and said):
+            raise ValueError("a reasoning record needs facets, reasoning, answer and target")
+        return self
+
+
+class Rejection(_Identity):
+    """A query that gave no record, and why."""
+
+    stage: Stage
+    reason: str
+    detail: str
+    raw_answer: str
+    """The last that the teacher wrote; empty where it wrote nothing."""
+    assessment: Probability | None
+    attempts: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.reason not in REASONS:
+            raise ValueError(f"{self.reason!r} is no reason for a rejection")
+        return self
+
+
+def record_id(split: str, dataset: str, task_id: int, qid: str) -> str:
+    return f"{split}/{dataset}/task{task_id}/{qid}"

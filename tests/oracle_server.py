@@ -1,0 +1,123 @@
+"""A chat endpoint that answers every question at once and always alike: a stand-in teacher for identity, speed and kills.
+
+Its answers are a function of the request's content alone (a hash of the texts and image digests), so that any two runs get
+the same; it writes every request it answers to a log, from which a test can tell what was asked twice. It never fails by
+itself: see `fault_server` for that.
+
+    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+_FACET = re.compile(r'"([A-Z][a-z]+): " facet')
+_WORDS = ("red", "blue", "green", "small", "large", "round", "square", "left")
+
+
+def content_of(body: dict[str, Any]) -> tuple[str, str]:
+    """(text, digest of texts, images and attempt) of a request."""
+    texts, digest = [], hashlib.sha256()
+    for part in body["messages"][0]["content"]:
+        said = part["text"] if part["type"] == "text" else part.get("uuid", "")
+        digest.update(said.encode() + b"\0")
+        if part["type"] == "text":
+            texts.append(said)
+    digest.update(str(body.get("seed")).encode())
+    return "\n".join(texts), digest.hexdigest()
+
+
+def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
+    text, digest = content_of(body)
+    number = int(digest[:8], 16)
+    logprobs = None
+    if "choice" in body.get("structured_outputs", {}):
+        labels = body["structured_outputs"]["choice"]
+        share = (number % 1000 + 0.5) / 1000
+        if labels[0] == "yes":
+            share = 1 - share / 4  # most answers are supported
+        said = labels[0] if share >= 0.5 else labels[1]
+
+        logprobs = {
+            "content": [
+                {
+                    "token": said,
+                    "logprob": math.log(max(share, 1 - share)),
+                    "top_logprobs": [
+                        {"token": labels[0], "logprob": math.log(share)},
+                        {"token": labels[1], "logprob": math.log(1 - share)},
+                    ],
+                }
+            ]
+        }
+    else:
+        query = text.rsplit("Query:", 1)[-1].split("\n")[0].strip()
+        words = [_WORDS[(number >> (2 * i)) % len(_WORDS)] for i in range(12)]
+        labels = _FACET.findall(body.get("structured_outputs", {}).get("grammar", ""))
+        lines = "\n".join(
+            f"{label}: the {words[i]} {words[i + 1]} one of {digest[4 * i : 4 * i + 6]} is {words[i + 2]} and it has {words[i + 3]}"
+            for i, label in enumerate(labels)
+        )
+        said = (
+            f"<reasoning>\n{lines}\n</reasoning>\n<answer>{' '.join(words[:5])} {query[:60] or 'image'} {digest[:6]}</answer>"
+        )
+        if garbage and garbage in text:
+            said = "I cannot do that"
+    return {
+        "model": "oracle",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop", "logprobs": logprobs}
+        ],
+        "usage": {"prompt_tokens": len(text) // 4, "completion_tokens": len(said) // 4},
+    }
+
+
+def application(log: Path | None = None, delay: float = 0.0, garbage: str = "") -> web.Application:
+    file = log.open("a", buffering=1) if log is not None else None
+
+    async def chat(request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        if delay:
+            await asyncio.sleep(delay)
+        given = answer(body, garbage)
+        if file is not None:  # before the answer is sent: what the log lacks was never answered
+            file.write(content_of(body)[1] + "\n")
+        return web.Response(body=orjson.dumps(given), content_type="application/json")
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "oracle"}]})
+
+    app = web.Application(client_max_size=2**28)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--garbage", default="")
+    given = parser.parse_args()
+    web.run_app(
+        application(given.log, given.delay, given.garbage),
+        host="127.0.0.1",
+        port=given.port,
+        access_log=None,
+        print=None,
+        backlog=4096,
+    )
+
+
+if __name__ == "__main__":
+    main()
