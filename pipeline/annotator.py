@@ -83,6 +83,7 @@ class Tally:
     waits_for_teacher: bool = False
     trouble: str = ""
     failure_share: float = 0.0
+    unreachable_s: float = 0.0
     rejection_share: float = 0.0
 
 
@@ -168,6 +169,7 @@ class Annotator:
         tally.in_flight = sum(one.in_flight for one in stats)
         tally.limit = sum(one.limit for one in stats)
         tally.failure_share = max((client.failure_share() for client in self._clients.values()), default=0.0)
+        tally.unreachable_s = max((client.unreachable_s() for client in self._clients.values()), default=0.0)
         window = self.config.stop.window
         tally.rejection_share = sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= window else 0.0
         return tally

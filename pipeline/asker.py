@@ -84,6 +84,8 @@ class Asker:
             return Asked(known, True)
         if self._stopping():
             raise Stopped
+        if self._ledger is not None and self._ledger.failure is not None:
+            raise self._ledger.failure
         encoded = {role: self._encoder.encode(images[role]) for role in roles}
         future: asyncio.Future[TeacherAnswer] = asyncio.get_running_loop().create_future()
         self._under_way[key] = future

@@ -11,6 +11,7 @@ the same journeys are made again and find their answers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -278,7 +279,7 @@ class _Crew:
                     chunk: Chunk | None = _got(reference)
                     if chunk is None:
                         raise self._stopped()
-                    self._staging.put(number, chunk)
+                    self._put(number, chunk)
                     done += self._length(number)
                 self._watch(crew, done)
                 if self._build.interrupt.asked:
@@ -290,6 +291,15 @@ class _Crew:
         for actor in crew:
             _got(actor.close.remote())
             ray.kill(actor)
+
+    def _put(self, number: int, chunk: Chunk) -> None:
+        try:
+            self._staging.put(number, chunk)
+        except OSError as error:
+            raise BuildError(
+                f"cannot write {self._staging.path}: {'the disk is full' if error.errno == errno.ENOSPC else error.strerror}",
+                "every answer is in the ledger: free space and run the same command again",
+            ) from error
 
     def _length(self, number: int) -> int:
         return min(len(self._work), (number + 1) * self._size) - number * self._size
@@ -327,6 +337,11 @@ class _Crew:
             rejected += tally.rejected
         reasons = ", ".join(f"{name} ({count})" for name, count in rejected.most_common(4))
         trouble = next((tally.trouble for tally in tallies if tally.trouble), "")
+        if any(tally.unreachable_s > stop.unreachable_s for tally in tallies):
+            raise BuildError(
+                f"no server of the teacher can be reached for {stop.unreachable_s:g} s",
+                "look at the servers (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
+            )
         if any(tally.failure_share > stop.failures for tally in tallies):
             raise BuildError(
                 f"more than {stop.failures:.0%} of the last requests had no usable answer: {reasons}\n  the last: {trouble}",

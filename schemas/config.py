@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Probability
@@ -143,6 +143,8 @@ class StopConfig(_Settings):
     """Last journeys looked at, of those that asked the teacher something."""
     failures: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of requests without a usable answer above which the build stops."""
+    unreachable_s: PositiveFloat = 900
+    """Seconds for which no server may answer at all; a large model that is started again loads for minutes."""
     rejections: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of rejected reasoning journeys above which the build stops."""
 

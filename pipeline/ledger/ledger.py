@@ -65,6 +65,8 @@ class Ledger:
         self._segment_answers, self._retry_failed = segment_answers, retry_failed
         self._writer = f"{int(time.time()):011d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._number = 0
+        self.failure: LedgerError | None = None
+        """Why the last answer could not be kept, if it could not: nothing more should be asked then."""
         self._journal: Journal | None = None
         self._fresh: dict[bytes, Entry] = {}
         self._segments: list[str] = []
@@ -103,7 +105,11 @@ class Ledger:
         if self._journal is None:
             self._number += 1
             self._journal = Journal(self._journals / f"{self._writer}-{self._number:05d}{_SUFFIX}")
-        self._journal.append(entry)
+        try:
+            self._journal.append(entry)
+        except LedgerError as error:
+            self.failure = error
+            raise
         if Outcome(entry["outcome"]) not in TRANSIENT:
             self._fresh[bytes.fromhex(entry["fingerprint"])] = entry
         if len(self._journal.entries) >= self._segment_answers:

@@ -128,6 +128,12 @@ class TeacherClient:
         """Share of failures among the last answers; 0 until half a window has been seen."""
         return sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= self.config.window else 0.0
 
+    def unreachable_s(self) -> float:
+        """Seconds for which no server at all could be reached; 0 while one can."""
+        since = [server.limiter.down_since for server in self._servers]
+        known = [moment for moment in since if moment is not None]
+        return time.monotonic() - max(known) if len(known) == len(since) else 0.0
+
     def stats(self) -> ClientStats:
         return ClientStats(
             sum(server.limiter.in_flight for server in self._servers),

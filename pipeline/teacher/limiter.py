@@ -29,6 +29,7 @@ class Limiter:
     congestions: int = 0
     connection_failures: int = 0
     available_at: float = 0.0
+    down_since: float | None = None
     _cut_at: float = field(default=-1e9)
     _down: int = 0
 
@@ -49,6 +50,7 @@ class Limiter:
     def succeeded(self, latency: float) -> None:
         self.successes += 1
         self._down = 0
+        self.down_since = None
         self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
         if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not used says nothing about more
             self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
@@ -70,3 +72,4 @@ class Limiter:
         if now >= self.available_at:  # the others of the same break do not count again
             self.available_at = now + min(_DOWN_MOST_S, _DOWN_FIRST_S * 2**self._down)
             self._down += 1
+            self.down_since = self.down_since or now

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.ledger.entry import to_answer, to_entry
+from pipeline.ledger.fingerprint import Identity, fingerprint
+from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
+from pipeline.ledger.ledger import Ledger, recover
+from pipeline.ledger.report import compact, disputed_subjects, ledger_stats, verify_ledger
+from pipeline.ledger.segment import SegmentStore
+from prompts import ImageSlot
+from schemas.config import TeacherConfig
+from schemas.teacher import Outcome, TeacherAnswer
+
+
+def config(**changes: Any) -> TeacherConfig:
+    endpoints = [{"url": "http://a/v1", "model": "m"}]
+    return TeacherConfig.model_validate({"hosting": "external", "endpoints": endpoints} | changes)
+
+
+def answer(text: str = "fine", outcome: Outcome = Outcome.OK, key: str = "train/cirr/task7/8:1") -> TeacherAnswer:
+    return TeacherAnswer(
+        key=key, outcome=outcome, text=text, finish_reason="stop", first_token_logprobs={"yes": -0.1, "no": -2.5, "x": -9999.0},
+        prompt_tokens=10, completion_tokens=3, latency_s=0.5, total_s=0.75, attempts=2, model="m", fingerprint="fp",
+    )  # fmt: skip
+
+
+def entry(number: int, text: str = "fine", outcome: Outcome = Outcome.OK, subject: str = "s") -> dict[str, Any]:
+    return to_entry(answer(text, outcome, subject), key(number), "reason", 0, 1.0)
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(8, "big") + bytes(8)
+
+
+# What is and what is not part of a fingerprint
+
+PROMPT = ("Look: ", ImageSlot("query"), "What changes?")
+DIGESTS = {"query": "aa"}
+FIELDS = {"temperature": 0.2, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "digests", "fields", "attempt", "teacher"),
+    [
+        (("Look: ", ImageSlot("query"), "What changes!"), DIGESTS, FIELDS, 0, {}),
+        ((ImageSlot("query"), "Look: ", "What changes?"), DIGESTS, FIELDS, 0, {}),
+        (PROMPT, {"query": "ab"}, FIELDS, 0, {}),
+        (PROMPT, DIGESTS, FIELDS | {"temperature": 0.3}, 0, {}),
+        (PROMPT, DIGESTS, FIELDS | {"structured_outputs": {"grammar": "root ::= x"}}, 0, {}),
+        (PROMPT, DIGESTS, FIELDS, 1, {}),
+        (PROMPT, DIGESTS, FIELDS, 0, {"endpoints": [{"url": "http://a/v1", "model": "other"}]}),
+        (PROMPT, DIGESTS, FIELDS, 0, {"max_pixels": 10}),
+    ],
+    ids=["text", "order", "image", "sampling", "grammar", "attempt", "model", "pixels"],
+)
+def test_what_decides_the_answer_decides_the_fingerprint(
+    prompt: Any, digests: Any, fields: Any, attempt: int, teacher: dict[str, Any]
+) -> None:
+    usual = fingerprint(Identity(config()), PROMPT, DIGESTS, FIELDS, 0)
+    assert fingerprint(Identity(config(**teacher)), prompt, digests, fields, attempt) != usual
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoints": [{"url": "http://elsewhere:9/v1", "model": "m", "api_key_env": "KEY"}]},
+        {"images": "data_url"},
+        {"transport": {"max_in_flight": 3, "deadline_s": 5}},
+        {"prompts": "pocket"},
+    ],
+    ids=["address", "way of images", "transport", "name of the set"],
+)
+def test_where_and_how_it_is_asked_does_not(change: dict[str, Any]) -> None:
+    same = [fingerprint(Identity(config(**c)), PROMPT, DIGESTS, FIELDS, 0) for c in ({}, change)]
+    assert same[0] == same[1]
+
+
+def test_a_local_model_is_what_is_in_its_directory(tmp_path: Path) -> None:
+    def identity(name: str, weights: bytes) -> Identity:
+        directory = tmp_path / name
+        directory.mkdir(exist_ok=True)
+        (directory / "model.safetensors").write_bytes(weights)
+        server = {"model": str(directory), "served_name": "t"}
+        return Identity(TeacherConfig.model_validate({"server": server}))
+
+    assert identity("a", b"1" * 100).prefix == identity("b", b"1" * 100).prefix
+    assert identity("a", b"1" * 100).prefix != identity("a", b"1" * 99 + b"2").prefix
+    big = b"1" * (3 << 20)
+    assert identity("a", big).prefix != identity("a", big[:-1] + b"2").prefix
+
+
+# Answers there and back
+
+
+def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
+    given = answer()
+    for sealed in (False, True):
+        ledger = Ledger(tmp_path / str(sealed))
+        ledger.append(to_entry(given, key(1), "reason", 0, 1.0))
+        if sealed:
+            ledger.close()
+            ledger = Ledger(tmp_path / str(sealed))
+        back = ledger.get(key(1))
+        assert back is not None
+        kept = {"yes": -0.1, "no": -2.5}  # the masked token is no alternative
+        assert back.model_dump() == given.model_copy(update={"first_token_logprobs": kept, "endpoint": ""}).model_dump()
+        assert ledger.get(key(2)) is None
+        ledger.close()
+
+
+@given(st.lists(st.text(), max_size=8), st.data())
+def test_any_cut_of_a_journal_keeps_every_whole_line(texts: list[str], data: st.DataObject) -> None:
+    lines = [encode(entry(i, text)) for i, text in enumerate(texts)]
+    whole = b"".join(lines)
+    cut = data.draw(st.integers(0, len(whole)))
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"journal-{os.getpid()}"
+    path.write_bytes(whole[:cut])
+    complete, length = 0, 0
+    for line in lines:
+        length += len(line)
+        complete += length - 1 <= cut  # the line feed itself may be missing
+    assert [e["text"] for e in read_journal(path).entries] == texts[:complete]
+    path.unlink()
+
+
+def test_a_damaged_line_is_owed_again_and_the_others_stay(tmp_path: Path) -> None:
+    lines = [bytearray(encode(entry(i, f"text {i}"))) for i in range(5)]
+    lines[2][30] ^= 1
+    (tmp_path / "j").write_bytes(b"".join(lines))
+    found = read_journal(tmp_path / "j")
+    assert [e["text"] for e in found.entries] == ["text 0", "text 1", "text 3", "text 4"]
+    assert found.damaged == 1
+
+
+def _write_until_killed(location: Path, ready: Any) -> None:
+    ledger = Ledger(location, segment_answers=50)
+    for number in range(10**9):
+        ledger.append(entry(number, f"text {number}"))
+        if number == 380:
+            ready.set()
+
+
+def test_a_killed_writer_loses_nothing_it_was_given(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    writer = context.Process(target=_write_until_killed, args=(tmp_path / "l", ready))
+    writer.start()
+    assert ready.wait(60)
+    os.kill(writer.pid or 0, signal.SIGKILL)
+    writer.join()
+    recover(tmp_path / "l")
+    ledger = Ledger(tmp_path / "l")
+    for number in range(380):
+        found = ledger.get(key(number))
+        assert found is not None, number
+        assert found.text == f"text {number}"
+    assert not list((tmp_path / "l" / "journals").iterdir())
+    again = recover(tmp_path / "l")
+    assert (again.journals, again.answers) == (0, 0)
+
+
+def test_the_journal_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    writer = Ledger(tmp_path)
+    writer.append(entry(1))
+    found = recover(tmp_path)
+    assert [path.suffix for path in found.busy] == [".journal"]
+    assert not SegmentStore(tmp_path).names()
+    writer.close()
+    assert not recover(tmp_path).busy
+
+
+def test_a_kill_between_sealing_and_removing_the_journal_doubles_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(1))
+    journal = next((tmp_path / "journals").iterdir())
+    copy = journal.read_bytes()
+    ledger.close()
+    journal.write_bytes(copy)  # as if it had not been removed yet
+    recover(tmp_path)
+    assert ledger_stats(tmp_path).answers == 1
+    assert not journal.exists()
+
+
+def test_writers_at_once_and_segments_that_pyarrow_reads(tmp_path: Path) -> None:
+    writers = [Ledger(tmp_path, segment_answers=7) for _ in range(3)]
+    for number in range(60):
+        writers[number % 3].append(entry(number, f"text {number}"))
+    for writer in writers:
+        writer.close()
+    reader = Ledger(tmp_path)
+    assert [reader.get(key(n)).text for n in range(60)] == [f"text {n}" for n in range(60)]  # type: ignore[union-attr]
+    assert pq.read_table([tmp_path / name for name in SegmentStore(tmp_path).names()]).num_rows == 60
+
+
+def test_what_is_sealed_during_a_run_is_still_found(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, segment_answers=10)
+    for number in range(95):
+        ledger.append(entry(number, f"text {number}"))
+    time.sleep(0.3)
+    ledger.collect()
+    assert [ledger.get(key(n)).text for n in range(95)] == [f"text {n}" for n in range(95)]  # type: ignore[union-attr]
+    ledger.close()
+
+
+# Which answer counts
+
+
+def test_failures_are_kept_and_transient_ones_are_owed_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(1, outcome=Outcome.PERMANENT_HTTP))
+    ledger.append(entry(2, outcome=Outcome.DEADLINE))
+    assert ledger.get(key(2)) is None
+    ledger.close()
+    again, retrying = Ledger(tmp_path), Ledger(tmp_path, retry_failed=True)
+    assert again.get(key(1)).outcome is Outcome.PERMANENT_HTTP  # type: ignore[union-attr]
+    assert again.get(key(2)) is None
+    assert retrying.get(key(1)) is None
+    retrying.append(entry(1, "mended"))
+    retrying.close()
+    assert Ledger(tmp_path).get(key(1)).text == "mended"  # type: ignore[union-attr]
+
+
+def test_of_two_answers_the_first_counts_for_everyone_and_the_other_is_told(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    second = Ledger(tmp_path)
+    first.append(entry(1, "one", subject="a"))
+    second.append(entry(1, "two", subject="b"))
+    second.append(entry(2, "three", subject="c"))
+    assert second.get(key(1)).text == "two"  # type: ignore[union-attr]
+    second.close()
+    first.close()
+    names = SegmentStore(tmp_path).names()
+    rows = {name: pq.read_table(tmp_path / name).to_pylist() for name in names}
+    expected = rows[names[0]][0]["text"]
+    loser = {"one": "b", "two": "a"}[expected]
+    assert Ledger(tmp_path).get(key(1)).text == expected  # type: ignore[union-attr]
+    assert disputed_subjects(SegmentStore(tmp_path)) == {loser}
+
+
+def test_compacting_keeps_what_counts(tmp_path: Path) -> None:
+    for number in range(6):
+        ledger = Ledger(tmp_path)
+        ledger.append(entry(number, f"text {number}"))
+        ledger.append(entry(99, outcome=Outcome.PERMANENT_HTTP if number < 3 else Outcome.OK, text=f"late {number}"))
+        ledger.close()
+    before = Ledger(tmp_path)
+    wanted = {n: before.get(key(n)).text for n in (*range(6), 99)}  # type: ignore[union-attr]
+    assert compact(tmp_path) == (6, 1)
+    after = Ledger(tmp_path)
+    assert {n: after.get(key(n)).text for n in (*range(6), 99)} == wanted  # type: ignore[union-attr]
+    assert ledger_stats(tmp_path).answers == 7
+    assert verify_ledger(tmp_path) == []
+
+
+def test_verify_names_what_is_damaged(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(1))
+    ledger.close()
+    segment = tmp_path / SegmentStore(tmp_path).names()[0]
+    segment.write_bytes(segment.read_bytes()[:-20])
+    (tmp_path / "journals" / "x.journal").write_bytes(encode(entry(2)) + b"0000 torn")
+    found = verify_ledger(tmp_path)
+    assert [problem.split(":")[0] for problem in found] == [segment.name, "x.journal"]
+    with pytest.raises(LedgerError, match="ledger verify"):
+        Ledger(tmp_path)
+
+
+def test_a_disk_that_fills_is_said_and_leaves_whole_lines(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append(entry(1))
+    size = (tmp_path / "j").stat().st_size
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, old[1]))  # a part of the next line fits
+    try:
+        with pytest.raises(LedgerError, match="disk is full"):
+            journal.append(entry(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    journal.append(entry(3, "after space was made"))
+    found = read_journal(tmp_path / "j")
+    assert [e["text"] for e in found.entries] == ["fine", "after space was made"]
+    assert found.damaged == 0
+
+
+def test_a_ledger_elsewhere_needs_a_local_journal(tmp_path: Path) -> None:
+    from schemas.errors import ConfigError
+
+    with pytest.raises(LedgerError, match="cannot open the ledger"):
+        Ledger("nosuch://bucket/ledger")
+    uri = f"file://{tmp_path}/l"
+    ledger = Ledger(uri)
+    ledger.append(entry(1))
+    ledger.close()
+    assert Ledger(tmp_path / "l").get(key(1)) is not None
+    store = SegmentStore(tmp_path / "l")
+    store.is_local = False
+    from pipeline.ledger.ledger import journals_directory
+
+    with pytest.raises(ConfigError, match=r"ledger\.journal"):
+        journals_directory(store, None)
+
+
+def test_logprobs_survive_a_round_trip() -> None:
+    assert to_answer(entry(1)).first_token_logprobs == {"yes": -0.1, "no": -2.5}
