@@ -3,10 +3,11 @@
 SHELL := bash
 VENV ?= .venv
 EXTRA ?= cpu
+CONFIG ?= configs/pocket.yaml
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench pocket-world pocket-models
+.PHONY: help setup lock lint test test-fast bench bench-build pocket-world build-dataset pocket-models
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,9 @@ setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); doe
 
 pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/world
 	@$(BIN)/mbeir-cot pocket world build/pocket/world
+
+build-dataset: setup pocket-world ## build the dataset of CONFIG (default: pocket, with a real vLLM server on CPU)
+	@$(BIN)/mbeir-cot build $(CONFIG) $(ARGS)
 
 pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; DEVICE=cuda for a GPU)
 	@$(BIN)/mbeir-cot pocket models --device $(or $(DEVICE),cpu)
@@ -32,6 +36,11 @@ test-fast: setup ## the inner loop: no slow tests (under 60 s)
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py
 	@$(BIN)/python bench/client.py
+
+bench-build: setup ## benchmarks of the build: oracle and real teacher, quality against the pocket world's truth
+	@$(BIN)/python -m bench.build instant
+	@$(BIN)/python -m bench.build teacher
+	@$(BIN)/python -m bench.quality
 
 lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock

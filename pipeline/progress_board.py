@@ -45,6 +45,8 @@ class Progress(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     elapsed_s: float = 0.0
+    annotating_s: float = 0.0
+    """From the first finished journey to the last."""
     rate: float = 0.0
     """Queries per second over the last half minute."""
     tokens_rate: float = 0.0
@@ -67,6 +69,9 @@ class Board:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._shown = self._written = 0.0
+        self._done = 0
+        self._first: float | None = None
+        self._seen = self._began
         self._history: list[tuple[float, int, int]] = []
         self.progress = Progress(state="reading", pid=os.getpid(), host=socket.gethostname())
 
@@ -96,6 +101,11 @@ class Board:
             setattr(progress, name, sum(getattr(tally, name) for tally in tallies))
         progress.rejected = dict(rejected.most_common())
         progress.elapsed_s = round(now - self._began, 1)
+        if progress.done > self._done:
+            self._first = self._first or self._seen
+            self._done = progress.done
+            progress.annotating_s = now - (self._first or now)
+        self._seen = now
         self._history.append((now, progress.done, progress.completion_tokens + progress.prompt_tokens))
         while now - self._history[0][0] > 30:
             self._history.pop(0)

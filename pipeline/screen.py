@@ -151,9 +151,11 @@ def prompt_copied(given: Screened, config: ScreenConfig) -> Fault | None:
 def shared_keyword(given: Screened, config: ScreenConfig) -> Fault | None:
     """The answer must have a salient word of the query's text, the instruction or the target's text.
 
-    Where neither query nor target has words (image to image) there is nothing to share and the rule passes.
+    Where neither query nor target has words (image to image) there is nothing to share and the rule passes. A composed query
+    speaks with its reference image too ("is not short" of a purple shirt), so the source facet counts as the query's text.
     """
-    of_query, of_target = keywords(given.query_text or ""), keywords(given.target_text or "")
+    source = next((facet.text for facet in given.trace.facets if facet.name == "source"), "")
+    of_query, of_target = keywords(f"{given.query_text or ''} {source}"), keywords(given.target_text or "")
     if not of_query and not of_target:
         return None
     of_answer = keywords(given.trace.answer)

@@ -26,8 +26,8 @@ TOKENIZER = ROOT / "pocket" / "models" / "teacher"
 class Oracle:
     """The stand-in teacher of `tests.oracle_server`."""
 
-    def __init__(self, log: Path, *, delay: float = 0.0, garbage: str = "") -> None:
-        self.log, self.delay, self.garbage = log, delay, garbage
+    def __init__(self, log: Path, *, delay: float = 0.0, garbage: str = "", bodies: Path | None = None) -> None:
+        self.log, self.delay, self.garbage, self.bodies = log, delay, garbage, bodies
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -35,6 +35,7 @@ class Oracle:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.oracle_server", str(self.port), "--log", str(self.log)]
         command += ["--delay", str(self.delay), "--garbage", self.garbage]
+        command += ["--bodies", str(self.bodies)] if self.bodies is not None else []
         self.process = subprocess.Popen(command, cwd=ROOT)
         for _ in range(200):
             try:
@@ -93,7 +94,7 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         env=os.environ | environment,
         start_new_session=True,
         cwd=ROOT,
-        preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 (the child only calls prctl)
     )
 
 

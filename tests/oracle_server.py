@@ -81,11 +81,15 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
     }
 
 
-def application(log: Path | None = None, delay: float = 0.0, garbage: str = "") -> web.Application:
+def application(log: Path | None = None, delay: float = 0.0, garbage: str = "", bodies: Path | None = None) -> web.Application:
     file = log.open("a", buffering=1) if log is not None else None
+    kept = bodies.open("ab") if bodies is not None else None
 
     async def chat(request: web.Request) -> web.Response:
-        body = orjson.loads(await request.read())
+        content = await request.read()
+        body = orjson.loads(content)
+        if kept is not None:
+            kept.write(content + b"\n")
         if delay:
             await asyncio.sleep(delay)
         given = answer(body, garbage)
@@ -108,9 +112,10 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--garbage", default="")
+    parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
     web.run_app(
-        application(given.log, given.delay, given.garbage),
+        application(given.log, given.delay, given.garbage, given.bodies),
         host="127.0.0.1",
         port=given.port,
         access_log=None,

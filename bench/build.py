@@ -1,0 +1,261 @@
+"""How fast builds are, side by side with bare loops that send the same requests in the same run.
+
+    python bench/build.py instant [--queries 10000]   # against an oracle that answers at once, and after 200 ms
+    python bench/build.py scale [--queries 10000,100000,300000]
+    python bench/build.py teacher                     # against the real pocket vLLM server
+
+`instant` and `teacher` first build, then take the requests that the build made out of its ledger's log and fire them with
+plain aiohttp workers at the same server. `scale` reports cost per record, peak memory of driver and annotators, bytes in the
+ledger, and how long a re-run over the finished build takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import psutil
+import typer
+import yaml
+from rich.console import Console
+
+from tests.builds import ROOT, Oracle
+
+app = typer.Typer(no_args_is_help=True)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def many_queries(world: Path, root: Path, count: int) -> Path:
+    """An M-BEIR directory with `count` queries: the world's own, repeated under new ids and texts, its images shared."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    for name in ("mbeir_images", "cand_pool", "instructions"):
+        (root / name).symlink_to(world / name)
+    lines = [
+        json.loads(line) for path in sorted((world / "query/train").glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    place = root / "query" / "train"
+    place.mkdir(parents=True)
+    files: dict[str, Any] = {}
+    names = {int(path.read_text()[9]): path.name for path in (world / "query/train").glob("*.jsonl")}
+    numbers = dict.fromkeys(names, 0)
+    for number in range(count):
+        row = dict(lines[number % len(lines)])
+        dataset = int(row["qid"][0])
+        numbers[dataset] += 1
+        row["qid"] = f"{dataset}:{numbers[dataset]}"
+        if row["query_txt"]:
+            row["query_txt"] = f"{row['query_txt']} ({number})"
+        file = files.setdefault(names[dataset], (place / names[dataset]).open("w"))
+        file.write(json.dumps(row) + "\n")
+    for file in files.values():
+        file.close()
+    return root
+
+
+class Memory:
+    """Peak resident memory of a driver and of its annotators, looked at four times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.driver = self.annotator = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.25):
+            try:
+                driver = psutil.Process(self.pid)
+                self.driver = max(self.driver, driver.memory_info().rss)
+                for child in driver.children(recursive=True):
+                    if any("Annotator" in part for part in child.cmdline()):
+                        self.annotator = max(self.annotator, child.memory_info().rss)
+            except psutil.Error:
+                continue
+
+    def stop(self) -> tuple[float, float]:
+        """(driver, largest annotator) in MiB."""
+        self._stop.set()
+        self._thread.join()
+        return self.driver / 2**20, self.annotator / 2**20
+
+
+def run(config: Path) -> dict[str, Any]:
+    """A build with its progress file's last word, wall time and memory."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli.main", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
+    )
+    memory = Memory(process.pid)
+    if process.wait():
+        raise SystemExit("the build failed")
+    wall = time.perf_counter() - began
+    driver, annotator = memory.stop()
+    out = Path(yaml.safe_load(config.read_text())["out"])
+    progress = json.loads((out / "work" / "progress.json").read_text())
+    return {"wall_s": wall, "driver_mib": driver, "annotator_mib": annotator, **progress}
+
+
+async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
+    """Requests per second of workers that do nothing but send and receive."""
+    waiting = iter(bodies)
+    began = time.perf_counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def worker() -> None:
+            for body in waiting:
+                async with session.post(
+                    f"{url}/chat/completions", data=body, headers={"Content-Type": "application/json"}
+                ) as r:
+                    await r.read()
+
+        await asyncio.gather(*(worker() for _ in range(in_flight)))
+    return len(bodies) / (time.perf_counter() - began)
+
+
+@app.command()
+def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_000, annotators: int = 2) -> None:
+    """Client-bound: how many records per second go through all steps."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        root = many_queries(world.resolve(), directory / "M-BEIR", queries)
+        for delay, in_flight, crew in ((0.0, 128, annotators), (0.2, 256, 1)):
+            bodies_file = directory / f"bodies-{delay}"
+            with Oracle(directory / f"log-{delay}", delay=delay, bodies=bodies_file) as oracle:
+                config = oracle.config(
+                    directory,
+                    root,
+                    out=str(directory / f"out-{delay}"),
+                    annotators=crew,
+                    route__policy="by-modality",
+                    route__always_assess=True,
+                    input__image_roots=[str(world.resolve())],
+                    teacher__transport__start_in_flight=in_flight // crew,
+                    teacher__transport__max_in_flight=in_flight // crew,
+                )
+                took = run(config)
+                bodies = [line for line in bodies_file.read_bytes().split(b"\n") if line]
+                bodies_file.unlink()
+            with Oracle(directory / f"log-bare-{delay}", delay=delay) as oracle:
+                base = asyncio.run(bare(oracle.url, bodies, in_flight))
+            annotating = took["annotating_s"]
+            rate = len(bodies) / annotating
+            console.print(
+                f"{delay * 1000:.0f} ms, {crew} annotators, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
+                f"{rate:,.0f} requests/s = {rate / base:.2f} of the bare loop ({base:,.0f}/s); wall {took['wall_s']:.1f} s, "
+                f"driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB"
+            )
+
+
+@app.command()
+def scale(
+    world: Path = Path("build/pocket/world/mbeir"),
+    queries: Annotated[str, typer.Option(help="Comma-separated sizes.")] = "10000,100000,300000",
+    annotators: int = 2,
+) -> None:
+    """Does a record cost the same at 10 k and at 300 k, and what does a re-run cost?"""
+    for size in map(int, queries.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch)
+            root = many_queries(world.resolve(), directory / "M-BEIR", size)
+            with Oracle(directory / "log") as oracle:
+                config = oracle.config(
+                    directory,
+                    root,
+                    annotators=annotators,
+                    input__image_roots=[str(world.resolve())],
+                    teacher__transport__start_in_flight=64,
+                    teacher__transport__max_in_flight=64,
+                )
+                took = run(config)
+                (directory / "out" / "work" / "finished.json").unlink()  # so that every journey is made again
+                again = run(config)
+            console.print(
+                f"{size:,}: {took['annotating_s'] / size * 1e6:,.0f} us/record annotating, {took['wall_s'] / size * 1e6:,.0f} us "
+                f"in all; driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB; ledger "
+                f"{_size(directory / 'out' / 'ledger') / size:,.0f} bytes/record; re-run {again['wall_s']:.1f} s, "
+                f"{again['asked']} asked"
+            )
+
+
+@app.command()
+def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> None:
+    """Teacher-bound: the build beside a bare loop at the same real server."""
+    from pipeline.config import load_config
+    from pipeline.teacher.hosting.server import ManagedServer
+    from pipeline.teachers import server_config
+    from schemas.config import BuildConfig
+
+    settings = load_config(config, BuildConfig)
+    managed = server_config(settings.teacher, settings.mbeir)
+    if managed is None:
+        raise SystemExit("this bench starts its own server")
+    with tempfile.TemporaryDirectory() as scratch, ManagedServer(managed) as server:
+        directory = Path(scratch)
+        asyncio.run(_recorded(directory, server.endpoint.url, settings, limit))
+
+
+async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> None:
+    """Builds through a recorder of request bodies, then twice: the build, and the bare loop, at the real server."""
+    from pipeline.annotator import Annotator, Endpoints
+    from pipeline.mbeir.layout import Layout
+    from pipeline.teacher.request import request_body
+    from pipeline.worklist import collect
+    from schemas.hosting import Endpoint
+
+    endpoint = Endpoint(url=url, model=settings.teacher.server.served_name)
+    given = settings.model_copy(update={"input": settings.input.model_copy(update={"limit": limit})})
+    work = collect(Layout.open(given.mbeir), given.input, rejects=directory / "rejects", quiet=True)
+    bodies: list[bytes] = []
+
+    async def journeys(name: str, record: bool) -> float:
+        annotator = Annotator(given, str(directory / name))
+        await annotator.connect(Endpoints((endpoint,), (endpoint,)))
+        client = await annotator._client("teacher")
+        if record:
+            ask = client.ask
+
+            async def recorded(request: Any) -> Any:
+                bodies.append(request_body(request, endpoint.model))
+                return await ask(request)
+
+            client.ask = recorded  # type: ignore[method-assign]
+        began = time.perf_counter()
+        await asyncio.gather(*(annotator.annotate(work.read(i, i + 100)) for i in range(0, len(work), 100)))
+        took = time.perf_counter() - began
+        await annotator.close()
+        return took
+
+    await journeys("first", True)  # also warms the server's caches alike for both
+    ratios = []
+    for number in range(3):
+        build_s = await journeys(f"run-{number}", False)
+        rate = await bare(url, bodies, given.teacher.transport.max_in_flight)
+        ratios.append((len(bodies) / build_s) / rate)
+        console.print(
+            f"build {len(work) / build_s:.1f} records/s = {len(bodies) / build_s:.1f} requests/s; bare loop {rate:.1f} requests/s; "
+            f"ratio {ratios[-1]:.3f}"
+        )
+    console.print(f"median ratio {sorted(ratios)[1]:.3f}; {len(bodies) / len(work):.2f} requests a record")
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(ROOT))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    app()

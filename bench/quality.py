@@ -1,0 +1,55 @@
+"""What the pocket build is worth, against the world's ground truth: right traces before and after each filter.
+
+    python bench/quality.py [--build build/pocket] [--world build/pocket/world] [--json]
+
+`right before` counts the last trace of every query that reasoned; `after screens` those that the rules let through; `after
+verify` the records. Precision: share of wrong ones among the refused; recall: share of the wrong ones that were refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pocket.quality import quality
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    found = Table(title, "traces", "right before", "after screens", "after verify", "kept", "precision", "recall")
+    for name, row in rows.items():
+        keys = ("right_before", "right_after_screens", "right_after_verify", "yield", "precision", "recall")
+        found.add_row(name, str(row["traces"]), *(shown(row[key]) for key in keys))
+    return found
+
+
+def main(
+    build: Path = Path("build/pocket"),
+    world: Path = Path("build/pocket/world"),
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Prints the figures of a finished build."""
+    figures = quality(build, world / "truth")
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+        return
+    console = Console()
+    console.print(table("family", figures["families"]))
+    console.print(table("dataset-task", figures["tasks"]))
+    console.print(f"assessment AUC against 'needs reasoning': {figures.get('assessment_auc')}")
+    policies = Table("policy", "think rate", "as the query needs")
+    for name, row in figures["policies"].items():
+        policies.add_row(name, shown(row["think_rate"]), shown(row["right"]))
+    console.print(policies)
+
+
+if __name__ == "__main__":
+    typer.run(main)
