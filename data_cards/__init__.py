@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -19,17 +20,41 @@ _SIZES: Final = (
 )
 
 
-def render_dataset_card(manifest: Manifest) -> str:
-    """README.md with the Hub's YAML header."""
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
+    """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.measure`)."""
+    head, stem = (json.loads(path.read_text().splitlines()[0]) for path in (log, stem_log))
+    return (
+        _environment()
+        .get_template("pocket_model.md.jinja")
+        .render(
+            role=role,
+            parameters=head["parameters"],
+            recipe=head["recipe"],
+            stem=stem["recipe"],
+            figures=figures,
+            lessons=lessons,
+        )
+    )
+
+
+def render_dataset_card(manifest: Manifest) -> str:
+    """README.md with the Hub's YAML header."""
     configs = sorted({file.path.split("/")[0] for file in manifest.files})
-    return environment.get_template("dataset.md.jinja").render(
-        m=manifest,
-        size=next((name for most, name in _SIZES if manifest.records < most), "n>10M"),
-        folders=configs,
-        reasons=_by_reason(manifest),
+    return (
+        _environment()
+        .get_template("dataset.md.jinja")
+        .render(
+            m=manifest,
+            size=next((name for most, name in _SIZES if manifest.records < most), "n>10M"),
+            folders=configs,
+            reasons=_by_reason(manifest),
+        )
     )
 
 

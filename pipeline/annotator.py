@@ -7,7 +7,6 @@ is shared but files; a chunk of queries goes in, its rows come out.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,7 +55,7 @@ class Chunk:
     Args:
         keys: for each record its near-duplicate key, 0 for none.
         owed: queries whose request got no answer for now; a later run asks again.
-        asked_ids: ids of journeys that asked something now.
+        tokens: of all answers that the journeys used, asked now or before.
     """
 
     records: pa.Table
@@ -195,21 +194,6 @@ class Annotator:
             self._ledger.close()
         for pool in self._pools.values():
             pool.close()
-
-    async def refresh(self) -> None:
-        """Seals, and looks at the ledger as every other process sees it."""
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = Ledger(
-                self._ledger.store.location,
-                journals=self.config.ledger.journal,
-                segment_answers=self.config.ledger.segment_answers,
-            )
-            for asker in (self._teacher, self._verifier):
-                asker.read_from(self._ledger)
-
-    def pid(self) -> int:
-        return os.getpid()
 
     # Within
 

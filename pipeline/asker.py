@@ -104,10 +104,6 @@ class Asker:
         self._count(answer)
         return Asked(answer, False)
 
-    def read_from(self, ledger: Ledger) -> None:
-        """Goes on with another view of the ledger."""
-        self._ledger = ledger
-
     def check_image(self, path: str) -> None:
         """Raises ImageProblem for an image that cannot be used."""
         self._encoder.digest(path)

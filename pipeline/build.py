@@ -258,7 +258,9 @@ class _Crew:
             self._teachers.stop()
 
     def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool) -> None:
-        remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(Annotator)
+        remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
+            Annotator
+        )
         crew = [remote.remote(self._config, self._build.ledger, retry_failed=retry_failed) for _ in range(count)]
         waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
         load = [0] * count

@@ -20,6 +20,7 @@ import torch
 import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from data_cards import render_pocket_model_card
 from pipeline.families import FAMILIES
 from pipeline.judge import ASSESS, VERIFY, Labels
 from pipeline.parse import parse_trace
@@ -118,11 +119,18 @@ def main(
     role: Annotated[str, typer.Argument(help="teacher or base")],
     lessons: Annotated[int, typer.Option(help="Held-out lessons of each skill.")] = 200,
     directory: Annotated[Path | None, typer.Option(help="The checkpoint [default: the shipped one].")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the figures into the checkpoint's model card too.")] = False,
 ) -> None:
     """Prints the figures as JSON, one skill a line."""
     checked: Role = "teacher" if role == "teacher" else "base"
-    for skill, figures in measure(checked, directory or MODELS / role, lessons).items():
+    place = directory or MODELS / role
+    found = measure(checked, place, lessons)
+    for skill, figures in found.items():
         typer.echo(json.dumps({"skill": skill, **figures}))
+    if card:
+        stem = place / "stem.training.jsonl"
+        text = render_pocket_model_card(checked, place / "training.jsonl", stem, found, lessons)
+        (place / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

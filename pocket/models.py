@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -73,7 +74,9 @@ def train(role: Role, out: Path = MODELS, *, recipe: Recipe | None = None, devic
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stem, dtype=torch.float32)
     recipe = recipe or RECIPES[role]
     torch.manual_seed(recipe.seed)
-    return _train(model, tokenizer, COURSES[role], recipe, out / role, device)
+    directory = _train(model, tokenizer, COURSES[role], recipe, out / role, device)
+    shutil.copy(stem / "training.jsonl", directory / "stem.training.jsonl")
+    return directory
 
 
 def _train(

@@ -198,3 +198,15 @@ class BuildConfig(_Settings):
     stop: StopConfig = StopConfig()
     ledger: LedgerConfig = LedgerConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for name, teacher in (("teacher", self.teacher), ("verifier", self.verifier)):
+            if teacher is None or teacher.images != "path" or teacher.server is None or not self.input.image_roots:
+                continue
+            if teacher.hosting == "managed" and teacher.server.media_root is None:
+                raise ValueError(
+                    f"input.image_roots: the {name}'s server reads images by path below the M-BEIR root only; set "
+                    f"{name}.images: data_url, or {name}.server.media_root to a directory that holds all of them"
+                )
+        return self

@@ -16,6 +16,7 @@ from rich.markup import escape
 import pipeline.cli.build
 import pipeline.cli.ledger
 import pipeline.cli.mbeir
+import pipeline.cli.score
 import pipeline.cli.teacher
 import pocket.cli
 from pipeline import __version__
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(pipeline.cli.build, _command))
+app.command()(pipeline.cli.score.score)
 app.add_typer(pipeline.cli.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(pipeline.cli.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
 app.add_typer(pipeline.cli.teacher.app, name="teacher", help="Ask the teacher what it can do.")

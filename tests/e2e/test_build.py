@@ -216,6 +216,30 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
     assert again <= (kills + kills // 3) * in_flight, f"{again} answers of {total} were asked for again"
 
 
+def test_a_node_of_a_cluster_dies_and_the_build_goes_on(
+    finished: tuple[Path, Path, Oracle], small_world: Path, tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        with Oracle(tmp_path / "oracle.log", delay=0.02) as oracle:
+            config = oracle.config(tmp_path, small_world, annotators=2)
+            process = start("build", config, "--quiet", RAY_ADDRESS=cluster.address)
+            wait_for_log(oracle, 120, process)
+            assert process.poll() is None, process.communicate()[0]
+            cluster.remove_node(node, allow_graceful=False)
+            said = process.communicate(timeout=120)[0]
+            assert process.returncode == 0, said
+            asked = oracle.answered()
+    finally:
+        cluster.shutdown()
+    assert digests(tmp_path / "out" / "dataset") == digests(finished[0] / "dataset")
+    assert asked.keys() == finished[2].answered().keys()
+    assert sum(asked.values()) - len(asked) <= 2 * 8
+
+
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log", delay=0.1) as oracle:
         config = oracle.config(tmp_path, small_world)
