@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from schemas.mbeir import DATASET_NAMES
 from tests.builds import ROOT, Oracle
 
 app = typer.Typer(no_args_is_help=True)
@@ -42,23 +42,22 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
     root.mkdir(parents=True)
     for name in ("mbeir_images", "cand_pool", "instructions"):
         (root / name).symlink_to(world / name)
-    lines = [
-        json.loads(line) for path in sorted((world / "query/train").glob("*.jsonl")) for line in path.read_text().splitlines()
-    ]
+    texts = [line for path in sorted((world / "query/train").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    lines = [json.loads(text) for text in texts]
     place = root / "query" / "train"
     place.mkdir(parents=True)
-    files: dict[str, Any] = {}
-    names = {int(path.read_text()[9]): path.name for path in (world / "query/train").glob("*.jsonl")}
-    numbers = dict.fromkeys(names, 0)
+    files: dict[int, Any] = {}
+    numbers: dict[int, int] = {}
     for number in range(count):
         row = dict(lines[number % len(lines)])
         dataset = int(row["qid"][0])
-        numbers[dataset] += 1
+        numbers[dataset] = numbers.get(dataset, 0) + 1
         row["qid"] = f"{dataset}:{numbers[dataset]}"
         if row["query_txt"]:
             row["query_txt"] = f"{row['query_txt']} ({number})"
-        file = files.setdefault(names[dataset], (place / names[dataset]).open("w"))
-        file.write(json.dumps(row) + "\n")
+        if dataset not in files:
+            files[dataset] = (place / f"mbeir_{DATASET_NAMES[dataset]}_train.jsonl").open("w")
+        files[dataset].write(json.dumps(row) + "\n")
     for file in files.values():
         file.close()
     return root
@@ -120,6 +119,7 @@ async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
                     f"{url}/chat/completions", data=body, headers={"Content-Type": "application/json"}
                 ) as r:
                     await r.read()
+                    assert r.status == 200, await r.text()
 
         await asyncio.gather(*(worker() for _ in range(in_flight)))
     return len(bodies) / (time.perf_counter() - began)
@@ -131,7 +131,7 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         root = many_queries(world.resolve(), directory / "M-BEIR", queries)
-        for delay, in_flight, crew in ((0.0, 128, annotators), (0.2, 256, 1)):
+        for delay, in_flight, crew in ((0.0, 128, annotators), (0.2, 256, annotators)):
             bodies_file = directory / f"bodies-{delay}"
             with Oracle(directory / f"log-{delay}", delay=delay, bodies=bodies_file) as oracle:
                 config = oracle.config(
@@ -257,5 +257,4 @@ def _size(directory: Path) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONPATH", str(ROOT))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     app()

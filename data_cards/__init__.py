@@ -28,14 +28,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
     """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.measure`)."""
-    head, stem = (json.loads(path.read_text().splitlines()[0]) for path in (log, stem_log))
+    heads = [line for line in map(json.loads, log.read_text().splitlines()) if "recipe" in line]
+    stem = json.loads(stem_log.read_text().splitlines()[0])
     return (
         _environment()
         .get_template("pocket_model.md.jinja")
         .render(
             role=role,
-            parameters=head["parameters"],
-            recipe=head["recipe"],
+            parameters=heads[0]["parameters"],
+            recipes=[head["recipe"] for head in heads],
             stem=stem["recipe"],
             figures=figures,
             lessons=lessons,

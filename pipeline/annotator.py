@@ -7,6 +7,7 @@ is shared but files; a chunk of queries goes in, its rows come out.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -138,6 +139,8 @@ class Annotator:
     async def annotate(self, items: list[WorkItem]) -> Chunk | None:
         """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
         if self._upkeep is None:
+            gc.freeze()  # modules and templates: looked at by no collection any more
+            gc.set_threshold(100_000, 20, 100)  # journeys make no cycles; full collections cost a tenth of a second each
             self._upkeep = asyncio.create_task(self._keep_up())
         journeys = self.journeys(items)
         tasks = [asyncio.create_task(self._travel(journey)) for journey in journeys]

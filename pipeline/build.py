@@ -52,11 +52,12 @@ from schemas.errors import CotError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 
-_AHEAD: Final = 3
-"""Chunks that an annotator has at once: the next ones fill the places that the last queries of one leave."""
+_AHEAD: Final = 4
+"""Queries that an annotator has at once, in requests in flight: a journey is several requests in a row, the next chunks fill
+the places that the last queries of one leave, and the limit should always be used."""
 
 _CHUNKS_PER_ANNOTATOR: Final = 24
-_CHUNK: Final = (16, 256)
+_CHUNK: Final = (16, 128)
 _POLL_S: Final = 0.5
 _WATCH_S: Final = 3.0
 _DRAIN_S: Final = 60.0
@@ -242,6 +243,8 @@ class _Crew:
         count = config.annotators or max(1, cpus // 4)
         least, most = _CHUNK
         self._size = max(least, min(most, -(-len(work) // (count * _CHUNKS_PER_ANNOTATOR))))
+        in_flight = config.teacher.transport.max_in_flight
+        self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
         self._count = min(count, max(1, -(-len(work) // self._size)))
         self._teachers = Teachers(config, build.places.work / "logs")
         self._tallies: dict[int, Tally] = {}
@@ -268,7 +271,7 @@ class _Crew:
         try:
             self._board.state("running")
             while waiting or running:
-                while waiting and min(load) < _AHEAD:
+                while waiting and min(load) < self._ahead:
                     who = load.index(min(load))
                     number = waiting.popleft()
                     items = self._work.read(number * self._size, (number + 1) * self._size)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from pocket.lessons.lesson import Lesson
 
@@ -40,6 +40,8 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.997
     seed: int = 1
+    per_lesson: bool = False
+    """Average the loss over each lesson first: a judgement's one word weighs as much as a whole trace."""
 
 
 def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> dict[str, Tensor]:
@@ -52,15 +54,17 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
     visual = processor.image_processor(images=images, return_tensors="pt") if images else {}
     merge = processor.image_processor.merge_size**2
     counts = iter([int(grid.prod()) // merge for grid in visual["image_grid_thw"]] if images else [])
-    rows, starts = [], []
+    rows, starts, marks = [], [], []
     for lesson in lessons:
         prompt = tokenizer.apply_chat_template(lesson.messages, tokenize=False, add_generation_prompt=True)
         pieces = prompt.split(processor.image_token)
         prompt = pieces[0] + "".join(processor.image_token * next(counts) + piece for piece in pieces[1:])
-        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=lesson.doubted is not None)
+        prompt_ids = encoded.input_ids
         reply_ids = [*tokenizer(lesson.reply, add_special_tokens=False).input_ids, tokenizer.eos_token_id] if with_reply else []
         rows.append(prompt_ids + reply_ids)
         starts.append(len(prompt_ids))
+        marks.append(_marks(lesson, prompt, encoded.offset_mapping, tokenizer) if lesson.doubted is not None else {})
     length = max(map(len, rows))
     if with_reply:  # few lengths: on CPU every new shape costs a compilation of its matrix products
         length += -length % LENGTH_STEP
@@ -73,8 +77,25 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
         mask[i, place] = 1
         if with_reply:
             labels[i, start : len(row)] = ids[i, start : len(row)]
+            for at, label in marks[i].items():
+                labels[i, at + 1] = label  # the label of a place is read off the state before it
     batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == processor.image_token_id).int(), **visual}
     return batch | {"labels": labels} if with_reply else batch
+
+
+def _marks(lesson: Lesson, prompt: str, offsets: list[tuple[int, int]], tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
+    """Position -> what is right to say there of the answer so far, for the tokens of a doubted answer in the prompt."""
+    doubted = lesson.doubted
+    if doubted is None:
+        return {}
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
+    first = prompt.rindex(doubted.answer)
+    end, wrong = first + len(doubted.answer), first + doubted.right_until
+    return {
+        at: no if stop > wrong and not doubted.right else yes
+        for at, (start, stop) in enumerate(offsets)
+        if first <= start < end
+    }
 
 
 class LessonStream(IterableDataset[dict[str, Tensor]]):
@@ -106,12 +127,16 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def reply_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """Mean next-token loss over the reply's tokens; logits are computed for these alone."""
+def reply_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor], *, per_lesson: bool = False) -> Tensor:
+    """Mean next-token loss over the replies' tokens, or over lessons; logits are computed for these tokens alone."""
     labels = batch["labels"][:, 1:]
     hidden = model.model(**{name: value for name, value in batch.items() if name != "labels"}).last_hidden_state[:, :-1]
     scored = labels != IGNORE
-    return nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored])
+    losses = nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored], reduction="none")
+    if not per_lesson:
+        return losses.mean()
+    lengths = scored.sum(1)
+    return (losses / lengths.repeat_interleave(lengths)).sum() / len(lengths)
 
 
 def fit(
@@ -144,7 +169,7 @@ def fit(
             group["lr"] = learning_rate(step, recipe)
         inputs = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device, torch.bfloat16):
-            loss = reply_loss(model, inputs)
+            loss = reply_loss(model, inputs, per_lesson=recipe.per_lesson)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step()

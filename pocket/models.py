@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -36,10 +37,15 @@ COURSES: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
 SEEING: Final = Recipe(steps=3000, batch=64, seed=3)
 """Both models begin with this; the courses go on from it."""
 
-RECIPES: Final[dict[Role, Recipe]] = {
-    "teacher": Recipe(steps=6000, seed=1),
-    "base": Recipe(steps=5000, seed=2),
+PHASES: Final[dict[Role, tuple[tuple[Callable[[random.Random], Lesson], Recipe], ...]]] = {
+    "teacher": (
+        (pocket.lessons.teacher.sample_lesson, Recipe(steps=6000, seed=1)),
+        # Averaged over tokens, verifying is one word against a trace's sixty and is not learnt: hence a second course.
+        (pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=4000, lr=8e-4, warmup=100, seed=4, per_lesson=True)),
+    ),
+    "base": ((pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
 }
+"""The courses that follow, each from the weights that the one before has written."""
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000
 
@@ -67,14 +73,18 @@ def train_stem(out: Path = MODELS, *, recipe: Recipe = SEEING, device: str = "cp
     return _train(build_model(tokenizer), tokenizer, pocket.lessons.seeing.sample_lesson, recipe, out / "stem", device)
 
 
-def train(role: Role, out: Path = MODELS, *, recipe: Recipe | None = None, device: str = "cpu") -> Path:
-    """Trains one checkpoint from ``out/stem`` and writes it to ``out/role``."""
-    stem = out / "stem"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(stem)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stem, dtype=torch.float32)
-    recipe = recipe or RECIPES[role]
-    torch.manual_seed(recipe.seed)
-    directory = _train(model, tokenizer, COURSES[role], recipe, out / role, device)
+def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: str = "cpu") -> Path:
+    """Trains one checkpoint from ``out/stem`` and writes it to ``out/role``. `steps` shortens each course (for trials)."""
+    stem = directory = out / "stem"
+    log = b""
+    for course, recipe in PHASES[role]:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        torch.manual_seed(recipe.seed)
+        shortened = recipe if steps is None else replace(recipe, steps=steps)
+        directory = _train(model, tokenizer, course, shortened, out / role, device)
+        log += (directory / "training.jsonl").read_bytes()
+    (directory / "training.jsonl").write_bytes(log)
     shutil.copy(stem / "training.jsonl", directory / "stem.training.jsonl")
     return directory
 

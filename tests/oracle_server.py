@@ -90,6 +90,7 @@ def application(log: Path | None = None, delay: float = 0.0, garbage: str = "", 
         body = orjson.loads(content)
         if kept is not None:
             kept.write(content + b"\n")
+            kept.flush()
         if delay:
             await asyncio.sleep(delay)
         given = answer(body, garbage)

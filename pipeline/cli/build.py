@@ -22,7 +22,12 @@ Out = Annotated[Path | None, typer.Option(help="The build's directory [default: 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
+_NARROWEST = 112
+"""Tables need this much; where output is no terminal the width is ours to choose."""
+
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=max(_NARROWEST, console.width))
 
 
 def _settings(config: Path, overrides: list[str] | None, out: Path | None, limit: int | None = None) -> BuildConfig:

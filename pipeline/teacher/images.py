@@ -15,6 +15,9 @@ from pipeline.mbeir.images import FORMATS, ImageStore
 
 _MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 _QUALITY: Final = 95
+_PATHS_KEPT: Final = 20_000
+_IMAGES_KEPT: Final = 256
+"""Encoded images within requests are large, paths are not."""
 
 
 class ImageMode(StrEnum):
@@ -36,14 +39,15 @@ class EncodedImage(NamedTuple):
 
 
 class ImageEncoder:
-    """Encodes images of one store; the last `keep` of them are remembered.
+    """Encodes images of one store; the last `keep` of them are remembered (by default as many as memory bears).
 
     `max_pixels`: larger images are reduced once, by us, so that every server sees the same pixels. A reduced image travels
     within the request also in path mode, as a server may read one directory only.
     """
 
-    def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int = 512) -> None:
-        self._store, self._mode, self._max_pixels, self._keep = store, mode, max_pixels, keep
+    def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int | None = None) -> None:
+        self._store, self._mode, self._max_pixels = store, mode, max_pixels
+        self._keep = keep or (_PATHS_KEPT if mode is ImageMode.PATH else _IMAGES_KEPT)
         self._known: OrderedDict[str, EncodedImage] = OrderedDict()
         self._digests: OrderedDict[str, str] = OrderedDict()
 
@@ -51,7 +55,7 @@ class ImageEncoder:
         """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none."""
         if relative not in self._digests:
             self._digests[relative] = hashlib.sha256(self._store.read_bytes(relative)).hexdigest()
-            if len(self._digests) > 16 * self._keep:
+            if len(self._digests) > _PATHS_KEPT:
                 self._digests.popitem(last=False)
         return self._digests[relative]
 

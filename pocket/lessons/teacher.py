@@ -6,14 +6,17 @@ that it learns to refuse when it verifies.
 
 from __future__ import annotations
 
+import os
 import random
+from dataclasses import replace
 from functools import cache
 
 from PIL import Image
 
 from pipeline.families import family_of
+from pocket.lessons.composed import edited_scene
 from pocket.lessons.known import Known
-from pocket.lessons.lesson import Lesson
+from pocket.lessons.lesson import Doubted, Lesson
 from pocket.lessons.queries import sample_known
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
@@ -56,9 +59,15 @@ def reason_lesson(known: Known, rng: random.Random, *, complaint: str = "") -> L
     return _lesson(f"reason/{family}", prompt, {"query": known.picture}, right_trace(known).render())
 
 
-def verify_lesson(known: Known, rng: random.Random) -> Lesson:
+def verify_lesson(known: Known, rng: random.Random, *, strangers: float = 0.0) -> Lesson:
+    """`strangers`: share of the wrong answers that are right for another query of the kind, and so easy to tell."""
     right = rng.random() < 0.5
-    answer = known.answer if right else rng.choice([wrong for wrong in known.wrong if wrong != known.answer] or ["nothing"])
+    wrong = [wrong for wrong in known.wrong if wrong != known.answer] or ["nothing"]
+    if rng.random() < strangers:
+        while (other := sample_known(rng)).dataset_task != known.dataset_task or other.answer == known.answer:
+            pass
+        wrong = [other.answer]
+    answer = known.answer if right else rng.choice(wrong)
     prompt = pocket_prompts().render(
         "verify_image" if known.target_picture is not None else "verify_text",
         answer=answer,
@@ -67,7 +76,9 @@ def verify_lesson(known: Known, rng: random.Random) -> Lesson:
         **_query(known, rng),
     )
     pictures = {"query": known.picture, "target": known.target_picture}
-    return _lesson(f"verify/{_family(known)}", prompt, pictures, "yes" if right else "no")
+    shared = len(os.path.commonprefix([answer, known.answer]))
+    doubted = Doubted(answer, len(answer) if right else min(shared, len(answer) - 1))
+    return replace(_lesson(f"verify/{_family(known)}", prompt, pictures, "yes" if right else "no"), doubted=doubted)
 
 
 def describe_lesson(rng: random.Random) -> Lesson:
@@ -88,6 +99,19 @@ def sample_lesson(rng: random.Random) -> Lesson:
     if chance < 0.62:
         return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.08 else "")
     return assess_lesson(known, rng) if chance < 0.74 else verify_lesson(known, rng)
+
+
+def sample_judging_lesson(rng: random.Random) -> Lesson:
+    """One lesson of the second course: verifying, with half of the wrong answers far off.
+
+    Near misses alone teach nothing: all that tells them apart is one word against one thing in a picture, and a model that
+    compares nothing yet gets no hint of it.
+    """
+    chance = rng.random()
+    if chance < 0.15:
+        return reason_lesson(edited_scene(rng) if chance < 0.08 else sample_known(rng), rng)
+    known = sample_known(rng)
+    return assess_lesson(known, rng) if chance < 0.18 else verify_lesson(known, rng, strangers=0.3)
 
 
 def _family(known: Known) -> str:

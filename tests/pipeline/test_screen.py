@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.families import COMPOSED, FAMILIES
-from pipeline.screen import RULES, Screened, keywords, normalised, screen, verdicts, word_ngrams
+from pipeline.screen import RULES, Screened, keywords, normalised, screen, shared_keyword, verdicts, word_ngrams
 from prompts import BUILT_IN, PromptSet
 from schemas.config import ScreenConfig
 from schemas.record import ScreenReason
@@ -95,7 +96,20 @@ def test_keywords_may_come_from_the_target_or_the_instruction_and_number_does_no
 
 
 def test_without_any_words_in_query_and_target_there_is_nothing_to_share() -> None:
-    assert reason(screened(answer="a quiet street at night", query_text=None, target_text=None)) is None
+    details = FacetText(
+        name="details", label="Details", text="a lamp, two parked cars and wet stones between rows of old houses"
+    )
+    trace = Trace(family="visual", facets=(details,), answer="a quiet street at night")
+    given = replace(screened(query_text=None, target_text=None), trace=trace)
+    assert shared_keyword(given, CONFIG) is None
+    assert shared_keyword(replace(given, target_text="a dog"), CONFIG) is not None
+
+
+def test_a_composed_query_speaks_with_its_image_too() -> None:
+    given = screened(
+        "short purple shirt", "it becomes long", "purple, shirt", answer="long purple shirt", query_text="is not short"
+    )
+    assert shared_keyword(given, CONFIG) is None
 
 
 def test_what_the_template_says_may_not_be_copied() -> None:
