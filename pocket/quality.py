@@ -53,7 +53,8 @@ def is_right(answer: str | None, truth: QueryTruth) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"[,:]", text) if part.strip()]
+    """Also of EDIS, whose news is `storm in Corwick: …` to a teacher and `storm, Corwick: …` in the truth."""
+    return [part.strip() for part in re.split(r"[,:]| in ", text) if part.strip()]
 
 
 def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[str, Any]:

@@ -6,7 +6,6 @@ that it learns to refuse when it verifies.
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import replace
 from functools import cache
@@ -76,7 +75,7 @@ def verify_lesson(known: Known, rng: random.Random, *, strangers: float = 0.0) -
         **_query(known, rng),
     )
     pictures = {"query": known.picture, "target": known.target_picture}
-    shared = len(os.path.commonprefix([answer, known.answer]))
+    shared = next((i for i, (a, b) in enumerate(zip(answer, known.answer, strict=False)) if a != b), len(answer))
     doubted = Doubted(answer, len(answer) if right else min(shared, len(answer) - 1))
     return replace(_lesson(f"verify/{_family(known)}", prompt, pictures, "yes" if right else "no"), doubted=doubted)
 

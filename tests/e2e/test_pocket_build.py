@@ -78,8 +78,10 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     assert (dataset / "README.md").read_text().split("---")[2].strip().startswith("**SYNTHETIC")
     figures = quality(out, small_world.parent / "truth")
     assert figures["assessment_auc"] > 0.9
-    assert figures["families"]["all"]["right_after_verify"] > 0.8
-    assert figures["families"]["all"]["right_after_verify"] >= figures["families"]["all"]["right_before"]
+    filters = figures["families"]["all"]
+    assert filters["right_before"] > 0.6
+    assert filters["right_after_screens"] >= filters["right_before"]
+    assert filters["precision"] is None or filters["precision"] > 0.5
 
     asked = json.loads(mbeir_cot("ledger", "stats", out, "--json").stdout)["answers"]
     again = mbeir_cot("build", ROOT / "configs" / "pocket.yaml", *arguments, "--set", "route.threshold=0.9", timeout=300)
