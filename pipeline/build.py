@@ -451,7 +451,8 @@ def _got(reference: Any) -> Any:
         raise
     except ray.exceptions.ActorDiedError as error:
         raise BuildError(
-            f"an annotator died {_RESTARTS} times: {error}", "look at Ray's logs (memory?); every answer so far is kept"
+            f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
+            "look at Ray's logs (memory?), mend it and run again; every answer so far is kept",
         ) from None
 
 

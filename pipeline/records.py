@@ -97,7 +97,7 @@ class RowMaker:
         )
 
     def _prompts_sha256(self, query: Query) -> str:
-        names = [reason_template(query), verify_template(query)]
+        names = [reason_template(query), *([verify_template(query)] if self._config.verify.enabled else [])]
         if needs_assessment(self._config.route):
             names.insert(0, "assess")
         key = "+".join(names)

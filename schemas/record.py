@@ -112,7 +112,7 @@ class Provenance(_Frozen):
     teacher: str
     revision: str
     prompt_sha256: str
-    """Of the templates that its journey rendered: assess, then reason, then verify, joined by `+`."""
+    """First 16 digits for each template of its journey, as far as the build uses them: assess+reason+verify."""
     temperature: float
     seed: NonNegativeInt
     attempts: NonNegativeInt
