@@ -1,7 +1,8 @@
 """How many requests an endpoint gets at once: additive increase, multiplicative decrease.
 
-The limit grows by one for every window of successes while it is used, and is halved, at most once per round trip, when the
-server says that it is too much (429, 503) or takes too long. An endpoint that refuses connections is left alone for a
+The limit doubles with every window of successes while it is used until the server first objects (TCP's slow start); from then
+on it grows by one. It is halved, at most once per round trip, when the server says that it is too much (429, 503) or takes too
+long. An endpoint that refuses connections is left alone for a
 growing while and then probed by a single request.
 """
 
@@ -53,7 +54,8 @@ class Limiter:
         self.down_since = None
         self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
         if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not used says nothing about more
-            self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
+            # doubling in a round trip until the server first says that it is too much, then one more
+            self.limit = min(float(self.most), self.limit + (1.0 / self.limit if self.congestions else 1.0))
 
     def congested(self, retry_after: float | None = None) -> None:
         """The server is overloaded; `retry_after` seconds were asked for."""
