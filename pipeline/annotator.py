@@ -152,6 +152,7 @@ class Annotator:
                 raise self._trouble from None
             return None
         except BaseException:
+            self._stopping = True  # the other chunks ask nothing more either
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
