@@ -180,6 +180,8 @@ class Annotator:
     async def drain(self) -> None:
         """Asks nothing more; what is in flight is still recorded."""
         self._stopping = True
+        for client in self._clients.values():
+            client.refuse(Stopped())
         future = self._endpoint_future()
         if not future.done():
             future.set_exception(Stopped())

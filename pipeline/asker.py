@@ -14,9 +14,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from pipeline.ledger.entry import to_entry
+from pipeline.ledger.entry import Entry, to_entry
 from pipeline.ledger.fingerprint import Identity, fingerprint
-from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.teacher.ask import messages
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
@@ -93,7 +93,7 @@ class Asker:
             client = await self._client()
             answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded), dict(fields)))
             if self._ledger is not None:
-                self._ledger.append(to_entry(answer, key, kind, attempt, time.time()))
+                self._record(client, to_entry(answer, key, kind, attempt, time.time()))
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
@@ -108,6 +108,15 @@ class Asker:
         """Raises ImageProblem for an image that cannot be used."""
         self._encoder.digest(path)
         self._encoder.encode(path)
+
+    def _record(self, client: TeacherClient, entry: Entry) -> None:
+        """An answer that cannot be kept is the last that is asked for."""
+        assert self._ledger is not None
+        try:
+            self._ledger.append(entry)
+        except LedgerError as error:
+            client.refuse(error)
+            raise
 
     def _count(self, answer: TeacherAnswer) -> None:
         counters = self.counters

@@ -84,6 +84,7 @@ class TeacherClient:
         self._servers = [_Server(endpoint, config) for endpoint in config.endpoints]
         self._waiting: deque[asyncio.Future[_Server]] = deque()
         self._wake: asyncio.TimerHandle | None = None
+        self._refusal: Exception | None = None
         self._session: aiohttp.ClientSession | None = None
         self._recent: deque[bool] = deque(maxlen=config.window)
         self._answered = self._failed = self._prompt_tokens = self._completion_tokens = 0
@@ -123,6 +124,10 @@ class TeacherClient:
         self._prompt_tokens += answer.prompt_tokens
         self._completion_tokens += answer.completion_tokens
         return answer
+
+    def refuse(self, error: Exception) -> None:
+        """Sends nothing more: who waits for a place, or asks from now on, gets this error. Requests in flight go on."""
+        self._refusal = error
 
     def failure_share(self) -> float:
         """Share of failures among the last answers; 0 until half a window has been seen."""
@@ -228,6 +233,14 @@ class TeacherClient:
     # Places: who may send, in the order of asking
 
     async def _acquire(self) -> _Server:
+        """A place. Checked again after waiting: the answer whose place this is may be the reason to stop."""
+        server = await self._place()
+        if self._refusal is not None:
+            self._release(server)
+            raise self._refusal
+        return server
+
+    async def _place(self) -> _Server:
         server = self._roomiest() if not self._waiting else None
         if server is not None:
             server.limiter.in_flight += 1

@@ -13,7 +13,7 @@ from pipeline.teacher.limiter import Limiter
 from pipeline.teacher.request import TeacherRequest, request_body
 from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
-from schemas.teacher import ClientConfig, Outcome
+from schemas.teacher import ClientConfig, Outcome, Transport
 from tests.pipeline.teacher.fault_server import FaultServer, completion, running
 
 FAST: dict[str, Any] = {"backoff_s": 0.01, "backoff_cap_s": 0.05, "try_timeout_s": 2, "deadline_s": 20}
@@ -281,3 +281,19 @@ def test_the_refusals_of_one_round_trip_halve_the_limit_once() -> None:
     for _ in range(40):
         limiter.congested()
     assert limiter.limit == 32.0
+
+
+async def test_after_a_refusal_nothing_more_is_sent_and_what_is_in_flight_comes_in() -> None:
+    async with running() as server:
+        server.delay_s = 0.2
+        config = Transport(start_in_flight=4, max_in_flight=4).client((Endpoint(url=server.url, model="m"),))
+        async with TeacherClient(config) as client:
+            asked = [
+                asyncio.create_task(client.ask(TeacherRequest(str(n), [{"role": "user", "content": "x"}]))) for n in range(20)
+            ]
+            await asyncio.sleep(0.1)
+            client.refuse(RuntimeError("enough"))
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        assert server.asked == 4
+        assert sum(not isinstance(one, BaseException) and one.ok for one in found) == 4
+        assert sum(isinstance(one, RuntimeError) for one in found) == 16
