@@ -5,7 +5,6 @@ Files are written into a directory of their own, which `pipeline.publish` then p
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.durable import is_full
 from pipeline.mbeir.images import ImageStore
 from pipeline.rows import RECORDS, REJECTIONS, with_features
 from pipeline.staging import Staging
@@ -87,7 +87,7 @@ def assemble(
                     pictured.write(_with_bytes(records.slice(start, IMAGE_ROW_GROUP), images))
         files = [*data.close(), *rejected.close(), *(pictured.close() if pictured is not None else ())]
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        full = is_full(error)
         raise AssemblyError(
             f"the dataset could not be written to {directory}: {'the disk is full' if full else error}",
             "the published dataset is untouched and every answer is in the ledger: free space and run the same command again",

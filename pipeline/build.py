@@ -11,7 +11,6 @@ the same journeys are made again and find their answers.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -31,6 +30,7 @@ import ray
 
 from pipeline.annotator import Annotator, Chunk, Tally
 from pipeline.assemble import Assembled, assemble
+from pipeline.durable import is_full
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.report import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
@@ -302,7 +302,7 @@ class _Crew:
             self._staging.put(number, chunk)
         except OSError as error:
             raise BuildError(
-                f"cannot write {self._staging.path}: {'the disk is full' if error.errno == errno.ENOSPC else error.strerror}",
+                f"cannot write {self._staging.path}: {'the disk is full' if is_full(error) else error.strerror}",
                 "every answer is in the ledger: free space and run the same command again",
             ) from error
 

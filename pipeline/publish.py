@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from pipeline.durable import sync
+
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -16,8 +18,8 @@ _RENAME_EXCHANGE: Final = 2
 def publish(new: Path, place: Path) -> None:
     """Makes `new` durable and exchanges it with `place` in one step (Linux), or in two renames elsewhere."""
     for path in sorted(new.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(new)
+        sync(path)
+    sync(new)
     if not place.exists():
         new.rename(place)
     elif _exchange(new, place):
@@ -27,7 +29,7 @@ def publish(new: Path, place: Path) -> None:
         place.rename(old)
         new.rename(place)
         shutil.rmtree(old)
-    _sync(place.parent)
+    sync(place.parent)
 
 
 def mend(place: Path) -> None:
@@ -61,11 +63,3 @@ def _exchange(first: Path, second: Path) -> bool:
     if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # a kernel or filesystem without it
         return False
     raise OSError(error, os.strerror(error), str(second))
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import orjson
 
+from pipeline.durable import is_full
 from pipeline.ledger.entry import Entry
 from schemas.errors import CotError
 
@@ -102,7 +103,7 @@ def take_lock(path: Path) -> int | None:
 
 
 def _explained(error: OSError, path: Path) -> LedgerError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return LedgerError(
             f"the disk is full: an answer could not be written to {path}",
             "free space and run the same command again: every answer written so far is kept",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipeline.durable import is_full, sync
 from pipeline.ledger.entry import SCHEMA, Entry
 from pipeline.ledger.journal import LedgerError
 
@@ -64,14 +64,14 @@ class SegmentStore:
                 write_statistics=False,
             )
             if self.is_local:
-                _sync(temporary)
+                sync(temporary)
             self.filesystem.move(temporary, self.path(name))
             if self.is_local:
-                _sync(self.root)
+                sync(self.root)
         except OSError as error:
             if self.filesystem.get_file_info(temporary).type == fs.FileType.File:
                 self.filesystem.delete_file(temporary)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+            full = is_full(error)
             raise LedgerError(
                 f"{'the disk is full: ' if full else ''}the segment {self.path(name)} could not be written"
                 + ("" if full else f": {error}"),
@@ -89,11 +89,3 @@ class SegmentStore:
 
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))
-
-
-def _sync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.families import COMPOSED, FAMILIES
+from pipeline.mbeir.images import ImageReason
 from pipeline.screen import RULES, Screened, keywords, normalised, screen, shared_keyword, verdicts, word_ngrams
 from prompts import BUILT_IN, PromptSet
 from schemas.config import ScreenConfig
-from schemas.record import ScreenReason
+from schemas.record import REASONS, ScreenReason
 from schemas.trace import FacetText, Trace
 
 CONFIG = ScreenConfig()
@@ -123,6 +124,10 @@ def test_what_the_template_says_may_not_be_copied() -> None:
         "the breed and the light of day",
     )
     assert reason(screened(*fresh, answer="two brown dogs on a sand beach", template_words=own)) is None
+
+
+def test_every_image_problem_is_a_reason_that_a_rejection_may_have() -> None:
+    assert {str(reason) for reason in ImageReason} <= REASONS
 
 
 @pytest.mark.parametrize("which", BUILT_IN)
