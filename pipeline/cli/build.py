@@ -55,8 +55,8 @@ def build(
     Run it again after any interruption: what was answered is not asked again. With other thresholds, screens or routing it
     builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one.
     """
-    from pipeline.build import BuildStopped
     from pipeline.build import build as run
+    from pipeline.crew import BuildStopped
 
     settings = _settings(config, overrides, out, limit)
     try:
