@@ -1,0 +1,186 @@
+"""Settings of TRACE's training, embedding and evaluation: what ``configs/train-*.yaml`` hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Variant = Literal["trace", "direct", "always-reason"]
+Pooling = Literal["pre", "token"]
+Traces = Literal["teacher", "own", "mixed"]
+RouteChoice = Literal["learned", "always-direct", "always-reason", "given"]
+
+LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+"""By full name: a list of suffixes would hit the vision tower's MLP too."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LoraSettings(_Settings):
+    """Paper: r 128, alpha 256, on the language model. Dropout is not given there."""
+
+    r: PositiveInt = 128
+    alpha: PositiveFloat = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str = LANGUAGE_MODEL_LINEARS
+    """A regular expression on full module names."""
+
+
+class ModelSettings(_Settings):
+    """What is fitted."""
+
+    base: str
+    """A directory or Hub repository: any Qwen2.5-VL or Qwen3-VL."""
+    revision: str | None = None
+    pool: Pooling = "pre"
+    """`pre`: the state before the embedding token, which predicts it (paper: 57.0 against 52.3 on CIRR). `token`: its own."""
+    lora: LoraSettings = LoraSettings()
+    train_projector: bool = False
+    """Train the merger between vision tower and language model too (the paper's figure shows it trainable)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights. What is trained is kept in float32."""
+    autocast: bool = False
+    """Matrix products in bfloat16."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    max_pixels: PositiveInt | None = None
+    """Larger images are reduced by the processor [default: the checkpoint's own limit]."""
+    trust_remote_code: bool = False
+
+
+class DataSettings(_Settings):
+    """What it learns from."""
+
+    dataset: str
+    """A dataset that `mbeir-cot build` wrote: its directory, or a Hub repository."""
+    reasoned: str | None = None
+    """The same queries built with every query reasoning (`route.threshold=0`): what `always-reason` learns from."""
+    mbeir: Path
+    """The M-BEIR root: candidates and images."""
+    cache: Path | None = None
+    """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
+    prompts: str = "full"
+    """The prompt set with student_query and student_candidate."""
+    max_candidate_chars: PositiveInt = 2400
+    """Longer candidate texts are cut (LamRA: 480 tokens)."""
+    hard_negatives: NonNegativeInt = 0
+    """Listed negatives added per query."""
+    repeat: bool = False
+    """Repeat rows as often as the up-sampled union file has them."""
+    workers: NonNegativeInt = 1
+    """Processes that read and prepare batches. They do not change the order."""
+
+
+class BatchSettings(_Settings):
+    queries: PositiveInt = 1024
+    """Global: over all processes."""
+    chunk: PositiveInt = 16
+    """Rows that are in a forward pass at once; memory depends on this and not on `queries`."""
+    chunk_patches: PositiveInt = 65_536
+    """Image patches in a forward pass at most (a single row may have more)."""
+    sampling: Literal["mixed", "by-task"] = "mixed"
+    """`by-task`: all queries of a batch are of one dataset-task, so its negatives are of one kind."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Dataset-tasks are drawn by size ** balance: 1 as they are, 0 all alike."""
+
+
+class LossSettings(_Settings):
+    """L = generation * CE + retrieval * InfoNCE."""
+
+    generation: NonNegativeFloat = 1.0
+    retrieval: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 0.02
+    """The paper gives none; 0.02 is its authors' later choice."""
+    learn_temperature: bool = False
+    symmetric: bool = False
+    """Add candidates -> queries."""
+
+
+class OptimiserSettings(_Settings):
+    lr: PositiveFloat = 2e-4
+    weight_decay: NonNegativeFloat = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: PositiveFloat = 1.0
+    epochs: PositiveFloat = 1.0
+    steps: PositiveInt | None = None
+    """Instead of `epochs`."""
+
+
+class TracesSettings(_Settings):
+    """Whose traces the contrastive pass is conditioned on. In service the embedding follows the student's own."""
+
+    contrastive: Traces = "teacher"
+    """`own`: traces that the student wrote itself; `mixed`: for half of the queries, drawn anew each epoch."""
+    refresh: PositiveInt = 100
+    """Steps after which the student writes its traces anew."""
+    begin: NonNegativeInt = 0
+    """Steps before its first own traces."""
+
+
+class CheckpointSettings(_Settings):
+    every: PositiveInt = 200
+    """Steps."""
+    keep: PositiveInt = 2
+    """Last ones kept."""
+
+
+class AdaptiveSettings(_Settings):
+    """How queries are embedded in service."""
+
+    route: RouteChoice = "learned"
+    max_new_tokens: PositiveInt = 128
+    """A trace that has not ended by then is cut, and its embedding read where it stands; such traces are counted."""
+    prefill_rows: PositiveInt = 32
+    decode_rows: PositiveInt = 64
+
+
+class EvaluationSettings(_Settings):
+    split: Literal["val", "test"] = "test"
+    rows: PositiveInt = 64
+    """Candidates in a forward pass."""
+    union: bool = True
+    """Search the union of all local pools too."""
+    workers: NonNegativeInt = 0
+    """Ray actors that embed the pools; 0 embeds in this process."""
+
+
+class TrainConfig(_Settings):
+    """A whole config file."""
+
+    model: ModelSettings
+    data: DataSettings
+    out: Path
+    """The run's directory. Each variant has a directory of its name in it."""
+    variants: tuple[Variant, ...] = ("trace",)
+    """What `mbeir-cot train` fits: TRACE and its controls, on the same queries and budget."""
+    batch: BatchSettings = BatchSettings()
+    loss: LossSettings = LossSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    traces: TracesSettings = TracesSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    adaptive: AdaptiveSettings = AdaptiveSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if "always-reason" in self.variants and self.data.reasoned is None:
+            raise ValueError("variants: always-reason needs data.reasoned, the same queries built with --set route.threshold=0")
+        return self

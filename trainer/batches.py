@@ -1,0 +1,144 @@
+"""Batches: for each query of a step its rows, one of its positives, and hard negatives; made in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.instructions import candidate_text
+from schemas.mbeir import Candidate
+from schemas.training import TrainConfig, Variant
+from trainer.dataset import Candidates, Item, Records
+from trainer.order import Order, seeded
+from trainer.rows import Chunk, Row, RowEncoder
+
+
+@dataclass(slots=True)
+class Batch:
+    """One process's share of a step.
+
+    queries, candidates: chunks; each row says which embedding it gives (`Chunk.places`). Queries' embeddings are in the order
+        of `ids`, candidates' in that of `dids`: the positives of the queries first, hard negatives after them.
+    positives: all listed positives of each query.
+    """
+
+    step: int
+    ids: list[str]
+    queries: list[Chunk]
+    candidates: list[Chunk]
+    dids: list[str]
+    positives: list[frozenset[str]]
+    reasoning: int
+    """Queries with a trace."""
+
+
+class BatchSource(Dataset[Batch]):
+    """Batches by step. `own`: record id -> a trace that the student wrote itself."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        variant: Variant,
+        records: Records,
+        traces: Mapping[str, str],
+        encoder: RowEncoder,
+        candidates: Candidates,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.config, self.variant, self.records, self.encoder = config, variant, records, encoder
+        self.traces, self.candidates = traces, candidates
+        self.rank, self.world = rank, world
+        self.own: dict[str, str] = {}
+        self.images = ImageStore(config.data.mbeir)
+        batch = config.batch
+        self.order = Order(records.groups(repeat=config.data.repeat), batch.queries, config.seed, batch.sampling, batch.balance)
+        self._epoch = lru_cache(maxsize=2)(self.order.epoch)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.order.per_epoch)
+        indices = self._epoch(epoch)[place][self.rank :: self.world]
+        items = [self.records.item(int(index)) for index in indices]
+        queries = [row for item in items for row in self.query_rows(item, epoch)]
+        dids = [item.positives[int(self._draw(epoch, item, "positive").integers(len(item.positives)))] for item in items]
+        for item in items:
+            wanted = min(self.config.data.hard_negatives, len(item.hard_negatives))
+            rng = self._draw(epoch, item, "negative")
+            dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:wanted]]
+        found = [self.candidate_row(candidate) for candidate in self.candidates.fetch(dids)]
+        size, patches = self.config.batch.chunk, self.config.batch.chunk_patches
+        return Batch(
+            step,
+            [item.id for item in items],
+            self.encoder.chunks(queries, size, patches),
+            self.encoder.chunks(found, size, patches),
+            dids,
+            [frozenset(item.positives) for item in items],
+            sum(bool(self._trace(item)) for item in items),
+        )
+
+    def query_rows(self, item: Item, epoch: int) -> list[Row]:
+        """One row; two where the embedding follows a trace of the student's own and the loss on words the teacher's."""
+        picture = self.images.open(item.image) if item.image else None
+        trace = self._trace(item)
+        # always-reason: a query whose trace was refused has nothing to imitate, and must not learn to write none
+        labelled = self.variant != "always-reason" or bool(trace)
+        own = self._own(item, epoch)
+
+        def row(written: str, **flags: bool) -> Row:
+            return self.encoder.query(item.id, item.instruction, item.text, picture, written=written, **flags)
+
+        if own is None or not trace:
+            return [row(trace, labelled=labelled)]
+        return [row(own), row(trace, labelled=True, pooled=False)]
+
+    def prompt_row(self, item: Item) -> Row:
+        """The query alone, for the student to write its trace."""
+        picture = self.images.open(item.image) if item.image else None
+        return self.encoder.query(item.id, item.instruction, item.text, picture)
+
+    def reasoning(self) -> list[int]:
+        """Indices of the records that have a trace to learn."""
+        ids = self.records.table["id"].to_pylist()
+        return [index for index, identifier in enumerate(ids) if identifier in self.traces]
+
+    def candidate_row(self, candidate: Candidate) -> Row:
+        text = candidate_text(candidate.txt)[: self.config.data.max_candidate_chars]
+        picture = self.images.open(candidate.img_path) if candidate.img_path and candidate.modality.has_image else None
+        return self.encoder.candidate(candidate.did, text if candidate.modality.has_text else "", picture)
+
+    def _trace(self, item: Item) -> str:
+        return "" if self.variant == "direct" else self.traces.get(item.id, "")
+
+    def _own(self, item: Item, epoch: int) -> str | None:
+        if self.config.traces.contrastive == "mixed" and self._draw(epoch, item, "own").random() < 0.5:
+            return None
+        return self.own.get(item.id)
+
+    def _draw(self, epoch: int, item: Item, what: str) -> np.random.Generator:
+        return seeded(what, self.config.seed, epoch, item.id)
+
+
+def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Batch]:
+    """Steps `begin` to `end` in order, whatever the number of workers."""
+    return DataLoader(
+        source,
+        batch_size=None,
+        sampler=range(begin, end),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_single_thread,
+        generator=torch.Generator(),  # its own: making a loader leaves the random state of training alone
+    )
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,183 @@
+"""The records that TRACE learns from, and their candidates.
+
+A dataset is what `mbeir-cot build` wrote: a directory, or a Hub repository of the same files. Only the columns that are
+needed are held; texts, images and candidates are read when a batch is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.pools import CandidatePool
+from schemas.errors import InputError
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, hash_did
+from schemas.record import EMB_TOKEN
+
+COLUMNS: Final = (
+    "id",
+    "qid",
+    "dataset",
+    "split",
+    "task_id",
+    "instruction",
+    "query_text",
+    "query_image",
+    "positives",
+    "hard_negatives",
+    "multiplicity",
+    "route",
+    "answer",
+    "target",
+)
+
+
+class Item(NamedTuple):
+    """One record as training needs it."""
+
+    id: str
+    qid: str
+    task: DatasetTask
+    instruction: str
+    text: str | None
+    image: str | None
+    positives: tuple[str, ...]
+    hard_negatives: tuple[str, ...]
+    reasons: bool
+    answer: str | None
+    target: str
+
+    @property
+    def trace(self) -> str:
+        """What the student writes before the embedding token; empty for a bypass."""
+        return self.target.removesuffix(EMB_TOKEN)
+
+
+class Records:
+    """The rows of a dataset's `default` config, as an Arrow table. Picklable."""
+
+    def __init__(self, table: pa.Table, name: str, digest: str) -> None:
+        self.table, self.name, self.digest = table.combine_chunks(), name, digest
+
+    @classmethod
+    def load(cls, dataset: str) -> Records:
+        """A directory or a Hub repository. Raises InputError where it is not such a dataset."""
+        files = sorted((local_directory(dataset) / "data").glob("*.parquet"))
+        if not files:
+            raise InputError(f"{dataset} holds no data/*.parquet", "name a dataset that `mbeir-cot build` wrote")
+        digest, tables = hashlib.sha256(), []
+        for path in files:
+            try:
+                schema = pq.read_schema(path)
+                if missing := [name for name in COLUMNS if name not in schema.names]:
+                    raise InputError(
+                        f"{path} has no column {', '.join(missing)}", "name a dataset that `mbeir-cot build` wrote"
+                    )
+                tables.append(pq.read_table(path, columns=list(COLUMNS)))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(f"{path} cannot be read: {error}", "build or download the dataset again") from error
+            digest.update(path.read_bytes())
+        table = pa.concat_tables(tables)
+        ends = pc.all(pc.ends_with(table["target"], EMB_TOKEN)).as_py()
+        if len(table) == 0 or not ends:
+            raise InputError(f"{dataset} has no rows, or targets that do not end in {EMB_TOKEN}", "build the dataset again")
+        return cls(table, dataset, digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def item(self, index: int) -> Item:
+        row: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        return Item(
+            row["id"],
+            row["qid"],
+            DatasetTask(row["dataset"], row["task_id"]),
+            row["instruction"],
+            row["query_text"],
+            row["query_image"],
+            tuple(row["positives"]),
+            tuple(row["hard_negatives"]),
+            row["route"] == "reasoning",
+            row["answer"],
+            row["target"],
+        )
+
+    def groups(self, *, repeat: bool) -> dict[str, list[int]]:
+        """Dataset-task -> indices, each as often as its multiplicity if `repeat`."""
+        found: dict[str, list[int]] = {}
+        columns = (self.table[name].to_pylist() for name in ("dataset", "task_id", "multiplicity"))
+        for index, (dataset, task_id, times) in enumerate(zip(*columns, strict=True)):
+            found.setdefault(f"{dataset}_task{task_id}", []).extend([index] * (times if repeat else 1))
+        return found
+
+    def traces(self) -> dict[str, str]:
+        """Record id -> trace, of the reasoning records."""
+        wanted = self.table.filter(pc.equal(self.table["route"], "reasoning")).select(["id", "target"])
+        pairs = zip(wanted["id"].to_pylist(), wanted["target"].to_pylist(), strict=True)
+        return {identifier: target.removesuffix(EMB_TOKEN) for identifier, target in pairs}
+
+    @property
+    def split(self) -> Split:
+        found: Split = self.table["split"][0].as_py()
+        return found
+
+
+class Candidates:
+    """Candidates by did: in the split's global pool, or where M-BEIR is only there in part in its local ones. Picklable."""
+
+    def __init__(self, mbeir: Path, split: Split, cache: Path | None) -> None:
+        layout = Layout.open(mbeir)
+        paths = [layout.global_pool(split)]
+        if not paths[0].is_file():
+            local = (layout.local_pool(task, split) for task in DATASET_TASKS)
+            paths = list(dict.fromkeys(path for path in local if path is not None and path.is_file()))
+        if not paths:
+            raise InputError(f"{mbeir} has no candidate pool for {split}", "download cand_pool/ too")
+        self._pools = [CandidatePool.open(path, cache) for path in paths]
+        self._where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+
+    def fetch(self, dids: Sequence[str]) -> list[Candidate]:
+        """In the order asked. Raises InputError for dids that no pool has."""
+        found: dict[str, Candidate] = {}
+        for pool in self._pools:
+            owed = [did for did in dict.fromkeys(dids) if did not in found]
+            positions = pool.find(np.array([hash_did(did) for did in owed], np.int64))
+            there = [did for did, position in zip(owed, positions.tolist(), strict=True) if position >= 0]
+            found |= dict(zip(there, pool.fetch(there), strict=True))
+        if missing := [did for did in dids if did not in found]:
+            raise InputError(
+                f"{self._where} does not hold {', '.join(missing[:5])}, a positive of the dataset's",
+                "the dataset was built from another M-BEIR; name that one in data.mbeir",
+            )
+        return [found[did] for did in dids]
+
+
+def local_directory(dataset: str) -> Path:
+    """`dataset` itself if it is a directory (a build's, too); otherwise the Hub repository of that name, downloaded."""
+    directory = Path(dataset)
+    if (directory / "dataset" / "data").is_dir():
+        return directory / "dataset"
+    if directory.exists():
+        return directory
+    if dataset.count("/") != 1 or dataset.startswith((".", "/")):
+        raise InputError(
+            f"no dataset at {dataset}", "run `mbeir-cot build` first (`make build-dataset`), or name a Hub repository"
+        )
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where something is downloaded)
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=["data/*.parquet", "manifest.json"]))
+    except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"the dataset {dataset} is no directory and cannot be downloaded ({type(error).__name__})",
+            "check the name, the network and the token",
+        ) from error

@@ -1,0 +1,255 @@
+"""The TRACE embedder: a vision-language model with one more token, a LoRA on its language model, and a pooling rule.
+
+What is saved is small: the adapter (with the new token's row) and ``embedder.json``, which names base, pooling, token and
+prompt set, so that a checkpoint cannot be used with another pooling by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from prompts import PromptSet
+from schemas.errors import ConfigError, InputError
+from schemas.record import EMB_TOKEN
+from schemas.training import ModelSettings, Pooling
+from trainer.loss import trace_losses
+from trainer.rows import Chunk, RowEncoder
+
+IDENTITY: Final = "embedder.json"
+EXTRAS: Final = "extras.safetensors"
+
+
+class Identity(BaseModel):
+    """What a checkpoint is, beside its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    base: str
+    revision: str | None
+    pool: Pooling
+    emb_token: str
+    prompts: str
+    max_pixels: int | None
+    temperature: float
+    merged: bool = False
+    """The weights are whole (written by `merge`), not an adapter of `base`."""
+
+    @classmethod
+    def read(cls, directory: Path) -> Identity:
+        path = directory / IDENTITY
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{directory} is no checkpoint of this trainer ({path.name}: {error.strerror})") from error
+        except ValidationError as error:
+            raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", "use another checkpoint of the run") from error
+
+
+class Embedder(nn.Module):
+    """`model` is the plain model with LoRA layers in it; `peft` the same with PEFT's saving around it (None when merged)."""
+
+    def __init__(self, model: Any, peft: PeftModel | None, processor: Any, identity: Identity, *, autocast: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.processor, self.identity, self.autocast = processor, identity, autocast
+        self._peft = [peft]  # in a list: not a submodule twice
+        self.emb_id: int = processor.tokenizer.convert_tokens_to_ids(EMB_TOKEN)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(identity.temperature)), requires_grad=False)
+
+    @classmethod
+    def create(
+        cls, settings: ModelSettings, prompts: str, *, temperature: float = 0.02, learn_temperature: bool = False
+    ) -> Embedder:
+        """The base with a fresh adapter. Seed torch before calling for a deterministic start."""
+        model, processor = _load(settings.base, settings)
+        emb_id = add_emb_token(model, processor.tokenizer)
+        rows = {"embed_tokens": [emb_id]}
+        if not model.config.tie_word_embeddings:
+            rows["lm_head"] = [emb_id]
+        lora = LoraConfig(
+            r=settings.lora.r,
+            lora_alpha=settings.lora.alpha,
+            lora_dropout=settings.lora.dropout,
+            target_modules=settings.lora.targets,
+            trainable_token_indices=rows,
+        )
+        try:
+            peft = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.lora.targets {settings.lora.targets!r} fits no module of {settings.base}: {error}",
+                "name modules by a regular expression on their full names",
+            ) from error
+        identity = Identity(
+            base=settings.base,
+            revision=settings.revision,
+            pool=settings.pool,
+            emb_token=EMB_TOKEN,
+            prompts=prompts,
+            max_pixels=settings.max_pixels,
+            temperature=temperature,
+        )
+        embedder = cls(model, peft, processor, identity, autocast=settings.autocast)
+        embedder.log_scale.requires_grad_(learn_temperature)
+        if settings.train_projector:
+            for name, parameter in model.named_parameters():
+                if ".visual.merger." in name:
+                    parameter.requires_grad_(True)
+        for parameter in embedder.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return embedder
+
+    @classmethod
+    def load(cls, directory: Path, settings: ModelSettings | None = None, *, pool: Pooling | None = None) -> Embedder:
+        """A checkpoint for use. `pool`: raise ConfigError unless the checkpoint was trained with it."""
+        identity = Identity.read(directory)
+        if pool is not None and pool != identity.pool:
+            raise ConfigError(
+                f"{directory} was trained with pool: {identity.pool}, not {pool}", f"set model.pool: {identity.pool}"
+            )
+        base = str(directory) if identity.merged else identity.base
+        known = settings or ModelSettings(base=base, revision=identity.revision)
+        known = known.model_copy(update={"base": base, "max_pixels": identity.max_pixels})
+        model, processor = _load(base, known)
+        if identity.merged:
+            if EMB_TOKEN not in processor.tokenizer.get_vocab():
+                raise InputError(f"the tokenizer in {directory} has no {EMB_TOKEN}", "export the run again")
+            return cls(model, None, processor, identity, autocast=known.autocast).eval()
+        add_emb_token(model, processor.tokenizer)
+        try:
+            peft = PeftModel.from_pretrained(model, directory)
+            extras = load_file(directory / EXTRAS)
+        except (OSError, ValueError, RuntimeError) as error:  # torch and safetensors raise these for damaged files
+            raise InputError(f"the checkpoint {directory} cannot be read: {error}", "use another one of the run") from error
+        embedder = cls(model, peft, processor, identity, autocast=known.autocast)
+        embedder.load_extras(extras)
+        return embedder.eval()
+
+    @property
+    def peft(self) -> PeftModel:
+        """The model with PEFT's saving around it; merged weights have none."""
+        if self._peft[0] is None:
+            raise ConfigError(f"{self.identity.base} is merged and has no adapter", "use the run that it was merged from")
+        return self._peft[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_scale.device
+
+    @property
+    def head(self) -> nn.Module:
+        return cast(nn.Module, self.model.lm_head)
+
+    @property
+    def scale(self) -> Tensor:
+        """1/τ, at most 200."""
+        return self.log_scale.exp().clamp(max=200.0)
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """Matrix products in bfloat16, where the settings say so."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+    def encoder(self, prompts: PromptSet | None = None) -> RowEncoder:
+        return RowEncoder(self.processor, prompts or PromptSet.load(self.identity.prompts), self.identity.pool, self.emb_id)
+
+    def states(self, chunk: Chunk) -> Tensor:
+        """Final states, normalised by the model's own last norm: (rows, length, dim)."""
+        return cast(Tensor, self.model.model(**chunk.inputs, use_cache=False).last_hidden_state)
+
+    def forward(self, chunk: Chunk, *, labelled: bool = True) -> tuple[Tensor, Tensor]:
+        """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0."""
+        with self.casting():
+            states = self.states(chunk)
+            losses = trace_losses(states, chunk.labels, self.head) if labelled else states.new_zeros(len(states)).float()
+        return pooled(states, chunk.last), losses
+
+    def save(self, directory: Path) -> None:
+        """Writes adapter, token row, extras, processor and identity into an existing directory."""
+        self.peft.save_pretrained(directory, save_embedding_layers=False)
+        save_file({name: value.detach().cpu() for name, value in self.extras().items()}, directory / EXTRAS)
+        self.processor.save_pretrained(directory)
+        temperature = 1 / float(self.scale)
+        identity = self.identity.model_copy(update={"temperature": temperature})
+        (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+
+    def extras(self) -> dict[str, Tensor]:
+        """What is trained and is not the adapter's: the temperature, and the projector when it is trained."""
+        found = {"log_scale": self.log_scale}
+        found |= {name: value for name, value in self.model.named_parameters() if ".merger." in name and value.requires_grad}
+        return {name: value.contiguous() for name, value in found.items()}
+
+    def load_extras(self, extras: dict[str, Tensor]) -> None:
+        own = dict(self.model.named_parameters()) | {"log_scale": self.log_scale}
+        with torch.no_grad():
+            for name, value in extras.items():
+                own[name].copy_(value)
+
+    def merged_model(self) -> Any:
+        """The model with the adapter folded into its weights. The embedder is not usable for training afterwards."""
+        peft = self._peft[0]
+        return self.model if peft is None else peft.merge_and_unload()
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+
+def pooled(states: Tensor, last: Tensor) -> Tensor:
+    """The states at `last`, of unit length, in float32. states (rows, length, dim), last (rows,) -> (rows, dim)."""
+    at = states[torch.arange(len(states), device=states.device), last]
+    return nn.functional.normalize(at.float(), dim=-1)
+
+
+def add_emb_token(model: Any, tokenizer: Any) -> int:
+    """Adds the embedding token (if it is not there) and returns its id. The matrix is never shrunk.
+
+    A new row begins as the mean of all: the base has no opinion on the token.
+    """
+    tokenizer.add_special_tokens({"extra_special_tokens": [EMB_TOKEN]}, replace_extra_special_tokens=False)
+    emb_id: int = tokenizer.convert_tokens_to_ids(EMB_TOKEN)
+    if emb_id is None or emb_id == tokenizer.unk_token_id:
+        raise InputError(f"the tokenizer took no {EMB_TOKEN}", "use a tokenizer that can be extended")
+    rows = model.get_input_embeddings().weight.shape[0]
+    mean = model.get_input_embeddings().weight.data.float().mean(0)
+    mean_out = model.get_output_embeddings().weight.data.float().mean(0)
+    if emb_id >= rows:
+        model.resize_token_embeddings(max(len(tokenizer), rows), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[emb_id] = mean.to(model.dtype)
+        if not model.config.tie_word_embeddings:
+            model.get_output_embeddings().weight[emb_id] = mean_out.to(model.dtype)
+    return emb_id
+
+
+def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:
+    known = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(base, **known)
+        model = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **known
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"the model {base} cannot be loaded: {error}", "name a directory or Hub repository with it") from error
+    if settings.max_pixels is not None:
+        size = processor.image_processor.size
+        least = size.get("shortest_edge", None)
+        processor.image_processor.size = {
+            "shortest_edge": min(least or settings.max_pixels, settings.max_pixels),
+            "longest_edge": settings.max_pixels,
+        }
+    model.requires_grad_(False)
+    return model, processor

@@ -1,0 +1,82 @@
+"""Which queries are in which batch: decided by the seed alone, whatever the number of workers or processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def seeded(*parts: object) -> np.random.Generator:
+    """A generator that depends on these parts and nothing else."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+@dataclass(frozen=True)
+class Order:
+    """Batches of an endless sequence of epochs.
+
+    Args:
+        groups: dataset-task -> indices of its rows.
+        batch: rows in a batch; the last of an epoch are carried over into mixed batches, and what is left of those is dropped.
+        sampling: `mixed` draws a batch from all rows, `by-task` from one group.
+        balance: rows of a group are drawn in proportion to size ** balance; an epoch keeps its length.
+    """
+
+    groups: Mapping[str, Sequence[int]]
+    batch: int
+    seed: int
+    sampling: Literal["mixed", "by-task"] = "mixed"
+    balance: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return max(1, self.rows // self.batch)
+
+    def batch_at(self, step: int) -> tuple[int, Indices]:
+        """(epoch, indices of shape (batch,)) of a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        return epoch, self.epoch(epoch)[place]
+
+    def epoch(self, epoch: int) -> list[Indices]:
+        rng = seeded("order", self.seed, epoch)
+        drawn = {name: self._drawn(name, rng) for name in self.groups}
+        if self.sampling == "mixed":
+            every = rng.permutation(np.concatenate(list(drawn.values())))
+            return self._cut(np.resize(every, max(len(every), self.batch)))[: self.per_epoch]
+        batches, left = [], []
+        for rows in drawn.values():
+            whole = len(rows) - len(rows) % self.batch
+            batches += self._cut(rows[:whole])
+            left.append(rows[whole:])
+        rest = rng.permutation(np.concatenate(left))
+        batches += self._cut(rest)
+        if not batches:
+            batches = [np.resize(rest, self.batch)]
+        found = [batches[i] for i in rng.permutation(len(batches))]
+        return [found[i % len(found)] for i in range(self.per_epoch)]
+
+    def _cut(self, rows: Indices) -> list[Indices]:
+        return [rows[i : i + self.batch] for i in range(0, len(rows) - self.batch + 1, self.batch)]
+
+    def _drawn(self, name: str, rng: np.random.Generator) -> Indices:
+        """A group's rows for one epoch: whole rounds of it, and a part of another."""
+        rows = np.asarray(self.groups[name], np.int64)
+        total = sum(len(group) ** self.balance for group in self.groups.values())
+        wanted = len(rows) if self.balance == 1 else max(1, round(self.rows * len(rows) ** self.balance / total))
+        rounds = math.ceil(wanted / len(rows))
+        found: Indices = np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:wanted]
+        return found

@@ -1,0 +1,139 @@
+"""One step of the joint loss over a batch of any size, in memory that depends on the chunks only.
+
+1. Every chunk is embedded without a graph; the state of the random generators before each is kept.
+2. The contrastive loss over all embeddings (gathered over processes) gives the gradient of each embedding.
+3. Every chunk is run again, with a graph and the same random numbers, and its part of
+       Σ embedding · gradient  +  λ_gen · Σ CE / global queries
+   is differentiated. The sum over chunks is the gradient of the whole loss.
+
+Gradient caching: Gao et al. 2021 (arXiv 2101.06983); the cross-entropy joins in the third pass because it is a sum over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.errors import CotError
+from schemas.training import LossSettings
+from trainer.batches import Batch
+from trainer.embedder import Embedder
+from trainer.loss import Pairing, info_nce
+from trainer.rows import Chunk
+from trainer.world import World
+
+
+class StepLosses(NamedTuple):
+    """Global means, the same in every process."""
+
+    total: float
+    retrieval: float
+    generation: float
+    hit: float
+    """Share of the batch's queries whose positive scores above all its negatives."""
+
+
+class DivergedError(CotError):
+    """A loss that is no number."""
+
+
+def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: World) -> StepLosses:
+    """Adds the gradients of a batch to the embedder's parameters, summed over processes."""
+    queries = [chunk.to(world.device) for chunk in batch.queries]
+    candidates = [chunk.to(world.device) for chunk in batch.candidates]
+    total = sum(world.gather_objects(len(batch.ids)))
+    states = _RandomStates()
+    query_vectors = _embeddings(embedder, queries, len(batch.ids), states)
+    candidate_vectors = _embeddings(embedder, candidates, len(batch.dids), states)
+    retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
+
+    generation = torch.zeros((), device=world.device)
+    for chunk, vectors in [(c, query_vectors) for c in queries] + [(c, candidate_vectors) for c in candidates]:
+        states.restore()
+        found, losses = embedder(chunk)
+        surrogate = settings.generation * losses.sum() / total
+        wanted = chunk.places >= 0
+        if vectors.grad is not None and bool(wanted.any()):
+            surrogate = surrogate + (found[wanted] * vectors.grad[chunk.places[wanted]]).sum()
+        if not bool(torch.isfinite(surrogate)):
+            raise DivergedError(
+                f"step {batch.step}: the loss is no finite number for {', '.join(chunk.names[:8])}",
+                "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
+            )
+        if surrogate.requires_grad:
+            surrogate.backward()
+        generation += losses.detach().sum() / total
+    world.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
+    generation = world.sum(generation)
+    total_loss = settings.retrieval * retrieval + settings.generation * float(generation)
+    return StepLosses(total_loss, retrieval, float(generation), hit)
+
+
+def _embeddings(embedder: Embedder, chunks: Sequence[Chunk], count: int, states: _RandomStates) -> Tensor:
+    """(count, dim), a leaf that takes a gradient."""
+    found: Tensor | None = None
+    for chunk in chunks:
+        states.keep()
+        if not bool((chunk.places >= 0).any()):
+            continue
+        with torch.no_grad():
+            vectors, _ = embedder(chunk, labelled=False)
+        if found is None:
+            found = vectors.new_zeros(count, vectors.shape[1])
+        wanted = chunk.places >= 0
+        found[chunk.places[wanted]] = vectors[wanted]
+    assert found is not None, "a batch has at least one query"
+    return found.requires_grad_()
+
+
+def _contrast(
+    embedder: Embedder, batch: Batch, queries: Tensor, candidates: Tensor, settings: LossSettings, world: World
+) -> tuple[float, float]:
+    """(loss, share of hits); leaves the gradients in `queries`, `candidates` and the temperature."""
+    counts = len(batch.ids)
+    everyones = world.gather_objects((batch.dids, batch.positives))
+    query_parts = world.gather(queries.detach())
+    candidate_parts = world.gather(candidates.detach())
+    query_parts[world.rank], candidate_parts[world.rank] = queries, candidates
+    # the positives of all processes first, then their hard negatives
+    sizes = [len(positives) for _, positives in everyones]
+    ordered = [part[:n] for part, n in zip(candidate_parts, sizes, strict=True)]
+    ordered += [part[n:] for part, n in zip(candidate_parts, sizes, strict=True)]
+    dids = [did for (d, _), n in zip(everyones, sizes, strict=True) for did in d[:n]]
+    dids += [did for (d, _), n in zip(everyones, sizes, strict=True) for did in d[n:]]
+    pairing = Pairing.of(dids, [listed for _, positives in everyones for listed in positives])
+    all_queries, all_candidates = torch.cat(query_parts), torch.cat(ordered)
+    loss = info_nce(all_queries, all_candidates, pairing, embedder.scale, symmetric=settings.symmetric)
+    if not bool(torch.isfinite(loss)):
+        named = ", ".join(batch.ids[: min(counts, 8)])
+        raise DivergedError(
+            f"step {batch.step}: the contrastive loss is no finite number ({named}, …)",
+            "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
+        )
+    if settings.retrieval:
+        (settings.retrieval * loss).backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        scores = (all_queries @ all_candidates.T).masked_fill(pairing.masked.to(loss.device), -torch.inf)
+        right = torch.arange(len(scores), device=loss.device)
+        hit = float((scores.argmax(1) == right).float().mean())
+    return float(loss.detach()), hit
+
+
+class _RandomStates:
+    """States of the random generators before each chunk, in order: kept in the first pass, restored in the third."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor | None]] = []
+
+    def keep(self) -> None:
+        on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._kept.append((torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None))
+
+    def restore(self) -> None:
+        cpu, gpu = self._kept.pop(0)
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)

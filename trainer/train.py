@@ -1,0 +1,234 @@
+"""Fits TRACE, or one of its controls, to a dataset: the whole job, top to bottom.
+
+RUN/VARIANT/run.json       what was fitted on what; a later run must agree
+RUN/VARIANT/metrics.jsonl  one line per step
+RUN/VARIANT/checkpoints/   to go on from
+RUN/VARIANT/model/         the finished embedder
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from pipeline.progress import Meter
+from pipeline.publish import publish, scratch
+from schemas.errors import ConfigError, InputError
+from schemas.training import OptimiserSettings, TrainConfig, Variant
+from trainer import checkpoint
+from trainer.batches import BatchSource, loader
+from trainer.dataset import Candidates, Records
+from trainer.embedder import Embedder
+from trainer.step import StepLosses, train_step
+from trainer.student_traces import written_by
+from trainer.world import World
+
+_FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
+"""Settings that may change between two runs of the same training."""
+
+
+def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
+    """Fits one variant, or goes on where an earlier run stopped; returns the directory of the finished embedder."""
+    world = World.join(config.device)
+    directory = config.out / variant
+    model_directory = directory / "model"
+
+    # What to learn from
+    records = Records.load(config.data.dataset)
+    traces = _traces(config, variant, records)
+    torch.manual_seed(config.seed)
+    embedder = Embedder.create(
+        config.model,
+        config.data.prompts,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature,
+    )
+    embedder.to(world.device).train()
+    source = BatchSource(
+        config,
+        variant,
+        records,
+        traces,
+        embedder.encoder(),
+        Candidates(config.data.mbeir, records.split, config.data.cache),
+        rank=world.rank,
+        world=world.size,
+    )
+    steps = config.optimiser.steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
+    identity = _identity(config, variant, records, steps)
+    if world.first:
+        _claim(directory, identity)
+    if (model_directory / "finished.json").is_file():
+        return model_directory
+
+    # Where to begin
+    optimiser = _optimiser(embedder, config.optimiser)
+    last = checkpoint.latest(directory / "checkpoints") if world.first else None
+    last = world.gather_objects(last)[0]
+    step = 0
+    if last is not None:
+        step, source.own = checkpoint.restore(last, embedder, optimiser)
+    log = _Log(directory, step, config.tensorboard) if world.first else None
+
+    # Steps
+    with Meter(f"{variant}", steps, unit="steps", quiet=quiet or not world.first) as meter:
+        meter.done = step
+        while step < steps:
+            if _own_due(config, variant, step):
+                source.own = written_by(embedder, source, source.reasoning(), config.adaptive, world)
+            until = _next_stop(config, variant, step, steps)
+            began = time.monotonic()
+            for batch in loader(source, step, until, config.data.workers):
+                for group in optimiser.param_groups:
+                    group["lr"] = config.optimiser.lr * _schedule(step, steps, config.optimiser)
+                optimiser.zero_grad(set_to_none=True)
+                losses = train_step(embedder, batch, config.loss, world)
+                norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
+                optimiser.step()
+                step += 1
+                took = time.monotonic() - began
+                began = time.monotonic()
+                share = batch.reasoning / max(1, len(batch.ids))
+                if log is not None:
+                    log.write(step, losses, optimiser.param_groups[0]["lr"], float(norm), config.batch.queries / took, share)
+                meter.note = (
+                    f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, words {losses.generation:.3f}), "
+                    f"{losses.hit:.0%} right, lr {optimiser.param_groups[0]['lr']:.1e}, "
+                    f"{config.batch.queries / took:.0f} queries/s, {share:.0%} reason"
+                )
+                meter.advance()
+            if world.first and (step % config.checkpoint.every == 0 or step == steps):
+                checkpoint.save(directory / "checkpoints", step, embedder, optimiser, config.checkpoint.keep, own=source.own)
+            world.wait()
+
+    # The finished embedder
+    if world.first:
+        new = scratch(model_directory)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        embedder.save(new)
+        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n")
+        publish(new, model_directory)
+    world.wait()
+    return model_directory
+
+
+def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
+    """Record id -> the trace that is learnt."""
+    if variant == "direct":
+        return {}
+    if variant == "trace":
+        found = records.traces()
+        if not found:
+            raise InputError(
+                f"{config.data.dataset} has no record with a trace",
+                "build it with a lower route.threshold, or fit the variant `direct`",
+            )
+        return found
+    assert config.data.reasoned is not None, "checked by TrainConfig"
+    everything = Records.load(config.data.reasoned).traces()
+    known = set(records.table["id"].to_pylist())
+    if not known & everything.keys():
+        raise InputError(
+            f"{config.data.reasoned} has no trace for any query of {config.data.dataset}",
+            "build both from the same M-BEIR; the one of data.reasoned with --set route.threshold=0",
+        )
+    return everything
+
+
+def _optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
+    trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
+    """Factor on the learning rate: linear warm-up, then a half cosine to zero."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
+    traces = config.traces
+    if traces.contrastive == "teacher" or variant == "direct" or step < traces.begin:
+        return False
+    return (step - traces.begin) % traces.refresh == 0
+
+
+def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> int:
+    """The next step at which something else is to be done: a checkpoint, new traces, the end."""
+    stops = [steps, step - step % config.checkpoint.every + config.checkpoint.every]
+    if config.traces.contrastive != "teacher" and variant != "direct":
+        begin, every = config.traces.begin, config.traces.refresh
+        stops.append(begin if step < begin else begin + ((step - begin) // every + 1) * every)
+    return min(stops)
+
+
+def _identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=_FREE)
+    settings["data"].pop("workers")
+    settings["data"].pop("cache")
+    return {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
+
+
+def _claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Writes what this run is; raises ConfigError where the directory holds another one."""
+    file = directory / "run.json"
+    if file.is_file():
+        old = json.loads(file.read_text())
+        if differing := _differing(old, identity):
+            raise ConfigError(
+                f"{directory} holds a run with other settings or data: {', '.join(differing)}",
+                "name another `out`, or remove that directory to begin anew",
+            )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(identity, indent=1) + "\n")
+
+
+def _differing(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [line for name in names for line in _differing(old.get(name), new.get(name), f"{key}.{name}" if key else name)]
+    return [] if old == new else [f"{key.removeprefix('settings.')} was {old!r}, is {new!r}"]
+
+
+class _Log:
+    """metrics.jsonl, cut back to the step that a run goes on from."""
+
+    def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
+        self.path = directory / "metrics.jsonl"
+        if self.path.is_file():
+            kept = []
+            for line in self.path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # torn by a kill
+                    break
+                if entry["step"] > step:
+                    break
+                kept.append(line)
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (not everyone has it)
+
+            self._board = SummaryWriter(str(directory / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
+        values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
