@@ -155,8 +155,11 @@ class EvaluationSettings(_Settings):
     """Candidates in a forward pass."""
     union: bool = True
     """Search the union of all local pools too."""
-    workers: NonNegativeInt = 0
-    """Ray actors that embed the pools; 0 embeds in this process."""
+    traces: str | None = None
+    """A dataset that was built on this split (``input.split``): the teacher's traces, for the ceiling of hit@k with right
+    traces given and for the share of the student's that agree."""
+    base: bool = True
+    """Score the base without any training too."""
 
 
 class TrainConfig(_Settings):

@@ -223,7 +223,7 @@ class _Log:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (not everyone has it)
 
-            self._board = SummaryWriter(str(directory / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}

@@ -19,6 +19,7 @@ import pipeline.cli.mbeir
 import pipeline.cli.score
 import pipeline.cli.teacher
 import pocket.cli
+import trainer.cli
 from pipeline import __version__
 from schemas.errors import CotError
 
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(pipeline.cli.build, _command))
+app.command()(trainer.cli.train)
+app.command("eval")(trainer.cli.evaluate)
 app.command()(pipeline.cli.score.score)
 app.add_typer(pipeline.cli.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(pipeline.cli.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")

@@ -1,0 +1,143 @@
+"""`mbeir-cot train` and `mbeir-cot eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from schemas.training import TrainConfig
+    from trainer.embedder import Embedder
+    from trainer.evaluate import Result
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+_FAMILIES = ("visual", "text", "composed", "knowledge")
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=max(140, console.width))
+
+
+def _settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
+    from pipeline.config import load_config
+    from schemas.training import TrainConfig
+
+    given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
+    return load_config(config, TrainConfig, tuple(given))
+
+
+def train(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
+
+    Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. Under
+    torchrun it is distributed. Each variant ends in OUT/VARIANT/model.
+    """
+    from trainer.train import train as run
+
+    settings = _settings(config, overrides, out)
+    for variant in settings.variants:
+        directory = run(settings, variant, quiet=quiet)
+        console.print(f"{variant}: {directory}")
+
+
+def evaluate(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
+
+    TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
+    given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
+    """
+    from schemas.errors import InputError
+    from trainer.evaluate import ROUTES, Evaluation, as_json, modality_routes, random_routes, teacher_traces
+
+    settings = _settings(config, overrides, out)
+    directory = settings.out / "eval"
+    split = settings.evaluation.split
+    answers, given = None, None
+    if settings.evaluation.traces is not None:
+        given, answers = teacher_traces(settings.evaluation.traces)
+    results: list[Result] = []
+    if settings.evaluation.base:
+        evaluation = Evaluation(settings, _base(settings), directory, quiet=quiet)
+        evaluation.pools("base")
+        results.append(evaluation.run("base", "base", "always-direct")[0])
+    for variant in settings.variants:
+        model = settings.out / variant / "model"
+        if not (model / "finished.json").is_file():
+            raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
+        evaluation = Evaluation(settings, _load(settings, model), directory, quiet=quiet)
+        evaluation.pools(variant)
+        result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
+        results.append(result)
+        if variant != "trace":
+            continue
+        by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
+        for name, routes in (("by modality", modality_routes(evaluation)), ("by lot", by_lot)):
+            results.append(
+                evaluation.run(
+                    f"trace, routed {name}", f"{variant}-{name.replace(' ', '-')}", "given", given=routes, answers=answers
+                )[0]
+            )
+        if given is not None:
+            results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
+    (directory / f"results_{split}.json").write_text(as_json(results) + "\n")
+    _show(results, split)
+    console.print(f"{directory}: embeddings, run files and tables in UniIR's layout; results_{split}.json")
+
+
+def _base(settings: TrainConfig) -> Embedder:
+    import torch
+
+    from trainer.embedder import Embedder
+    from trainer.world import World
+
+    torch.manual_seed(settings.seed)
+    return Embedder.create(settings.model, settings.data.prompts).eval().to(World.join(settings.device).device)
+
+
+def _load(settings: TrainConfig, model: Path) -> Embedder:
+    from trainer.embedder import Embedder
+    from trainer.world import World
+
+    return Embedder.load(model, settings.model, pool=settings.model.pool).to(World.join(settings.device).device)
+
+
+def _show(results: list[Result], split: str) -> None:
+    costs = Table("model", "think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
+    hits = Table("hit@k on " + split, "k", *(result.name for result in results))
+    for row, first in enumerate(results[0].tasks):
+        cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
+        hits.add_row(first.task, str(first.k), *cells)
+    hits.add_section()
+    for family in _FAMILIES:
+        hits.add_row(f"mean {family}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
+    hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
+    for result in results:
+        tasks = [task.costs for task in result.tasks]
+        queries = sum(task.queries for task in tasks)
+        seconds = sum(task.seconds for task in tasks)
+        known = [task.trace_accuracy for task in result.tasks if task.trace_accuracy is not None]
+        costs.add_row(
+            result.name,
+            f"{result.think_rate:.1%}",
+            f"{sum(task.tokens for task in tasks) / queries:.1f}",
+            f"{queries / seconds:.0f}" if seconds else "",
+            f"{1e3 * max(task.p50_s for task in tasks):.0f}" if seconds else "",
+            f"{1e3 * max(task.p95_s for task in tasks):.0f}" if seconds else "",
+            f"{sum(task.cut for task in tasks):,}",
+            f"{sum(known) / len(known):.1%}" if known else "",
+        )
+    console.print(hits)
+    console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
+    console.print(costs)
+
+
+def _pair(local: float, union: float | None) -> str:
+    return f"{100 * local:.1f}" + (f" / {100 * union:.1f}" if union is not None else "")

@@ -1,0 +1,182 @@
+"""Embeds candidate pools and query files into UniIR's layout: fp16 vectors beside int64 ids, part by part.
+
+A part that is on disk is not computed again, so an interrupted job goes on. Each part is written whole or not at all. Parts
+are independent of each other; the result does not depend on who computes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.durable import sync
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, candidate_text
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.queries import read_queries
+from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
+from schemas.training import RouteChoice
+from trainer.adaptive import AdaptiveEmbedder, Embedded
+from trainer.embedder import Embedder
+from trainer.rows import Row, RowEncoder
+from trainer.uniir import Split, ids_path
+
+PART_ROWS: Final = 8_192
+
+
+class QueryCosts(NamedTuple):
+    """What embedding a query file took, and how its queries were routed."""
+
+    queries: int
+    reasoned: int
+    cut: int
+    """Traces that did not end by themselves."""
+    tokens: int
+    seconds: float
+    p50_s: float
+    p95_s: float
+
+    @property
+    def think_rate(self) -> float:
+        return self.reasoned / self.queries if self.queries else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Queries per second."""
+        return self.queries / self.seconds if self.seconds else 0.0
+
+
+class PoolEmbedder:
+    """Embeds candidates; picklable pieces are made in the process that uses it."""
+
+    def __init__(self, embedder: Embedder, mbeir: Path, *, rows: int, max_chars: int) -> None:
+        self.embedder, self.encoder = embedder.eval(), embedder.encoder()
+        self.images = ImageStore(mbeir)
+        self.rows, self.max_chars = rows, max_chars
+
+    @torch.inference_mode()
+    def vectors(self, candidates: list[Candidate]) -> NDArray[np.float16]:
+        """(n, dim), unit length, fp16."""
+        found: NDArray[np.float16] | None = None
+        encoded = [self._row(candidate) for candidate in candidates]
+        for chunk in self.encoder.chunks(encoded, self.rows, 1 << 20):
+            vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+            if found is None:
+                found = np.zeros((len(candidates), vectors.shape[1]), np.float16)
+            found[chunk.places.numpy()] = vectors.cpu().numpy().astype(np.float16)
+        return found if found is not None else np.zeros((0, 0), np.float16)
+
+    def _row(self, candidate: Candidate) -> Row:
+        picture = self.images.open(candidate.img_path) if candidate.img_path and candidate.modality.has_image else None
+        text = candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
+        return self.encoder.candidate(candidate.did, text, picture)
+
+
+def embed_pool(
+    out: Path,
+    embed: Callable[[int, int], NDArray[np.float16]],
+    pool: CandidatePool,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Writes `out` (and the ids beside it) for one pool. `embed(start, end)` gives the vectors of pool rows."""
+    if out.is_file() and ids_path(out).is_file():
+        advance(len(pool))
+        return
+    parts = out.with_suffix(".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(pool), PART_ROWS):
+        end = min(start + PART_ROWS, len(pool))
+        part = parts / f"{start:010d}.npy"
+        if not part.is_file():
+            _write(part, embed(start, end))
+        advance(end - start)
+    _join(sorted(parts.glob("*.npy")), out)
+    _write(ids_path(out), np.asarray(pool.hashed_dids, np.int64))
+    shutil.rmtree(parts)
+
+
+def pool_rows(pool: CandidatePool, start: int, end: int) -> list[Candidate]:
+    table = pool.fetch_table(np.arange(start, end, dtype=np.int64))
+    return [Candidate.model_validate(row) for row in table.to_pylist()]
+
+
+class QueryFile:
+    """The queries of one dataset-task as rows, with their instructions."""
+
+    def __init__(self, layout: Layout, task: DatasetTask, split: Split, choice: Choice | None = None) -> None:
+        self.task, self.split = task, split
+        self.queries: list[Query] = [query for _, query in read_queries(layout.queries(split, task))]
+        self._instructions = InstructionTable.load(layout.instructions)
+        self._choice = choice or SeededChoice()
+
+    def rows(self, encoder: RowEncoder, images: ImageStore) -> list[Row]:
+        return [self._row(query, encoder, images) for query in self.queries]
+
+    def instruction(self, query: Query) -> str:
+        task = query.dataset_task
+        return self._instructions.choose(
+            query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=self.split, qid=query.qid
+        )
+
+    def _row(self, query: Query, encoder: RowEncoder, images: ImageStore) -> Row:
+        shown = query.query_modality.has_image and bool(query.query_img_path)
+        picture = images.open(query.query_img_path or "") if shown else None
+        return encoder.query(query.qid, self.instruction(query), query.query_txt, picture)
+
+
+def embed_queries(
+    adaptive: AdaptiveEmbedder, file: QueryFile, rows: list[Row], *, route: RouteChoice, given: list[bool] | None = None
+) -> tuple[list[Embedded], QueryCosts]:
+    """All queries of a file, and what it took (encoding of text and images included)."""
+    began = time.perf_counter()
+    found = adaptive.embed(rows, route=route, given=given)
+    took = time.perf_counter() - began
+    seconds = np.array([one.seconds for one in found] or [0.0])
+    return found, QueryCosts(
+        len(found),
+        sum(one.reasoned for one in found),
+        sum(not one.ended for one in found),
+        sum(one.tokens for one in found),
+        took,
+        float(np.percentile(seconds, 50)),
+        float(np.percentile(seconds, 95)),
+    )
+
+
+def save_queries(found: list[Embedded], file: QueryFile, out: Path) -> None:
+    """UniIR's files for one query file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, torch.stack([one.vector for one in found]).numpy().astype(np.float16))
+    _write(ids_path(out), np.array([hash_qid(query.qid) for query in file.queries], np.int64))
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    sync(new)
+    new.replace(path)
+
+
+def _join(parts: list[Path], out: Path) -> None:
+    """Concatenates parts on disk, holding one at a time."""
+    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    shape = (sum(len(array) for array in arrays), arrays[0].shape[1])
+    new = out.with_suffix(".new")
+    joined = np.lib.format.open_memmap(new, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]
+    start = 0
+    for array in arrays:
+        joined[start : start + len(array)] = array
+        start += len(array)
+    joined.flush()
+    del joined
+    sync(new)
+    new.replace(out)

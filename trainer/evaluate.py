@@ -1,0 +1,233 @@
+"""M-BEIR's table for an embedder: pools and queries embedded, searched exactly, scored as UniIR does.
+
+Everything is written in UniIR's layout below the evaluation's directory, so `mbeir-cot score` (or UniIR's own code) gives the
+same numbers again from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.families import family_of
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.progress import Meter
+from schemas.errors import InputError
+from schemas.mbeir import DATASET_TASKS, DatasetTask, Modality
+from schemas.record import record_id
+from schemas.training import RouteChoice, TrainConfig, Variant
+from trainer.adaptive import AdaptiveEmbedder, Embedded
+from trainer.dataset import Records
+from trainer.embed import PoolEmbedder, QueryCosts, QueryFile, embed_pool, embed_queries, pool_rows, save_queries
+from trainer.embedder import Embedder
+from trainer.order import seeded
+from trainer.rows import Row
+from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
+
+ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "always-direct", "always-reason": "always-reason"}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One line of a table: hit rates at the headline k, and what the queries cost."""
+
+    task: str
+    k: int
+    local: float
+    union: float | None
+    costs: QueryCosts
+    trace_accuracy: float | None = None
+    """Share of the queries with a known right answer whose own trace ends in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    name: str
+    tasks: list[TaskResult]
+
+    def mean(self, family: str | None = None, *, union: bool = False) -> float:
+        """Unweighted mean over the dataset-tasks (of a family)."""
+        wanted = [
+            value
+            for one in self.tasks
+            if family in (None, family_of(int(one.task[-1])).name)
+            for value in [one.union if union else one.local]
+            if value is not None
+        ]
+        return float(np.mean(wanted)) if wanted else float("nan")
+
+    @property
+    def think_rate(self) -> float:
+        return sum(t.costs.reasoned for t in self.tasks) / max(1, sum(t.costs.queries for t in self.tasks))
+
+
+class Evaluation:
+    """One embedder on one split. Pools are embedded once; queries as often as there are ways to route them."""
+
+    def __init__(self, config: TrainConfig, embedder: Embedder, directory: Path, *, quiet: bool = False) -> None:
+        self.config, self.directory, self.quiet = config, directory, quiet
+        self.split = config.evaluation.split
+        self.layout = Layout.open(config.data.mbeir)
+        self.images = ImageStore(config.data.mbeir)
+        self.embedder = embedder
+        self.adaptive = AdaptiveEmbedder(embedder, config.adaptive)
+        self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
+        if not self.tasks:
+            raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
+        self._files: dict[DatasetTask, tuple[QueryFile, list[Row]]] = {}
+
+    def pools(self, suffix: str) -> None:
+        """Embeds the local pools of all tasks."""
+        files = self._pools = EmbeddingFiles(self.directory, suffix)
+        pools = {task: CandidatePool.open(self._pool(task), self.config.data.cache) for task in self.tasks}
+        worker = PoolEmbedder(
+            self.embedder,
+            self.config.data.mbeir,
+            rows=self.config.evaluation.rows,
+            max_chars=self.config.data.max_candidate_chars,
+        )
+        with Meter("candidates", sum(map(len, pools.values())), unit="candidates", quiet=self.quiet) as meter:
+            for task, pool in pools.items():
+                out = files.candidates(task, self.split)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                embed_pool(out, lambda a, b, pool=pool: worker.vectors(pool_rows(pool, a, b)), pool, meter.advance)  # type: ignore[misc]
+                pool.close()
+
+    def run(
+        self,
+        name: str,
+        suffix: str,
+        route: RouteChoice,
+        *,
+        given: Mapping[str, bool] | None = None,
+        written: Mapping[str, str] | None = None,
+        answers: Mapping[str, str] | None = None,
+    ) -> tuple[Result, dict[str, Embedded]]:
+        """Embeds all queries, scores them, and returns the table and each query's embedding by record id.
+
+        given: record id -> reasons, for route ``given``. written: record id -> trace to embed with instead of the student's
+        own. answers: record id -> the right answer, to count right traces.
+        """
+        files = EmbeddingFiles(self.directory, suffix)
+        self._share_pools(files)
+        every: dict[str, Embedded] = {}
+        costs: dict[DatasetTask, QueryCosts] = {}
+        accuracy: dict[DatasetTask, float | None] = {}
+        with Meter(name, sum(len(self._queries(t)[0].queries) for t in self.tasks), unit="queries", quiet=self.quiet) as meter:
+            for task in self.tasks:
+                file, rows = self._queries(task)
+                ids = [record_id(self.split, task.dataset, task.task_id, query.qid) for query in file.queries]
+                flags = [bool(given.get(identifier, False)) for identifier in ids] if given is not None else None
+                if written is not None:
+                    found, cost = self._given_traces(rows, [written.get(identifier, "") for identifier in ids])
+                else:
+                    found, cost = embed_queries(self.adaptive, file, rows, route=route, given=flags)
+                save_queries(found, file, files.queries(task, self.split))
+                every |= dict(zip(ids, found, strict=True))
+                costs[task] = cost
+                accuracy[task] = _accuracy(dict(zip(ids, found, strict=True)), answers) if answers else None
+                meter.advance(len(rows))
+        scores = self._scores(files)
+        return Result(name, [_task_result(task, scores, costs[task], accuracy[task]) for task in self.tasks]), every
+
+    def _share_pools(self, files: EmbeddingFiles) -> None:
+        """Ways to route one embedder have the same candidates: links, not copies."""
+        for task in self.tasks:
+            for own, shared in zip(
+                _with_ids(files.candidates(task, self.split)), _with_ids(self._pools.candidates(task, self.split)), strict=True
+            ):
+                if own != shared:
+                    own.parent.mkdir(parents=True, exist_ok=True)
+                    own.unlink(missing_ok=True)
+                    own.hardlink_to(shared)
+
+    def _scores(self, files: EmbeddingFiles) -> list[Score]:
+        pools = ("single", "union") if self.config.evaluation.union else ("single",)
+        found: list[Score] = []
+        for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools):  # type: ignore[arg-type]
+            found += scores
+        files.tables.mkdir(parents=True, exist_ok=True)
+        (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="")
+        return found
+
+    def _given_traces(self, rows: Sequence[Row], traces: Sequence[str]) -> tuple[list[Embedded], QueryCosts]:
+        """Embeddings of queries that are followed by these traces: no word is the student's own."""
+        import torch  # noqa: PLC0415
+
+        found: list[Embedded | None] = [None] * len(rows)
+        encoder = self.adaptive.encoder
+        with torch.inference_mode():
+            wanted = [replace(row, written=trace) for row, trace in zip(rows, traces, strict=True)]
+            for chunk in encoder.chunks(wanted, self.config.evaluation.rows, 1 << 20):
+                vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+                for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
+                    found[place] = Embedded(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
+        reasoned = sum(bool(trace) for trace in traces)
+        return [one for one in found if one is not None], QueryCosts(len(rows), reasoned, 0, 0, 0.0, 0.0, 0.0)
+
+    def _queries(self, task: DatasetTask) -> tuple[QueryFile, list[Row]]:
+        if task not in self._files:
+            file = QueryFile(self.layout, task, self.split)
+            self._files[task] = (file, file.rows(self.adaptive.encoder, self.images))
+        return self._files[task]
+
+    def _pool(self, task: DatasetTask) -> Path:
+        path = self.layout.local_pool(task, self.split)
+        if path is None or not path.is_file():
+            raise InputError(
+                f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}", "download cand_pool/local/"
+            )
+        return path
+
+
+def _with_ids(path: Path) -> tuple[Path, Path]:
+    return path, ids_path(path)
+
+
+def modality_routes(evaluation: Evaluation) -> dict[str, bool]:
+    """Queries of image and text reason."""
+    return {
+        record_id(evaluation.split, task.dataset, task.task_id, query.qid): task.query_modality is Modality.IMAGE_TEXT
+        for task in evaluation.tasks
+        for query in evaluation._queries(task)[0].queries
+    }
+
+
+def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]:
+    """The same think rate, drawn by lot."""
+    chosen = set(seeded("routes", seed).permutation(len(ids))[: round(rate * len(ids))].tolist())
+    return {identifier: i in chosen for i, identifier in enumerate(ids)}
+
+
+def teacher_traces(dataset: str) -> tuple[dict[str, str], dict[str, str]]:
+    """(traces, answers) by record id, of a dataset that was built on the evaluation's split."""
+    records = Records.load(dataset)
+    rows = records.table.select(["id", "answer"]).to_pylist()
+    return records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}
+
+
+def _accuracy(found: Mapping[str, Embedded], answers: Mapping[str, str]) -> float | None:
+    asked = [identifier for identifier in found if identifier in answers]
+    if not asked:
+        return None
+    return float(np.mean([found[i].trace.strip().endswith(answers[i].strip()) for i in asked]))
+
+
+def _task_result(task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, accuracy: float | None) -> TaskResult:
+    k = headline_k(task)
+    values = {score.pool: score.value for score in scores if score.task == task and score.k == k}
+    return TaskResult(task.name, k, values["single"], values.get("union"), costs, accuracy)
+
+
+def as_json(results: Sequence[Result]) -> str:
+    def plain(result: Result) -> dict[str, Any]:
+        return {"name": result.name, "tasks": [asdict(t) | {"costs": t.costs._asdict()} for t in result.tasks]}
+
+    return json.dumps([plain(result) for result in results], indent=1)
