@@ -25,6 +25,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from pocket.lessons.lesson import Lesson
 
 IGNORE = -100
+WORD, MARK, JUDGEMENT = 0, 1, 2
+"""What a label is: a word of a reply, a judgement of a phrase within the prompt, the judgement that the reply is."""
 LENGTH_STEP = 32
 LENGTH_POOL = 16
 """Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
@@ -40,12 +42,14 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.997
     seed: int = 1
-    per_lesson: bool = False
-    """Average the loss over each lesson first: a judgement's one word weighs as much as a whole trace."""
+    mark: float = 1.0
+    """Weight of the marks within judged answers, beside the replies' 1."""
+    judgement: float = 0.5
+    """Weight of the judgements themselves. Both are averaged on their own: among a batch's words they would be lost."""
 
 
 def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> dict[str, Tensor]:
-    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored).
+    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored), and marks.
 
     Without replies the rows end in the generation prompt and are left-padded, as `generate` wants them.
     """
@@ -59,43 +63,45 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
         prompt = tokenizer.apply_chat_template(lesson.messages, tokenize=False, add_generation_prompt=True)
         pieces = prompt.split(processor.image_token)
         prompt = pieces[0] + "".join(processor.image_token * next(counts) + piece for piece in pieces[1:])
-        encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=lesson.doubted is not None)
+        encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=lesson.judged is not None)
         prompt_ids = encoded.input_ids
         reply_ids = [*tokenizer(lesson.reply, add_special_tokens=False).input_ids, tokenizer.eos_token_id] if with_reply else []
         rows.append(prompt_ids + reply_ids)
         starts.append(len(prompt_ids))
-        marks.append(_marks(lesson, prompt, encoded.offset_mapping, tokenizer) if lesson.doubted is not None else {})
+        marks.append(_marks(lesson, prompt, encoded.offset_mapping, tokenizer) if lesson.judged is not None else {})
     length = max(map(len, rows))
     if with_reply:  # few lengths: on CPU every new shape costs a compilation of its matrix products
         length += -length % LENGTH_STEP
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)
+    kinds = torch.zeros_like(ids)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         place = slice(0, len(row)) if with_reply else slice(length - len(row), length)
         ids[i, place] = torch.tensor(row)
         mask[i, place] = 1
         if with_reply:
             labels[i, start : len(row)] = ids[i, start : len(row)]
+            kinds[i, start] = JUDGEMENT if marks[i] else WORD
             for at, label in marks[i].items():
                 labels[i, at + 1] = label  # the label of a place is read off the state before it
+                kinds[i, at + 1] = MARK
     batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == processor.image_token_id).int(), **visual}
-    return batch | {"labels": labels} if with_reply else batch
+    return batch | {"labels": labels, "kinds": kinds} if with_reply else batch
 
 
 def _marks(lesson: Lesson, prompt: str, offsets: list[tuple[int, int]], tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
-    """Position -> what is right to say there of the answer so far, for the tokens of a doubted answer in the prompt."""
-    doubted = lesson.doubted
-    if doubted is None:
+    """Position -> yes or no, at the last token of every phrase of a judged answer in the prompt."""
+    if lesson.judged is None:
         return {}
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    first = prompt.rindex(doubted.answer)
-    end, wrong = first + len(doubted.answer), first + doubted.right_until
-    return {
-        at: no if stop > wrong and not doubted.right else yes
-        for at, (start, stop) in enumerate(offsets)
-        if first <= start < end
-    }
+    first = prompt.rindex(lesson.judged.answer)
+    ends = {first + end: right for end, right in lesson.judged.ends}
+    marks = {}
+    for end, right in ends.items():
+        at = next(at for at, (start, stop) in enumerate(offsets) if start < end <= stop)
+        marks[at] = yes if right else no
+    return marks
 
 
 class LessonStream(IterableDataset[dict[str, Tensor]]):
@@ -127,16 +133,15 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def reply_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor], *, per_lesson: bool = False) -> Tensor:
-    """Mean next-token loss over the replies' tokens, or over lessons; logits are computed for these tokens alone."""
-    labels = batch["labels"][:, 1:]
-    hidden = model.model(**{name: value for name, value in batch.items() if name != "labels"}).last_hidden_state[:, :-1]
+def lesson_losses(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Mean next-token loss for each kind of label that the batch has; logits are computed for labelled places alone."""
+    labels, kinds = batch["labels"][:, 1:], batch["kinds"][:, 1:]
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "kinds")}
+    hidden = model.model(**inputs).last_hidden_state[:, :-1]
     scored = labels != IGNORE
     losses = nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored], reduction="none")
-    if not per_lesson:
-        return losses.mean()
-    lengths = scored.sum(1)
-    return (losses / lengths.repeat_interleave(lengths)).sum() / len(lengths)
+    found = {kind: losses[kinds[scored] == kind] for kind in (WORD, MARK, JUDGEMENT)}
+    return {kind: values.mean() for kind, values in found.items() if values.numel()}
 
 
 def fit(
@@ -147,7 +152,7 @@ def fit(
     log: Path,
     *,
     device: str = "cpu",
-    every: int = 500,
+    every: int = 250,
     keep: Callable[[int, dict[str, Tensor]], None] = lambda step, weights: None,
 ) -> dict[str, Tensor]:
     """Trains `model` in place and returns the averaged weights (float32, CPU). `log` gets one JSON object per 50 steps.
@@ -163,13 +168,16 @@ def fit(
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     loader = DataLoader(LessonStream(sample, processor, recipe), batch_size=None, num_workers=1, prefetch_factor=4)
-    began, losses, tokens = time.monotonic(), [], 0
+    weights = {WORD: 1.0, MARK: recipe.mark, JUDGEMENT: recipe.judgement}
+    began, tokens = time.monotonic(), 0
+    losses: dict[int, list[float]] = {kind: [] for kind in weights}
     for step, batch in enumerate(itertools.islice(loader, recipe.steps)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
         inputs = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device, torch.bfloat16):
-            loss = reply_loss(model, inputs, per_lesson=recipe.per_lesson)
+            parts = lesson_losses(model, inputs)
+            loss = sum((weights[kind] * part for kind, part in parts.items()), torch.zeros((), device=device))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step()
@@ -178,15 +186,18 @@ def fit(
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - blend) if value.is_floating_point() else average[name].copy_(value)
-        losses.append(loss.item())
+        for kind, part in parts.items():
+            losses[kind].append(part.item())
         tokens += int(batch["attention_mask"].sum())
         if (step + 1) % 50 == 0:
             took = time.monotonic() - began
-            mean = sum(losses) / len(losses)
-            line = {"step": step + 1, "loss": round(mean, 4), "tokens_per_s": round(tokens / took), "s": round(took)}
+            names = {WORD: "loss", MARK: "marks", JUDGEMENT: "judgements"}
+            means = {names[kind]: round(sum(values) / len(values), 4) for kind, values in losses.items() if values}
+            line = {"step": step + 1, **means, "tokens_per_s": round(tokens / took), "s": round(took)}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            losses.clear()
+            for values in losses.values():
+                values.clear()
         if (step + 1) % every == 0:
             keep(step + 1, average)
     return {name: value.cpu() for name, value in average.items()}

@@ -39,8 +39,8 @@ SEEING: Final = Recipe(steps=3000, batch=64, seed=3)
 
 PHASES: Final[dict[Role, tuple[tuple[Callable[[random.Random], Lesson], Recipe], ...]]] = {
     "teacher": (
-        # Verifying is not learnt by this: see the model's card. `sample_judging_lesson` is the course that is tried for it.
-        (pocket.lessons.teacher.sample_lesson, Recipe(steps=6000, seed=1)),
+        (pocket.lessons.teacher.sample_matching_lesson, Recipe(steps=3000, batch=48, seed=11)),
+        (pocket.lessons.teacher.sample_mixed_lesson, Recipe(steps=16000, batch=48, seed=12)),
     ),
     "base": ((pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
 }

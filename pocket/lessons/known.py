@@ -11,7 +11,7 @@ from pocket.world.edits import sample_edit
 from pocket.world.garment import Garment, GarmentClaim
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.instructions import INSTRUCTIONS
-from pocket.world.lexicon import CELLS, COLOURS, NUMBERS, other
+from pocket.world.lexicon import CELLS, COLOURS, NUMBERS, SHAPES, other
 from pocket.world.reasons import Why
 from pocket.world.scene import Claim, Scene
 
@@ -62,19 +62,27 @@ def thing_count(things: int, setting: str | None) -> str:
     return f"{NUMBERS[things]} {'thing' if things == 1 else 'things'}{f', {setting}' if setting else ''}"
 
 
-def other_scene(scene: Scene, rng: random.Random) -> Scene:
-    return sample_edit(scene, rng, simple=0).target
+def other_scene(scene: Scene, rng: random.Random, *, than: Claim | None = None) -> Scene:
+    """A scene that differs in one thing. With `than`, in one that the text speaks of: nobody can tell otherwise."""
+    while (found := sample_edit(scene, rng, simple=0).target) and than is not None and than.matches(found):
+        pass
+    return found
 
 
 def other_claim(claim: Claim, rng: random.Random) -> str:
-    """The claim's words with one attribute wrong."""
+    """The claim's words with the colour, or else the shape, of one thing wrong."""
     index = rng.randrange(len(claim.things))
     words = claim_words(claim).split(", ")
     partial = claim.things[index]
     if partial.colour is not None:
         words[index] = words[index].replace(partial.colour, other(list(COLOURS), partial.colour, rng=rng))
+    else:
+        words[index] = words[index].replace(partial.shape, other(SHAPES, partial.shape, rng=rng))
     return ", ".join(words)
 
 
-def other_garment(garment: Garment, rng: random.Random) -> str:
-    return sample_garment_edit(garment, rng, simple=0).target.canonical
+def other_garment(garment: Garment, rng: random.Random, *, than: GarmentClaim | None = None) -> str:
+    """As `other_scene`, in words."""
+    while (found := sample_garment_edit(garment, rng, simple=0).target) and than is not None and than.matches(found):
+        pass
+    return found.canonical

@@ -9,19 +9,19 @@ from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
-class Doubted:
-    """An answer in a prompt that is to be judged: the first `right_until` characters of it are right.
+class Judged:
+    """An answer within a prompt that the reply judges: `ends` holds, per phrase, where it ends and whether it is right.
 
-    Training judges it after each token. One yes or no for a whole answer is too little to learn from: it does not say which
-    word is wrong.
+    Training asks for a yes or no at the end of every phrase too. One yes or no for a whole answer is too little to learn
+    from: it does not say which phrase is wrong, and learning from that alone never left the level of chance.
     """
 
     answer: str
-    right_until: int
+    ends: tuple[tuple[int, bool], ...]
 
     @property
     def right(self) -> bool:
-        return self.right_until >= len(self.answer)
+        return all(right for _, right in self.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Lesson:
     skill: what it teaches, e.g. ``reason/composed``; accuracies are reported per skill.
     parts: the user turn in order: strings, and images as RGB.
     reply: what the model learns to write, without the end-of-turn token.
-    doubted: the answer within the prompt that the reply judges, if there is one.
+    judged: the answer within the prompt that the reply judges, if there is one.
     """
 
     skill: str
     parts: tuple[str | Image.Image, ...]
     reply: str
-    doubted: Doubted | None = None
+    judged: Judged | None = None
 
     @property
     def images(self) -> list[Image.Image]:

@@ -7,16 +7,16 @@ that it learns to refuse when it verifies.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import cache
 
 from PIL import Image
 
 from pipeline.families import family_of
-from pocket.lessons.composed import edited_scene
+from pocket.lessons.judging import judging_lesson, matching_lesson, spoilt
 from pocket.lessons.known import Known
-from pocket.lessons.lesson import Doubted, Lesson
+from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
+from pocket.lessons.seeing import sample_lesson as sample_seeing_lesson
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
 from prompts import ImageSlot, Prompt, PromptSet
@@ -38,12 +38,16 @@ def right_trace(known: Known) -> Trace:
     return Trace(family=family.name, facets=facets, answer=known.answer)
 
 
-def _lesson(skill: str, prompt: Prompt, pictures: dict[str, Image.Image | None], reply: str) -> Lesson:
+def _parts(prompt: Prompt, pictures: dict[str, Image.Image | None]) -> tuple[str | Image.Image, ...]:
     parts: list[str | Image.Image] = []
     for part in prompt:
         picture = pictures[part.role] if isinstance(part, ImageSlot) else None
         parts.append(picture if picture is not None else str(part))
-    return Lesson(skill, tuple(parts), reply)
+    return tuple(parts)
+
+
+def _lesson(skill: str, prompt: Prompt, pictures: dict[str, Image.Image | None], reply: str) -> Lesson:
+    return Lesson(skill, _parts(prompt, pictures), reply)
 
 
 def assess_lesson(known: Known, rng: random.Random) -> Lesson:
@@ -58,15 +62,12 @@ def reason_lesson(known: Known, rng: random.Random, *, complaint: str = "") -> L
     return _lesson(f"reason/{family}", prompt, {"query": known.picture}, right_trace(known).render())
 
 
-def verify_lesson(known: Known, rng: random.Random, *, strangers: float = 0.0) -> Lesson:
-    """`strangers`: share of the wrong answers that are right for another query of the kind, and so easy to tell."""
-    right = rng.random() < 0.5
-    wrong = [wrong for wrong in known.wrong if wrong != known.answer] or ["nothing"]
-    if rng.random() < strangers:
-        while (other := sample_known(rng)).dataset_task != known.dataset_task or other.answer == known.answer:
-            pass
-        wrong = [other.answer]
-    answer = known.answer if right else rng.choice(wrong)
+def verify_lesson(known: Known, rng: random.Random, *, near: float = 1.0) -> Lesson:
+    """`near`: share of the wrong answers that a careless teacher might give; the rest have words swapped at random."""
+    wrong = [wrong for wrong in known.wrong if wrong != known.answer]
+    answer = known.answer
+    if rng.random() < 0.5:
+        answer = rng.choice(wrong) if wrong and rng.random() < near else spoilt(answer, rng, easy=False)
     prompt = pocket_prompts().render(
         "verify_image" if known.target_picture is not None else "verify_text",
         answer=answer,
@@ -74,10 +75,8 @@ def verify_lesson(known: Known, rng: random.Random, *, strangers: float = 0.0) -
         has_target_image=known.target_picture is not None,
         **_query(known, rng),
     )
-    pictures = {"query": known.picture, "target": known.target_picture}
-    shared = next((i for i, (a, b) in enumerate(zip(answer, known.answer, strict=False)) if a != b), len(answer))
-    doubted = Doubted(answer, len(answer) if right else min(shared, len(answer) - 1))
-    return replace(_lesson(f"verify/{_family(known)}", prompt, pictures, "yes" if right else "no"), doubted=doubted)
+    parts = _parts(prompt, {"query": known.picture, "target": known.target_picture})
+    return judging_lesson(f"verify/{_family(known)}", parts, answer, known.answer)
 
 
 def describe_lesson(rng: random.Random) -> Lesson:
@@ -90,7 +89,7 @@ _COMPLAINTS = ("too short", "too long", "wrong", "not supported", "repeated word
 
 
 def sample_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the teacher's course."""
+    """One lesson of what the teacher is measured by: every skill, wrong answers near the right ones."""
     chance = rng.random()
     if chance < 0.08:
         return describe_lesson(rng)
@@ -100,17 +99,24 @@ def sample_lesson(rng: random.Random) -> Lesson:
     return assess_lesson(known, rng) if chance < 0.74 else verify_lesson(known, rng)
 
 
-def sample_judging_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the second course: verifying, with half of the wrong answers far off.
+def sample_matching_lesson(rng: random.Random) -> Lesson:
+    """The first course after seeing: to tell what is there from what is not, before anything is reasoned about."""
+    return sample_seeing_lesson(rng) if rng.random() < 0.25 else matching_lesson(rng)
 
-    Near misses alone teach nothing: all that tells them apart is one word against one thing in a picture, and a model that
-    compares nothing yet gets no hint of it.
-    """
+
+def sample_mixed_lesson(rng: random.Random) -> Lesson:
+    """The teacher's main course: everything, and what it was taught before so that none of it fades."""
     chance = rng.random()
-    if chance < 0.15:
-        return reason_lesson(edited_scene(rng) if chance < 0.08 else sample_known(rng), rng)
+    if chance < 0.04:
+        return sample_seeing_lesson(rng)
+    if chance < 0.14:
+        return matching_lesson(rng, easy=False)
     known = sample_known(rng)
-    return assess_lesson(known, rng) if chance < 0.18 else verify_lesson(known, rng, strangers=0.3)
+    if chance < 0.34:
+        return verify_lesson(known, rng, near=0.6)
+    if chance < 0.40:
+        return assess_lesson(known, rng)
+    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
 
 
 def _family(known: Known) -> str:

@@ -41,6 +41,7 @@ def scene_from_text(rng: random.Random) -> Known:
 def scene_from_picture(rng: random.Random) -> Known:
     scene = sample_scene(rng, least=2)
     alike = rng.random() < 0.4
+    said = caption(scene, rng)
     return Known(
         "nights_task4" if alike else "mscoco_task3",
         "",
@@ -48,9 +49,9 @@ def scene_from_picture(rng: random.Random) -> Known:
         Why.NONE,
         (scene.canonical, thing_count(len(scene.things), scene.setting)),
         scene.canonical,
-        (other_scene(scene, rng).canonical,),
+        (other_scene(scene, rng, than=None if alike else said.claim).canonical,),
         draw_scene(scene, rng, jitter=3) if alike else None,
-        "" if alike else caption(scene, rng).text,
+        "" if alike else said.text,
     )
 
 
@@ -80,6 +81,7 @@ def news_from_picture(rng: random.Random) -> Known:
     world = encyclopedia()
     town, scene = rng.choice(list(world.towns.values())), sample_scene(rng, most=3)
     words = f"{town.name}: {scene.canonical}"
+    said = news_caption(scene, town, rng)
     return Known(
         "visualnews_task3",
         "",
@@ -89,10 +91,10 @@ def news_from_picture(rng: random.Random) -> Known:
         words,
         (
             f"{other(list(world.towns), town.name, rng=rng)}: {scene.canonical}",
-            f"{town.name}: {other_scene(scene, rng).canonical}",
+            f"{town.name}: {other_scene(scene, rng, than=said.claim).canonical}",
         ),
         None,
-        news_caption(scene, town, rng).text,
+        said.text,
     )
 
 
@@ -108,6 +110,7 @@ def garment_from_text(rng: random.Random) -> Known:
 
 def garment_from_picture(rng: random.Random) -> Known:
     garment = sample_garment(rng)
+    said = garment_caption(garment, rng)
     return Known(
         "fashion200k_task3",
         "",
@@ -115,7 +118,7 @@ def garment_from_picture(rng: random.Random) -> Known:
         Why.NONE,
         (garment.canonical, garment.kind),
         garment.canonical,
-        (other_garment(garment, rng),),
+        (other_garment(garment, rng, than=said.claim),),
         None,
-        garment_caption(garment, rng).text,
+        said.text,
     )
