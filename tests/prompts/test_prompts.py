@@ -34,9 +34,10 @@ def text_of(prompt: object) -> str:
 def test_every_prompt_holds_its_variables_and_images(which: str, name: str) -> None:
     prompts = PromptSet.load(which)
     rendered = prompts.render(name, **variables(name))  # type: ignore[arg-type]
-    assert rendered.count(ImageSlot("query")) == 1
+    shows_query = not (which == "pocket" and name.startswith("verify"))  # its teacher compares the answer with the target
+    assert rendered.count(ImageSlot("query")) == shows_query
     text = text_of(rendered)
-    assert "Find it." in text
+    assert ("Find it." in text) == shows_query
     assert "a dog" in text
     assert "\x00" not in text
     if name.startswith("verify"):
@@ -51,7 +52,7 @@ def test_every_prompt_holds_its_variables_and_images(which: str, name: str) -> N
 @pytest.mark.parametrize("which", BUILT_IN)
 def test_the_constant_part_comes_first(which: str) -> None:
     """Queries of one kind share a prefix, which servers cache: what varies begins where it must and not before."""
-    for name in NAMES:
+    for name in NAMES if which == "full" else [name for name in NAMES if not name.startswith("verify")]:
         text = text_of(PromptSet.load(which).render(name, **variables(name)))  # type: ignore[arg-type]
         other = text_of(PromptSet.load(which).render(name, **variables(name, query_text="a cat", instruction="Seek it.")))  # type: ignore[arg-type]
         shared = next(i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
