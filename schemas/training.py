@@ -88,7 +88,9 @@ class BatchSettings(_Settings):
     queries: PositiveInt = 1024
     """Global: over all processes."""
     chunk: PositiveInt = 16
-    """Rows that are in a forward pass at once; memory depends on this and not on `queries`."""
+    """Rows (queries and candidates) whose activations are held at once; memory depends on this and not on `queries`."""
+    forward: PositiveInt | None = None
+    """Rows in a forward pass [default: `chunk`]. Fewer rows are padded less."""
     chunk_patches: PositiveInt = 65_536
     """Image patches in a forward pass at most (a single row may have more)."""
     sampling: Literal["mixed", "by-task"] = "mixed"

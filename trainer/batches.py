@@ -36,6 +36,8 @@ class Batch:
     positives: list[frozenset[str]]
     reasoning: int
     """Queries with a trace."""
+    at_once: bool
+    """All rows together are no more than `batch.chunk`."""
 
 
 class BatchSource(Dataset[Batch]):
@@ -73,7 +75,7 @@ class BatchSource(Dataset[Batch]):
             rng = self._draw(epoch, item, "negative")
             dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:wanted]]
         found = [self.candidate_row(candidate) for candidate in self.candidates.fetch(dids)]
-        size, patches = self.config.batch.chunk, self.config.batch.chunk_patches
+        size, patches = self.config.batch.forward or self.config.batch.chunk, self.config.batch.chunk_patches
         return Batch(
             step,
             [item.id for item in items],
@@ -82,6 +84,7 @@ class BatchSource(Dataset[Batch]):
             dids,
             [frozenset(item.positives) for item in items],
             sum(bool(self._trace(item)) for item in items),
+            len(queries) + len(found) <= self.config.batch.chunk,
         )
 
     def query_rows(self, item: Item, epoch: int) -> list[Row]:

@@ -6,6 +6,8 @@
        Σ embedding · gradient  +  λ_gen · Σ CE / global queries
    is differentiated. The sum over chunks is the gradient of the whole loss.
 
+A batch whose rows fit `batch.chunk` at once keeps the graph of the first pass instead of running the third.
+
 Gradient caching: Gao et al. 2021 (arXiv 2101.06983); the cross-entropy joins in the third pass because it is a sum over rows.
 """
 
@@ -45,15 +47,14 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
     queries = [chunk.to(world.device) for chunk in batch.queries]
     candidates = [chunk.to(world.device) for chunk in batch.candidates]
     total = sum(world.gather_objects(len(batch.ids)))
-    states = _RandomStates()
-    query_vectors = _embeddings(embedder, queries, len(batch.ids), states)
-    candidate_vectors = _embeddings(embedder, candidates, len(batch.dids), states)
+    first = _FirstPass(embedder, keep_graph=batch.at_once)
+    query_vectors = first.embed(queries, len(batch.ids))
+    candidate_vectors = first.embed(candidates, len(batch.dids))
     retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
 
     generation = torch.zeros((), device=world.device)
     for chunk, vectors in [(c, query_vectors) for c in queries] + [(c, candidate_vectors) for c in candidates]:
-        states.restore()
-        found, losses = embedder(chunk)
+        found, losses = first.again(chunk)
         surrogate = settings.generation * losses.sum() / total
         wanted = chunk.places >= 0
         if vectors.grad is not None and bool(wanted.any()):
@@ -64,29 +65,12 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
                 "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
             )
         if surrogate.requires_grad:
-            surrogate.backward()
+            surrogate.backward()  # type: ignore[no-untyped-call]
         generation += losses.detach().sum() / total
     world.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = world.sum(generation)
     total_loss = settings.retrieval * retrieval + settings.generation * float(generation)
     return StepLosses(total_loss, retrieval, float(generation), hit)
-
-
-def _embeddings(embedder: Embedder, chunks: Sequence[Chunk], count: int, states: _RandomStates) -> Tensor:
-    """(count, dim), a leaf that takes a gradient."""
-    found: Tensor | None = None
-    for chunk in chunks:
-        states.keep()
-        if not bool((chunk.places >= 0).any()):
-            continue
-        with torch.no_grad():
-            vectors, _ = embedder(chunk, labelled=False)
-        if found is None:
-            found = vectors.new_zeros(count, vectors.shape[1])
-        wanted = chunk.places >= 0
-        found[chunk.places[wanted]] = vectors[wanted]
-    assert found is not None, "a batch has at least one query"
-    return found.requires_grad_()
 
 
 def _contrast(
@@ -122,18 +106,46 @@ def _contrast(
     return float(loss.detach()), hit
 
 
-class _RandomStates:
-    """States of the random generators before each chunk, in order: kept in the first pass, restored in the third."""
+class _FirstPass:
+    """Embeds chunks, and later gives each chunk again, in the same order, with its graph.
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Tensor | None]] = []
+    Without `keep_graph` that is a second forward pass with the random numbers of the first; with it the first one is kept,
+    which costs the memory of all chunks.
+    """
 
-    def keep(self) -> None:
-        on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self._kept.append((torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None))
+    def __init__(self, embedder: Embedder, *, keep_graph: bool) -> None:
+        self._embedder, self._keep_graph = embedder, keep_graph
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._random: list[tuple[Tensor, Tensor | None]] = []
 
-    def restore(self) -> None:
-        cpu, gpu = self._kept.pop(0)
+    def embed(self, chunks: Sequence[Chunk], count: int) -> Tensor:
+        """(count, dim), a leaf that takes a gradient."""
+        found: Tensor | None = None
+        for chunk in chunks:
+            wanted = chunk.places >= 0
+            if self._keep_graph:
+                self._kept.append(self._embedder(chunk))
+                vectors = self._kept[-1][0].detach()
+            else:
+                on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+                self._random.append((torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None))
+                if not bool(wanted.any()):
+                    continue
+                with torch.no_grad():
+                    vectors, _ = self._embedder(chunk, labelled=False)
+            if found is None:
+                found = vectors.new_zeros(count, vectors.shape[1])
+            found[chunk.places[wanted]] = vectors[wanted]
+        assert found is not None, "a batch has at least one query"
+        return found.requires_grad_()
+
+    def again(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """(embeddings, CE per row) of the next chunk."""
+        if self._keep_graph:
+            return self._kept.pop(0)
+        cpu, gpu = self._random.pop(0)
         torch.set_rng_state(cpu)
         if gpu is not None:
             torch.cuda.set_rng_state(gpu)
+        found: tuple[Tensor, Tensor] = self._embedder(chunk)
+        return found
