@@ -1,0 +1,137 @@
+"""A small dataset to train on, made from a world's own queries: short traces, one query in three reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from pipeline.config import load_config
+from pipeline.mbeir.instructions import InstructionTable, SeededChoice
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.queries import read_queries
+from pocket.models import MODELS
+from schemas.mbeir import DATASET_TASKS
+from schemas.record import EMB_TOKEN, record_id
+from schemas.training import TrainConfig
+from trainer.batches import BatchSource
+from trainer.dataset import Candidates, Records
+from trainer.embedder import Embedder
+
+
+def rows(mbeir: Path, each: int = 4) -> Iterator[dict[str, Any]]:
+    layout = Layout.open(mbeir)
+    table = InstructionTable.load(layout.instructions)
+    number = 0
+    for task in DATASET_TASKS:
+        path = layout.queries("train", task)
+        if not path.is_file():
+            continue
+        for _, query in islice(read_queries(path), each):
+            number += 1
+            reasons = number % 3 == 0
+            said = f"Source: thing {number % 5}\nAnswer: the one that fits {number % 4}\n" if reasons else ""
+            yield {
+                "id": record_id("train", task.dataset, task.task_id, query.qid),
+                "qid": query.qid,
+                "dataset": task.dataset,
+                "split": "train",
+                "task_id": task.task_id,
+                "instruction": table.choose(
+                    query.dataset_id, task.query_modality, task.cand_modality, SeededChoice(), split="train", qid=query.qid
+                ),
+                "query_text": query.query_txt,
+                "query_image": query.query_img_path,
+                "positives": list(query.pos_cand_list),
+                "hard_negatives": list(query.neg_cand_list),
+                "multiplicity": 1 + number % 2,
+                "route": "reasoning" if reasons else "bypass",
+                "answer": f"the one that fits {number % 4}" if reasons else None,
+                "target": said + EMB_TOKEN,
+            }
+
+
+def write_dataset(directory: Path, records: list[dict[str, Any]]) -> Path:
+    (directory / "data").mkdir(parents=True)
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("qid", pa.string()),
+            ("dataset", pa.string()),
+            ("split", pa.string()),
+            ("task_id", pa.int64()),
+            ("instruction", pa.string()),
+            ("query_text", pa.string()),
+            ("query_image", pa.string()),
+            ("positives", pa.list_(pa.string())),
+            ("hard_negatives", pa.list_(pa.string())),
+            ("multiplicity", pa.int64()),
+            ("route", pa.string()),
+            ("answer", pa.string()),
+            ("target", pa.string()),
+        ]
+    )
+    pq.write_table(pa.Table.from_pylist(records, schema), directory / "data" / "train-00000-of-00001.parquet")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def dataset(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "d", list(rows(small_world)))
+
+
+@pytest.fixture(scope="session")
+def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config for a training of six short steps."""
+    directory = tmp_path_factory.mktemp("train")
+    path = directory / "train.yaml"
+    settings = {
+        "model": {"base": str(MODELS / "base"), "attention": "eager", "lora": {"r": 4, "alpha": 8}},
+        "data": {
+            "dataset": str(dataset),
+            "reasoned": str(dataset),
+            "mbeir": str(small_world),
+            "cache": str(directory / "cache"),
+            "prompts": "pocket",
+            "workers": 0,
+        },
+        "out": str(directory / "run"),
+        "batch": {"queries": 8, "chunk": 4},
+        "loss": {"temperature": 0.05},
+        "optimiser": {"lr": 1e-3, "steps": 6},
+        "checkpoint": {"every": 2},
+        "adaptive": {"max_new_tokens": 12},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="session")
+def config(train_file: Path) -> TrainConfig:
+    return load_config(train_file, TrainConfig, ())
+
+
+def fresh(config: TrainConfig, **changes: Any) -> Embedder:
+    """A new embedder whose adapter is no longer at its start, where half of it is zero."""
+    torch.manual_seed(0)
+    embedder = Embedder.create(
+        config.model.model_copy(update=changes), config.data.prompts, temperature=0.05, learn_temperature=True
+    )
+    with torch.no_grad():
+        for name, parameter in embedder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return embedder
+
+
+def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSource:
+    records = Records.load(config.data.dataset)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
