@@ -11,14 +11,16 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.embedder import Embedder
     from trainer.evaluate import Result
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
+Run = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="The config file, or the directory of the run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
+SETTINGS = "train.json"
+"""In a run's directory: its whole config, so that the directory can be named instead of the file."""
 _FAMILIES = ("visual", "text", "composed", "knowledge")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -26,12 +28,12 @@ if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=max(140, console.width))
 
 
-def _settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
+def load_settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
     from pipeline.config import load_config
     from schemas.training import TrainConfig
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
-    return load_config(config, TrainConfig, tuple(given))
+    return load_config(config / SETTINGS if config.is_dir() else config, TrainConfig, tuple(given))
 
 
 def train(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
@@ -42,13 +44,15 @@ def train(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet =
     """
     from trainer.train import train as run
 
-    settings = _settings(config, overrides, out)
+    settings = load_settings(config, overrides, out)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n")
     for variant in settings.variants:
         directory = run(settings, variant, quiet=quiet)
         console.print(f"{variant}: {directory}")
 
 
-def evaluate(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
     """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
@@ -57,7 +61,9 @@ def evaluate(config: Config, out: Out = None, overrides: Set = None, quiet: Quie
     from schemas.errors import InputError
     from trainer.evaluate import ROUTES, Evaluation, as_json, modality_routes, random_routes, teacher_traces
 
-    settings = _settings(config, overrides, out)
+    settings = load_settings(config, overrides, out)
+    if config.is_dir() and out is None:
+        settings = settings.model_copy(update={"out": config})  # it may have been moved since
     directory = settings.out / "eval"
     split = settings.evaluation.split
     answers, given = None, None
@@ -65,14 +71,14 @@ def evaluate(config: Config, out: Out = None, overrides: Set = None, quiet: Quie
         given, answers = teacher_traces(settings.evaluation.traces)
     results: list[Result] = []
     if settings.evaluation.base:
-        evaluation = Evaluation(settings, _base(settings), directory, quiet=quiet)
+        evaluation = Evaluation(settings, None, directory, quiet=quiet)
         evaluation.pools("base")
         results.append(evaluation.run("base", "base", "always-direct")[0])
     for variant in settings.variants:
         model = settings.out / variant / "model"
         if not (model / "finished.json").is_file():
             raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
-        evaluation = Evaluation(settings, _load(settings, model), directory, quiet=quiet)
+        evaluation = Evaluation(settings, model, directory, quiet=quiet)
         evaluation.pools(variant)
         result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
         results.append(result)
@@ -90,23 +96,6 @@ def evaluate(config: Config, out: Out = None, overrides: Set = None, quiet: Quie
     (directory / f"results_{split}.json").write_text(as_json(results) + "\n")
     _show(results, split)
     console.print(f"{directory}: embeddings, run files and tables in UniIR's layout; results_{split}.json")
-
-
-def _base(settings: TrainConfig) -> Embedder:
-    import torch
-
-    from trainer.embedder import Embedder
-    from trainer.world import World
-
-    torch.manual_seed(settings.seed)
-    return Embedder.create(settings.model, settings.data.prompts).eval().to(World.join(settings.device).device)
-
-
-def _load(settings: TrainConfig, model: Path) -> Embedder:
-    from trainer.embedder import Embedder
-    from trainer.world import World
-
-    return Embedder.load(model, settings.model, pool=settings.model.pool).to(World.join(settings.device).device)
 
 
 def _show(results: list[Result], split: str) -> None:

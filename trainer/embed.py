@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,6 @@ from pipeline.durable import sync
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, candidate_text
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
 from schemas.training import RouteChoice
@@ -30,6 +29,17 @@ from trainer.rows import Row, RowEncoder
 from trainer.uniir import Split, ids_path
 
 PART_ROWS: Final = 8_192
+
+
+class Range(NamedTuple):
+    """Rows of a pool."""
+
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.start:010d}-{self.stop:010d}.npy"
 
 
 class QueryCosts(NamedTuple):
@@ -82,30 +92,27 @@ class PoolEmbedder:
 
 def embed_pool(
     out: Path,
-    embed: Callable[[int, int], NDArray[np.float16]],
-    pool: CandidatePool,
+    embed: Callable[[list[Range]], Iterator[tuple[Range, NDArray[np.float16]]]],
+    ids: NDArray[np.int64],
     advance: Callable[[int], None] = lambda rows: None,
+    *,
+    part_rows: int = PART_ROWS,
 ) -> None:
-    """Writes `out` (and the ids beside it) for one pool. `embed(start, end)` gives the vectors of pool rows."""
+    """Writes `out` and `ids` beside it. `embed` gives the vectors of ranges of rows, in any order."""
     if out.is_file() and ids_path(out).is_file():
-        advance(len(pool))
+        advance(len(ids))
         return
     parts = out.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(pool), PART_ROWS):
-        end = min(start + PART_ROWS, len(pool))
-        part = parts / f"{start:010d}.npy"
-        if not part.is_file():
-            _write(part, embed(start, end))
-        advance(end - start)
-    _join(sorted(parts.glob("*.npy")), out)
-    _write(ids_path(out), np.asarray(pool.hashed_dids, np.int64))
+    ranges = [Range(start, min(start + part_rows, len(ids))) for start in range(0, len(ids), part_rows)]
+    owed = [one for one in ranges if not (parts / one.file).is_file()]
+    advance(len(ids) - sum(one.stop - one.start for one in owed))
+    for one, vectors in embed(owed):
+        _write(parts / one.file, vectors)
+        advance(len(vectors))
+    _join([parts / one.file for one in ranges], out)
+    _write(ids_path(out), np.asarray(ids, np.int64))
     shutil.rmtree(parts)
-
-
-def pool_rows(pool: CandidatePool, start: int, end: int) -> list[Candidate]:
-    table = pool.fetch_table(np.arange(start, end, dtype=np.int64))
-    return [Candidate.model_validate(row) for row in table.to_pylist()]
 
 
 class QueryFile:

@@ -15,6 +15,7 @@ from typing import Any, Final, Self, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -134,7 +135,7 @@ class Embedder(nn.Module):
         try:
             peft = PeftModel.from_pretrained(model, directory)
             extras = load_file(directory / EXTRAS)
-        except (OSError, ValueError, RuntimeError) as error:  # torch and safetensors raise these for damaged files
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what damaged files raise
             raise InputError(f"the checkpoint {directory} cannot be read: {error}", "use another one of the run") from error
         embedder = cls(model, peft, processor, identity, autocast=known.autocast)
         embedder.load_extras(extras)
@@ -183,7 +184,7 @@ class Embedder(nn.Module):
         self.peft.save_pretrained(directory, save_embedding_layers=False)
         save_file({name: value.detach().cpu() for name, value in self.extras().items()}, directory / EXTRAS)
         self.processor.save_pretrained(directory)
-        temperature = 1 / float(self.scale)
+        temperature = 1 / float(self.scale.detach())
         identity = self.identity.model_copy(update={"temperature": temperature})
         (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +27,9 @@ from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.adaptive import AdaptiveEmbedder, Embedded
 from trainer.dataset import Records
-from trainer.embed import PoolEmbedder, QueryCosts, QueryFile, embed_pool, embed_queries, pool_rows, save_queries
-from trainer.embedder import Embedder
+from trainer.embed import QueryCosts, QueryFile, embed_pool, embed_queries, save_queries
 from trainer.order import seeded
+from trainer.pool_workers import Here, OnRay, Source, Workers
 from trainer.rows import Row
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
 
@@ -71,13 +73,14 @@ class Result:
 class Evaluation:
     """One embedder on one split. Pools are embedded once; queries as often as there are ways to route them."""
 
-    def __init__(self, config: TrainConfig, embedder: Embedder, directory: Path, *, quiet: bool = False) -> None:
-        self.config, self.directory, self.quiet = config, directory, quiet
+    def __init__(self, config: TrainConfig, model: Path | None, directory: Path, *, quiet: bool = False) -> None:
+        """`model`: a finished embedder's directory; None for the untrained base."""
+        self.config, self.model, self.directory, self.quiet = config, model, directory, quiet
         self.split = config.evaluation.split
         self.layout = Layout.open(config.data.mbeir)
         self.images = ImageStore(config.data.mbeir)
-        self.embedder = embedder
-        self.adaptive = AdaptiveEmbedder(embedder, config.adaptive)
+        self.embedder = Source(config, model).load()
+        self.adaptive = AdaptiveEmbedder(self.embedder, config.adaptive)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
         if not self.tasks:
             raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
@@ -87,18 +90,20 @@ class Evaluation:
         """Embeds the local pools of all tasks."""
         files = self._pools = EmbeddingFiles(self.directory, suffix)
         pools = {task: CandidatePool.open(self._pool(task), self.config.data.cache) for task in self.tasks}
-        worker = PoolEmbedder(
-            self.embedder,
-            self.config.data.mbeir,
-            rows=self.config.evaluation.rows,
-            max_chars=self.config.data.max_candidate_chars,
-        )
-        with Meter("candidates", sum(map(len, pools.values())), unit="candidates", quiet=self.quiet) as meter:
+        total = sum(map(len, pools.values()))
+        with self._workers() as workers, Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
-                embed_pool(out, lambda a, b, pool=pool: worker.vectors(pool_rows(pool, a, b)), pool, meter.advance)  # type: ignore[misc]
+                ids = np.asarray(pool.hashed_dids, np.int64)
+                embed_pool(out, partial(workers.embed, pool), ids, meter.advance)
                 pool.close()
+
+    def _workers(self) -> AbstractContextManager[Workers]:
+        source, count = Source(self.config, self.model), self.config.evaluation.workers
+        if count == 1:
+            return nullcontext(Here(source.embedder(self.embedder)))
+        return OnRay(source, count, gpu=self.embedder.device.type == "cuda")
 
     def run(
         self,

@@ -12,7 +12,9 @@ from trainer.loss import Pairing, info_nce, trace_losses
 from trainer.rows import IGNORE
 
 
-def plain_info_nce(queries: torch.Tensor, candidates: torch.Tensor, dids: list[str], listed: list[set[str]], tau: float) -> float:
+def plain_info_nce(
+    queries: torch.Tensor, candidates: torch.Tensor, dids: list[str], listed: list[set[str]], tau: float
+) -> float:
     """The formula, term by term."""
     losses = []
     for i, query in enumerate(queries):

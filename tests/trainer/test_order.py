@@ -41,7 +41,9 @@ def test_batches_by_task_are_of_one_task() -> None:
 
 def test_balance_draws_small_groups_more_often() -> None:
     groups = {"large": list(range(90)), "small": list(range(90, 100))}
-    small = [sum(int((rows >= 90).sum()) for rows in Order(groups, 10, 0, "mixed", balance).epoch(0)) for balance in (1, 0.5, 0)]
+    small = [
+        sum(int((rows >= 90).sum()) for rows in Order(groups, 10, 0, "mixed", balance).epoch(0)) for balance in (1, 0.5, 0)
+    ]
     assert small == [10, 25, 50]
 
 

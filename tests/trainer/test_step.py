@@ -19,7 +19,9 @@ from trainer.world import World
 ONE = World(0, 1, torch.device("cpu"))
 
 
-def gradients(config: TrainConfig, batch: dict[str, int], *, own: bool = False, **model: object) -> tuple[dict[str, torch.Tensor], StepLosses]:
+def gradients(
+    config: TrainConfig, batch: dict[str, int], *, own: bool = False, **model: object
+) -> tuple[dict[str, torch.Tensor], StepLosses]:
     changed = config.model_copy(
         update={
             "batch": config.batch.model_copy(update=batch),
@@ -103,7 +105,13 @@ def test_a_loss_that_is_no_number_names_its_rows(config: TrainConfig) -> None:
 
 
 def _share(rank: int, port: int, config: TrainConfig, out: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(rank),
+    }
     torch.set_num_threads(1)
     world = World.join("cpu")
     embedder = fresh(config).train()

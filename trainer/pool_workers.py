@@ -1,0 +1,105 @@
+"""Who embeds candidate pools: this process, or Ray actors that hold a copy of the model each.
+
+Parts of a pool are independent, and a part is written by whoever gathers it; so the files are the same whoever embeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.mbeir.pools import CandidatePool
+from schemas.mbeir import Candidate
+from schemas.training import TrainConfig
+from trainer.embed import PoolEmbedder, Range
+from trainer.embedder import Embedder
+
+
+class Source(NamedTuple):
+    """A model as any process can load it: a checkpoint's directory, or the untrained base (None)."""
+
+    config: TrainConfig
+    model: Path | None
+
+    def load(self) -> Embedder:
+        import torch  # noqa: PLC0415 (actors import it where they run)
+
+        from trainer.world import World  # noqa: PLC0415
+
+        device = World.join(self.config.device).device
+        if self.model is not None:
+            return Embedder.load(self.model, self.config.model, pool=self.config.model.pool).to(device)
+        torch.manual_seed(self.config.seed)
+        return Embedder.create(self.config.model, self.config.data.prompts).eval().to(device)
+
+    def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
+        return PoolEmbedder(
+            loaded or self.load(),
+            self.config.data.mbeir,
+            rows=self.config.evaluation.rows,
+            max_chars=self.config.data.max_candidate_chars,
+        )
+
+
+class Workers(Protocol):
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+        """The vectors of these rows of a pool, range by range, in any order."""
+
+
+class Here:
+    """This process embeds."""
+
+    def __init__(self, worker: PoolEmbedder) -> None:
+        self._worker = worker
+
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+        for one in ranges:
+            yield one, self._worker.vectors(pool_rows(pool, one))
+
+
+class OnRay(AbstractContextManager["OnRay"]):
+    """Ray actors embed; a cluster's, where RAY_ADDRESS names one. Each gets a GPU where the device is one."""
+
+    def __init__(self, source: Source, workers: int, *, gpu: bool) -> None:
+        import ray  # noqa: PLC0415
+
+        from pipeline.teacher.hosting.pool import start_ray  # noqa: PLC0415
+
+        self._ray = ray
+        self._started = not ray.is_initialized()
+        start_ray()
+        actor = ray.remote(_Actor).options(num_gpus=1 if gpu else 0)
+        self._actors = [actor.remote(source) for _ in range(workers)]
+
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+        from ray.util import ActorPool  # noqa: PLC0415
+
+        def ask(actor: Any, one: Range) -> Any:
+            return actor.part.remote(pool, one)
+
+        yield from ActorPool(self._actors).map_unordered(ask, list(ranges))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._started:
+            self._ray.shutdown()
+
+
+class _Actor:
+    def __init__(self, source: Source) -> None:
+        self._worker = source.embedder()
+
+    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, NDArray[np.float16]]:
+        return one, self._worker.vectors(pool_rows(pool, one))
+
+
+def pool_rows(pool: CandidatePool, one: Range) -> list[Candidate]:
+    table = pool.fetch_table(np.arange(one.start, one.stop, dtype=np.int64))
+    return [Candidate.model_validate(row) for row in table.to_pylist()]
