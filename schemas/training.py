@@ -100,10 +100,13 @@ class BatchSettings(_Settings):
 
 
 class LossSettings(_Settings):
-    """L = generation * CE + retrieval * InfoNCE."""
+    """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE."""
 
     generation: NonNegativeFloat = 1.0
     retrieval: NonNegativeFloat = 1.0
+    route: NonNegativeFloat = 0.0
+    """Weight of the first token's CE on its own. The mean over a trace of n tokens gives the first one, which decides the
+    route, 1/n of the weight that a bypass gives it. 0 is the paper's loss."""
     temperature: PositiveFloat = 0.02
     """The paper gives none; 0.02 is its authors' later choice."""
     learn_temperature: bool = False

@@ -51,7 +51,7 @@ def index(
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
     settings = load_settings(run, overrides, None)
-    source = _source(settings, run, variant)
+    source = source_of(settings, run, variant)
     assert source.model is not None
     layout = Layout.open(settings.data.mbeir)
     paths = pools_of(layout, split, pool or [])  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def search(
         raise ConfigError(f"--route {route}: unknown", "learned, always-direct or always-reason")
     found = Index.open(where)
     settings = load_settings(found.card.run, None, None)
-    source = _source(settings, found.card.run, found.card.variant)
+    source = source_of(settings, found.card.run, found.card.variant)
     assert source.model is not None
     if fingerprint(source.model) != found.card.embedder_sha256:
         raise InputError(f"{source.model} is not the embedder that made {where}", "build the index again")
@@ -120,7 +120,7 @@ def search(
     console.print(table)
 
 
-def _source(settings: TrainConfig, run: Path, variant: str) -> Source:
+def source_of(settings: TrainConfig, run: Path, variant: str) -> Source:
     from schemas.errors import InputError
     from trainer.pool_workers import Source
 

@@ -172,11 +172,16 @@ class Embedder(nn.Module):
         """Final states, normalised by the model's own last norm: (rows, length, dim)."""
         return cast(Tensor, self.model.model(**chunk.inputs, use_cache=False).last_hidden_state)
 
-    def forward(self, chunk: Chunk, *, labelled: bool = True) -> tuple[Tensor, Tensor]:
-        """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0."""
+    def forward(self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0.
+
+        `route`: see `trace_losses`.
+        """
         with self.casting():
             states = self.states(chunk)
-            losses = trace_losses(states, chunk.labels, self.head) if labelled else states.new_zeros(len(states)).float()
+            losses = states.new_zeros(len(states)).float()
+            if labelled:
+                losses = trace_losses(states, chunk.labels, self.head, route=route)
         return pooled(states, chunk.last), losses
 
     def save(self, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """The joint loss: InfoNCE over the batch's candidates, and cross-entropy over traces and the embedding token.
 
-    L = λ_ret · mean_i -log( exp(q_i·c_i/τ) / Σ_{j not masked} exp(q_i·c_j/τ) )  +  λ_gen · mean_i CE_i
+    L = λ_ret · mean_i -log( exp(q_i·c_i/τ) / Σ_{j not masked} exp(q_i·c_j/τ) )
+      + λ_gen · mean_i (CE_i + λ_route · CE of i's first token)
 
 CE_i is the mean over the tokens of sample i: as printed in the paper it leaves the embedding token out, which would give the
 route of bypassing queries no gradient. Candidates that are positives of a query, by did or by its list, are never its
@@ -52,10 +53,12 @@ def info_nce(queries: Tensor, candidates: Tensor, pairing: Pairing, scale: Tenso
     return loss
 
 
-def trace_losses(states: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
+def trace_losses(states: Tensor, labels: Tensor, head: nn.Module, *, route: float = 0.0) -> Tensor:
     """CE per row, averaged over its labelled tokens; rows without labels give 0.
 
-    states (rows, length, dim), labels (rows, length) -> (rows,). Logits are computed at labelled positions only.
+    states (rows, length, dim), labels (rows, length) -> (rows,). Logits are computed at labelled positions only. The CE of a
+    row's first token, which decides its route, is added `route` times: in the mean over a trace of n tokens it has 1/n of the
+    weight that it has in a bypass, and the learned route leans to bypass by that much.
     """
     wanted = labels != IGNORE
     counts = wanted.sum(1)
@@ -64,4 +67,10 @@ def trace_losses(states: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
     losses = nn.functional.cross_entropy(head(states[wanted]).float(), labels[wanted], reduction="none")
     owners = torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
     summed = torch.zeros(len(labels), device=losses.device).index_add(0, owners, losses)
-    return summed / counts.clamp(min=1)
+    means = summed / counts.clamp(min=1)
+    if not route:
+        return means
+    learnt = counts > 0
+    first = torch.zeros_like(summed)
+    first[learnt] = losses[(counts.cumsum(0) - counts)[learnt]]
+    return means + route * first

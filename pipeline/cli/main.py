@@ -20,6 +20,7 @@ import pipeline.cli.score
 import pipeline.cli.teacher
 import pocket.cli
 import trainer.cli
+import trainer.cli_merge
 import trainer.cli_search
 from pipeline import __version__
 from schemas.errors import CotError
@@ -35,6 +36,7 @@ app.command()(trainer.cli.train)
 app.command("eval")(trainer.cli.evaluate)
 app.command()(trainer.cli_search.index)
 app.command()(trainer.cli_search.search)
+app.command()(trainer.cli_merge.merge)
 app.command()(pipeline.cli.score.score)
 app.add_typer(pipeline.cli.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(pipeline.cli.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")

@@ -68,3 +68,5 @@ def test_words_are_averaged_per_row() -> None:
     logs = head(states).log_softmax(-1)
     expected = [-sum(logs[0, i, i] for i in range(1, 5)) / 4, -logs[1, 4, 6], torch.tensor(0.0)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+    first = torch.stack([-logs[0, 1, 1], -logs[1, 4, 6], torch.tensor(0.0)])
+    assert torch.allclose(trace_losses(states, labels, head, route=2.0), torch.stack(expected) + 2 * first, atol=1e-6)

@@ -34,7 +34,7 @@ def gradients(
     if own:
         source.own = dict.fromkeys(source.traces, "Answer: something of its own")
     torch.manual_seed(5)
-    losses = train_step(embedder, source[1], LossSettings(temperature=0.05, symmetric=True), ONE)
+    losses = train_step(embedder, source[1], LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE)
     return {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}, losses
 
 
@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_the_loss(config: TrainConfig) -> None:
             for name, parameter in moved.named_parameters():
                 if name in found:
                     parameter += sign * 3e-3 * found[name] / length
-        totals.append(train_step(moved, batch, LossSettings(temperature=0.05, symmetric=True), ONE).total)
+        totals.append(train_step(moved, batch, LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE).total)
     assert (totals[0] - totals[1]) / 6e-3 == pytest.approx(length, rel=0.02)
 
 

@@ -1,0 +1,59 @@
+"""Exports, examined by real vLLM servers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from schemas.errors import ConfigError
+from schemas.training import AdaptiveSettings, TrainConfig
+from tests.trainer.conftest import fresh, source_of
+from trainer.embedder import Embedder
+from trainer.merge import MergeError, merge
+from trainer.rows import Row
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+SETTINGS = AdaptiveSettings(max_new_tokens=8)
+
+
+def some_rows(config: TrainConfig, embedder: Embedder) -> tuple[list[Row], list[Row]]:
+    source = source_of(config, embedder)
+    items = [source.records.item(index) for index in range(0, len(source.records), 7)]
+    candidates = source.candidates.fetch([item.positives[0] for item in items[:4]])
+    return [source.prompt_row(item) for item in items], [source.candidate_row(one) for one in candidates]
+
+
+def test_an_export_is_the_adapter_in_whole_weights(config: TrainConfig, tmp_path: Path) -> None:
+    embedder = fresh(config)
+    queries, candidates = some_rows(config, embedder)
+    with torch.no_grad():
+        before, _ = embedder.eval()(embedder.encoder().chunk(queries))
+    report = merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS)
+    assert report.least_cosine >= 0.999
+    assert report.routes_equal == report.routes == len(queries)
+    assert report.samples > len(queries) + len(candidates)  # written traces are examined too
+    assert json.loads((tmp_path / "out" / "merge_report.json").read_text())["routes"] == len(queries)
+    again = Embedder.load(tmp_path / "out")
+    with torch.no_grad():
+        after, _ = again(again.encoder().chunk(queries))
+    assert float((before * after).sum(1).min()) > 0.9999
+    with pytest.raises(ConfigError, match="exists"):
+        merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS)
+
+
+def test_an_export_that_is_something_else_is_not_written(config: TrainConfig, tmp_path: Path) -> None:
+    def blind(directory: Path) -> None:
+        path = directory / "model.safetensors"
+        weights = load_file(path)
+        name = next(name for name in weights if name.endswith("visual.merger.mlp.2.weight"))
+        save_file(weights | {name: torch.zeros_like(weights[name])}, path, metadata={"format": "pt"})
+
+    embedder = fresh(config)
+    queries, candidates = some_rows(config, embedder)
+    with pytest.raises(MergeError, match=r"not what was trained: least cosine -?0"):
+        merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS, spoil=blind)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,58 @@
+"""`mbeir-cot merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from trainer.cli import Set, load_settings
+from trainer.cli_search import source_of
+
+if TYPE_CHECKING:
+    from schemas.training import TrainConfig
+    from trainer.embedder import Embedder
+    from trainer.rows import Row
+
+_QUERIES = 16
+_CANDIDATES = 8
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a training run (or its config file).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the export goes; it must not exist.")],
+    variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
+    overrides: Set = None,
+) -> None:
+    """Exports whole weights with tokenizer and pooling rule, after a real vLLM server has reproduced embeddings and routes.
+
+    The sample is drawn from the run's own dataset: a query of every dataset-task, its trace, and some candidates.
+    """
+    from trainer.merge import COSINE
+    from trainer.merge import merge as run_merge
+
+    console = Console(highlight=False, soft_wrap=True)
+    settings = load_settings(run, overrides, None)
+    embedder = source_of(settings, run, variant).load()
+    queries, candidates = _rows(settings, embedder)
+    report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, progress=console.print)
+    console.print(
+        f"{out}: least cosine with vLLM {report.least_cosine:.6f} over {report.samples} rows (at least {COSINE}), "
+        f"{report.routes_equal} of {report.routes} routes equal"
+    )
+
+
+def _rows(settings: TrainConfig, embedder: Embedder) -> tuple[list[Row], list[Row]]:
+    from trainer.batches import BatchSource
+    from trainer.dataset import Candidates, Records
+
+    records = Records.load(settings.data.dataset)
+    candidates = Candidates(settings.data.mbeir, records.split, settings.data.cache)
+    source = BatchSource(settings, "direct", records, {}, embedder.encoder(), candidates)
+    groups = list(records.groups(repeat=False).values())
+    chosen = [group[i] for i in range(max(map(len, groups))) for group in groups if i < len(group)][:_QUERIES]
+    items = [records.item(index) for index in chosen]
+    found = candidates.fetch([item.positives[0] for item in items[:_CANDIDATES]])
+    return [source.prompt_row(item) for item in items], [source.candidate_row(one) for one in found]

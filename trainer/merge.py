@@ -1,0 +1,198 @@
+"""Exports an embedder as whole weights that any server of the model's family can load, and proves it before it is written.
+
+The gate: on queries and candidates with and without images, and with traces written,
+
+1. embeddings of a real vLLM pooling server have a cosine of at least 0.999 with those of the trained adapter, and
+2. the first token that a real vLLM generating server writes greedily, the route, is the adapter's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.publish import publish, scratch
+from pipeline.teacher.hosting.server import ManagedServer
+from prompts import ImageSlot
+from schemas.errors import ConfigError, CotError
+from schemas.hosting import ServerConfig
+from schemas.record import EMB_TOKEN
+from schemas.training import AdaptiveSettings
+from trainer.adaptive import AdaptiveEmbedder
+from trainer.embedder import IDENTITY, Embedder
+from trainer.rows import Row
+
+COSINE: Final = 0.999
+REPORT: Final = "merge_report.json"
+_MAX_LENGTH: Final = 8192
+_ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
+
+
+class MergeError(CotError):
+    """An export that is not what was trained. Nothing is written."""
+
+
+class Sample(NamedTuple):
+    """A row as the adapter sees it: its embedding, its first token's route, and the row with the trace it wrote."""
+
+    row: Row
+    query: bool
+    direct: bool
+    vector: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Report(NamedTuple):
+    samples: int
+    least_cosine: float
+    routes: int
+    routes_equal: int
+
+
+def merge(
+    embedder: Embedder,
+    queries: list[Row],
+    candidates: list[Row],
+    out: Path,
+    *,
+    settings: AdaptiveSettings,
+    progress: Callable[[str], None] = lambda line: None,
+    spoil: Callable[[Path], None] = lambda directory: None,
+) -> Report:
+    """Writes `out`, or raises MergeError and leaves nothing. `spoil` gets the export before it is examined (tests)."""
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} exists", "name another directory, or remove it")
+    samples = list(_samples(embedder, queries, candidates, settings))
+    new = scratch(out)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        _write(embedder, new)
+        spoil(new)
+        progress("starting a pooling server")
+        least = min(_pooled_cosines(embedder, new, samples))
+        if least < COSINE:
+            raise MergeError(
+                f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written",
+                _ADVICE,
+            )
+        progress("starting a generating server")
+        asked = [sample for sample in samples if sample.query]
+        equal = sum(_routes(embedder, new, asked))
+        if equal < len(asked):
+            raise MergeError(
+                f"the export is not what was trained: {equal} of {len(asked)} routes equal; nothing was written", _ADVICE
+            )
+        report = Report(len(samples), least, len(asked), equal)
+        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
+        publish(new, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return report
+
+
+def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], settings: AdaptiveSettings) -> Iterator[Sample]:
+    """Queries as they are first read, the same with the traces that they lead to, and candidates."""
+    adaptive = AdaptiveEmbedder(embedder, settings)
+    learned = adaptive.embed(queries, route="learned")
+    written = adaptive.embed(queries, route="always-reason")
+    traced = [Row(row.name, row.prompt, row.pictures, one.trace.strip()) for row, one in zip(queries, written, strict=True)]
+    plain = [*queries, *(row for row in traced if row.written), *candidates]
+    with torch.inference_mode():
+        for i, row in enumerate(plain):
+            vectors, _ = embedder(embedder.encoder().chunk([row]).to(embedder.device), labelled=False)
+            is_query = i < len(queries)
+            direct = is_query and not learned[i].reasoned
+            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy())
+
+
+def _write(embedder: Embedder, directory: Path) -> None:
+    identity = embedder.identity.model_copy(update={"merged": True})
+    embedder.merged_model().save_pretrained(directory)
+    embedder.processor.save_pretrained(directory)
+    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+
+
+def _server(embedder: Embedder, directory: Path, *more: str) -> ManagedServer:
+    on_gpu = embedder.device.type == "cuda"
+    dtype = "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32"
+    text = embedder.model.config.get_text_config()
+    return ManagedServer(
+        ServerConfig(
+            model=str(directory),
+            served_name="embedder",
+            device="cuda" if on_gpu else "cpu",
+            dtype=dtype,
+            max_model_len=min(_MAX_LENGTH, text.max_position_embeddings),
+            images_per_prompt=1,
+            max_num_seqs=32,
+            max_pixels=None,
+            extra_args=more,
+        )
+    )
+
+
+def _pooled_cosines(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[float]:
+    pooler = json.dumps({"seq_pooling_type": "LAST", "use_activation": True})
+    with _server(embedder, directory, "--runner", "pooling", "--convert", "embed", "--pooler-config", pooler) as server:
+        found = []
+        for sample in samples:
+            ending = EMB_TOKEN if embedder.identity.pool == "token" else ""
+            answer = _ask(f"{server.endpoint.url}/embeddings", _messages(sample.row, ending) | {"encoding_format": "float"})
+            vector = np.asarray(answer["data"][0]["embedding"], np.float32)
+            found.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
+    return found
+
+
+def _routes(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[bool]:
+    with _server(embedder, directory) as server:
+        found = []
+        for sample in samples:
+            body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
+            answer = _ask(f"{server.endpoint.url}/chat/completions", body)
+            found.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
+    return found
+
+
+def _messages(row: Row, ending: str) -> dict[str, Any]:
+    """The row as a chat request: its prompt, and what is written after it as the beginning of the reply."""
+    pictures = iter(row.pictures)
+    content: list[dict[str, Any]] = []
+    for part in row.prompt:
+        if isinstance(part, ImageSlot):
+            content.append({"type": "image_url", "image_url": {"url": _data_url(next(pictures))}})
+        else:
+            content.append({"type": "text", "text": part})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    reply = row.written + ending
+    if reply:
+        messages.append({"role": "assistant", "content": reply})
+    return {
+        "model": "embedder",
+        "messages": messages,
+        "add_generation_prompt": not reply,
+        "continue_final_message": bool(reply),
+    }
+
+
+def _data_url(picture: Image.Image) -> str:
+    """Without loss: the server must see the same pixels."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310 (a server that this process has started)
+        found: dict[str, Any] = json.load(answer)
+    return found
