@@ -4,10 +4,11 @@ SHELL := bash
 VENV ?= .venv
 EXTRA ?= cpu
 CONFIG ?= configs/pocket.yaml
+TRAIN ?= configs/train-pocket.yaml
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench bench-build pocket-world build-dataset pocket-models
+.PHONY: help setup lock lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +21,27 @@ pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/worl
 
 build-dataset: setup pocket-world ## build the dataset of CONFIG (default: pocket, with a real vLLM server on CPU)
 	@$(BIN)/mbeir-cot build $(CONFIG) $(ARGS)
+
+# What the pocket training needs beside the dataset, with the ledger shared: every query with a trace, for the control that
+# always reasons; and the test queries' traces, for the ceiling that right traces set.
+build/pocket/dataset/manifest.json:
+	@$(MAKE) --no-print-directory build-dataset CONFIG=configs/pocket.yaml ARGS=
+build/pocket-reasoned/dataset/manifest.json: build/pocket/dataset/manifest.json
+	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-reasoned --set ledger.path=build/pocket/ledger \
+	  --set route.threshold=0
+build/pocket-test/dataset/manifest.json: build/pocket/dataset/manifest.json
+	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-test --set ledger.path=build/pocket/ledger \
+	  --set input.split=test
+
+ifeq ($(TRAIN),configs/train-pocket.yaml)
+TRAIN_DATA := build/pocket-reasoned/dataset/manifest.json build/pocket-test/dataset/manifest.json
+endif
+
+train: setup $(TRAIN_DATA) ## fit TRACE and its controls on the built dataset (TRAIN=config; default: pocket)
+	@$(BIN)/mbeir-cot train $(TRAIN) $(ARGS)
+
+eval: setup $(TRAIN_DATA) ## score what was trained: M-BEIR's table with controls, and what it costs
+	@$(BIN)/mbeir-cot eval $(TRAIN) $(ARGS)
 
 pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; DEVICE=cuda for a GPU)
 	@$(BIN)/mbeir-cot pocket models --device $(or $(DEVICE),cpu)
@@ -41,6 +63,12 @@ bench-build: setup ## benchmarks of the build: oracle and real teacher, quality 
 	@$(BIN)/python -m bench.build instant
 	@$(BIN)/python -m bench.build teacher
 	@$(BIN)/python -m bench.quality
+
+bench-train: setup ## benchmarks of the trainer: step, memory, adaptive embedding, exact search
+	@$(BIN)/python -m bench.train step
+	@$(BIN)/python -m bench.train memory
+	@$(BIN)/python -m bench.train adaptive
+	@$(BIN)/python -m bench.search
 
 lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock
