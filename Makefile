@@ -27,10 +27,10 @@ build-dataset: setup pocket-world ## build the dataset of CONFIG (default: pocke
 build/pocket/dataset/manifest.json:
 	@$(MAKE) --no-print-directory build-dataset CONFIG=configs/pocket.yaml ARGS=
 build/pocket-reasoned/dataset/manifest.json: build/pocket/dataset/manifest.json
-	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-reasoned --set ledger.path=build/pocket/ledger \
+	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-reasoned --set ledger.location=build/pocket/ledger \
 	  --set route.threshold=0
 build/pocket-test/dataset/manifest.json: build/pocket/dataset/manifest.json
-	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-test --set ledger.path=build/pocket/ledger \
+	@$(BIN)/mbeir-cot build configs/pocket.yaml --out build/pocket-test --set ledger.location=build/pocket/ledger \
 	  --set input.split=test
 
 ifeq ($(TRAIN),configs/train-pocket.yaml)
