@@ -48,6 +48,9 @@ class ModelSettings(_Settings):
     pool: Pooling = "pre"
     """`pre`: the state before the embedding token, which predicts it (paper: 57.0 against 52.3 on CIRR). `token`: its own."""
     lora: LoraSettings = LoraSettings()
+    tokens: Literal["emb", "all"] = "emb"
+    """Rows of the embedding matrix that are trained: the embedding token's, or all, for a base that has never seen some words
+    of the traces (the pocket base has not; a real one has)."""
     train_projector: bool = False
     """Train the merger between vision tower and language model too (the paper's figure shows it trainable)."""
     dtype: Literal["float32", "bfloat16"] = "float32"

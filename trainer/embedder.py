@@ -76,9 +76,10 @@ class Embedder(nn.Module):
         """The base with a fresh adapter. Seed torch before calling for a deterministic start."""
         model, processor = _load(settings.base, settings)
         emb_id = add_emb_token(model, processor.tokenizer)
-        rows = {"embed_tokens": [emb_id]}
+        trained = [emb_id] if settings.tokens == "emb" else list(range(model.get_input_embeddings().weight.shape[0]))
+        rows = {"embed_tokens": trained}
         if not model.config.tie_word_embeddings:
-            rows["lm_head"] = [emb_id]
+            rows["lm_head"] = trained
         lora = LoraConfig(
             r=settings.lora.r,
             lora_alpha=settings.lora.alpha,
