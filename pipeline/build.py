@@ -27,6 +27,7 @@ import orjson
 
 from pipeline.assemble import Assembled, assemble
 from pipeline.crew import BuildError, BuildStopped, Crew
+from pipeline.finished import SETTINGS
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.segment import SegmentStore
 from pipeline.manifest import config_sha256, make_manifest, write_card
@@ -64,6 +65,10 @@ class Places:
     @property
     def progress(self) -> Path:
         return self.work / "progress.json"
+
+    @property
+    def settings(self) -> Path:
+        return self.work / SETTINGS
 
     @property
     def finished(self) -> Path:
@@ -108,6 +113,7 @@ class _Build:
         layout = Layout.open(config.mbeir)
         instructions = InstructionTable.load(layout.instructions)
         self._check()
+        self.places.settings.write_text(config.model_dump_json(indent=1) + "\n")
         self.board.state("reading")
         work = collect(layout, config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
         pools = self._pools(layout, work)

@@ -19,3 +19,11 @@ def sync(path: Path | str) -> None:
 def is_full(error: OSError) -> bool:
     """Whether there is no room left (Arrow tells it in words only)."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a whole file in the place of an older one."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    sync(new)
+    new.replace(path)

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 import pipeline.cli.build
 import pipeline.cli.ledger
+import pipeline.cli.look
 import pipeline.cli.mbeir
 import pipeline.cli.score
 import pipeline.cli.teacher
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(pipeline.cli.build, _command))
+app.command()(pipeline.cli.look.report)
+app.command()(pipeline.cli.look.show)
 app.command()(trainer.cli.train)
 app.command("eval")(trainer.cli.evaluate)
 app.command()(trainer.cli_search.index)

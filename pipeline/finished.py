@@ -1,0 +1,97 @@
+"""A finished dataset on disk, as everything after the build sees it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from schemas.config import BuildConfig
+from schemas.errors import InputError
+from schemas.manifest import Manifest
+
+Part = Literal["data", "rejected", "with_images"]
+SETTINGS: Final = "config.json"
+"""In a build's ``work/``: all settings, paths included; never part of a dataset."""
+
+
+class FinishedDataset:
+    """A dataset's directory, or a build's with the dataset in it.
+
+    directory: with ``manifest.json``, ``data/`` and ``rejected/``. build: the build's directory, if it is known.
+    """
+
+    def __init__(self, directory: Path, build: Path | None, manifest: Manifest) -> None:
+        self.directory, self.build, self.manifest = directory, build, manifest
+
+    @classmethod
+    def open(cls, place: Path) -> FinishedDataset:
+        """Raises InputError for a directory that holds no finished dataset."""
+        for directory, build in ((place / "dataset", place), (place, None)):
+            file = directory / "manifest.json"
+            if not file.is_file():
+                continue
+            try:
+                manifest = Manifest.model_validate_json(file.read_bytes())
+            except ValueError as error:
+                raise InputError(f"{file} is damaged: {error}", "build the dataset again; answers are in the ledger") from error
+            if build is None and (place.parent / "work" / SETTINGS).is_file():
+                build = place.parent
+            return cls(directory, build, manifest)
+        raise InputError(f"{place} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
+
+    def parts(self) -> list[str]:
+        return sorted({file.path.split("/")[0] for file in self.manifest.files})
+
+    def table(self, part: Part = "data", columns: Sequence[str] | None = None) -> pa.Table:
+        paths = [str(self.directory / file.path) for file in self.manifest.files if file.path.startswith(f"{part}/")]
+        try:
+            return pads.dataset(paths, format="parquet").to_table(columns=list(columns) if columns is not None else None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{self.directory / part} cannot be read: {error}", "build the dataset again") from error
+
+    def row(self, identifier: str) -> tuple[Part, dict[str, Any]]:
+        """The record or rejection of that id. Raises InputError where there is none."""
+        for part in ("data", "rejected"):
+            ids = self.table(part, ["id"])["id"]
+            at = ids.index(identifier).as_py()
+            if at >= 0:
+                return part, self.table(part).slice(at, 1).to_pylist()[0]
+        raise InputError(
+            f"{self.directory} has no row {identifier!r}", "ids look like train/cirr/task7/8:1; see the column `id`"
+        )
+
+    def settings(self) -> BuildConfig | None:
+        """The settings of the build, where its directory is here."""
+        file = self.build / "work" / SETTINGS if self.build is not None else None
+        if file is None or not file.is_file():
+            return None
+        try:
+            return BuildConfig.model_validate_json(file.read_bytes())
+        except ValueError:  # of another version
+            return None
+
+    def mismatches(self) -> Iterator[str]:
+        """What is not as the manifest says, in words."""
+        listed = {file.path for file in self.manifest.files}
+        for file in self.manifest.files:
+            path = self.directory / file.path
+            if not path.is_file():
+                yield f"{file.path} is missing"
+            elif path.stat().st_size != file.bytes:
+                yield f"{file.path} has {path.stat().st_size:,} bytes, not {file.bytes:,}"
+            elif sha256_of(path) != file.sha256:
+                yield f"{file.path} has another SHA-256 than the manifest says"
+        for path in sorted(self.directory.rglob("*.parquet")):
+            name = path.relative_to(self.directory).as_posix()
+            if name not in listed:
+                yield f"{name} is not in the manifest"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
