@@ -31,7 +31,7 @@ class FinishedDataset:
     @classmethod
     def open(cls, place: Path) -> FinishedDataset:
         """Raises InputError for a directory that holds no finished dataset."""
-        for directory, build in ((place / "dataset", place), (place, None)):
+        for directory in (place / "dataset", place):
             file = directory / "manifest.json"
             if not file.is_file():
                 continue
@@ -39,9 +39,8 @@ class FinishedDataset:
                 manifest = Manifest.model_validate_json(file.read_bytes())
             except ValueError as error:
                 raise InputError(f"{file} is damaged: {error}", "build the dataset again; answers are in the ledger") from error
-            if build is None and (place.parent / "work" / SETTINGS).is_file():
-                build = place.parent
-            return cls(directory, build, manifest)
+            build = directory.resolve().parent
+            return cls(directory, build if (build / "work").is_dir() else None, manifest)
         raise InputError(f"{place} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
     def parts(self) -> list[str]:

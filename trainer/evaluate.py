@@ -140,7 +140,32 @@ class Evaluation:
                 accuracy[task] = _accuracy(dict(zip(ids, found, strict=True)), answers) if answers else None
                 meter.advance(len(rows))
         scores = self._scores(files)
+        self._write_queries(suffix, every)
         return Result(name, [_task_result(task, scores, costs[task], accuracy[task]) for task in self.tasks]), every
+
+    def _write_queries(self, suffix: str, every: Mapping[str, Embedded]) -> None:
+        """What each query was and how it was embedded, a line each: see `queries_file`."""
+        lines = []
+        for task in self.tasks:
+            for query in self._queries(task)[0].queries:
+                identifier = record_id(self.split, task.dataset, task.task_id, query.qid)
+                one = every[identifier]
+                entry = {
+                    "id": identifier,
+                    "task": task.name,
+                    "qid": query.qid,
+                    "instruction": self._queries(task)[0].instruction(query),
+                    "text": query.query_txt,
+                    "image": query.query_img_path,
+                    "positives": list(query.pos_cand_list),
+                    "reasoned": one.reasoned,
+                    "ended": one.ended,
+                    "p_direct": round(one.p_direct, 6),
+                    "tokens": one.tokens,
+                    "trace": one.trace,
+                }
+                lines.append(json.dumps(entry, ensure_ascii=False))
+        queries_file(self.directory, suffix, self.split).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _share_pools(self, files: EmbeddingFiles) -> None:
         """Ways to route one embedder have the same candidates: links, not copies."""
@@ -190,6 +215,11 @@ class Evaluation:
                 f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}", "download cand_pool/local/"
             )
         return path
+
+
+def queries_file(directory: Path, suffix: str, split: str) -> Path:
+    """JSON lines: each query of an evaluation with its route and trace, the text that its embedding followed."""
+    return directory / f"queries_{suffix}_{split}.jsonl"
 
 
 def _with_ids(path: Path) -> tuple[Path, Path]:

@@ -18,7 +18,9 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR|RUN", help="A build's directory, a dataset's, or a training run's.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR|RUN", help="A build's directory, a dataset's, or a training run's.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The file to write [default: DIR/report.html].")] = None,
     records: Annotated[int, typer.Option(min=0, help="Records to show, drawn evenly.")] = 300,
     rejections: Annotated[int, typer.Option(min=0, help="Rejections to show.")] = 100,
@@ -84,9 +86,13 @@ def show(
         image = f"{root}{positive.img_path}" if positive.img_path else ""
         _lines([("positive", f"{positive.did}  {positive.txt or ''} {image}".strip())])
     if part == "rejected":
-        _lines([("rejected at", f"{row['stage']}: {row['reason']}"), ("detail", row["detail"]), ("last answer", row["raw_answer"])])
+        _lines(
+            [("rejected at", f"{row['stage']}: {row['reason']}"), ("detail", row["detail"]), ("last answer", row["raw_answer"])]
+        )
     else:
-        _lines([*((facet["name"], facet["text"]) for facet in row["facets"]), ("answer", row["answer"]), ("target", row["target"])])
+        _lines(
+            [*((facet["name"], facet["text"]) for facet in row["facets"]), ("answer", row["answer"]), ("target", row["target"])]
+        )
         if row["verdict"]:
             _lines([("verdict", f"{row['verdict']['confidence']:.3f} by {row['verdict']['verifier']}")])
         _lines([("provenance", ", ".join(f"{key} {value}" for key, value in row["provenance"].items()))])

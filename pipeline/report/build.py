@@ -14,10 +14,10 @@ from pipeline.families import family_of
 from pipeline.finished import FinishedDataset
 from pipeline.journey import Journey
 from pipeline.mbeir.images import ImageStore
+from pipeline.replay import first_positives, replay
 from pipeline.report.charts import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
 from pipeline.report.page import Chart, Example, Exchange, Fact, Grid, Page
 from pipeline.report.thumbnails import Thumbnails
-from pipeline.replay import first_positives, replay
 from prompts import ImageSlot, Prompt
 from schemas.manifest import Manifest
 from schemas.mbeir import Candidate
@@ -35,7 +35,9 @@ def build_page(
     """prices: of a million tokens read and written, for the cost."""
     manifest = dataset.manifest
     settings = dataset.settings()
-    numbers = dataset.table("data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"])
+    numbers = dataset.table(
+        "data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"]
+    )
     rows = _sampled(dataset, records, numbers)
     refused = _sampled_rejections(dataset, rejections)
     journeys: dict[str, Journey] = {}
@@ -50,7 +52,9 @@ def build_page(
     examples += [_example(row, "rejected", journeys, positives, pictures) for row in refused]
     return Page(
         title=f"{manifest.name}: build report",
-        banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)." if manifest.synthetic else "",
+        banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)."
+        if manifest.synthetic
+        else "",
         lead=_lead(manifest),
         facts=_facts(manifest, prices),
         charts=_charts(manifest, numbers),
@@ -78,7 +82,9 @@ def _facts(manifest: Manifest, prices: tuple[float, float] | None) -> list[Fact]
         Fact("rejections", f"{manifest.rejections:,}", "each with its reason"),
         Fact("tokens read", f"{manifest.prompt_tokens:,}", f"{manifest.prompt_tokens / max(1, manifest.queries):.0f} a query"),
         Fact(
-            "tokens written", f"{manifest.completion_tokens:,}", f"{manifest.completion_tokens / max(1, manifest.queries):.1f} a query"
+            "tokens written",
+            f"{manifest.completion_tokens:,}",
+            f"{manifest.completion_tokens / max(1, manifest.queries):.1f} a query",
         ),
     ]
     if prices is not None:
@@ -96,21 +102,24 @@ def _charts(manifest: Manifest, rows: pa.Table) -> list[Chart]:
         "rejected": ([task.rejections for task in tasks], RED),
     }
     charts = [
-        Chart("From queries to records", "Where every query went; thickness is the number of queries.", _flow(manifest), wide=True),
-        Chart("Routes and yield", "Records by route, and rejections, of each dataset-task.", stacked(labels, parts)),
+        Chart(
+            "From queries to records", "Where every query went; thickness is the number of queries.", _flow(manifest), wide=True
+        ),
+        Chart("Routes and yield", "Records by route, and rejections, of each dataset-task.", stacked(labels, parts), tall=True),
     ]
     thinks = pc.equal(rows["route"], "reasoning")
     assessed = rows.filter(pc.is_valid(rows["assessment"]))
     if len(assessed):
         of = {
-            route: assessed.filter(pc.equal(assessed["route"], route))["assessment"].to_numpy() for route in ("reasoning", "bypass")
+            route: assessed.filter(pc.equal(assessed["route"], route))["assessment"].to_numpy()
+            for route in ("reasoning", "bypass")
         }
         threshold = float(manifest.config["route"]["threshold"])
         charts.append(
             Chart(
                 "P(complex)",
-                "The teacher's assessment of the records' queries, and the threshold that decides their routes. Counts are on a "
-                "logarithmic axis: a sure teacher crowds the ends.",
+                "The teacher's assessment of the records' queries, and the threshold that decides their routes. Counts are on "
+                "a logarithmic axis: a sure teacher crowds the ends.",
                 histogram(
                     {"reasoning": (of["reasoning"], BLUE), "bypass": (of["bypass"], TEAL)},
                     axis="P(complex)",
@@ -139,7 +148,10 @@ def _charts(manifest: Manifest, rows: pa.Table) -> list[Chart]:
                     "Verifier's confidence",
                     "Of the traces that were kept; those at or below the threshold are among the rejections.",
                     histogram(
-                        {"kept": (confidences, BLUE)}, axis="P(yes)", span=(0.0, 1.0), line=(threshold, f"threshold {threshold:g}")
+                        {"kept": (confidences, BLUE)},
+                        axis="P(yes)",
+                        span=(0.0, 1.0),
+                        line=(threshold, f"threshold {threshold:g}"),
                     ),
                 )
             )
@@ -167,10 +179,21 @@ def _flow(manifest: Manifest) -> str:
         ("to reason", "rejected", stages["reason"]),
         ("well-formed traces", "passed the screens" if verify else "records", verified),
         ("well-formed traces", "rejected", stages["screen"]),
-        *([("passed the screens", "records", reasoning), ("passed the screens", "rejected", stages["verify"])] if verify else []),
+        *(
+            [("passed the screens", "records", reasoning), ("passed the screens", "rejected", stages["verify"])]
+            if verify
+            else []
+        ),
         ("bypass", "records", bypass),
     ]
-    colours = {"to reason": BLUE, "well-formed traces": BLUE, "passed the screens": BLUE, "bypass": TEAL, "rejected": RED, "queries": GREY}
+    colours = {
+        "to reason": BLUE,
+        "well-formed traces": BLUE,
+        "passed the screens": BLUE,
+        "bypass": TEAL,
+        "rejected": RED,
+        "queries": GREY,
+    }
     return flow([link for link in links if link[2]], colours | {"records": AMBER})
 
 
@@ -198,12 +221,17 @@ def _reasons(manifest: Manifest) -> list[Grid]:
     if not found:
         return []
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return [Grid("Why queries were rejected", ("stage: reason", "queries"), [(reason, f"{count:,}") for reason, count in ordered])]
+    return [
+        Grid("Why queries were rejected", ("stage: reason", "queries"), [(reason, f"{count:,}") for reason, count in ordered])
+    ]
 
 
 def _sampled(dataset: FinishedDataset, count: int, rows: pa.Table) -> list[dict[str, Any]]:
     """Drawn alike from each dataset-task and route, with the same result for the same dataset."""
-    groups = [f"{d}/{t}/{r}" for d, t, r in zip(rows["dataset"].to_pylist(), rows["task_id"].to_pylist(), rows["route"].to_pylist(), strict=True)]
+    groups = [
+        f"{d}/{t}/{r}"
+        for d, t, r in zip(rows["dataset"].to_pylist(), rows["task_id"].to_pylist(), rows["route"].to_pylist(), strict=True)
+    ]
     return _fetched(dataset.table("data"), groups, count)
 
 
@@ -216,7 +244,7 @@ def _sampled_rejections(dataset: FinishedDataset, count: int) -> list[dict[str, 
 
 
 def _fetched(table: pa.Table, groups: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Rows of all groups in turn until there are `count`; in the table's order."""
+    """Rows of all groups in turn until there are `count`, in that order: the first ones show everything there is."""
     members: dict[str, list[int]] = defaultdict(list)
     for index in np.random.default_rng(0).permutation(len(groups)).tolist():
         members[groups[index]].append(index)
@@ -225,14 +253,15 @@ def _fetched(table: pa.Table, groups: Sequence[str], count: int) -> list[dict[st
     while waiting and len(chosen) < count:
         chosen += [part.pop() for part in waiting][: count - len(chosen)]
         waiting = [part for part in waiting if part]
-    return table.take(pa.array(sorted(chosen), pa.int64())).to_pylist()
+    found: list[dict[str, Any]] = table.take(pa.array(chosen, pa.int64())).to_pylist()
+    return found
 
 
 def _note(manifest: Manifest, records: int, rejections: int, pictured: bool) -> str:
     sampled = records < manifest.records or rejections < manifest.rejections
-    said = f"{'A sample: ' if sampled else ''}{records:,} of {manifest.records:,} records and {rejections:,} of {manifest.rejections:,} rejections"
+    said = f"{records:,} of {manifest.records:,} records and {rejections:,} of {manifest.rejections:,} rejections"
     if sampled:
-        said += ", drawn evenly from dataset-tasks, routes and reasons"
+        said = f"A sample: {said}, drawn evenly from dataset-tasks, routes and reasons"
     if not pictured:
         said += ". Images, positives and prompts are not shown: the M-BEIR directory or the ledger of this build is not here"
     return said + "."
@@ -263,7 +292,7 @@ def _example(
         instruction=row["instruction"],
         text=row["query_text"] or "",
         picture=pictures.add(row["query_image"]),
-        lines=lines,
+        lines=lines or [("bypass", "the query is embedded as it is")],
         strong=row.get("answer") or "",
         badges=badges,
         positive_text=(positive.txt or "") if positive is not None else "",
@@ -277,8 +306,9 @@ def _example(
 def _provenance(found: Mapping[str, Any]) -> str:
     attempts = f"{found['attempts']} attempt{'s' if found['attempts'] != 1 else ''}"
     target = ", saw the target" if found["reveal_target"] else ""
+    tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
     return (
-        f"{found['teacher']} {found['revision']}, {attempts}, {found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens, "
+        f"{found['teacher']} {found['revision']}, {attempts}, {tokens}, "
         f"temperature {found['temperature']:g}, seed {found['seed']}, prompts {found['prompt_sha256']}{target}"
     )
 
@@ -287,9 +317,13 @@ def exchanges(journey: Journey) -> list[Exchange]:
     """The prompts of a journey with their raw answers, in order."""
     found = []
     if journey.assess_prompt is not None and journey.assess_answer is not None:
-        found.append(Exchange("assess", in_words(journey.assess_prompt), journey.assess_answer.text or journey.assess_answer.detail))
+        found.append(
+            Exchange("assess", in_words(journey.assess_prompt), journey.assess_answer.text or journey.assess_answer.detail)
+        )
     for number, attempt in enumerate(journey.attempts, 1):
-        found.append(Exchange(f"reason, attempt {number}", in_words(attempt.prompt), attempt.answer.text or attempt.answer.detail))
+        found.append(
+            Exchange(f"reason, attempt {number}", in_words(attempt.prompt), attempt.answer.text or attempt.answer.detail)
+        )
         if attempt.verify_prompt is not None and attempt.verify_answer is not None:
             answer = attempt.verify_answer.text or attempt.verify_answer.detail
             found.append(Exchange(f"verify, attempt {number}", in_words(attempt.verify_prompt), answer))

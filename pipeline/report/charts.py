@@ -44,6 +44,10 @@ def histogram(
     low, high = span or ((everything.min(), everything.max()) if len(everything) else (0.0, 1.0))
     if high <= low:
         high = low + 1
+    if span is None and np.array_equal(everything, everything.round()):  # whole numbers: bins of whole numbers
+        width = max(1, int(np.ceil((high - low + 1) / bins)))
+        low, high = low - 0.5, low - 0.5 + width * np.ceil((high - low + 1) / width)
+        bins = round((high - low) / width)
     edges = np.linspace(low, high, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     figure = go.Figure()
@@ -109,7 +113,7 @@ def grouped(labels: Sequence[str], series: Mapping[str, Values], *, axis: str) -
 def _json(figure: go.Figure) -> str:
     figure.update_layout(
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         template=None,
     )
     figure.update_xaxes(automargin=True)

@@ -36,6 +36,8 @@ class Chart:
     note: str
     figure: str
     wide: bool = False
+    tall: bool = False
+    """Beside two others."""
 
 
 @dataclass(frozen=True, slots=True)

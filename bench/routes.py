@@ -1,0 +1,63 @@
+"""TRACE's own routes and traces against the pocket world's truth.
+
+    python -m bench.routes [RUN] [--world build/pocket/world]
+
+Think rate beside the share of queries that need reasoning, how often the route is the right one, and how often the trace that
+TRACE wrote ends in a right answer (see `pocket.quality.is_right`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.families import FAMILIES, family_of
+from pocket.quality import is_right
+from pocket.world.truth import QueryTruth, load_truth
+from trainer.evaluate import queries_file
+
+
+def answer_of(trace: str) -> str:
+    """What a trace ends in: its last line."""
+    return trace.strip().splitlines()[-1] if trace.strip() else ""
+
+
+def main(
+    run: Annotated[Path, typer.Argument(metavar="RUN")] = Path("build/pocket-train"),
+    world: Path = Path("build/pocket/world"),
+    split: str = "test",
+    suffix: str = "trace",
+) -> None:
+    """Prints a table by task family."""
+    truths = {f"{t.dataset_task}/{t.qid}": t for t in load_truth(world / "truth").queries if t.split == split}
+    groups: dict[str, list[tuple[dict[str, Any], QueryTruth]]] = defaultdict(list)
+    for line in queries_file(run / "eval", suffix, split).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        pair = (entry, truths[f"{entry['task']}/{entry['qid']}"])
+        groups["all"].append(pair)
+        groups[family_of(int(entry["task"][-1])).name].append(pair)
+    table = Table("family", "queries", "need reasoning", "think rate", "right route", "traces", "right traces")
+    for name in ("all", *FAMILIES):
+        pairs = groups[name]
+        reasoned = [(entry, truth) for entry, truth in pairs if entry["reasoned"]]
+        right = sum(is_right(answer_of(entry["trace"]), truth) for entry, truth in reasoned)
+        table.add_row(
+            name,
+            str(len(pairs)),
+            f"{sum(truth.needs_reasoning for _, truth in pairs) / len(pairs):.1%}",
+            f"{len(reasoned) / len(pairs):.1%}",
+            f"{sum(entry['reasoned'] == truth.needs_reasoning for entry, truth in pairs) / len(pairs):.1%}",
+            str(len(reasoned)),
+            f"{right / len(reasoned):.1%}" if reasoned else "-",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
