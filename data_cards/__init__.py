@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import yaml
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.manifest import Manifest
+
+_CONFIGS: Final = {"data": "default", "rejected": "rejected", "with_images": "with_images"}
+"""Folder -> config."""
 
 _SIZES: Final = (
     (1_000, "n<1K"),
@@ -44,19 +51,86 @@ def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict
     )
 
 
-def render_dataset_card(manifest: Manifest) -> str:
-    """README.md with the Hub's YAML header."""
-    configs = sorted({file.path.split("/")[0] for file in manifest.files})
+def render_dataset_card(manifest: Manifest, directory: Path, repo: str | None = None) -> str:
+    """README.md of a dataset's directory, with the Hub's YAML header.
+
+    repo: what `load_dataset` is shown with; the directory's own place is never named.
+    """
+    folders = [folder for folder in _CONFIGS if any(file.path.startswith(f"{folder}/") for file in manifest.files)]
+    header = yaml.safe_dump(_header(manifest, directory, folders), sort_keys=False, allow_unicode=True)
     return (
         _environment()
         .get_template("dataset.md.jinja")
         .render(
             m=manifest,
-            size=next((name for most, name in _SIZES if manifest.records < most), "n>10M"),
-            folders=configs,
+            header=header,
+            folders=folders,
+            repo=repo or "PATH_OR_REPO",
             reasons=_by_reason(manifest),
+            examples=_examples(manifest, directory),
         )
     )
+
+
+def _header(manifest: Manifest, directory: Path, folders: list[str]) -> dict[str, Any]:
+    card = {
+        "pretty_name": manifest.name + (" (SYNTHETIC)" if manifest.synthetic else ""),
+        "license": manifest.license,
+        "language": ["en"],
+        "annotations_creators": ["machine-generated"],
+        "language_creators": ["machine-generated" if manifest.synthetic else "found"],
+        "multilinguality": ["monolingual"],
+        "source_datasets": ["original"] if manifest.synthetic else ["extended|TIGER-Lab/M-BEIR"],
+        "size_categories": [next((name for most, name in _SIZES if manifest.records < most), "n>10M")],
+        "task_categories": ["visual-document-retrieval", "image-to-text", "text-retrieval"],
+        "tags": [
+            *(["synthetic"] if manifest.synthetic else []),
+            "multimodal-retrieval",
+            "universal-multimodal-retrieval",
+            "chain-of-thought",
+            "reasoning",
+            "m-beir",
+            "trace",
+        ],
+        "configs": [
+            {
+                "config_name": _CONFIGS[folder],
+                **({"default": True} if folder == "data" else {}),
+                "data_files": [{"split": manifest.split, "path": f"{folder}/*.parquet"}],
+            }
+            for folder in folders
+        ],
+    }
+    return card | {"dataset_info": [_info(manifest, directory, folder) for folder in folders]}
+
+
+def _info(manifest: Manifest, directory: Path, folder: str) -> dict[str, Any]:
+    """Features and sizes of one config, as the Hub wants them."""
+    from datasets import Features  # noqa: PLC0415 (it imports pandas and much else)
+
+    files = [file for file in manifest.files if file.path.startswith(f"{folder}/")]
+    footers = [pq.read_metadata(directory / file.path) for file in files]
+    size = sum(footer.row_group(i).total_byte_size for footer in footers for i in range(footer.num_row_groups))
+    features = Features.from_arrow_schema(footers[0].schema.to_arrow_schema())
+    split = {"name": manifest.split, "num_bytes": size, "num_examples": sum(file.rows for file in files)}
+    return {
+        "config_name": _CONFIGS[folder],
+        "features": features._to_yaml_list(),  # what push_to_hub writes too
+        "splits": [split],
+        "download_size": sum(file.bytes for file in files),
+        "dataset_size": size,
+    }
+
+
+def _examples(manifest: Manifest, directory: Path) -> list[dict[str, Any]]:
+    """The card's examples with their rows."""
+    wanted = {example.id: example for example in manifest.examples}
+    if not wanted:
+        return []
+    paths = [str(directory / file.path) for file in manifest.files if file.path.startswith("data/")]
+    table = pads.dataset(paths, format="parquet").to_table(filter=pc.field("id").isin(list(wanted)))
+    rows = {row["id"]: row for row in table.to_pylist()}
+    return [{"shown": example, "row": rows[example.id]} for example in manifest.examples if example.id in rows]
 
 
 def _by_reason(manifest: Manifest) -> list[tuple[str, int]]:

@@ -150,7 +150,7 @@ class _Build:
             shutil.rmtree(new, ignore_errors=True)
             try:
                 assembled = self._assembled(staging, work, new)
-                manifest = make_manifest(config, work, assembled, inputs, pools, staging)
+                manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)

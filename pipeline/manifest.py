@@ -11,6 +11,7 @@ import orjson
 from data_cards import render_dataset_card
 from pipeline import __version__
 from pipeline.assemble import Assembled
+from pipeline.card import examples, spreads
 from pipeline.families import FAMILIES
 from pipeline.ledger.fingerprint import Identity
 from pipeline.staging import Staging
@@ -63,10 +64,13 @@ def make_manifest(
     inputs: list[InputDigest],
     pools: list[InputDigest],
     staging: Staging,
+    dataset: Path,
 ) -> Manifest:
+    """Of the files in `dataset`, to which the card's pictures are added."""
     teacher = Identity(config.teacher)
     verifier = Identity(config.verifier or config.teacher) if config.verify.enabled else None
     tokens = staging.tokens.values()
+    shown, pictures = examples(config, dataset, assembled.files)
     return Manifest(
         name=config.output.name,
         synthetic=config.output.synthetic,
@@ -88,9 +92,11 @@ def make_manifest(
         tasks=assembled.tasks,
         prompt_tokens=sum(one["prompt_tokens"] for one in tokens),
         completion_tokens=sum(one["completion_tokens"] for one in tokens),
-        files=assembled.files,
+        spreads=spreads(dataset, assembled.files),
+        examples=tuple(shown),
+        files=(*assembled.files, *pictures),
     )
 
 
 def write_card(manifest: Manifest, directory: Path) -> None:
-    (directory / "README.md").write_text(render_dataset_card(manifest), encoding="utf-8")
+    (directory / "README.md").write_text(render_dataset_card(manifest, directory), encoding="utf-8")

@@ -61,6 +61,26 @@ class TaskCounts(_Frozen):
         return (self.reasoning + self.bypass) / self.queries if self.queries else None
 
 
+class Spread(_Frozen):
+    """A distribution in five numbers: least, 5th, 50th and 95th percentile, greatest."""
+
+    least: float
+    p5: float
+    median: float
+    p95: float
+    greatest: float
+
+
+class CardExample(_Frozen):
+    """A record that the card shows. Images are files of the dataset, made smaller; empty where there is none."""
+
+    family: str
+    id: str
+    query_image: str
+    positive_text: str
+    positive_image: str
+
+
 class Manifest(_Frozen):
     version: int = MANIFEST_VERSION
     name: str
@@ -86,4 +106,7 @@ class Manifest(_Frozen):
     tasks: tuple[TaskCounts, ...]
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
+    spreads: dict[str, Spread] = {}
+    """What is measured -> its distribution over the records: words and tokens."""
+    examples: tuple[CardExample, ...] = ()
     files: tuple[DataFile, ...]
