@@ -8,7 +8,7 @@ TRAIN ?= configs/train-pocket.yaml
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval
+.PHONY: help setup lock lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,13 @@ train: setup $(TRAIN_DATA) ## fit TRACE and its controls on the built dataset (T
 
 eval: setup $(TRAIN_DATA) ## score what was trained: M-BEIR's table with controls, and what it costs
 	@$(BIN)/mbeir-cot eval $(TRAIN) $(ARGS)
+
+push: setup ## publish the built dataset: make push REPO=org/name [DIR=build/pocket]
+	@test -n "$(REPO)" || { echo "name the repository: make push REPO=org/name"; exit 2; }
+	@$(BIN)/mbeir-cot push $(or $(DIR),build/pocket) $(REPO) $(ARGS)
+
+report: setup ## one HTML page to look at: make report [DIR=build/pocket]
+	@$(BIN)/mbeir-cot report $(or $(DIR),build/pocket) $(ARGS)
 
 pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; DEVICE=cuda for a GPU)
 	@$(BIN)/mbeir-cot pocket models --device $(or $(DEVICE),cpu)

@@ -14,6 +14,7 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.manifest import Manifest
+from schemas.training import TrainConfig
 
 _CONFIGS: Final = {"data": "default", "rejected": "rejected", "with_images": "with_images"}
 """Folder -> config."""
@@ -68,6 +69,27 @@ def render_dataset_card(manifest: Manifest, directory: Path, repo: str | None = 
             repo=repo or "PATH_OR_REPO",
             reasons=_by_reason(manifest),
             examples=_examples(manifest, directory),
+        )
+    )
+
+
+def render_trace_model_card(
+    config: TrainConfig, variant: str, identity: Any, results: list[dict[str, Any]], *, repo: str, synthetic: bool
+) -> str:
+    """README.md of a trained embedder. results: what `mbeir-cot eval` wrote, empty where it has not run."""
+    base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
+    return (
+        _environment()
+        .get_template("trace_model.md.jinja")
+        .render(
+            config=config,
+            variant=variant,
+            identity=identity,
+            results=results,
+            tasks=[task["task"] for task in results[0]["tasks"]] if results else [],
+            repo=repo,
+            base=base,
+            synthetic=synthetic,
         )
     )
 

@@ -27,6 +27,7 @@ import orjson
 
 from pipeline.assemble import Assembled, assemble
 from pipeline.crew import BuildError, BuildStopped, Crew
+from pipeline.durable import replace_text
 from pipeline.finished import SETTINGS
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.segment import SegmentStore
@@ -113,7 +114,6 @@ class _Build:
         layout = Layout.open(config.mbeir)
         instructions = InstructionTable.load(layout.instructions)
         self._check()
-        self.places.settings.write_text(config.model_dump_json(indent=1) + "\n")
         self.board.state("reading")
         work = collect(layout, config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
         pools = self._pools(layout, work)
@@ -153,6 +153,7 @@ class _Build:
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
             except OSError as error:
                 raise BuildError(

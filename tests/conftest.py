@@ -7,6 +7,7 @@ import pytest
 
 from pocket.world.write import write_world
 from tests.builds import Oracle
+from tests.cli import mbeir_cot
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,14 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def oracle(tmp_path: Path) -> Iterator[Oracle]:
     with Oracle(tmp_path / "oracle.log") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished build's directory, with records of both routes, rejections and the config with_images. Not to be changed."""
+    directory = tmp_path_factory.mktemp("pictured")
+    with Oracle(directory / "oracle.log") as server:
+        config = server.config(directory, small_world, verify__threshold=0.9, output__with_images=True, output__synthetic=True)
+        done = mbeir_cot("build", config, "--quiet", timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory / "out"

@@ -17,6 +17,7 @@ import pipeline.cli.build
 import pipeline.cli.ledger
 import pipeline.cli.look
 import pipeline.cli.mbeir
+import pipeline.cli.publish
 import pipeline.cli.score
 import pipeline.cli.teacher
 import pocket.cli
@@ -35,6 +36,8 @@ for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(pipeline.cli.build, _command))
 app.command()(pipeline.cli.look.report)
 app.command()(pipeline.cli.look.show)
+app.command()(pipeline.cli.publish.push)
+app.command("push-model")(pipeline.cli.publish.push_model)
 app.command()(trainer.cli.train)
 app.command("eval")(trainer.cli.evaluate)
 app.command()(trainer.cli_search.index)

@@ -1,0 +1,234 @@
+"""Uploads a set of files as a Hub repository, in commits that can be interrupted anywhere and continued.
+
+What is already there with the same content is not sent again. Large files go first, some to a commit; the last commit brings
+the small files that tell what the repository is, and takes away what no longer belongs to it. So a repository is what it was,
+or on its way and without the manifest of its new state, or complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from schemas.errors import CotError
+
+Kind = Literal["dataset", "model"]
+
+_FILES_PER_COMMIT: Final = 25
+_BYTES_PER_COMMIT: Final = 5 << 30
+_OURS_TO_LEAVE: Final = frozenset({".gitattributes"})
+"""The Hub's own file."""
+
+
+class PushError(CotError):
+    """A push that cannot be done or finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file by its path in the repository: bytes, or a local file."""
+
+    path: str
+    content: bytes | Path
+
+    @property
+    def size(self) -> int:
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+
+    def sha256(self) -> str:
+        with self._opened() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def git_blob(self) -> str:
+        """SHA-1 as git names a blob of this content."""
+        digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        with self._opened() as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def _opened(self) -> Any:
+        import io  # noqa: PLC0415
+
+        return self.content.open("rb") if isinstance(self.content, Path) else io.BytesIO(self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a push would do. `last`: in the final commit, with the deletions."""
+
+    repo: str
+    kind: Kind
+    revision: str
+    exists: bool
+    large: Sequence[Upload]
+    last: Sequence[Upload]
+    delete: Sequence[str]
+    unchanged: int
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.large or self.last or self.delete)
+
+    @property
+    def size(self) -> int:
+        return sum(upload.size for upload in (*self.large, *self.last))
+
+
+class Target:
+    """A repository on the Hub (or whatever speaks its protocol at HF_ENDPOINT)."""
+
+    def __init__(self, repo: str, kind: Kind, revision: str | None = None) -> None:
+        self.repo, self.kind, self.revision = repo, kind, revision or "main"
+        self.api = HfApi(library_name="mbeir-cot")
+
+    def plan(self, uploads: Sequence[Upload], *, final: Sequence[str], known: Callable[[str], bool]) -> Plan:
+        """final: paths that go last. known: which other paths of the repository may be replaced or deleted.
+
+        Raises PushError where the repository holds something else.
+        """
+        exists, there = self._there()
+        strange = sorted(path for path in there if path not in {u.path for u in uploads} | _OURS_TO_LEAVE and not known(path))
+        if strange:
+            raise PushError(
+                f"{self.kind} {self.repo} at {self.revision} exists and holds other content: {', '.join(strange[:5])}"
+                + (f" and {len(strange) - 5} more" if len(strange) > 5 else ""),
+                "push to another repository or revision, or remove those files first",
+            )
+        changed = [upload for upload in uploads if not _same(upload, there.get(upload.path))]
+        keep = {upload.path for upload in uploads} | _OURS_TO_LEAVE
+        return Plan(
+            self.repo,
+            self.kind,
+            self.revision,
+            exists,
+            [upload for upload in changed if upload.path not in final],
+            [upload for upload in changed if upload.path in final],
+            sorted(path for path in there if path not in keep),
+            len(uploads) - len(changed),
+        )
+
+    def carry_out(self, plan: Plan, *, private: bool, message: str, advance: Callable[[int], None]) -> str:
+        """Creates what is missing and uploads; `advance` is told of files after each commit. Returns the address."""
+        with _understood(self.repo):
+            if not plan.exists:
+                self.api.create_repo(self.repo, repo_type=self.kind, private=private, exist_ok=True)
+            if self.revision != "main":
+                self.api.create_branch(self.repo, repo_type=self.kind, branch=self.revision, exist_ok=True)
+            for part in _parts(plan.large):
+                self._commit([_addition(upload) for upload in part], f"{message}: data")
+                advance(len(part))
+            operations = [*map(_addition, plan.last), *(CommitOperationDelete(path) for path in plan.delete)]
+            if operations:
+                self._commit(operations, message)
+                advance(len(plan.last))
+        return self.address
+
+    @property
+    def address(self) -> str:
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+
+    def _commit(self, operations: list[Any], message: str) -> None:
+        self.api.create_commit(
+            self.repo, operations, commit_message=message, repo_type=self.kind, revision=self.revision, num_threads=4
+        )
+
+    def _there(self) -> tuple[bool, dict[str, RepoFile]]:
+        with _understood(self.repo):
+            try:
+                listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind, revision=self.revision)
+                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
+            except RevisionNotFoundError:
+                return True, {}
+            except RepositoryNotFoundError:
+                return False, {}
+
+
+def _same(upload: Upload, there: RepoFile | None) -> bool:
+    if there is None or there.size != upload.size:
+        return False
+    return bool(there.lfs.sha256 == upload.sha256() if there.lfs is not None else there.blob_id == upload.git_blob())
+
+
+def _addition(upload: Upload) -> CommitOperationAdd:
+    return CommitOperationAdd(upload.path, str(upload.content) if isinstance(upload.content, Path) else upload.content)
+
+
+def _parts(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
+    part: list[Upload] = []
+    for upload in uploads:
+        if part and (len(part) == _FILES_PER_COMMIT or sum(u.size for u in part) + upload.size > _BYTES_PER_COMMIT):
+            yield part
+            part = []
+        part.append(upload)
+    if part:
+        yield part
+
+
+_BY_STATUS: Final[Mapping[int, tuple[str, str]]] = {
+    401: ("the Hub does not accept the token", "set HF_TOKEN, or run `hf auth login`, with a token that may write"),
+    402: ("the account's storage quota is exceeded", "free space or raise the quota; the same command continues"),
+    403: ("the token may not write there", "use a token with write access to that namespace"),
+    404: ("no such namespace or repository, or the token may not see it", "check ORG/NAME and the token's rights"),
+    409: ("somebody else changed the repository at the same moment", "run the same command again"),
+    413: ("the upload is too large for the account", "free space or raise the quota; the same command continues"),
+    429: ("the Hub asks to slow down", "wait some minutes; the same command continues"),
+    507: ("the account's storage quota is exceeded", "free space or raise the quota; the same command continues"),
+}
+
+
+@contextmanager
+def _understood(repo: str) -> Iterator[None]:
+    """The Hub's failures as errors that say what to do. No message holds the token."""
+    try:
+        yield
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        remedy = "set HF_TOKEN or run `hf auth login`" if isinstance(error, LocalTokenNotFoundError) else "unset HF_HUB_OFFLINE"
+        raise PushError(f"cannot push to {repo}: {str(error).splitlines()[0]}", remedy) from None
+    except HFValidationError as error:
+        raise PushError(f"{repo!r} is no name of a repository: {error}", "use ORG/NAME") from None
+    except HfHubHTTPError as error:
+        raise _of_status(repo, error) from None
+    except (httpx.HTTPError, ConnectionError, RuntimeError, OSError) as error:
+        inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        if isinstance(inner, HfHubHTTPError):
+            raise _of_status(repo, inner) from None
+        raise PushError(
+            f"the upload to {repo} broke off: {type(inner).__name__}: {_clean(str(inner))}",
+            f"check the network and {constants.ENDPOINT}; the same command continues, what arrived is not sent again",
+        ) from None
+
+
+def _of_status(repo: str, error: HfHubHTTPError) -> PushError:
+    status = error.response.status_code if error.response is not None else 0
+    said = _clean(getattr(error, "server_message", None) or str(error).splitlines()[0])
+    what, remedy = _BY_STATUS.get(status, ("the Hub failed", "the same command continues, what arrived is not sent again"))
+    if "quota" in said.lower() or "storage limit" in said.lower():
+        what, remedy = _BY_STATUS[507]
+    if status in (401, 404) and not os.environ.get("HF_TOKEN"):
+        remedy = "set HF_TOKEN, or run `hf auth login`, with a token that may write; check ORG/NAME"
+    return PushError(f"cannot push to {repo}: {what} (status {status}: {said})", remedy)
+
+
+def _clean(text: str) -> str:
+    """Without what might be a token."""
+    token = os.environ.get("HF_TOKEN") or ""
+    shown = text.replace(token, "…") if token else text
+    return " ".join(shown.split())[:300]

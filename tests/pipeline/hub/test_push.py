@@ -1,0 +1,258 @@
+"""Publishing through a server that speaks the Hub's protocol: the real command, and the real loaders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.finished import FinishedDataset
+from pipeline.hub.check import NotPublishable, check
+from tests.builds import digests
+from tests.cli import mbeir_cot
+from tests.hub_repos import TOKEN, HubRepos, hub_repos
+
+pytestmark = [pytest.mark.slow]
+
+REPO = "org/m-beir-cot"
+
+
+@pytest.fixture
+def hub() -> Iterator[HubRepos]:
+    with hub_repos() as server:
+        yield server
+
+
+def push(hub: HubRepos, *arguments: str | Path, expect: int = 0, command: str = "push", **environment: str) -> str:
+    settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nonexistent"} | environment
+    done = mbeir_cot(command, *arguments, **settings)
+    said = done.stdout + done.stderr
+    assert done.returncode == expect, said
+    assert TOKEN not in said
+    return said
+
+
+LOAD = """
+import json, sys
+from datasets import load_dataset
+found = {}
+for config in sys.argv[2].split(","):
+    rows = load_dataset(sys.argv[1], config, split="train")
+    streamed = load_dataset(sys.argv[1], config, split="train", streaming=True)
+    found[config] = [len(rows), sum(1 for _ in streamed), rows[0]["id"], str(rows.features.get("query_image"))]
+print(json.dumps(found))
+"""
+
+
+def loaded(hub: HubRepos, home: Path, configs: str) -> dict[str, list[object]]:
+    """What a fresh machine gets from the repository, whole and streamed."""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, REPO, configs], capture_output=True, text=True, env=environment, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[object]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_what_is_pushed_loads_in_every_config_and_the_local_dataset_stays(
+    hub: HubRepos, pictured_build: Path, tmp_path: Path
+) -> None:
+    before = digests(pictured_build / "dataset")
+    said = push(hub, pictured_build, REPO, "--with-images", "--private")
+    assert "Published" in said
+    assert digests(pictured_build / "dataset") == before
+    assert hub.repos["dataset", REPO].private
+    assert hub.authorizations <= {f"Bearer {TOKEN}", ""}
+    manifest = json.loads(hub.files("dataset", REPO)["manifest.json"])
+    found = loaded(hub, tmp_path / "home", "default,rejected,with_images")
+    assert found["default"][:2] == [manifest["records"]] * 2
+    assert found["rejected"][:2] == [manifest["rejections"]] * 2
+    assert found["with_images"][:2] == [manifest["records"]] * 2
+    assert str(found["with_images"][3]).startswith("Image(")
+    card = hub.files("dataset", REPO)["README.md"].decode()
+    assert f'load_dataset("{REPO}", split="train")' in card
+    for picture in re.findall(r"\]\((assets/[^)]+)\)", card):
+        assert picture in hub.files("dataset", REPO)
+    # once more: nothing to do, and nothing is done
+    commits = len(hub.repos["dataset", REPO].messages)
+    assert "nothing to do" in push(hub, pictured_build, REPO, "--with-images")
+    assert len(hub.repos["dataset", REPO].messages) == commits
+
+
+def test_without_images_card_and_manifest_leave_them_out(hub: HubRepos, pictured_build: Path, tmp_path: Path) -> None:
+    push(hub, pictured_build, REPO)
+    files = hub.files("dataset", REPO)
+    assert not any(path.startswith("with_images/") for path in files)
+    assert b"with_images" not in files["README.md"].split(b"---\n")[1]
+    assert {file["path"] for file in json.loads(files["manifest.json"])["files"]} == set(files) - {
+        "README.md",
+        "manifest.json",
+        ".gitattributes",
+    }
+    # then with them, and back: what no longer belongs is taken away
+    push(hub, pictured_build, REPO, "--with-images")
+    assert any(path.startswith("with_images/") for path in hub.files("dataset", REPO))
+    push(hub, pictured_build, REPO)
+    assert hub.files("dataset", REPO) == files
+
+
+def test_a_branch_is_made_and_a_dry_run_sends_nothing(hub: HubRepos, pictured_build: Path) -> None:
+    assert "A dry run" in push(hub, pictured_build, REPO, "--dry-run")
+    assert not hub.repos
+    push(hub, pictured_build, REPO, "--revision", "v1")
+    assert "manifest.json" in hub.files("dataset", REPO, "v1")
+    assert "manifest.json" not in hub.files("dataset", REPO, "main")
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda method, path: 500 if method == "PUT" else None,
+        lambda method, path: 0 if method == "PUT" and "/objects/" in path else None,
+        lambda method, path: 403 if "/commit/" in path else None,
+    ],
+)
+def test_an_interrupted_push_continues_to_the_same_state(
+    hub: HubRepos, pictured_build: Path, fails: Callable[[str, str], int | None]
+) -> None:
+    with hub_repos() as other:
+        push(other, pictured_build, REPO, "--with-images")
+        wanted = other.files("dataset", REPO)
+    allowed = [2]  # so many get through before the failure
+
+    def fail(method: str, path: str) -> int | None:
+        status = fails(method, path)
+        if status is not None and allowed[0] > 0 and "/commit/" not in path:
+            allowed[0] -= 1
+            return None
+        return status
+
+    hub.fail = fail
+    said = push(hub, pictured_build, REPO, "--with-images", expect=2)
+    assert "what to do" in said
+    assert "manifest.json" not in hub.files("dataset", REPO)
+    hub.fail = lambda method, path: None
+    sent = list(hub.uploaded)
+    push(hub, pictured_build, REPO, "--with-images")
+    assert hub.files("dataset", REPO) == wanted
+    assert len(set(hub.uploaded)) == len(hub.uploaded), "an object was sent twice"
+    assert len(sent) >= 2 or not sent
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "HF_TOKEN"), (403, "write access"), (413, "quota"), (507, "quota"), (429, "wait")],
+)
+def test_refusals_of_the_hub_say_what_to_do(hub: HubRepos, pictured_build: Path, status: int, words: str) -> None:
+    hub.fail = lambda method, path: status if path == "/api/repos/create" else None
+    assert words in push(hub, pictured_build, REPO, expect=2)
+    assert not hub.repos
+
+
+def test_without_token_or_network(hub: HubRepos, pictured_build: Path) -> None:
+    assert "hf auth login" in push(hub, pictured_build, REPO, expect=2, HF_TOKEN="")
+    said = push(hub, pictured_build, REPO, expect=2, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+
+
+def test_a_repository_with_other_content_is_left_alone(hub: HubRepos, pictured_build: Path) -> None:
+    push(hub, pictured_build, REPO)
+    repo = hub.repos["dataset", REPO]
+    tree = repo.tree("main")
+    assert tree is not None
+    tree["thesis.pdf"] = b"%PDF"
+    said = push(hub, pictured_build, REPO, "--with-images", expect=2)
+    assert "thesis.pdf" in said
+    assert "thesis.pdf" in hub.files("dataset", REPO)
+
+
+def test_a_build_that_is_not_finished_is_not_pushed(hub: HubRepos, tmp_path: Path) -> None:
+    assert "no finished dataset" in push(hub, tmp_path, REPO, expect=2)
+    assert not hub.requests
+
+
+@pytest.fixture
+def copied(pictured_build: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pictured_build / "dataset", tmp_path / "copy"))
+
+
+def refusal(dataset: Path) -> str:
+    with pytest.raises(NotPublishable) as caught:
+        check(FinishedDataset.open(dataset))
+    return str(caught.value)
+
+
+def test_a_whole_dataset_passes(copied: Path) -> None:
+    rows: list[int] = []
+    check(FinishedDataset.open(copied), rows.append)
+    manifest = FinishedDataset.open(copied).manifest
+    assert sum(rows) == manifest.records + manifest.rejections
+
+
+def test_damage_is_found(copied: Path) -> None:
+    shard = next((copied / "data").glob("*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert "another SHA-256" in refusal(copied)
+    shard.unlink()
+    assert "is missing" in refusal(copied)
+
+
+def test_cards_without_licence_header_or_tag_are_found(copied: Path) -> None:
+    card = copied / "README.md"
+    text = card.read_text()
+    _, header, body = text.split("---\n", 2)
+    for change, words in (
+        ({"license": None}, "names no licence"),
+        ({"license": "mit"}, "the manifest"),
+        ({"tags": []}, "`synthetic`"),
+        ({"configs": []}, "no config default"),
+    ):
+        card.write_text(f"---\n{yaml.safe_dump(yaml.safe_load(header) | change)}---\n{body}")
+        assert words in refusal(copied)
+    card.write_text(body)
+    assert "no YAML header" in refusal(copied)
+    card.write_text(text + "\nhf_abcdefghijklmnopqrstuvwxyz012345\n")
+    said = refusal(copied)
+    assert "token or key" in said
+    assert "hf_abc" not in said
+
+
+def rewritten(dataset: Path, **changes: object) -> None:
+    """The first row of the data with other values, and a manifest that agrees with the file."""
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    file = next(file for file in manifest["files"] if file["path"].startswith("data/"))
+    path = dataset / file["path"]
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0] |= changes
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
+    file |= {"bytes": path.stat().st_size, "sha256": digests(dataset)[file["path"]]}
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "no token at its end"}, "the target must end"),
+        ({"query_image": "/home/someone/picture.jpg"}, "no path below the M-BEIR root"),
+        ({"query_image": "../../picture.jpg"}, "no path below the M-BEIR root"),
+        ({"query_text": "Bearer abcdefghijklmnopqrstuvwxyz0123"}, "token or key"),
+        ({"route": "sideways"}, "route"),
+    ],
+)
+def test_bad_rows_are_found(copied: Path, changes: dict[str, object], words: str) -> None:
+    rewritten(copied, **changes)
+    assert words in refusal(copied)
