@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -30,6 +29,9 @@ from huggingface_hub.hf_api import RepoFile
 from schemas.errors import CotError
 
 Kind = Literal["dataset", "model"]
+
+_HTTPError = HfHubHTTPError.__bases__[0]
+"""Of whichever HTTP library the hub's client is built on: also refused connections and time-outs."""
 
 _FILES_PER_COMMIT: Final = 25
 _BYTES_PER_COMMIT: Final = 5 << 30
@@ -127,7 +129,7 @@ class Target:
 
     def carry_out(self, plan: Plan, *, private: bool, message: str, advance: Callable[[int], None]) -> str:
         """Creates what is missing and uploads; `advance` is told of files after each commit. Returns the address."""
-        with _understood(self.repo):
+        with understood(self.repo):
             if not plan.exists:
                 self.api.create_repo(self.repo, repo_type=self.kind, private=private, exist_ok=True)
             if self.revision != "main":
@@ -151,7 +153,7 @@ class Target:
         )
 
     def _there(self) -> tuple[bool, dict[str, RepoFile]]:
-        with _understood(self.repo):
+        with understood(self.repo):
             try:
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind, revision=self.revision)
                 return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
@@ -195,7 +197,7 @@ _BY_STATUS: Final[Mapping[int, tuple[str, str]]] = {
 
 
 @contextmanager
-def _understood(repo: str) -> Iterator[None]:
+def understood(repo: str) -> Iterator[None]:
     """The Hub's failures as errors that say what to do. No message holds the token."""
     try:
         yield
@@ -206,7 +208,7 @@ def _understood(repo: str) -> Iterator[None]:
         raise PushError(f"{repo!r} is no name of a repository: {error}", "use ORG/NAME") from None
     except HfHubHTTPError as error:
         raise _of_status(repo, error) from None
-    except (httpx.HTTPError, ConnectionError, RuntimeError, OSError) as error:
+    except (_HTTPError, ConnectionError, RuntimeError, OSError) as error:
         inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(inner, HfHubHTTPError):
             raise _of_status(repo, inner) from None
