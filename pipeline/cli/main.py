@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import pipeline.cli.build
+import pipeline.cli.export
 import pipeline.cli.ledger
 import pipeline.cli.look
 import pipeline.cli.mbeir
@@ -35,6 +36,7 @@ app = typer.Typer(
 for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(pipeline.cli.build, _command))
 app.command()(pipeline.cli.look.report)
+app.command()(pipeline.cli.export.export)
 app.command()(pipeline.cli.look.show)
 app.command()(pipeline.cli.publish.push)
 app.command("push-model")(pipeline.cli.publish.push_model)

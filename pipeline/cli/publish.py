@@ -89,9 +89,7 @@ def _push(
         console.print("A dry run: nothing was sent.")
         return
     with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
-        target.carry_out(
-            plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance
-        )
+        target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
     console.print(f"Published {target.address}")
 
 

@@ -1,0 +1,81 @@
+"""`mbeir-cot export`: a dataset in another project's format."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.export.samples import Sample
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Format(StrEnum):
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
+    LLAMA_FACTORY = "llama-factory"
+    MS_SWIFT = "ms-swift"
+    VLM2VEC = "vlm2vec"
+    LAMRA = "lamra"
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory or a dataset's.")],
+    format: Annotated[Format, typer.Option(help="The project to write for.")],  # noqa: A002
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    mbeir: Annotated[Path | None, typer.Option(help="The M-BEIR directory [default: the build's].")] = None,
+    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives for each record, as far as it lists them.")] = 1,
+) -> None:
+    """Writes the records as a training project reads them, joined with M-BEIR's candidates, and a README on how to use them."""
+    from pipeline.export.formats import FORMATS, readme
+    from pipeline.export.samples import Skipped, samples
+    from pipeline.finished import FinishedDataset
+    from pipeline.progress import Meter
+    from pipeline.publish import publish, scratch
+    from schemas.errors import InputError
+
+    dataset = FinishedDataset.open(directory)
+    settings = dataset.settings()
+    root = mbeir or (settings.mbeir if settings is not None else None)
+    if root is None or not root.is_dir():
+        raise InputError(f"the M-BEIR directory of {directory} is not known or not here", "name it with --mbeir")
+    if out.exists():
+        raise InputError(f"{out} exists", "name a new directory, or remove this one")
+    skipped = 0
+    with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
+
+        def found() -> Iterator[Sample]:
+            nonlocal skipped
+            for one in samples(dataset, root, settings.input.cache if settings is not None else None, negatives=negatives):
+                meter.advance()
+                if isinstance(one, Skipped):
+                    skipped += 1
+                else:
+                    yield one
+
+        new = scratch(out)
+        new.mkdir(parents=True, exist_ok=True)
+        for left in new.iterdir():  # of an export that was interrupted
+            _remove(left)
+        count = FORMATS[format](found(), root, new)
+    text = readme(format, out, dataset.manifest.name, count, skipped, synthetic=dataset.manifest.synthetic)
+    (new / "README.md").write_text(text, encoding="utf-8")
+    publish(new, out)
+    console.print(f"Wrote {count:,} records for {format} to {out}; see {out / 'README.md'}")
+    if skipped:
+        console.print(f"[yellow]{skipped:,} records were left out[/]: no candidate pool holds their positives")
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

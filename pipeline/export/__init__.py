@@ -1,0 +1,1 @@
+"""A dataset in the formats of projects that train on it."""
