@@ -116,10 +116,12 @@ class Crew:
                 self._watch(crew, done)
                 if self._interrupted():
                     raise self._stopped()
+            tallies = self._tally(crew)
+            self._board.update(tallies, done)
+            self._give_up(tallies)  # a short build may be over before anybody has looked
         except BaseException:
             self._dismiss(crew, list(running))
             raise
-        self._board.update(self._tally(crew), done)
         for actor in crew:
             _got(actor.close.remote())
             ray.kill(actor)

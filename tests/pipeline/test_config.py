@@ -7,6 +7,7 @@ import pytest
 from pipeline.config import load_config
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
+from schemas.training import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,16 @@ teacher:
 """
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("train-*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_training_configs_are_valid(path: Path) -> None:
+    assert load_config(path, TrainConfig).variants
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("train-")),
+    ids=lambda path: path.name,
+)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
     load_config(path, BuildConfig)
 
