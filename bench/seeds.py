@@ -1,0 +1,45 @@
+"""Several runs of one training with different seeds: means and spread of the table.
+
+mbeir-cot train configs/train-pocket.yaml --set seed=1 --out build/pocket-train-1   (and `eval`), for each seed
+python -m bench.seeds build/pocket-train build/pocket-train-1 build/pocket-train-2
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.families import FAMILIES, family_of
+
+
+def mean(result: dict[str, Any], family: str | None, pool: str) -> float:
+    values = [task[pool] for task in result["tasks"] if family in (None, family_of(int(task["task"][-1])).name)]
+    return 100 * float(np.mean(values))
+
+
+def main(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], split: str = "test") -> None:
+    """hit@k, per cent: mean over the runs that have the model, and least to greatest."""
+    found = [json.loads((run / "eval" / f"results_{split}.json").read_text()) for run in runs]
+    names = list(dict.fromkeys(result["name"] for results in found for result in results))
+    for pool, title in (("local", "local pools"), ("union", "union of all pools")):
+        table = Table(title, "runs", *FAMILIES, "mean", "think rate")
+        for name in names:
+            results = [result for run in found for result in run if result["name"] == name]
+            cells = []
+            for family in (*FAMILIES, None):
+                values = [mean(result, family, pool) for result in results]
+                cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})")
+            costs = [task["costs"] for result in results for task in result["tasks"]]
+            rate = sum(cost["reasoned"] for cost in costs) / sum(cost["queries"] for cost in costs)
+            table.add_row(name, str(len(results)), *cells, f"{rate:.1%}")
+        Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
