@@ -208,6 +208,7 @@ def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
             "Think rate against difficulty",
             "TRACE's own routes, by the teacher's P(complex) for the same query (which TRACE never sees).",
             stacked([f"P(complex) {label}" for label in labels], parts),
+            wide=True,
         )
     ]
 
