@@ -26,15 +26,17 @@ TOKENIZER = ROOT / "pocket" / "models" / "teacher"
 class Oracle:
     """The stand-in teacher of `tests.oracle_server`."""
 
-    def __init__(self, log: Path, *, delay: float = 0.0, garbage: str = "", bodies: Path | None = None) -> None:
-        self.log, self.delay, self.garbage, self.bodies = log, delay, garbage, bodies
+    def __init__(
+        self, log: Path, *, delay: float = 0.0, garbage: str = "", bodies: Path | None = None, refuse: str = ""
+    ) -> None:
+        self.log, self.delay, self.garbage, self.bodies, self.refuse = log, delay, garbage, bodies, refuse
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.oracle_server", str(self.port), "--log", str(self.log)]
-        command += ["--delay", str(self.delay), "--garbage", self.garbage]
+        command += ["--delay", str(self.delay), "--garbage", self.garbage, "--refuse", self.refuse]
         command += ["--bodies", str(self.bodies)] if self.bodies is not None else []
         self.process = subprocess.Popen(command, cwd=ROOT)
         for _ in range(200):

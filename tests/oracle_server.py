@@ -4,7 +4,7 @@ Its answers are a function of the request's content alone (a hash of the texts a
 the same; it writes every request it answers to a log, from which a test can tell what was asked twice. It never fails by
 itself: see `fault_server` for that.
 
-    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT]
+    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT]
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
     }
 
 
-def application(log: Path | None = None, delay: float = 0.0, garbage: str = "", bodies: Path | None = None) -> web.Application:
+def application(
+    log: Path | None = None, delay: float = 0.0, garbage: str = "", bodies: Path | None = None, refuse: str = ""
+) -> web.Application:
     file = log.open("a", buffering=1) if log is not None else None
     kept = bodies.open("ab") if bodies is not None else None
 
@@ -93,6 +95,8 @@ def application(log: Path | None = None, delay: float = 0.0, garbage: str = "", 
             kept.flush()
         if delay:
             await asyncio.sleep(delay)
+        if refuse and refuse in content_of(body)[0]:
+            return web.json_response({"error": {"message": "refused, as the test wants it"}}, status=400)
         given = answer(body, garbage)
         if file is not None:  # before the answer is sent: what the log lacks was never answered
             file.write(content_of(body)[1] + "\n")
@@ -113,10 +117,11 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--garbage", default="")
+    parser.add_argument("--refuse", default="", help="requests with these words get a 400")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
     web.run_app(
-        application(given.log, given.delay, given.garbage, given.bodies),
+        application(given.log, given.delay, given.garbage, given.bodies, given.refuse),
         host="127.0.0.1",
         port=given.port,
         access_log=None,

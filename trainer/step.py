@@ -14,7 +14,7 @@ Gradient caching: Gao et al. 2021 (arXiv 2101.06983); the cross-entropy joins in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
     queries = [chunk.to(world.device) for chunk in batch.queries]
     candidates = [chunk.to(world.device) for chunk in batch.candidates]
     total = sum(world.gather_objects(len(batch.ids)))
-    first = _FirstPass(embedder, settings.route, keep_graph=batch.at_once)
+    first = _FirstPass(embedder, settings, keep_graph=batch.at_once)
     query_vectors = first.embed(queries, len(batch.ids))
     candidate_vectors = first.embed(candidates, len(batch.dids))
     retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
@@ -113,8 +113,9 @@ class _FirstPass:
     which costs the memory of all chunks.
     """
 
-    def __init__(self, embedder: Embedder, route: float, *, keep_graph: bool) -> None:
-        self._embedder, self._route, self._keep_graph = embedder, route, keep_graph
+    def __init__(self, embedder: Embedder, settings: LossSettings, *, keep_graph: bool) -> None:
+        self._embedder, self._keep_graph = embedder, keep_graph
+        self._losses: dict[str, Any] = {"labelled": settings.generation > 0, "route": settings.route}
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._random: list[tuple[Tensor, Tensor | None]] = []
 
@@ -124,7 +125,7 @@ class _FirstPass:
         for chunk in chunks:
             wanted = chunk.places >= 0
             if self._keep_graph:
-                self._kept.append(self._embedder(chunk, route=self._route))
+                self._kept.append(self._embedder(chunk, **self._losses))
                 vectors = self._kept[-1][0].detach()
             else:
                 on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -147,5 +148,5 @@ class _FirstPass:
         torch.set_rng_state(cpu)
         if gpu is not None:
             torch.cuda.set_rng_state(gpu)
-        found: tuple[Tensor, Tensor] = self._embedder(chunk, route=self._route)
+        found: tuple[Tensor, Tensor] = self._embedder(chunk, **self._losses)
         return found

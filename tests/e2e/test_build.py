@@ -259,6 +259,44 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(small_world: Path, tmp_path:
         assert answered.keys() <= oracle.answered().keys()
 
 
+def test_a_second_ctrl_c_ends_at_once(small_world: Path, tmp_path: Path) -> None:
+    with Oracle(tmp_path / "oracle.log", delay=20) as oracle:
+        config = oracle.config(tmp_path, small_world)
+        process = start("build", config)
+        board = tmp_path / "out" / "work" / "progress.json"
+        for state in ("running", "stopping"):
+            for _ in range(600):
+                if board.is_file() and json.loads(board.read_bytes())["in_flight"] + (state == "stopping") > 0:
+                    break
+                assert process.poll() is None
+                time.sleep(0.1)
+            os.kill(process.pid, signal.SIGINT)
+            began = time.monotonic()
+            time.sleep(1)
+        process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert time.monotonic() - began < 10  # the answers in flight would have taken longer
+    with Oracle(tmp_path / "oracle.log") as oracle:
+        said = built(oracle.config(tmp_path, small_world))
+    assert "records of" in said
+
+
+def test_failed_requests_are_asked_again_only_when_told_so(small_world: Path, tmp_path: Path) -> None:
+    with Oracle(tmp_path / "oracle.log", refuse="triangle") as oracle:
+        built(oracle.config(tmp_path, small_world, input__datasets=["cirr", "mscoco"]))
+    failed = {row["id"] for row in rows(tmp_path / "out" / "dataset", "rejected") if row["reason"] == "permanent_http"}
+    assert failed
+    with Oracle(tmp_path / "again.log") as oracle:
+        config = oracle.config(tmp_path, small_world, input__datasets=["cirr", "mscoco"])
+        built(config)
+        assert not oracle.answered()
+        still = {row["id"] for row in rows(tmp_path / "out" / "dataset", "rejected") if row["reason"] == "permanent_http"}
+        assert still == failed
+        built(config, "--retry-failed")
+        assert oracle.answered()
+    assert not [row for row in rows(tmp_path / "out" / "dataset", "rejected") if row["reason"] == "permanent_http"]
+
+
 def test_a_second_build_into_the_same_directory_refuses(small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log", delay=0.1) as oracle:
         config = oracle.config(tmp_path, small_world)
