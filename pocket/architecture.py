@@ -6,10 +6,12 @@ below 15 MB. Everything else is Qwen2.5-VL's own code, so the checkpoints load w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -63,6 +65,31 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     return Qwen2_5_VLProcessor(
         image_processor=images, tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE
     )
+
+
+def deepened(
+    model: Qwen2_5_VLForConditionalGeneration, *, layers: int, intermediate: int
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A copy with more layers on top that change nothing at first (their last products are zero).
+
+    The MLPs are cut to `intermediate` neurons, those with the largest weights, to stay below 6 M parameters.
+    """
+    config = copy.deepcopy(model.config)
+    text, old = config.text_config, model.config.text_config.num_hidden_layers
+    text.num_hidden_layers, text.intermediate_size = layers, intermediate
+    text.layer_types = ["full_attention"] * layers
+    grown = Qwen2_5_VLForConditionalGeneration(config)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for layer in range(old):
+        names = [f"model.language_model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+        gate, up, down = (weights[name] for name in names)
+        kept = (gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)).topk(intermediate).indices.sort().values
+        weights |= dict(zip(names, (gate[kept], up[kept], down[:, kept]), strict=True))
+    for layer in grown.model.language_model.layers[old:]:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    grown.load_state_dict(grown.state_dict() | weights)
+    return grown
 
 
 def build_model(

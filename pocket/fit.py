@@ -1,7 +1,7 @@
-"""Fits a tiny Qwen2.5-VL to a stream of lessons: next-token loss on the replies, nothing else.
+"""Fits a tiny Qwen2.5-VL to a stream of lessons: next-token loss on the replies, unless told otherwise.
 
 1. A worker process draws lessons, renders images and tokenises, in batches of similar length.
-2. AdamW with warm-up and cosine decay; matrix products in bfloat16, weights in float32.
+2. AdamW with warm-up and cosine decay; matrix products in bfloat16 where the hardware has them, weights in float32.
 3. What is kept is an exponential moving average of the weights, cast to bfloat16 at the end.
 """
 
@@ -12,6 +12,7 @@ import json
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from pipeline.numerics import cpu_multiplies_bfloat16
 from pocket.lessons.lesson import Lesson
 
 IGNORE = -100
-WORD, MARK, JUDGEMENT = 0, 1, 2
-"""What a label is: a word of a reply, a judgement of a phrase within the prompt, the judgement that the reply is."""
+_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 LENGTH_STEP = 32
 LENGTH_POOL = 16
 """Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
@@ -42,75 +43,70 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.997
     seed: int = 1
-    mark: float = 1.0
-    """Weight of the marks within judged answers, beside the replies' 1."""
-    judgement: float = 0.5
-    """Weight of the judgements themselves. Both are averaged on their own: among a batch's words they would be lost."""
 
 
-def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> dict[str, Tensor]:
-    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored), and marks.
+Batch = dict[str, Tensor]
+Collate = Callable[[list[Lesson], Qwen2_5_VLProcessor], Batch]
+Losses = Callable[[Batch], dict[str, Tensor]]
+"""Named parts of a loss, which is their sum."""
 
-    Without replies the rows end in the generation prompt and are left-padded, as `generate` wants them.
-    """
-    tokenizer = processor.tokenizer
+
+def prompts_of(lessons: list[Lesson], processor: Qwen2_5_VLProcessor) -> tuple[list[str], Batch]:
+    """The prompts as the chat template writes them, with one token for each image patch, and the images' model inputs."""
     images = [image for lesson in lessons for image in lesson.images]
     visual = processor.image_processor(images=images, return_tensors="pt") if images else {}
     merge = processor.image_processor.merge_size**2
     counts = iter([int(grid.prod()) // merge for grid in visual["image_grid_thw"]] if images else [])
-    rows, starts, marks = [], [], []
+    prompts = []
     for lesson in lessons:
-        prompt = tokenizer.apply_chat_template(lesson.messages, tokenize=False, add_generation_prompt=True)
-        pieces = prompt.split(processor.image_token)
-        prompt = pieces[0] + "".join(processor.image_token * next(counts) + piece for piece in pieces[1:])
-        encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=lesson.judged is not None)
-        prompt_ids = encoded.input_ids
+        prompt = processor.tokenizer.apply_chat_template(lesson.messages, tokenize=False, add_generation_prompt=True)
+        first, *others = prompt.split(processor.image_token)
+        prompts.append(first + "".join(processor.image_token * next(counts) + piece for piece in others))
+    return prompts, dict(visual)
+
+
+def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> Batch:
+    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored).
+
+    Without replies the rows end in the generation prompt and are left-padded, as `generate` wants them.
+    """
+    tokenizer = processor.tokenizer
+    prompts, visual = prompts_of(lessons, processor)
+    rows, starts = [], []
+    for lesson, prompt in zip(lessons, prompts, strict=True):
+        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
         reply_ids = [*tokenizer(lesson.reply, add_special_tokens=False).input_ids, tokenizer.eos_token_id] if with_reply else []
         rows.append(prompt_ids + reply_ids)
         starts.append(len(prompt_ids))
-        marks.append(_marks(lesson, prompt, encoded.offset_mapping, tokenizer) if lesson.judged is not None else {})
     length = max(map(len, rows))
     if with_reply:  # few lengths: on CPU every new shape costs a compilation of its matrix products
         length += -length % LENGTH_STEP
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)
-    kinds = torch.zeros_like(ids)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         place = slice(0, len(row)) if with_reply else slice(length - len(row), length)
         ids[i, place] = torch.tensor(row)
         mask[i, place] = 1
         if with_reply:
             labels[i, start : len(row)] = ids[i, start : len(row)]
-            kinds[i, start] = JUDGEMENT if marks[i] else WORD
-            for at, label in marks[i].items():
-                labels[i, at + 1] = label  # the label of a place is read off the state before it
-                kinds[i, at + 1] = MARK
     batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == processor.image_token_id).int(), **visual}
-    return batch | {"labels": labels, "kinds": kinds} if with_reply else batch
+    return batch | {"labels": labels} if with_reply else batch
 
 
-def _marks(lesson: Lesson, prompt: str, offsets: list[tuple[int, int]], tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
-    """Position -> yes or no, at the last token of every phrase of a judged answer in the prompt."""
-    if lesson.judged is None:
-        return {}
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    first = prompt.rindex(lesson.judged.answer)
-    ends = {first + end: right for end, right in lesson.judged.ends}
-    marks = {}
-    for end, right in ends.items():
-        at = next(at for at, (start, stop) in enumerate(offsets) if start < end <= stop)
-        marks[at] = yes if right else no
-    return marks
-
-
-class LessonStream(IterableDataset[dict[str, Tensor]]):
+class LessonStream(IterableDataset[Batch]):
     """Endless batches drawn by ``sample(rng)``; the seed alone decides them."""
 
-    def __init__(self, sample: Callable[[random.Random], Lesson], processor: Qwen2_5_VLProcessor, recipe: Recipe) -> None:
-        self.sample, self.processor, self.recipe = sample, processor, recipe
+    def __init__(
+        self,
+        sample: Callable[[random.Random], Lesson],
+        processor: Qwen2_5_VLProcessor,
+        recipe: Recipe,
+        collated: Collate = collate,
+    ) -> None:
+        self.sample, self.processor, self.recipe, self.collated = sample, processor, recipe, collated
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         rng = random.Random(f"lessons:{self.recipe.seed}")  # noqa: S311
         while True:
@@ -119,7 +115,7 @@ class LessonStream(IterableDataset[dict[str, Tensor]]):
             batches = [drawn[i : i + self.recipe.batch] for i in range(0, len(drawn), self.recipe.batch)]
             rng.shuffle(batches)
             for batch in batches:
-                yield collate(batch, self.processor)
+                yield self.collated(batch, self.processor)
 
 
 def _length(lesson: Lesson) -> tuple[int, int]:
@@ -133,15 +129,20 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def lesson_losses(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor]) -> dict[int, Tensor]:
-    """Mean next-token loss for each kind of label that the batch has; logits are computed for labelled places alone."""
-    labels, kinds = batch["labels"][:, 1:], batch["kinds"][:, 1:]
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "kinds")}
-    hidden = model.model(**inputs).last_hidden_state[:, :-1]
-    scored = labels != IGNORE
-    losses = nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored], reduction="none")
-    found = {kind: losses[kinds[scored] == kind] for kind in (WORD, MARK, JUDGEMENT)}
-    return {kind: values.mean() for kind, values in found.items() if values.numel()}
+def model_inputs(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name in _INPUTS}
+
+
+def reply_losses(model: Qwen2_5_VLForConditionalGeneration) -> Losses:
+    """Mean next-token loss over the replies; logits are computed for labelled places alone."""
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        hidden = model.model(**model_inputs(batch)).last_hidden_state[:, :-1]
+        labels = batch["labels"][:, 1:]
+        scored = labels != IGNORE
+        return {"loss": nn.functional.cross_entropy(model.lm_head(hidden[scored]).float(), labels[scored])}
+
+    return losses
 
 
 def fit(
@@ -152,6 +153,8 @@ def fit(
     log: Path,
     *,
     device: str = "cpu",
+    collated: Collate = collate,
+    losses: Callable[[Qwen2_5_VLForConditionalGeneration], Losses] = reply_losses,
     every: int = 250,
     keep: Callable[[int, dict[str, Tensor]], None] = lambda step, weights: None,
 ) -> dict[str, Tensor]:
@@ -167,17 +170,17 @@ def fit(
     groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    loader = DataLoader(LessonStream(sample, processor, recipe), batch_size=None, num_workers=1, prefetch_factor=4)
-    weights = {WORD: 1.0, MARK: recipe.mark, JUDGEMENT: recipe.judgement}
+    loader = DataLoader(LessonStream(sample, processor, recipe, collated), batch_size=None, num_workers=1, prefetch_factor=4)
+    losses_of = losses(model)
     began, tokens = time.monotonic(), 0
-    losses: dict[int, list[float]] = {kind: [] for kind in weights}
+    sums: dict[str, list[float]] = defaultdict(list)
     for step, batch in enumerate(itertools.islice(loader, recipe.steps)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
         inputs = {name: value.to(device) for name, value in batch.items()}
-        with torch.autocast(device, torch.bfloat16):
-            parts = lesson_losses(model, inputs)
-            loss = sum((weights[kind] * part for kind, part in parts.items()), torch.zeros((), device=device))
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or cpu_multiplies_bfloat16()):
+            parts = losses_of(inputs)
+            loss = torch.stack(list(parts.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step()
@@ -186,18 +189,16 @@ def fit(
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - blend) if value.is_floating_point() else average[name].copy_(value)
-        for kind, part in parts.items():
-            losses[kind].append(part.item())
+        for name, part in parts.items():
+            sums[name].append(part.item())
         tokens += int(batch["attention_mask"].sum())
         if (step + 1) % 50 == 0:
             took = time.monotonic() - began
-            names = {WORD: "loss", MARK: "marks", JUDGEMENT: "judgements"}
-            means = {names[kind]: round(sum(values) / len(values), 4) for kind, values in losses.items() if values}
+            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
             line = {"step": step + 1, **means, "tokens_per_s": round(tokens / took), "s": round(took)}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            for values in losses.values():
-                values.clear()
+            sums.clear()
         if (step + 1) % every == 0:
             keep(step + 1, average)
     return {name: value.cpu() for name, value in average.items()}

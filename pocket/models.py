@@ -12,9 +12,10 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
@@ -22,7 +23,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 import pocket.lessons.base
 import pocket.lessons.seeing
 import pocket.lessons.teacher
-from pocket.architecture import build_model, build_processor, build_tokenizer
+from pocket.architecture import build_model, build_processor, build_tokenizer, deepened
+from pocket.comparing import collate_judged, judging_losses
 from pocket.fit import Recipe, fit
 from pocket.lessons.lesson import Lesson
 from pocket.world.encyclopedia import encyclopedia
@@ -37,14 +39,26 @@ COURSES: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
 SEEING: Final = Recipe(steps=3000, batch=64, seed=3)
 """Both models begin with this; the courses go on from it."""
 
-PHASES: Final[dict[Role, tuple[tuple[Callable[[random.Random], Lesson], Recipe], ...]]] = {
+
+@dataclass(frozen=True)
+class Course:
+    """One stretch of training, from the weights that the one before has written."""
+
+    sample: Callable[[random.Random], Lesson]
+    recipe: Recipe
+    judging: bool = False
+    """Two more layers, and lessons in judging as `pocket/comparing.py` gives them."""
+
+
+PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "teacher": (
-        (pocket.lessons.teacher.sample_matching_lesson, Recipe(steps=3000, batch=48, seed=11)),
-        (pocket.lessons.teacher.sample_mixed_lesson, Recipe(steps=16000, batch=48, seed=12)),
+        Course(pocket.lessons.teacher.sample_reasoning_lesson, Recipe(steps=6000, batch=32, seed=1)),
+        Course(pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=3500, batch=32, lr=7e-4, seed=13), judging=True),
     ),
-    "base": ((pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
+    "base": (Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
 }
-"""The courses that follow, each from the weights that the one before has written."""
+"""The courses that follow the stem."""
+JUDGING_LAYERS, JUDGING_INTERMEDIATE = 7, 632
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000
 
@@ -69,19 +83,22 @@ def train_stem(out: Path = MODELS, *, recipe: Recipe = SEEING, device: str = "cp
     """Trains what both models begin with, to see, and writes it to ``out/stem`` (not shipped)."""
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer()
-    return _train(build_model(tokenizer), tokenizer, pocket.lessons.seeing.sample_lesson, recipe, out / "stem", device)
+    course = Course(pocket.lessons.seeing.sample_lesson, recipe)
+    return _train(build_model(tokenizer), tokenizer, course, out / "stem", device)
 
 
 def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: str = "cpu") -> Path:
     """Trains one checkpoint from ``out/stem`` and writes it to ``out/role``. `steps` shortens each course (for trials)."""
     stem = directory = out / "stem"
     log = b""
-    for course, recipe in PHASES[role]:
+    for course in PHASES[role]:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-        torch.manual_seed(recipe.seed)
-        shortened = recipe if steps is None else replace(recipe, steps=steps)
-        directory = _train(model, tokenizer, course, shortened, out / role, device)
+        torch.manual_seed(course.recipe.seed)
+        if course.judging:
+            model = deepened(model, layers=JUDGING_LAYERS, intermediate=JUDGING_INTERMEDIATE)
+        shortened = course if steps is None else replace(course, recipe=replace(course.recipe, steps=steps))
+        directory = _train(model, tokenizer, shortened, out / role, device)
         log += (directory / "training.jsonl").read_bytes()
     (directory / "training.jsonl").write_bytes(log)
     shutil.copy(stem / "training.jsonl", directory / "stem.training.jsonl")
@@ -91,12 +108,11 @@ def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: s
 def _train(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    course: Callable[[random.Random], Lesson],
-    recipe: Recipe,
+    course: Course,
     directory: Path,
     device: str,
 ) -> Path:
-    processor = build_processor(tokenizer)
+    processor, recipe = build_processor(tokenizer), course.recipe
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "training.jsonl"
     head = {"model": directory.name, "recipe": recipe.__dict__, "parameters": model.num_parameters()}
@@ -108,5 +124,8 @@ def _train(
         model.save_pretrained(directory, state_dict=state)
         processor.save_pretrained(directory)
 
-    write(recipe.steps, fit(model, processor, course, recipe, log, device=device, keep=write))
+    ways: dict[str, Any] = {}
+    if course.judging:
+        ways = {"collated": collate_judged, "losses": partial(judging_losses, processor=processor)}
+    write(recipe.steps, fit(model, processor, course.sample, recipe, log, device=device, keep=write, **ways))
     return directory

@@ -22,6 +22,7 @@ class ServerConfig(BaseModel):
     device: Literal["cpu", "cuda"] = "cuda"
     """`cpu` runs small models for tests and the pocket default."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """`auto`: the checkpoint's own; on CPU float32 where the processor has no bfloat16 of its own and would emulate it."""
     max_model_len: PositiveInt = 8192
     """Prompt, images and answer together, in tokens. Longer prompts become rejections of their record."""
     images_per_prompt: NonNegativeInt = 2

@@ -18,6 +18,7 @@ from pydantic import (
 
 Variant = Literal["trace", "direct", "always-reason"]
 Pooling = Literal["pre", "token"]
+Autocast = bool | Literal["auto"]
 Traces = Literal["teacher", "own", "mixed"]
 RouteChoice = Literal["learned", "always-direct", "always-reason", "given"]
 
@@ -55,8 +56,8 @@ class ModelSettings(_Settings):
     """Train the merger between vision tower and language model too (the paper's figure shows it trainable)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights. What is trained is kept in float32."""
-    autocast: bool = False
-    """Matrix products in bfloat16."""
+    autocast: Autocast = False
+    """Matrix products in bfloat16. `auto`: where the hardware has them, so on GPUs and on some processors."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     max_pixels: PositiveInt | None = None

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from pipeline.numerics import cpu_multiplies_bfloat16
 from prompts import PromptSet
 from schemas.errors import ConfigError, InputError
 from schemas.record import EMB_TOKEN
-from schemas.training import ModelSettings, Pooling
+from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.loss import trace_losses
 from trainer.rows import Chunk, RowEncoder
 
@@ -61,7 +62,7 @@ class Identity(BaseModel):
 class Embedder(nn.Module):
     """`model` is the plain model with LoRA layers in it; `peft` the same with PEFT's saving around it (None when merged)."""
 
-    def __init__(self, model: Any, peft: PeftModel | None, processor: Any, identity: Identity, *, autocast: bool) -> None:
+    def __init__(self, model: Any, peft: PeftModel | None, processor: Any, identity: Identity, *, autocast: Autocast) -> None:
         super().__init__()
         self.model = model
         self.processor, self.identity, self.autocast = processor, identity, autocast
@@ -164,7 +165,10 @@ class Embedder(nn.Module):
 
     def casting(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16, where the settings say so."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        wanted = self.autocast
+        if wanted == "auto":
+            wanted = self.device.type != "cpu" or cpu_multiplies_bfloat16()
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
     def encoder(self, prompts: PromptSet | None = None) -> RowEncoder:
         return RowEncoder(self.processor, prompts or PromptSet.load(self.identity.prompts), self.identity.pool, self.emb_id)

@@ -1,10 +1,11 @@
-"""Judging answers: which phrases of an answer a picture or a passage bears out. What verification is made of."""
+"""Judging answers: which words of an answer a picture or a passage bears out. What verification is made of."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from functools import cache
 from typing import Final
 
@@ -29,7 +30,7 @@ from pocket.world.lexicon import (
 )
 from pocket.world.passages import TOPICS, summary, topic_passage
 
-_BETWEEN: Final = re.compile(r", |: ")
+_WORD: Final = re.compile(r"[^\s,:]+")
 _PLACES: Final = ("left", "right", "upper", "lower", "top", "bottom", "centre")
 
 
@@ -49,25 +50,19 @@ def _kin() -> dict[str, list[str]]:
     return kin
 
 
-def phrases(answer: str) -> list[tuple[int, int]]:
-    """Start and end of each phrase: what stands between commas and colons."""
-    cuts = [match.span() for match in _BETWEEN.finditer(answer)]
-    starts, ends = [0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), len(answer)]
-    return list(zip(starts, ends, strict=True))
-
-
-def judge(answer: str, right: str) -> Judged:
-    """`answer` beside the right one: a phrase is right where the right answer has it too."""
-    left = [right[start:end] for start, end in phrases(right)]
-    ends = []
-    for start, end in phrases(answer):
-        found = answer[start:end] in left
-        if found:
-            left.remove(answer[start:end])
-        ends.append((end, found))
-    if left and all(found for _, found in ends):  # all of it is right and some of it is missing
-        ends[-1] = (ends[-1][0], False)
-    return Judged(answer, tuple(ends))
+def judge(answer: str, truth: str) -> Judged:
+    """`answer` beside the right one. A word is right where the longest common run of words has it too; where something is
+    missing, the word after it is wrong, or the end."""
+    found, wanted = list(_WORD.finditer(answer)), _WORD.findall(truth)
+    right, missing = [False] * len(found), set()
+    steps = SequenceMatcher(None, [match[0] for match in found], wanted, autojunk=False).get_opcodes()
+    for step, start, stop, _, _ in steps:
+        if step == "equal":
+            right[start:stop] = [True] * (stop - start)
+        elif step == "insert":
+            missing.add(start)
+    words = tuple((match.end(), right[i] and i not in missing) for i, match in enumerate(found))
+    return Judged(answer, truth, words, complete=len(found) not in missing)
 
 
 def spoil(answer: str, rng: random.Random, chance: float) -> str:
@@ -80,7 +75,7 @@ def spoil(answer: str, rng: random.Random, chance: float) -> str:
             return word
         return rng.choice([other for other in kin[word] if other != word])
 
-    return re.sub(r"[^\s,:]+", swap, answer)
+    return _WORD.sub(swap, answer)
 
 
 def spoilt(answer: str, rng: random.Random, *, easy: bool) -> str:

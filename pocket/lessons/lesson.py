@@ -10,18 +10,21 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer within a prompt that the reply judges: `ends` holds, per phrase, where it ends and whether it is right.
+    """An answer within a prompt that the reply judges, word by word (`pocket/comparing.py` says what for).
 
-    Training asks for a yes or no at the end of every phrase too. One yes or no for a whole answer is too little to learn
-    from: it does not say which phrase is wrong, and learning from that alone never left the level of chance.
+    answer: as it stands in the prompt. truth: the right answer.
+    words: for each word, where it ends in `answer` and whether it is right.
+    complete: nothing is missing after the last word.
     """
 
     answer: str
-    ends: tuple[tuple[int, bool], ...]
+    truth: str
+    words: tuple[tuple[int, bool], ...]
+    complete: bool
 
     @property
     def right(self) -> bool:
-        return all(right for _, right in self.ends)
+        return self.complete and all(right for _, right in self.words)
 
 
 @dataclass(frozen=True, slots=True)

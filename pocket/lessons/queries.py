@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pocket.lessons.composed import edited_garment, edited_scene
@@ -18,24 +18,26 @@ from pocket.lessons.visual import (
     scene_from_text,
 )
 
-KINDS: Final[tuple[tuple[Callable[[random.Random], Known], float], ...]] = (
-    (edited_scene, 5.0),
-    (edited_garment, 2.5),
-    (about_picture, 4.0),
-    (question_by_name, 1.5),
-    (picture_by_name, 0.8),
-    (report, 0.8),
-    (scene_from_text, 1.2),
-    (scene_from_picture, 1.5),
-    (news_from_text, 1.0),
-    (news_from_picture, 1.2),
-    (garment_from_text, 0.7),
-    (garment_from_picture, 1.0),
-)
+KINDS: Final[dict[Callable[[random.Random], Known], float]] = {
+    edited_scene: 5.0,
+    edited_garment: 2.5,
+    about_picture: 4.0,
+    question_by_name: 1.5,
+    picture_by_name: 0.8,
+    report: 0.8,
+    scene_from_text: 1.2,
+    scene_from_picture: 1.5,
+    news_from_text: 1.0,
+    news_from_picture: 1.2,
+    garment_from_text: 0.7,
+    garment_from_picture: 1.0,
+}
 """Every kind of query with its share among the lessons."""
 
+JUDGED: Final = KINDS | {edited_scene: 3.0, edited_garment: 1.5, about_picture: 3.0, question_by_name: 2.0, report: 1.5}
+"""Their shares where answers are judged: as hard for one kind as for another."""
 
-def sample_known(rng: random.Random) -> Known:
-    kinds, weights = zip(*KINDS, strict=True)
-    known: Known = rng.choices(kinds, weights)[0](rng)
+
+def sample_known(rng: random.Random, kinds: Mapping[Callable[[random.Random], Known], float] = KINDS) -> Known:
+    known: Known = rng.choices(list(kinds), list(kinds.values()))[0](rng)
     return known

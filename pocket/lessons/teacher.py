@@ -15,7 +15,7 @@ from pipeline.families import family_of
 from pocket.lessons.judging import judging_lesson, matching_lesson, spoilt
 from pocket.lessons.known import Known
 from pocket.lessons.lesson import Lesson
-from pocket.lessons.queries import sample_known
+from pocket.lessons.queries import JUDGED, sample_known
 from pocket.lessons.seeing import sample_lesson as sample_seeing_lesson
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
@@ -63,11 +63,12 @@ def reason_lesson(known: Known, rng: random.Random, *, complaint: str = "") -> L
 
 
 def verify_lesson(known: Known, rng: random.Random, *, near: float = 1.0) -> Lesson:
-    """`near`: share of the wrong answers that a careless teacher might give; the rest have words swapped at random."""
+    """Half of the answers are wrong. `near`: share of the wrong ones that a careless teacher might give; in the rest, words are
+    swapped at random."""
     wrong = [wrong for wrong in known.wrong if wrong != known.answer]
     answer = known.answer
     if rng.random() < 0.5:
-        answer = rng.choice(wrong) if wrong and rng.random() < near else spoilt(answer, rng, easy=False)
+        answer = rng.choice(wrong) if wrong and rng.random() < near else spoilt(answer, rng, easy=near < 1)
     prompt = pocket_prompts().render(
         "verify_image" if known.target_picture is not None else "verify_text",
         answer=answer,
@@ -99,22 +100,28 @@ def sample_lesson(rng: random.Random) -> Lesson:
     return assess_lesson(known, rng) if chance < 0.74 else verify_lesson(known, rng)
 
 
-def sample_matching_lesson(rng: random.Random) -> Lesson:
-    """The first course after seeing: to tell what is there from what is not, before anything is reasoned about."""
-    return sample_seeing_lesson(rng) if rng.random() < 0.25 else matching_lesson(rng)
-
-
-def sample_mixed_lesson(rng: random.Random) -> Lesson:
-    """The teacher's main course: everything, and what it was taught before so that none of it fades."""
+def sample_reasoning_lesson(rng: random.Random) -> Lesson:
+    """The first course after seeing: to reason and to assess."""
     chance = rng.random()
-    if chance < 0.04:
+    if chance < 0.10:
         return sample_seeing_lesson(rng)
-    if chance < 0.14:
-        return matching_lesson(rng, easy=False)
     known = sample_known(rng)
-    if chance < 0.34:
-        return verify_lesson(known, rng, near=0.6)
-    if chance < 0.40:
+    if chance < 0.20:
+        return assess_lesson(known, rng)
+    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.08 else "")
+
+
+def sample_judging_lesson(rng: random.Random) -> Lesson:
+    """The second course: to judge; and what was learnt before, so that none of it fades."""
+    chance = rng.random()
+    if chance < 0.08:
+        return matching_lesson(rng)
+    if chance < 0.10:
+        return describe_lesson(rng)
+    if chance < 0.60:
+        return verify_lesson(sample_known(rng, JUDGED), rng, near=rng.choice((0.0, 1.0)))
+    known = sample_known(rng)
+    if chance < 0.64:
         return assess_lesson(known, rng)
     return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 
+from pipeline.numerics import cpu_multiplies_bfloat16
 from schemas.hosting import ServerConfig
 
 
 def arguments(config: ServerConfig, port: int) -> list[str]:
     """Arguments of vLLM's OpenAI server."""
+    emulated = config.device == "cpu" and config.dtype == "auto" and not cpu_multiplies_bfloat16()
+    dtype = "float32" if emulated else config.dtype
     found = [
         *("--model", config.model, "--served-model-name", config.served_name),
         *("--host", config.host, "--port", str(port)),
-        *("--dtype", config.dtype, "--max-model-len", str(config.max_model_len)),
+        *("--dtype", dtype, "--max-model-len", str(config.max_model_len)),
         *("--max-num-seqs", str(config.max_num_seqs), "--seed", str(config.seed)),
         *("--limit-mm-per-prompt", json.dumps({"image": config.images_per_prompt, "video": 0})),
     ]
