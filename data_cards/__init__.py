@@ -43,8 +43,9 @@ def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict
         .get_template("pocket_model.md.jinja")
         .render(
             role=role,
-            parameters=heads[0]["parameters"],
+            parameters=heads[-1]["parameters"],
             recipes=[head["recipe"] for head in heads],
+            notes=[f"{head['recipe']['steps']} steps: {head['note']}" for head in heads if "note" in head],
             stem=stem["recipe"],
             figures=figures,
             lessons=lessons,

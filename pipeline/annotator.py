@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.asker import Asker, Stopped
 from pipeline.journey import Guide, Journey
 from pipeline.ledger.fingerprint import Identity
-from pipeline.ledger.ledger import Ledger, recover
+from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout, Split
@@ -189,15 +189,17 @@ class Annotator:
 
     async def close(self) -> None:
         """Seals the ledger and lets go of the clients."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._upkeep
-        for client in self._clients.values():
-            await client.__aexit__(None, None, None)
-        self._clients.clear()
-        if self._ledger is not None:
-            self._ledger.close()
+        try:
+            if self._upkeep is not None:
+                self._upkeep.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._upkeep
+            for client in self._clients.values():
+                await client.__aexit__(None, None, None)
+            self._clients.clear()
+        finally:
+            if self._ledger is not None:
+                self._ledger.close()
         for pool in self._pools.values():
             pool.close()
 
@@ -324,6 +326,8 @@ class Annotator:
                 if waited >= self.config.ledger.fsync_s:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
-            except CotError as error:
-                self._trouble, self._stopping = error, True
+            except Exception as error:  # noqa: BLE001 (whatever it is, nothing more may be asked)
+                known = error if isinstance(error, CotError) else None
+                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "mend it and run again")
+                self._stopping = True
                 return

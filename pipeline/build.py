@@ -89,6 +89,7 @@ def build(config: BuildConfig, *, retry_failed: bool = False, quiet: bool = Fals
         mend(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
+            start_ray()  # before: it sets a handler of SIGTERM
             with _Interrupt() as interrupt:
                 return _Build(config, places, board, interrupt, retry_failed=retry_failed, quiet=quiet).run()
         except BuildStopped:
@@ -153,6 +154,7 @@ class _Build:
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
             except OSError as error:

@@ -42,8 +42,9 @@ def content_settings(config: BuildConfig) -> dict[str, Any]:
 
 
 def config_sha256(config: BuildConfig) -> str:
-    """Also of the prompts and of the code's version."""
-    state = [content_settings(config), prompt_digests(config), __version__]
+    """Also of who is asked (with the pixel budgets), the prompts, the tokens' counter and the code's version."""
+    who = [Identity(teacher).prefix.decode() for teacher in (config.teacher, config.verifier) if teacher is not None]
+    state = [content_settings(config), who, prompt_digests(config), tokenizer_digest(config), __version__]
     return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -78,7 +78,7 @@ def _facets(reasoning: str, family: Family) -> tuple[FacetText, ...] | Malformed
     """The labelled lines; a line without a label that any family has continues the facet before it."""
     labels = {facet.label.lower(): facet for facet in family.facets}
     found: list[tuple[str, list[str]]] = []
-    for line in reasoning.splitlines():
+    for line in reasoning.replace("\r\n", "\n").split("\n"):  # as the grammar has it: other breaks are text
         match = _LINE.match(line)
         label = match["label"].strip().lower() if match else ""
         if match and label in labels:

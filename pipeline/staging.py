@@ -30,8 +30,12 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError:  # a full disk: what could not be written is not needed any more
+            pass
+        finally:
+            self.path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._places)

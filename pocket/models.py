@@ -53,7 +53,8 @@ class Course:
 PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "teacher": (
         Course(pocket.lessons.teacher.sample_reasoning_lesson, Recipe(steps=6000, batch=32, seed=1)),
-        Course(pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=3500, batch=32, lr=7e-4, seed=13), judging=True),
+        Course(pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=2500, batch=32, lr=7e-4, seed=13), judging=True),
+        Course(pocket.lessons.teacher.sample_closing_lesson, Recipe(steps=600, batch=32, lr=5e-4, seed=14), judging=True),
     ),
     "base": (Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
 }
@@ -95,7 +96,7 @@ def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: s
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
         torch.manual_seed(course.recipe.seed)
-        if course.judging:
+        if course.judging and len(model.model.language_model.layers) < JUDGING_LAYERS:
             model = deepened(model, layers=JUDGING_LAYERS, intermediate=JUDGING_INTERMEDIATE)
         shortened = course if steps is None else replace(course, recipe=replace(course.recipe, steps=steps))
         directory = _train(model, tokenizer, shortened, out / role, device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +32,15 @@ class Journal:
         self.path = path
         self.entries: list[Entry] = []
         path.parent.mkdir(parents=True, exist_ok=True)
+        unlocked = path.with_name(f"{path.name}.new")  # nobody takes it for one that was left behind
         try:
-            self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+            self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unlocked.rename(path)
         except OSError as error:
             raise _explained(error, path) from error
         self._size = 0
+        self._closing = threading.Lock()
 
     def append(self, entry: Entry) -> None:
         """Raises LedgerError where the file cannot take it (the file then ends with the line before)."""
@@ -52,13 +56,17 @@ class Journal:
         self.entries.append(entry)
 
     def sync(self) -> None:
-        os.fsync(self._file)
+        """From any thread. Nothing to do once it is closed: then it was sealed."""
+        with self._closing:
+            if self._file >= 0:
+                os.fsync(self._file)
 
     def close(self) -> None:
         """Gives the lock back. The file stays until it is sealed."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        with self._closing:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
 
 
 class Recovered(NamedTuple):

@@ -116,8 +116,9 @@ class Ledger:
             self._rotate()
 
     def sync(self) -> None:
-        if self._journal is not None:
-            self._journal.sync()
+        journal = self._journal  # once: the writer's thread may begin another meanwhile
+        if journal is not None:
+            journal.sync()
 
     def collect(self) -> None:
         """Takes segments that were sealed meanwhile into the index. Raises what went wrong while sealing."""

@@ -28,7 +28,10 @@ RETRIED_STATUS: Final = frozenset({408, 409, 425, 429})
 
 _CONGESTION: Final = frozenset({429, 503})
 _DETAIL_CHARACTERS: Final = 300
+_DETAIL_BYTES: Final = 1 << 16
 _WORST_RETRY_AFTER_S: Final = 60.0
+_CONNECT_S: Final = 15.0
+"""A host that has vanished refuses nothing: it does not answer."""
 
 
 class ClientStats(NamedTuple):
@@ -53,7 +56,7 @@ class _Server:
         self.headers = {"Content-Type": "application/json"}
         self._key = ""
         if endpoint.api_key_env:
-            self._key = os.environ.get(endpoint.api_key_env, "")
+            self._key = os.environ.get(endpoint.api_key_env, "").strip()
             if not self._key:
                 raise ConfigError(
                     f"the environment variable {endpoint.api_key_env} is not set in the environment",
@@ -92,7 +95,7 @@ class TeacherClient:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-            timeout=aiohttp.ClientTimeout(total=None),  # attempts have their own
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),  # attempts have their own
             auto_decompress=True,
         )
         return self
@@ -191,7 +194,11 @@ class TeacherClient:
             async with asyncio.timeout(self.config.try_timeout_s):
                 async with self._session.post(server.url, data=body, headers=server.headers) as response:
                     content, status, headers = await response.read(), response.status, response.headers
-        except TimeoutError:  # this attempt's; the deadline arrives as a cancellation
+        except TimeoutError as error:  # this attempt's; the deadline arrives as a cancellation
+            if isinstance(error, aiohttp.ServerTimeoutError):  # of connecting alone: answers are waited for without one
+                server.limiter.unreachable()
+                self._wake_later()
+                raise _Retry(f"no connection within {_CONNECT_S:g} s") from None
             server.limiter.congested()
             raise _Retry(f"no complete answer within {self.config.try_timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
@@ -202,7 +209,8 @@ class TeacherClient:
             raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
         if status == 200:
             return self._completed(server, request, content)
-        detail = server.redacted(f"HTTP {status}: {content[:_DETAIL_CHARACTERS].decode('utf-8', 'replace')}")
+        said = server.redacted(content[:_DETAIL_BYTES].decode("utf-8", "replace"))  # before it is cut: a key may lie across
+        detail = f"HTTP {status}: {said[:_DETAIL_CHARACTERS]}"
         if status in _CONGESTION:
             server.limiter.congested(_retry_after(headers.get("Retry-After")))
             self._wake_later()
@@ -213,8 +221,9 @@ class TeacherClient:
     def _completed(self, server: _Server, request: TeacherRequest, content: bytes) -> TeacherAnswer:
         try:
             done = read_completion(content)
-        except ValueError as error:
-            raise _Retry(server.redacted(str(error)), Outcome.MALFORMED_COMPLETION) from None
+        except ValueError:
+            # read again without the key, of which a cut would leave a part in the message
+            raise _Retry(_malformed(server.redacted(content.decode("utf-8", "replace"))), Outcome.MALFORMED_COMPLETION) from None
         finished = done.finish_reason == "stop"
         return TeacherAnswer.model_construct(  # built from checked parts, thousands of times a second
             key=request.key,
@@ -285,6 +294,14 @@ class TeacherClient:
             self._wake = None
         if times and self._waiting:
             self._wake = asyncio.get_running_loop().call_later(min(times) - now + 0.001, self._hand_out)
+
+
+def _malformed(text: str) -> str:
+    try:
+        read_completion(text.encode())
+    except ValueError as error:
+        return str(error)
+    return "the body is no chat completion"
 
 
 def _retry_after(value: str | None) -> float | None:

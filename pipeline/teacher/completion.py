@@ -35,12 +35,12 @@ def read_completion(body: bytes) -> Completion:
             raise TypeError("content is no string")
         return Completion(
             text,
-            choice.get("finish_reason"),
+            _optional_text(choice.get("finish_reason")),
             _first_token(choice.get("logprobs")),
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            _count(usage.get("prompt_tokens")),
+            _count(usage.get("completion_tokens")),
             str(data.get("model") or ""),
-            data.get("system_fingerprint"),
+            _optional_text(data.get("system_fingerprint")),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the body is no chat completion ({type(error).__name__}: {error}): {body[:120]!r}") from None
@@ -49,4 +49,17 @@ def read_completion(body: bytes) -> Completion:
 def _first_token(logprobs: Any) -> dict[str, float]:
     if not logprobs or not logprobs.get("content"):
         return {}
-    return {item["token"]: float(item["logprob"]) for item in logprobs["content"][0].get("top_logprobs") or ()}
+    return {str(item["token"]): float(item["logprob"]) for item in logprobs["content"][0].get("top_logprobs") or ()}
+
+
+def _optional_text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: Any) -> int:
+    count = int(value or 0)
+    if not 0 <= count < 1 << 31:
+        raise ValueError(f"{count} tokens")
+    return count

@@ -126,6 +126,19 @@ def sample_judging_lesson(rng: random.Random) -> Lesson:
     return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
 
 
+def sample_closing_lesson(rng: random.Random) -> Lesson:
+    """The last course: mostly reasoning, to which judging has cost something."""
+    chance = rng.random()
+    if chance < 0.06:
+        return describe_lesson(rng)
+    if chance < 0.22:
+        return verify_lesson(sample_known(rng, JUDGED), rng, near=1.0)
+    known = sample_known(rng)
+    if chance < 0.25:
+        return assess_lesson(known, rng)
+    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
+
+
 def _family(known: Known) -> str:
     return family_of(int(known.dataset_task[-1])).name
 
