@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.asker import Asker, Stopped
-from pipeline.journey import Guide, Journey
+from pipeline.journey import Guide, Journey, Refusal
 from pipeline.ledger.fingerprint import Identity
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.images import ImageStore
@@ -220,7 +220,12 @@ class Annotator:
         return found
 
     async def _travel(self, journey: Journey) -> None:
-        await self.guide.travel(journey)
+        try:
+            await self.guide.travel(journey)
+        except (CotError, Stopped):
+            raise
+        except Exception as error:  # noqa: BLE001 (one query never ends the job)
+            journey.refusal = Refusal(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
         tally = self._tally
         tally.done += 1
         if journey.refusal is not None:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.durable import is_full
+from pipeline.families import family_of
 from pipeline.mbeir.images import ImageStore
 from pipeline.rows import RECORDS, REJECTIONS, with_features
 from pipeline.staging import Staging
 from schemas.errors import CotError
 from schemas.manifest import DataFile, TaskCounts
 from schemas.record import EMB_TOKEN, Route, ScreenReason, Stage
+from schemas.trace import FacetText, Trace
 
 ROW_GROUP: Final = 1000
 IMAGE_ROW_GROUP: Final = 100
@@ -146,10 +148,18 @@ def _as_rejections(records: pa.Table) -> pa.Table:
         "stage": pa.array([str(Stage.SCREEN)] * count),
         "reason": pa.array([str(ScreenReason.NEAR_DUPLICATE)] * count),
         "detail": pa.array(["an earlier record has the same query and answer"] * count),
-        "raw_answer": records["answer"],
+        "raw_answer": pa.array([_raw(row) for row in records.select(["task_id", "facets", "answer"]).to_pylist()]),
         "attempts": pc.struct_field(records["provenance"], "attempts"),
     }
     return pa.table([columns[name] for name in REJECTIONS.names], schema=REJECTIONS)
+
+
+def _raw(row: dict[str, Any]) -> str:
+    """The trace as the teacher writes it: all of it is in the record."""
+    family = family_of(row["task_id"])
+    labels = {facet.name: facet.label for facet in family.facets}
+    facets = tuple(FacetText(name=f["name"], label=labels[f["name"]], text=f["text"]) for f in row["facets"])
+    return Trace(family=family.name, facets=facets, answer=row["answer"]).render()
 
 
 def _as_bypass(records: pa.Table) -> pa.Table:

@@ -89,7 +89,6 @@ def build(config: BuildConfig, *, retry_failed: bool = False, quiet: bool = Fals
         mend(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
-            start_ray()  # before: it sets a handler of SIGTERM
             with _Interrupt() as interrupt:
                 return _Build(config, places, board, interrupt, retry_failed=retry_failed, quiet=quiet).run()
         except BuildStopped:
@@ -145,6 +144,7 @@ class _Build:
                 interrupted=lambda: self.interrupt.asked,
                 retry_failed=self.retry_failed,
             )
+            self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
             crew.run()
             self.board.state("writing")
             new = scratch(self.places.dataset)
@@ -231,10 +231,14 @@ class _Interrupt:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupt:
+        self.listen()
+        return self
+
+    def listen(self) -> None:
         with contextlib.suppress(ValueError):  # not the main thread: then signals are somebody else's
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._hear)
-        return self
+                former = signal.signal(number, self._hear)
+                self._former.setdefault(number, former)
 
     def __exit__(self, *_: object) -> None:
         for number, former in self._former.items():

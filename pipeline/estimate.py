@@ -58,12 +58,19 @@ async def estimate(config: BuildConfig, endpoints: tuple[Endpoint, ...], sample:
     read = np.array([sum(answer.prompt_tokens for answer in journey.answers) for journey in found], float)
     written = np.array([sum(answer.completion_tokens for answer in journey.answers) for journey in found], float)
     kept = np.array([journey.refusal is None for journey in found], float)
-    hours = seconds / len(found) * whole / 3600
+    # each group of GPUs has a server of its own, and the sample was asked of one
+    size = config.teacher.server.tensor_parallel_size if config.teacher.server is not None else 1
+    managed = config.teacher.hosting == "managed" and gpus
+    hours = seconds / len(found) * whole / 3600 / (max(1, gpus // size) if managed else 1)
+    # time goes with the tokens, so it is known no better than they are
+    low, high = (bound / max(1e-9, (read + written).mean() * whole) for bound in _interval(read + written, whole))
+    spread = f"{hours * low:,.2f} to {hours * high:,.2f} h at the sample's rate"
     rows = [_row(name, values, whole) for name, values in (("calls", calls), ("tokens in", read), ("tokens out", written))]
     rows.append(_row("records", kept, whole))
-    rows.append(Row(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread="at the sample's rate"))
+    rows.append(Row(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread=spread))
     if gpus:
-        rows.append(Row(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread="at the sample's rate"))
+        spread = f"{hours * low * gpus:,.1f} to {hours * high * gpus:,.1f} at the sample's rate"
+        rows.append(Row(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread=spread))
     return Estimate(
         queries=whole,
         sample=len(found),
@@ -79,7 +86,16 @@ async def estimate(config: BuildConfig, endpoints: tuple[Endpoint, ...], sample:
 
 
 def _row(what: str, values: NDArray[np.float64], whole: int) -> Row:
+    low, high = _interval(values, whole)
+    return Row(
+        what=what,
+        sample=f"{values.sum():,.0f}",
+        whole=f"{values.mean() * whole:,.0f}",
+        spread=f"{low:,.0f} to {high:,.0f}",
+    )
+
+
+def _interval(values: NDArray[np.float64], whole: int) -> tuple[float, float]:
     mean = values.mean()
     half = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    low, high = max(0.0, mean - half) * whole, (mean + half) * whole
-    return Row(what=what, sample=f"{values.sum():,.0f}", whole=f"{mean * whole:,.0f}", spread=f"{low:,.0f} to {high:,.0f}")
+    return max(0.0, mean - half) * whole, (mean + half) * whole

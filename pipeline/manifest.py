@@ -15,6 +15,7 @@ from pipeline.card import examples, spreads
 from pipeline.families import FAMILIES
 from pipeline.ledger.fingerprint import Identity
 from pipeline.staging import Staging
+from pipeline.tokens import tokenizer_digest
 from pipeline.worklist import WorkList
 from prompts import PromptSet
 from schemas.config import BuildConfig, TeacherConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def load_tokenizer(source: str) -> Tokenizer:
             f"no tokenizer at {source!r} ({error})",
             "set screen.tokenizer to a directory or Hub repository with a tokenizer.json",
         ) from None
+
+
+def tokenizer_digest(config: BuildConfig) -> str:
+    """Of a tokenizer in a directory, whose place does not matter; of another one its name."""
+    source = tokenizer_source(config)
+    file = Path(source) / "tokenizer.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else source
 
 
 def token_counter(config: BuildConfig) -> CountTokens:

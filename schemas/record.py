@@ -68,6 +68,8 @@ class InputReason(StrEnum):
     CONFLICTING_ROWS = "conflicting_rows"
     """Two rows of one id with different contents; the first is used, this is the other."""
     PROMPT_TOO_LONG = "prompt_too_long"
+    INTERNAL_ERROR = "internal_error"
+    """A fault of this program: please report it, with the detail."""
 
 
 _IMAGE_REASONS: Final = (

@@ -223,7 +223,9 @@ class TeacherClient:
             done = read_completion(content)
         except ValueError:
             # read again without the key, of which a cut would leave a part in the message
-            raise _Retry(_malformed(server.redacted(content.decode("utf-8", "replace"))), Outcome.MALFORMED_COMPLETION) from None
+            raise _Retry(
+                _malformed(server.redacted(content.decode("utf-8", "replace"))), Outcome.MALFORMED_COMPLETION
+            ) from None
         finished = done.finish_reason == "stop"
         return TeacherAnswer.model_construct(  # built from checked parts, thousands of times a second
             key=request.key,

@@ -241,12 +241,13 @@ def test_a_node_of_a_cluster_dies_and_the_build_goes_on(
     assert sum(asked.values()) - len(asked) <= 2 * 8
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(small_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_a_build_that_is_asked_to_stop_says_how_to_go_on(small_world: Path, tmp_path: Path, sent: signal.Signals) -> None:
     with Oracle(tmp_path / "oracle.log", delay=0.1) as oracle:
         config = oracle.config(tmp_path, small_world)
         process = start("build", config)
         wait_for_log(oracle, 60, process)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, sent)
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 130, said
         assert "run the same command again" in said

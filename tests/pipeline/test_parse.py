@@ -76,6 +76,16 @@ def test_what_the_grammar_accepts_the_parser_parses(compiler, text: str, where: 
         assert parsed.render() == changed
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\x85"])
+def test_only_line_feeds_end_a_line(compiler, mark: str) -> None:  # type: ignore[no-untyped-def]
+    """The grammar lets other breaks stand within a facet, so they must not begin another one."""
+    output = GOOD.replace("add a hat", f"add{mark}Source: a hat")
+    assert accepts(compiler, COMPOSED, output)
+    parsed = parse_trace(output, COMPOSED)
+    assert isinstance(parsed, Trace), parsed
+    assert parsed.facets[1].text == f"add{mark}Source: a hat"
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
 def test_lengths_are_bounded(compiler, family: Family) -> None:  # type: ignore[no-untyped-def]
     facets = tuple(FacetText(name=f.name, label=f.label, text="x" * 40) for f in family.facets)

@@ -315,3 +315,22 @@ def test_a_ledger_elsewhere_needs_a_local_journal(tmp_path: Path) -> None:
 
 def test_logprobs_survive_a_round_trip() -> None:
     assert to_answer(entry(1)).first_token_logprobs == {"yes": -0.1, "no": -2.5}
+
+
+def test_a_journal_has_its_name_only_once_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise another writer takes it, in the moment between, for one that was left behind."""
+    import fcntl
+
+    seen = []
+
+    def lock(file: int, how: int) -> None:
+        seen.append(sorted(path.name for path in tmp_path.glob("*.journal")))
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    journal = Journal(tmp_path / "a.journal")
+    journal.append(entry(1))
+    journal.close()
+    journal.sync()  # whoever keeps it durable may come late
+    assert seen == [[]]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
+    assert len(read_journal(tmp_path / "a.journal").entries) == 1

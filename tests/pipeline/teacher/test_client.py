@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from typing import Any
@@ -94,8 +95,22 @@ async def test_a_cut_answer_is_invalid_and_not_shorter() -> None:
         assert answer.completion_tokens == 3
 
 
+def odd(**changes: object) -> str:
+    choice = {"message": {"content": "fine"}, "finish_reason": changes.pop("finish_reason", "stop")}
+    return json.dumps({"choices": [choice], **changes})
+
+
 @pytest.mark.parametrize(
-    "body", ["<html>", "{}", '{"choices": []}', '{"choices": [{"message": {"content": 5}}]}', "[]", "", '"x"', '{"choices": 1}']
+    "body",
+    [
+        *("<html>", "{}", '{"choices": []}', '{"choices": [{"message": {"content": 5}}]}', "[]", "", '"x"', '{"choices": 1}'),
+        # what the ledger's columns could not hold
+        odd(finish_reason={"type": "stop"}),
+        odd(system_fingerprint=7),
+        odd(usage={"prompt_tokens": -1}),
+        odd(usage={"completion_tokens": 1 << 40}),
+        odd(usage={"prompt_tokens": "many"}),
+    ],
 )
 async def test_valid_http_with_malformed_completions(body: str) -> None:
     async def fault(_: web.Request, number: int) -> web.Response:
@@ -105,6 +120,7 @@ async def test_valid_http_with_malformed_completions(body: str) -> None:
         server.fault = fault
         answer = await client.ask(request())
         assert (answer.outcome, answer.attempts) == (Outcome.MALFORMED_COMPLETION, 2)
+        assert "the body is no" in answer.detail
 
 
 async def test_slow_drips_meet_the_timeout_of_a_try() -> None:
@@ -177,7 +193,8 @@ async def test_another_endpoint_takes_over() -> None:
     async with running() as dying, running() as living, client_of(dying, living) as client:
         dying.delay_s = living.delay_s = 0.02
         asking = asyncio.create_task(ask_all(client, 200))
-        await asyncio.sleep(0.05)
+        while client.stats().answered < 20:  # both have begun
+            await asyncio.sleep(0.005)
         await dying.stop()
         answers = await asking
         assert {answer.outcome for answer in answers} == {Outcome.OK}
@@ -268,6 +285,25 @@ async def test_keys_appear_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pyte
                 everything = f"{answer!r} {answer.model_dump_json()} {config!r} {client!r} {client.__dict__} {caplog.text}"
                 assert "very-secret" not in everything
                 assert "[key]" in answer.detail
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_no_part_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret\n")  # files of keys end in a line end
+    seen = set()
+    async with running() as server:
+        endpoint = Endpoint(url=server.url, model="teacher", api_key_env="SOME_KEY")
+        async with TeacherClient(ClientConfig(endpoints=(endpoint,), **(FAST | {"max_attempts": 1}))) as client:
+            for padding in range(60, 310, 5):
+
+                async def fault(_: web.Request, number: int, padding: int = padding) -> web.Response:
+                    return web.Response(status=status, text="x" * padding + "sk-very-secret")
+
+                server.fault = fault
+                answer = await client.ask(request())
+                seen.add(answer.outcome)
+                assert "sk-v" not in answer.detail
+    assert seen == {Outcome.MALFORMED_COMPLETION if status == 200 else Outcome.PERMANENT_HTTP}
 
 
 def test_a_missing_key_is_said_at_once() -> None:
