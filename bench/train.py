@@ -73,10 +73,10 @@ class Student(nn.Module):
 
 
 def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
-    """The same queries and positives as `source[step]`, each side as one padded batch in its order."""
+    """The same queries and positives as `source.batch(step)`, each side as one padded batch in its order."""
     items = [source.records.item(int(i)) for i in source.order.epoch(0)[step]]
     queries = [source.query_rows(item, 0)[0] for item in items]
-    found = source.candidates.fetch(source[step].dids)
+    found = source.candidates.fetch(source.batch(step).dids)
     sides = []
     for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
         inputs = dict(source.encoder.chunk(rows).inputs)
@@ -93,7 +93,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
 
     settings, embedder, source = prepared(config, queries=queries, chunk=chunk, forward=None)
     loss = settings.loss.model_copy(update={"generation": 0.0, "route": 0.0})
-    batches = [source[i] for i in range(steps)]
+    batches = [source.batch(i) for i in range(steps)]
     whole = [_held(batch) for batch in batches]
     sides = [features_of(source, i) for i in range(steps)]
     theirs = CachedMultipleNegativesRankingLoss(
@@ -141,7 +141,7 @@ from trainer.dataset import Records
 from trainer.step import train_step
 queries = int(sys.argv[2])
 config, embedder, source = prepared(Path(sys.argv[1]), queries=queries, chunk=int(sys.argv[3]), forward=None)
-batch = source[0]
+batch = source.batch(0)
 anonymous = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 batch_mib = sum(t.numel() * t.element_size() for c in [*batch.queries, *batch.candidates] for t in c.inputs.values()) / 2**20
 import threading, time

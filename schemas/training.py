@@ -197,4 +197,6 @@ class TrainConfig(_Settings):
     def _complete(self) -> Self:
         if "always-reason" in self.variants and self.data.reasoned is None:
             raise ValueError("variants: always-reason needs data.reasoned, the same queries built with --set route.threshold=0")
+        if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
+            raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
         return self

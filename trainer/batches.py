@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import candidate_text
+from schemas.errors import CotError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
 from trainer.dataset import Candidates, Item, Records
@@ -40,7 +41,7 @@ class Batch:
     """All rows together are no more than `batch.chunk`."""
 
 
-class BatchSource(Dataset[Batch]):
+class BatchSource(Dataset["Batch | CotError"]):
     """Batches by step. `own`: record id -> a trace that the student wrote itself."""
 
     def __init__(
@@ -64,7 +65,14 @@ class BatchSource(Dataset[Batch]):
         self.order = Order(records.groups(repeat=config.data.repeat), batch.queries, config.seed, batch.sampling, batch.balance)
         self._epoch = lru_cache(maxsize=2)(self.order.epoch)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | CotError:
+        """An error of ours is returned: raised in a worker process, torch would make a traceback of it."""
+        try:
+            return self.batch(step)
+        except CotError as error:
+            return error
+
+    def batch(self, step: int) -> Batch:
         epoch, place = divmod(step, self.order.per_epoch)
         indices = self._epoch(epoch)[place][self.rank :: self.world]
         items = [self.records.item(int(index)) for index in indices]
@@ -129,7 +137,14 @@ class BatchSource(Dataset[Batch]):
         return seeded(what, self.config.seed, epoch, item.id)
 
 
-def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Batch]:
+def unwrapped(made: Batch | CotError) -> Batch:
+    """What a loader gives, with errors raised."""
+    if isinstance(made, CotError):
+        raise made
+    return made
+
+
+def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Batch | CotError]:
     """Steps `begin` to `end` in order, whatever the number of workers."""
     return DataLoader(
         source,

@@ -19,8 +19,6 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
-SETTINGS = "train.json"
-"""In a run's directory: its whole config, so that the directory can be named instead of the file."""
 _FAMILIES = ("visual", "text", "composed", "knowledge")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -31,6 +29,7 @@ if not console.is_terminal:
 def load_settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
     from pipeline.config import load_config
     from schemas.training import TrainConfig
+    from trainer.train import SETTINGS
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
     return load_config(config / SETTINGS if config.is_dir() else config, TrainConfig, tuple(given))
@@ -45,8 +44,6 @@ def train(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet =
     from trainer.train import train as run
 
     settings = load_settings(config, overrides, out)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n")
     for variant in settings.variants:
         directory = run(settings, variant, quiet=quiet)
         console.print(f"{variant}: {directory}")
@@ -58,6 +55,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
+    from pipeline.durable import replace_text
     from schemas.errors import InputError
     from trainer.evaluate import ROUTES, Evaluation, as_json, modality_routes, random_routes, teacher_traces
 
@@ -68,7 +66,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     split = settings.evaluation.split
     answers, given = None, None
     if settings.evaluation.traces is not None:
-        given, answers = teacher_traces(settings.evaluation.traces)
+        given, answers = teacher_traces(settings.evaluation.traces, split)
     results: list[Result] = []
     if settings.evaluation.base:
         evaluation = Evaluation(settings, None, directory, quiet=quiet)
@@ -93,7 +91,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
             )
         if given is not None:
             results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
-    (directory / f"results_{split}.json").write_text(as_json(results) + "\n")
+    replace_text(directory / f"results_{split}.json", as_json(results) + "\n")
     _show(results, split)
     console.print(f"{directory}: embeddings, run files and tables in UniIR's layout; results_{split}.json")
 

@@ -47,6 +47,7 @@ def index(
     from schemas.errors import ConfigError
     from trainer.index import Card, build_index, fingerprint, pools_of
     from trainer.pool_workers import Here, OnRay
+    from trainer.world import World
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
@@ -65,8 +66,8 @@ def index(
         count=0,
         dim=0,
     )
-    count = settings.evaluation.workers
-    with nullcontext(Here(source.embedder())) if count == 1 else OnRay(source, count, gpu=settings.device == "cuda") as workers:
+    count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
+    with nullcontext(Here(source.embedder())) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
         made = build_index(out, card, paths, workers, quiet=quiet)
     console.print(f"{out}: {made.card.count:,} candidates, {made.card.dim} dimensions")
     if approximate is not None:

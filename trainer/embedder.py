@@ -108,7 +108,7 @@ class Embedder(nn.Module):
         embedder.log_scale.requires_grad_(learn_temperature)
         if settings.train_projector:
             for name, parameter in model.named_parameters():
-                if ".visual.merger." in name:
+                if ".visual." in name and "merger" in name:  # Qwen3-VL has deepstack mergers too
                     parameter.requires_grad_(True)
         for parameter in embedder.parameters():
             if parameter.requires_grad:
@@ -201,7 +201,7 @@ class Embedder(nn.Module):
     def extras(self) -> dict[str, Tensor]:
         """What is trained and is not the adapter's: the temperature, and the projector when it is trained."""
         found = {"log_scale": self.log_scale}
-        found |= {name: value for name, value in self.model.named_parameters() if ".merger." in name and value.requires_grad}
+        found |= {name: value for name, value in self.model.named_parameters() if "merger" in name and value.requires_grad}
         return {name: value.contiguous() for name, value in found.items()}
 
     def load_extras(self, extras: dict[str, Tensor]) -> None:
@@ -253,7 +253,7 @@ def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_pretrained(
             base, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **known
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: an attention whose package is missing
         raise InputError(f"the model {base} cannot be loaded: {error}", "name a directory or Hub repository with it") from error
     if settings.max_pixels is not None:
         size = processor.image_processor.size

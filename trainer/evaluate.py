@@ -7,6 +7,7 @@ same numbers again from the files.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipeline.durable import replace_text
 from pipeline.families import family_of
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
@@ -28,6 +30,7 @@ from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.adaptive import AdaptiveEmbedder, Embedded
 from trainer.dataset import Records
 from trainer.embed import QueryCosts, QueryFile, embed_pool, embed_queries, save_queries
+from trainer.index import fingerprint
 from trainer.order import seeded
 from trainer.pool_workers import Here, OnRay, Source, Workers
 from trainer.rows import Row
@@ -90,6 +93,7 @@ class Evaluation:
         """Embeds the local pools of all tasks."""
         files = self._pools = EmbeddingFiles(self.directory, suffix)
         pools = {task: CandidatePool.open(self._pool(task), self.config.data.cache) for task in self.tasks}
+        self._claim(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
         with self._workers() as workers, Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
             for task, pool in pools.items():
@@ -98,6 +102,23 @@ class Evaluation:
                 ids = np.asarray(pool.hashed_dids, np.int64)
                 embed_pool(out, partial(workers.embed, pool), ids, meter.advance)
                 pool.close()
+
+    def _claim(self, suffix: str, pools: dict[str, str]) -> None:
+        """Removes vectors that other weights, pools or settings have made."""
+        config = self.config
+        made_by = {
+            "model": fingerprint(self.model) if self.model is not None else config.model.model_dump(mode="json"),
+            "seed": config.seed if self.model is None else None,  # the base's new token row
+            "prompts": config.data.prompts,
+            "max_candidate_chars": config.data.max_candidate_chars,
+            "pools": pools,
+        }
+        place = self.directory / "embed" / suffix
+        marker, text = place / "made_by.json", json.dumps(made_by, sort_keys=True)
+        if not marker.is_file() or marker.read_text() != text:
+            shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        replace_text(marker, text)
 
     def _workers(self) -> AbstractContextManager[Workers]:
         source, count = Source(self.config, self.model), self.config.evaluation.workers
@@ -241,9 +262,14 @@ def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]
     return {identifier: i in chosen for i, identifier in enumerate(ids)}
 
 
-def teacher_traces(dataset: str) -> tuple[dict[str, str], dict[str, str]]:
-    """(traces, answers) by record id, of a dataset that was built on the evaluation's split."""
+def teacher_traces(dataset: str, split: str) -> tuple[dict[str, str], dict[str, str]]:
+    """(traces, answers) by record id, of a dataset that was built on the evaluation's split. Raises InputError for others."""
     records = Records.load(dataset)
+    if records.split != split:
+        raise InputError(
+            f"evaluation.traces: {dataset} was built on {records.split}, and {split} is evaluated",
+            f"build it with --set input.split={split}, or set evaluation.traces: null",
+        )
     rows = records.table.select(["id", "answer"]).to_pylist()
     return records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.durable import replace_text
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
@@ -117,7 +118,7 @@ def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, 
         start += len(one.ids)
     joined.flush()
     np.save(out / "corpus_ids.npy", np.concatenate([one.ids for one in found]), allow_pickle=False)
-    file.write_text(card.model_copy(update={"count": whole, "dim": dim}).model_dump_json(indent=1) + "\n")
+    replace_text(file, card.model_copy(update={"count": whole, "dim": dim}).model_dump_json(indent=1) + "\n")
     for part in parts:
         part.unlink()
         part.with_name(part.name.replace("_embed.npy", "_ids.npy")).unlink()

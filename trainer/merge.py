@@ -79,8 +79,8 @@ def merge(
         _write(embedder, new)
         spoil(new)
         progress("starting a pooling server")
-        least = min(_pooled_cosines(embedder, new, samples))
-        if least < COSINE:
+        least = float(np.min(list(_pooled_cosines(embedder, new, samples))))
+        if not least >= COSINE:  # a NaN is no agreement
             raise MergeError(
                 f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written",
                 _ADVICE,

@@ -56,7 +56,7 @@ class Order:
         drawn = {name: self._drawn(name, rng) for name in self.groups}
         if self.sampling == "mixed":
             every = rng.permutation(np.concatenate(list(drawn.values())))
-            return self._cut(np.resize(every, max(len(every), self.batch)))[: self.per_epoch]
+            return self._cut(np.resize(every, max(len(every), self.per_epoch * self.batch)))[: self.per_epoch]
         batches, left = [], []
         for rows in drawn.values():
             whole = len(rows) - len(rows) % self.batch

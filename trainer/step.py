@@ -44,10 +44,9 @@ class DivergedError(CotError):
 
 def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: World) -> StepLosses:
     """Adds the gradients of a batch to the embedder's parameters, summed over processes."""
-    queries = [chunk.to(world.device) for chunk in batch.queries]
-    candidates = [chunk.to(world.device) for chunk in batch.candidates]
+    queries, candidates = batch.queries, batch.candidates  # on the CPU; each goes to the device when it is its turn
     total = sum(world.gather_objects(len(batch.ids)))
-    first = _FirstPass(embedder, settings, keep_graph=batch.at_once)
+    first = _FirstPass(embedder, settings, world.device, keep_graph=batch.at_once)
     query_vectors = first.embed(queries, len(batch.ids))
     candidate_vectors = first.embed(candidates, len(batch.dids))
     retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
@@ -113,8 +112,8 @@ class _FirstPass:
     which costs the memory of all chunks.
     """
 
-    def __init__(self, embedder: Embedder, settings: LossSettings, *, keep_graph: bool) -> None:
-        self._embedder, self._keep_graph = embedder, keep_graph
+    def __init__(self, embedder: Embedder, settings: LossSettings, device: torch.device, *, keep_graph: bool) -> None:
+        self._embedder, self._device, self._keep_graph = embedder, device, keep_graph
         self._losses: dict[str, Any] = {"labelled": settings.generation > 0, "route": settings.route}
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._random: list[tuple[Tensor, Tensor | None]] = []
@@ -125,7 +124,7 @@ class _FirstPass:
         for chunk in chunks:
             wanted = chunk.places >= 0
             if self._keep_graph:
-                self._kept.append(self._embedder(chunk, **self._losses))
+                self._kept.append(self._embedder(chunk.to(self._device), **self._losses))
                 vectors = self._kept[-1][0].detach()
             else:
                 on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -133,7 +132,7 @@ class _FirstPass:
                 if not bool(wanted.any()):
                     continue
                 with torch.no_grad():
-                    vectors, _ = self._embedder(chunk, labelled=False)
+                    vectors, _ = self._embedder(chunk.to(self._device), labelled=False)
             if found is None:
                 found = vectors.new_zeros(count, vectors.shape[1])
             found[chunk.places[wanted]] = vectors[wanted]
@@ -148,5 +147,5 @@ class _FirstPass:
         torch.set_rng_state(cpu)
         if gpu is not None:
             torch.cuda.set_rng_state(gpu)
-        found: tuple[Tensor, Tensor] = self._embedder(chunk, **self._losses)
+        found: tuple[Tensor, Tensor] = self._embedder(chunk.to(self._device), **self._losses)
         return found

@@ -18,17 +18,21 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from pipeline.durable import replace_text
 from pipeline.progress import Meter
 from pipeline.publish import publish, scratch
 from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
-from trainer.batches import BatchSource, loader
+from trainer.batches import BatchSource, loader, unwrapped
 from trainer.dataset import Candidates, Records
 from trainer.embedder import Embedder
-from trainer.step import StepLosses, train_step
+from trainer.step import DivergedError, StepLosses, train_step
 from trainer.student_traces import written_by
 from trainer.world import World
+
+SETTINGS: Final = "train.json"
+"""In a run's directory: its whole config, so that the directory can be named instead of the file."""
 
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
 """Settings that may change between two runs of the same training."""
@@ -65,6 +69,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     identity = _identity(config, variant, records, steps)
     if world.first:
         _claim(directory, identity)
+        replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
     if (model_directory / "finished.json").is_file():
         return model_directory
 
@@ -85,12 +90,18 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 source.own = written_by(embedder, source, source.reasoning(), config.adaptive, world)
             until = _next_stop(config, variant, step, steps)
             began = time.monotonic()
-            for batch in loader(source, step, until, config.data.workers):
+            for made in loader(source, step, until, config.data.workers):
+                batch = unwrapped(made)
                 for group in optimiser.param_groups:
                     group["lr"] = config.optimiser.lr * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
                 losses = train_step(embedder, batch, config.loss, world)
                 norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
+                if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
+                    raise DivergedError(
+                        f"step {step}: the gradient is no finite number ({', '.join(batch.ids[:8])}, …)",
+                        "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
+                    )
                 optimiser.step()
                 step += 1
                 took = time.monotonic() - began
@@ -178,7 +189,12 @@ def _identity(config: TrainConfig, variant: Variant, records: Records, steps: in
     settings = config.model_dump(mode="json", exclude=_FREE)
     settings["data"].pop("workers")
     settings["data"].pop("cache")
-    return {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
+    if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
+        settings["max_new_tokens"] = config.adaptive.max_new_tokens
+    found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
+    if variant == "always-reason" and config.data.reasoned is not None:
+        found["reasoned_sha256"] = Records.load(config.data.reasoned).digest
+    return found
 
 
 def _claim(directory: Path, identity: dict[str, Any]) -> None:
@@ -193,7 +209,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
             )
         return
     directory.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(identity, indent=1) + "\n")
+    replace_text(file, json.dumps(identity, indent=1) + "\n")
 
 
 def _differing(old: Any, new: Any, key: str = "") -> list[str]:
@@ -218,7 +234,7 @@ class _Log:
                 if entry["step"] > step:
                     break
                 kept.append(line)
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            replace_text(self.path, "".join(f"{line}\n" for line in kept))
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (not everyone has it)

@@ -25,6 +25,19 @@ def test_every_batch_is_full_and_an_epoch_repeats_nothing(groups, batch, seed, s
         assert max(seen.values()) <= most
 
 
+@given(GROUPS, st.integers(1, 12), st.sampled_from(["mixed", "by-task"]), st.sampled_from([0.0, 0.5, 0.9]))
+def test_an_epoch_keeps_its_length_in_any_balance(groups, batch, sampling, balance) -> None:  # type: ignore[no-untyped-def]
+    order = Order(groups, batch, 1, sampling, balance)
+    epoch = order.epoch(0)
+    assert len(epoch) == order.per_epoch
+    assert all(len(rows) == batch for rows in epoch)
+
+
+def test_rounding_leaves_no_epoch_short() -> None:
+    groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 rows are drawn of each
+    assert len(Order(groups, 10, 0, "mixed", 0.0).epoch(0)) == 10
+
+
 @given(GROUPS, st.integers(1, 8), st.integers(0, 99))
 def test_the_seed_alone_decides(groups, batch, seed) -> None:  # type: ignore[no-untyped-def]
     first, again = Order(groups, batch, seed), Order(dict(groups), batch, seed)

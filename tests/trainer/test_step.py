@@ -34,7 +34,7 @@ def gradients(
     if own:
         source.own = dict.fromkeys(source.traces, "Answer: something of its own")
     torch.manual_seed(5)
-    losses = train_step(embedder, source[1], LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE)
+    losses = train_step(embedder, source.batch(1), LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE)
     return {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}, losses
 
 

@@ -27,7 +27,9 @@ from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer import checkpoint
 from trainer.adaptive import AdaptiveSettings
 from trainer.dataset import Candidates, Records
+from trainer.evaluate import Evaluation, teacher_traces
 from trainer.index import Index, pools_of
+from trainer.step import DivergedError
 from trainer.student_traces import written_by
 from trainer.train import train
 from trainer.world import World
@@ -95,6 +97,7 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(train_file: Path, 
     other = mbeir_cot("train", train_file, "--out", finished, "--set", "optimiser.lr=0.1", "--set", "seed=7")
     assert other.returncode != 0
     assert "other settings or data: optimiser.lr was 0.001, is 0.1, seed was 0, is 7" in " ".join(other.stderr.split())
+    assert json.loads((finished / "train.json").read_text())["seed"] == 0  # what was refused is not what the run is
 
 
 @pytest.mark.slow
@@ -116,6 +119,9 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     scored = mbeir_cot("score", "--uniir-dir", run / "eval", "--mbeir-dir", tiny_world, "--suffix", "trace", "--split", "val")
     assert scored.returncode == 0, scored.stderr
     assert table.read_bytes() == kept
+
+    with pytest.raises(InputError, match="was built on train, and val is evaluated"):
+        teacher_traces(json.loads((run / "train.json").read_text())["data"]["dataset"], "val")
 
     # pools embedded by Ray actors are the same files
     pool = run / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_embed.npy"
@@ -187,7 +193,7 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
     embedder = fresh(config)
     source = source_of(config, embedder)
     source.own = dict.fromkeys(list(source.traces)[::2], "Answer: mine")
-    chunks = [chunk for step in range(4) for chunk in source[step].queries]
+    chunks = [chunk for step in range(4) for chunk in source.batch(step).queries]
     tokenizer = embedder.processor.tokenizer
     both = 0
     for chunk in chunks:
@@ -270,3 +276,48 @@ def test_a_wrong_key_is_named(train_file: Path) -> None:
     done = mbeir_cot("train", train_file, "--set", "optimiser.learning_rate=1")
     assert done.returncode != 0
     assert "optimiser.learning_rate" in done.stderr
+
+
+def test_vectors_of_other_weights_are_made_anew(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    model = run / "trace" / "model"
+    evaluation = Evaluation(config, model, run / "eval", quiet=True)
+    vectors = run / "eval" / "embed" / "trace" / "cand_pool" / "x_embed.npy"
+    for changed in (False, False, True):
+        if changed:
+            identity = json.loads((model / "embedder.json").read_text())
+            (model / "embedder.json").write_text(json.dumps(identity | {"temperature": 0.07}))
+        evaluation._claim("trace", {"cirr_task7": "digest"})
+        assert vectors.exists() == (vectors.parent.exists() and not changed)
+        vectors.parent.mkdir(parents=True, exist_ok=True)
+        vectors.touch()
+    evaluation._claim("trace", {"cirr_task7": "another pool"})
+    assert not vectors.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_from_any_process(
+    train_file: Path, small_world: Path, tmp_path: Path, workers: int
+) -> None:
+    records = [record | {"query_image": "mbeir_images/nowhere.jpg"} for record in rows(small_world) if record["query_image"]]
+    lost = write_dataset(tmp_path / "lost", records)
+    config = with_settings(train_file, f"data.dataset={lost}", f"out={tmp_path / 'run'}", f"data.workers={workers}")
+    with pytest.raises(InputError, match="mbeir_images/nowhere.jpg") as caught:
+        train(config, "direct", quiet=True)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(
+    train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_settings(train_file, f"out={tmp_path}", "checkpoint.every=1")
+
+    def clip(parameters: Any, limit: float) -> torch.Tensor:
+        taken = list(parameters)
+        return torch.tensor(float("nan") if len(checkpoint.steps(tmp_path / "direct" / "checkpoints")) else 1.0) * len(taken)
+
+    monkeypatch.setattr("trainer.train.nn.utils.clip_grad_norm_", clip)
+    with pytest.raises(DivergedError, match="step 1: the gradient is no finite number"):
+        train(config, "direct", quiet=True)
+    assert [place.name for place in checkpoint.steps(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
