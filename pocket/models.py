@@ -48,13 +48,15 @@ class Course:
     recipe: Recipe
     judging: bool = False
     """Two more layers, and lessons in judging as `pocket/comparing.py` gives them."""
+    share: float = 1.0
+    """Of its weights in the average with those that it began with. The average is better at what either is good at."""
 
 
 PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "teacher": (
         Course(pocket.lessons.teacher.sample_reasoning_lesson, Recipe(steps=6000, batch=32, seed=1)),
         Course(pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=2500, batch=32, lr=7e-4, seed=13), judging=True),
-        Course(pocket.lessons.teacher.sample_closing_lesson, Recipe(steps=600, batch=32, lr=5e-4, seed=14), judging=True),
+        Course(pocket.lessons.teacher.sample_closing_lesson, Recipe(steps=600, batch=32, lr=5e-4, seed=14), True, share=2 / 3),
     ),
     "base": (Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
 }
@@ -128,5 +130,9 @@ def _train(
     ways: dict[str, Any] = {}
     if course.judging:
         ways = {"collated": collate_judged, "losses": partial(judging_losses, processor=processor)}
-    write(recipe.steps, fit(model, processor, course.sample, recipe, log, device=device, keep=write, **ways))
+    began_with = {name: value.clone() for name, value in model.state_dict().items()}
+    found = fit(model, processor, course.sample, recipe, log, device=device, keep=write, **ways)
+    if course.share < 1:
+        found = {name: torch.lerp(began_with[name], value, course.share) for name, value in found.items()}
+    write(recipe.steps, found)
     return directory

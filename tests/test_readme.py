@@ -12,11 +12,11 @@ from pocket.world.write import write_world
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_nothing_is_left_to_fill_in() -> None:
     assert "@@" not in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path / "cache"))
