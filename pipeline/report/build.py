@@ -175,12 +175,12 @@ def _flow(manifest: Manifest) -> str:
         ("queries", "to reason", written),
         ("queries", "bypass", bypass),
         ("queries", "rejected", early),
-        ("to reason", "well-formed traces", screened),
+        ("to reason", "well-formed", screened),
         ("to reason", "rejected", stages["reason"]),
-        ("well-formed traces", "passed the screens" if verify else "records", verified),
-        ("well-formed traces", "rejected", stages["screen"]),
+        ("well-formed", "screened" if verify else "records", verified),
+        ("well-formed", "rejected", stages["screen"]),
         *(
-            [("passed the screens", "records", reasoning), ("passed the screens", "rejected", stages["verify"])]
+            [("screened", "records", reasoning), ("screened", "rejected", stages["verify"])]
             if verify
             else []
         ),
@@ -188,8 +188,8 @@ def _flow(manifest: Manifest) -> str:
     ]
     colours = {
         "to reason": BLUE,
-        "well-formed traces": BLUE,
-        "passed the screens": BLUE,
+        "well-formed": BLUE,
+        "screened": BLUE,
         "bypass": TEAL,
         "rejected": RED,
         "queries": GREY,

@@ -25,7 +25,7 @@ def stacked(labels: Sequence[str], parts: Mapping[str, tuple[Values, str]], *, a
     figure = go.Figure()
     for name, (values, colour) in parts.items():
         figure.add_bar(y=list(labels), x=list(values), name=name, orientation="h", marker_color=colour)
-    figure.update_layout(barmode="stack", height=max(280, 26 * len(labels) + 90), xaxis={"title": axis})
+    figure.update_layout(barmode="stack", height=max(280, 40 * len(labels) + 110), xaxis={"title": axis})
     figure.update_yaxes(autorange="reversed", automargin=True)
     return _json(figure)
 
