@@ -129,7 +129,7 @@ def lamra(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
     with (out / "mbeir_cot_train.jsonl").open("w", encoding="utf-8") as queries:
         for sample in found:
             row = sample.row
-            held = [sample.positive, *sample.negatives]
+            held = [*sample.positives, *sample.negatives]
             candidates |= {one.did: one.model_dump(mode="json") for one in held}
             _line(
                 queries,
@@ -139,7 +139,7 @@ def lamra(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
                     "query_img_path": row["query_image"],
                     "query_modality": row["query_modality"],
                     "query_src_content": None,
-                    "pos_cand_list": [sample.positive.did],
+                    "pos_cand_list": [one.did for one in sample.positives],  # one that is left out would be a negative
                     "neg_cand_list": [one.did for one in sample.negatives],
                     "task_id": row["task_id"],
                     "route": row["route"],

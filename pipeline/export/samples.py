@@ -28,8 +28,13 @@ class Sample(NamedTuple):
     row: dict[str, Any]
     task: DatasetTask
     query: Side
-    positive: Candidate
+    positives: tuple[Candidate, ...]
+    """All that a pool holds, at least one."""
     negatives: tuple[Candidate, ...]
+
+    @property
+    def positive(self) -> Candidate:
+        return self.positives[0]
 
 
 class Skipped(NamedTuple):
@@ -54,12 +59,13 @@ def samples(dataset: FinishedDataset, mbeir: Path, cache: Path | None, *, negati
         opened = [CandidatePool.open(path, cache) for path in pools]
         try:
             for row in part:
-                positive = _fetched(opened, row["positives"], 1)
-                if not positive:
+                positives = _fetched(opened, row["positives"], len(row["positives"]))
+                if not positives:
                     yield Skipped(row["id"])
                     continue
                 query = Side(_query_text(row), row["query_image"] or "")
-                yield Sample(row, task, query, positive[0], tuple(_fetched(opened, row["hard_negatives"], negatives)))
+                negative = _fetched(opened, row["hard_negatives"], negatives)
+                yield Sample(row, task, query, tuple(positives), tuple(negative))
         finally:
             for pool in opened:
                 pool.close()

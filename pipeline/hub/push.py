@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -102,12 +103,22 @@ class Target:
         self.api = HfApi(library_name="mbeir-cot")
 
     def plan(self, uploads: Sequence[Upload], *, final: Sequence[str], known: Callable[[str], bool]) -> Plan:
-        """final: paths that go last. known: which other paths of the repository may be replaced or deleted.
+        """final: paths that go last, the very last of them the marker of a repository of ours. known: which paths of such a
+        repository may be replaced or deleted.
 
-        Raises PushError where the repository holds something else.
+        Raises PushError where the repository holds something else: without the marker it may hold what an interrupted push has
+        left, or the empty card that the Hub makes, and nothing more.
         """
         exists, there = self._there()
-        strange = sorted(path for path in there if path not in {u.path for u in uploads} | _OURS_TO_LEAVE and not known(path))
+        ours = {upload.path: upload for upload in uploads}
+        marked, bare = final[-1] in there, there.keys() <= _OURS_TO_LEAVE | {"README.md"}
+
+        def fits(path: str) -> bool:
+            if path in _OURS_TO_LEAVE or bare:
+                return True
+            return known(path) or path in ours if marked else path in ours and _same(ours[path], there[path])
+
+        strange = sorted(path for path in there if not fits(path))
         if strange:
             raise PushError(
                 f"{self.kind} {self.repo} at {self.revision} exists and holds other content: {', '.join(strange[:5])}"
@@ -130,6 +141,11 @@ class Target:
     def carry_out(self, plan: Plan, *, private: bool, message: str, advance: Callable[[int], None]) -> str:
         """Creates what is missing and uploads; `advance` is told of files after each commit. Returns the address."""
         with understood(self.repo):
+            if plan.exists and private and not self.api.repo_info(self.repo, repo_type=self.kind).private:
+                raise PushError(
+                    f"{self.kind} {self.repo} exists and is public; nothing was sent",
+                    "make it private on the Hub first, push to another repository, or leave out --private",
+                )
             if not plan.exists:
                 self.api.create_repo(self.repo, repo_type=self.kind, private=private, exist_ok=True)
             if self.revision != "main":
@@ -157,8 +173,9 @@ class Target:
             try:
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind, revision=self.revision)
                 return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
-            except RevisionNotFoundError:
-                return True, {}
+            except RevisionNotFoundError:  # a new branch begins as main
+                listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind)
+                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
             except RepositoryNotFoundError:
                 return False, {}
 
@@ -208,7 +225,16 @@ def understood(repo: str) -> Iterator[None]:
         raise PushError(f"{repo!r} is no name of a repository: {error}", "use ORG/NAME") from None
     except HfHubHTTPError as error:
         raise _of_status(repo, error) from None
-    except (_HTTPError, ConnectionError, RuntimeError, OSError) as error:
+    except (
+        _HTTPError,
+        ConnectionError,
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a refused object or card
+        if "quota" in str(error).lower() or "storage limit" in str(error).lower():
+            what, remedy = _BY_STATUS[507]
+            raise PushError(f"cannot push to {repo}: {what} ({_clean(str(error))})", remedy) from None
         inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(inner, HfHubHTTPError):
             raise _of_status(repo, inner) from None
@@ -231,6 +257,7 @@ def _of_status(repo: str, error: HfHubHTTPError) -> PushError:
 
 def _clean(text: str) -> str:
     """Without what might be a token."""
-    token = os.environ.get("HF_TOKEN") or ""
+    token = os.environ.get("HF_TOKEN") or get_token() or ""
     shown = text.replace(token, "…") if token else text
+    shown = re.sub(r"\?\S+", "?…", shown)  # addresses may be signed
     return " ".join(shown.split())[:300]

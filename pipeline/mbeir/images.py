@@ -85,11 +85,11 @@ class ImageStore:
         if os.path.islink(real):  # noqa: PTH114
             real = os.path.realpath(real)
         if not self._is_inside(real):
-            raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, f"leads out of {self.root}, to {real}")
+            raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, "a link that leads out of the M-BEIR root")
         try:
             mode = os.stat(real).st_mode  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
-            raise ImageProblem(ImageReason.MISSING, relative, f"no such file below {self.root}") from None
+            raise ImageProblem(ImageReason.MISSING, relative, "no such file below the M-BEIR root") from None
         except OSError as error:
             raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
         if not stat.S_ISREG(mode):

@@ -179,11 +179,7 @@ def _flow(manifest: Manifest) -> str:
         ("to reason", "rejected", stages["reason"]),
         ("well-formed", "screened" if verify else "records", verified),
         ("well-formed", "rejected", stages["screen"]),
-        *(
-            [("screened", "records", reasoning), ("screened", "rejected", stages["verify"])]
-            if verify
-            else []
-        ),
+        *([("screened", "records", reasoning), ("screened", "rejected", stages["verify"])] if verify else []),
         ("bypass", "records", bypass),
     ]
     colours = {

@@ -176,7 +176,7 @@ def tag_of(process: subprocess.Popen[Any]) -> str | None:
     return psutil.Process(process.pid).environ().get("MBEIR_COT_TEST")
 
 
-def wait_for_log(oracle: Oracle, lines: int, process: subprocess.Popen[Any], timeout: float = 60) -> None:
+def wait_for_log(oracle: Oracle, lines: int, process: subprocess.Popen[Any], timeout: float = 150) -> None:
     until = time.monotonic() + timeout
     while sum(oracle.answered().values()) < lines and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)

@@ -95,6 +95,8 @@ def test_lamra_files_are_m_beir_files(exported: Path, records: list[dict[str, An
     assert [query.qid for query in queries] == [record["qid"] for record in records]
     lines = [json.loads(line) for line in (folder / "mbeir_cot_train.jsonl").read_text().splitlines()]
     assert [line["target"] for line in lines] == [record["target"] for record in records]
+    # every positive: one that is left out would be a negative
+    assert [set(query.pos_cand_list) for query in queries] == [set(record["positives"]) for record in records]
     with CandidatePool.open(folder / "mbeir_cot_train_cand_pool.jsonl", tmp_path) as pool:
         for query in queries:
             assert all(did in pool for did in (*query.pos_cand_list, *query.neg_cand_list))

@@ -199,6 +199,37 @@ def test_a_repository_with_other_content_is_left_alone(hub: HubRepos, pictured_b
     assert "thesis.pdf" in hub.files("dataset", REPO)
 
 
+def test_another_dataset_of_the_usual_form_is_left_alone(hub: HubRepos, pictured_build: Path) -> None:
+    """Its files have the names that ours have; only the manifest tells them apart."""
+    push(hub, pictured_build, REPO)
+    tree = hub.repos["dataset", REPO].tree("main")
+    assert tree is not None
+    tree.clear()
+    theirs = {"README.md": b"# theirs", "data/train-00000-of-00001.parquet": b"PAR1"}
+    tree.update(theirs)
+    said = push(hub, pictured_build, REPO, expect=2)
+    assert "data/train-00000-of-00001.parquet" in said
+    assert hub.files("dataset", REPO) == theirs
+
+
+def test_a_new_branch_begins_as_main_and_ends_as_the_build(hub: HubRepos, pictured_build: Path) -> None:
+    push(hub, pictured_build, REPO)
+    tree = hub.repos["dataset", REPO].tree("main")
+    assert tree is not None
+    tree["data/train-00007-of-00009.parquet"] = b"PAR1 of an older build"
+    push(hub, pictured_build, REPO, "--revision", "v2")
+    assert "data/train-00007-of-00009.parquet" not in hub.files("dataset", REPO, "v2")
+    assert "nothing to do" in push(hub, pictured_build, REPO, "--revision", "v2")
+
+
+def test_what_should_be_private_is_not_sent_to_a_public_repository(hub: HubRepos, pictured_build: Path) -> None:
+    push(hub, pictured_build, REPO)
+    before = hub.files("dataset", REPO)
+    said = push(hub, pictured_build, REPO, "--with-images", "--private", expect=2)
+    assert "is public" in said
+    assert hub.files("dataset", REPO) == before
+
+
 def test_a_build_that_is_not_finished_is_not_pushed(hub: HubRepos, tmp_path: Path) -> None:
     assert "no finished dataset" in push(hub, tmp_path, REPO, expect=2)
     assert not hub.requests
