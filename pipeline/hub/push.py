@@ -225,13 +225,8 @@ def understood(repo: str) -> Iterator[None]:
         raise PushError(f"{repo!r} is no name of a repository: {error}", "use ORG/NAME") from None
     except HfHubHTTPError as error:
         raise _of_status(repo, error) from None
-    except (
-        _HTTPError,
-        ConnectionError,
-        RuntimeError,
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: a refused object or card
+    except (_HTTPError, ConnectionError, RuntimeError, OSError, ValueError) as error:
+        # ValueError: the hub's client says so of a refused object or card
         if "quota" in str(error).lower() or "storage limit" in str(error).lower():
             what, remedy = _BY_STATUS[507]
             raise PushError(f"cannot push to {repo}: {what} ({_clean(str(error))})", remedy) from None

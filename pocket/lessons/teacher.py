@@ -89,6 +89,11 @@ def describe_lesson(rng: random.Random) -> Lesson:
 _COMPLAINTS = ("too short", "too long", "wrong", "not supported", "repeated words")
 
 
+def _complaint(rng: random.Random, share: float) -> str:
+    """What a repair shows of the trace before; empty for a first trace."""
+    return rng.choice(_COMPLAINTS) if rng.random() < share else ""
+
+
 def sample_lesson(rng: random.Random) -> Lesson:
     """One lesson of what the teacher is measured by: every skill, wrong answers near the right ones."""
     chance = rng.random()
@@ -96,7 +101,7 @@ def sample_lesson(rng: random.Random) -> Lesson:
         return describe_lesson(rng)
     known = sample_known(rng)
     if chance < 0.62:
-        return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.08 else "")
+        return reason_lesson(known, rng, complaint=_complaint(rng, 0.08))
     return assess_lesson(known, rng) if chance < 0.74 else verify_lesson(known, rng)
 
 
@@ -108,7 +113,7 @@ def sample_reasoning_lesson(rng: random.Random) -> Lesson:
     known = sample_known(rng)
     if chance < 0.20:
         return assess_lesson(known, rng)
-    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.08 else "")
+    return reason_lesson(known, rng, complaint=_complaint(rng, 0.08))
 
 
 def sample_judging_lesson(rng: random.Random) -> Lesson:
@@ -123,7 +128,7 @@ def sample_judging_lesson(rng: random.Random) -> Lesson:
     known = sample_known(rng)
     if chance < 0.64:
         return assess_lesson(known, rng)
-    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
+    return reason_lesson(known, rng, complaint=_complaint(rng, 0.06))
 
 
 def sample_closing_lesson(rng: random.Random) -> Lesson:
@@ -136,7 +141,7 @@ def sample_closing_lesson(rng: random.Random) -> Lesson:
     known = sample_known(rng)
     if chance < 0.25:
         return assess_lesson(known, rng)
-    return reason_lesson(known, rng, complaint=rng.choice(_COMPLAINTS) if rng.random() < 0.06 else "")
+    return reason_lesson(known, rng, complaint=_complaint(rng, 0.06))
 
 
 def _family(known: Known) -> str:
