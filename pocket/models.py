@@ -58,7 +58,10 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
         Course(pocket.lessons.teacher.sample_judging_lesson, Recipe(steps=2500, batch=32, lr=7e-4, seed=13), judging=True),
         Course(pocket.lessons.teacher.sample_closing_lesson, Recipe(steps=600, batch=32, lr=5e-4, seed=14), True, share=2 / 3),
     ),
-    "base": (Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),),
+    "base": (
+        Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),
+        Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
+    ),
 }
 """The courses that follow the stem."""
 JUDGING_LAYERS, JUDGING_INTERMEDIATE = 7, 632

@@ -115,10 +115,14 @@ class BatchSource(Dataset["Batch | CotError"]):
         picture = self.images.open(item.image) if item.image else None
         return self.encoder.query(item.id, item.instruction, item.text, picture)
 
-    def reasoning(self) -> list[int]:
-        """Indices of the records that have a trace to learn."""
-        ids = self.records.table["id"].to_pylist()
-        return [index for index, identifier in enumerate(ids) if identifier in self.traces]
+    def reasoning(self, begin: int, end: int) -> list[int]:
+        """Indices of the records with a trace to learn that the steps from `begin` to `end` draw, in all processes."""
+        ids = self.records.table["id"]
+        drawn: set[int] = set()
+        for step in range(begin, end):
+            epoch, place = divmod(step, self.order.per_epoch)
+            drawn.update(self._epoch(epoch)[place].tolist())
+        return [index for index in sorted(drawn) if ids[index].as_py() in self.traces]
 
     def candidate_row(self, candidate: Candidate) -> Row:
         text = candidate_text(candidate.txt)[: self.config.data.max_candidate_chars]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,17 +32,21 @@ def save(
     keep: int,
     *,
     own: Mapping[str, str] | None = None,
+    random: Sequence[Mapping[str, Tensor]] = (),
 ) -> Path:
-    """Writes ``directory/step-…`` and removes all but the last `keep`. `own`: traces that the student wrote itself."""
+    """Writes ``directory/step-…`` and removes all but the last `keep`.
+
+    own: traces that the student wrote itself. random: `random_state()` of every process, by rank [default: this one's].
+    """
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"step-{step:08d}"
     new = scratch(place)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     embedder.save(new)
-    tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    tensors: dict[str, Tensor] = {
+        f"{name}.{rank}": value for rank, state in enumerate(random or [random_state()]) for name, value in state.items()
+    }
     for name, parameter in _trained(embedder):
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
@@ -59,8 +63,19 @@ def steps(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("step-*") if (path / _META).is_file())
 
 
-def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer) -> tuple[int, dict[str, str]]:
-    """Loads a checkpoint into a freshly created embedder and optimiser; returns its step and the student's own traces."""
+def random_state() -> dict[str, Tensor]:
+    """Of this process's generators."""
+    found = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found["rng.cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *, rank: int = 0) -> tuple[int, dict[str, str]]:
+    """Loads a checkpoint into a freshly created embedder and optimiser; returns its step and the student's own traces.
+
+    A process that the checkpoint does not know (there were fewer) draws from its own seed on.
+    """
     try:
         meta: dict[str, Any] = json.loads((place / _META).read_text())
         adapter = load_file(place / "adapter_model.safetensors")
@@ -79,9 +94,10 @@ def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer) -
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
             }
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    if f"rng.cpu.{rank}" in tensors:
+        torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
+    if f"rng.cuda.{rank}" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"rng.cuda.{rank}"])
     return meta["step"], meta["own"]
 
 

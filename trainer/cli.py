@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.evaluate import Result
+    from trainer.evaluate import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
 Run = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="The config file, or the directory of the run.")]
@@ -35,15 +36,31 @@ def load_settings(config: Path, overrides: list[str] | None, out: Path | None) -
     return load_config(config / SETTINGS if config.is_dir() else config, TrainConfig, tuple(given))
 
 
-def train(config: Config, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+def train(
+    config: Config,
+    out: Out = None,
+    overrides: Set = None,
+    ray_workers: Annotated[
+        int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
 
     Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. Under
-    torchrun it is distributed. Each variant ends in OUT/VARIANT/model.
+    torchrun or accelerate it is distributed, and on Ray with --ray-workers. Each variant ends in OUT/VARIANT/model.
     """
+    settings = load_settings(config, overrides, out)
+    if ray_workers is not None:
+        from trainer.on_ray import train_on_ray
+
+        train_on_ray(settings, ray_workers, quiet=quiet)
+        for variant in settings.variants:
+            console.print(f"{variant}: {settings.out / variant / 'model'}")
+        return
+
     from trainer.train import train as run
 
-    settings = load_settings(config, overrides, out)
     for variant in settings.variants:
         directory = run(settings, variant, quiet=quiet)
         console.print(f"{variant}: {directory}")
@@ -68,9 +85,11 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     if settings.evaluation.traces is not None:
         given, answers = teacher_traces(settings.evaluation.traces, split)
     results: list[Result] = []
+    notices: list[str] = []  # of the pools: the same for every model
     if settings.evaluation.base:
         evaluation = Evaluation(settings, None, directory, quiet=quiet)
         evaluation.pools("base")
+        notices = evaluation.notices
         results.append(evaluation.run("base", "base", "always-direct")[0])
     for variant in settings.variants:
         model = settings.out / variant / "model"
@@ -78,6 +97,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
             raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
         evaluation = Evaluation(settings, model, directory, quiet=quiet)
         evaluation.pools(variant)
+        notices = evaluation.notices
         result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
         results.append(result)
         if variant != "trace":
@@ -93,11 +113,12 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
             results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
     replace_text(directory / f"results_{split}.json", as_json(results) + "\n")
     _show(results, split)
+    for notice in notices:
+        console.print(f"[yellow]{escape(notice)}[/]")
     console.print(f"{directory}: embeddings, run files and tables in UniIR's layout; results_{split}.json")
 
 
 def _show(results: list[Result], split: str) -> None:
-    costs = Table("model", "think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
     hits = Table("hit@k on " + split, "k", *(result.name for result in results))
     for row, first in enumerate(results[0].tasks):
         cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
@@ -106,24 +127,36 @@ def _show(results: list[Result], split: str) -> None:
     for family in _FAMILIES:
         hits.add_row(f"mean {family}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
     hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
-    for result in results:
-        tasks = [task.costs for task in result.tasks]
-        queries = sum(task.queries for task in tasks)
-        seconds = sum(task.seconds for task in tasks)
-        known = [task.trace_accuracy for task in result.tasks if task.trace_accuracy is not None]
-        costs.add_row(
-            result.name,
-            f"{result.think_rate:.1%}",
-            f"{sum(task.tokens for task in tasks) / queries:.1f}",
-            f"{queries / seconds:.0f}" if seconds else "",
-            f"{1e3 * max(task.p50_s for task in tasks):.0f}" if seconds else "",
-            f"{1e3 * max(task.p95_s for task in tasks):.0f}" if seconds else "",
-            f"{sum(task.cut for task in tasks):,}",
-            f"{sum(known) / len(known):.1%}" if known else "",
-        )
     console.print(hits)
     console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
+    costs = Table("what it costs", *_COSTS)
+    for result in results:
+        costs.add_row(result.name, *_cost_cells(result.tasks))
+    for result in results:
+        if result.name == "trace":
+            costs.add_section()
+            for task in result.tasks:
+                costs.add_row(f"trace, {task.task}", *_cost_cells([task]))
     console.print(costs)
+    console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
+
+
+_COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
+
+
+def _cost_cells(tasks: list[TaskResult]) -> list[str]:
+    costs = [task.costs for task in tasks]
+    queries, seconds = sum(cost.queries for cost in costs), sum(cost.seconds for cost in costs)
+    known = [task.trace_accuracy for task in tasks if task.trace_accuracy is not None]
+    return [
+        f"{sum(cost.reasoned for cost in costs) / max(1, queries):.1%}",
+        f"{sum(cost.tokens for cost in costs) / max(1, queries):.1f}",
+        f"{queries / seconds:.0f}" if seconds else "",
+        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if seconds else "",
+        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if seconds else "",
+        f"{sum(cost.cut for cost in costs):,}",
+        f"{sum(known) / len(known):.1%}" if known else "",
+    ]
 
 
 def _pair(local: float, union: float | None) -> str:

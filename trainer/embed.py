@@ -29,6 +29,8 @@ from trainer.rows import Row, RowEncoder
 from trainer.uniir import Split, ids_path
 
 PART_ROWS: Final = 8_192
+WINDOW: Final = 1_024
+"""Queries whose images are held at once."""
 
 
 class Range(NamedTuple):
@@ -124,8 +126,14 @@ class QueryFile:
         self._instructions = InstructionTable.load(layout.instructions)
         self._choice = choice or SeededChoice()
 
-    def rows(self, encoder: RowEncoder, images: ImageStore) -> list[Row]:
-        return [self._row(query, encoder, images) for query in self.queries]
+    def rows(self, encoder: RowEncoder, images: ImageStore, start: int = 0, stop: int | None = None) -> list[Row]:
+        """Of the queries from `start` to `stop`; their images are decoded and held."""
+        return [self._row(query, encoder, images) for query in self.queries[start:stop]]
+
+    def windows(self, encoder: RowEncoder, images: ImageStore, size: int = WINDOW) -> Iterator[tuple[int, list[Row]]]:
+        """(index of the first, rows) of stretches of the file: no more images are held than a stretch has."""
+        for start in range(0, len(self.queries), size):
+            yield start, self.rows(encoder, images, start, start + size)
 
     def instruction(self, query: Query) -> str:
         task = query.dataset_task
@@ -140,11 +148,21 @@ class QueryFile:
 
 
 def embed_queries(
-    adaptive: AdaptiveEmbedder, file: QueryFile, rows: list[Row], *, route: RouteChoice, given: list[bool] | None = None
+    adaptive: AdaptiveEmbedder,
+    file: QueryFile,
+    images: ImageStore,
+    *,
+    route: RouteChoice,
+    given: list[bool] | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> tuple[list[Embedded], QueryCosts]:
-    """All queries of a file, and what it took (encoding of text and images included)."""
+    """All queries of a file, and what it took (reading and encoding of text and images included)."""
     began = time.perf_counter()
-    found = adaptive.embed(rows, route=route, given=given)
+    found: list[Embedded] = []
+    for start, rows in file.windows(adaptive.encoder, images):
+        flags = given[start : start + len(rows)] if given is not None else None
+        found += adaptive.embed(rows, route=route, given=flags)
+        advance(len(rows))
     took = time.perf_counter() - began
     seconds = np.array([one.seconds for one in found] or [0.0])
     return found, QueryCosts(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from pipeline.numerics import cpu_multiplies_bfloat16
 from prompts import PromptSet
@@ -133,7 +133,7 @@ class Embedder(nn.Module):
             if EMB_TOKEN not in processor.tokenizer.get_vocab():
                 raise InputError(f"the tokenizer in {directory} has no {EMB_TOKEN}", "export the run again")
             return cls(model, None, processor, identity, autocast=known.autocast).eval()
-        add_emb_token(model, processor.tokenizer)
+        _check_token(directory, add_emb_token(model, processor.tokenizer))
         try:
             peft = PeftModel.from_pretrained(model, directory)
             extras = load_file(directory / EXTRAS)
@@ -210,6 +210,11 @@ class Embedder(nn.Module):
             for name, value in extras.items():
                 own[name].copy_(value)
 
+    def folded(self) -> Self:
+        """With the adapter folded into the weights, for use only: fewer products, the same embeddings up to rounding."""
+        self.model, self._peft = self.merged_model(), [None]
+        return self
+
     def merged_model(self) -> Any:
         """The model with the adapter folded into its weights. The embedder is not usable for training afterwards."""
         peft = self._peft[0]
@@ -244,6 +249,21 @@ def add_emb_token(model: Any, tokenizer: Any) -> int:
         if not model.config.tie_word_embeddings:
             model.get_output_embeddings().weight[emb_id] = mean_out.to(model.dtype)
     return emb_id
+
+
+def _check_token(directory: Path, emb_id: int) -> None:
+    """The adapter's row for the embedding token is of the id that the token had: raises InputError where that is not its id."""
+    try:
+        known = AutoTokenizer.from_pretrained(directory).get_vocab().get(EMB_TOKEN)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokenizer in {directory} cannot be read: {error}", "use another one of the run") from error
+    if known is None:
+        raise InputError(f"the tokenizer in {directory} has no {EMB_TOKEN}", "it is no checkpoint of this trainer, or damaged")
+    if known != emb_id:
+        raise InputError(
+            f"{EMB_TOKEN} is token {known} in {directory} and {emb_id} with its base",
+            "the base's tokenizer has changed since: set model.revision to the one that was trained on",
+        )
 
 
 def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:

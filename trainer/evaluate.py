@@ -33,7 +33,6 @@ from trainer.embed import QueryCosts, QueryFile, embed_pool, embed_queries, save
 from trainer.index import fingerprint
 from trainer.order import seeded
 from trainer.pool_workers import Here, OnRay, Source, Workers
-from trainer.rows import Row
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
 
 ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "always-direct", "always-reason": "always-reason"}
@@ -87,12 +86,16 @@ class Evaluation:
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
         if not self.tasks:
             raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
-        self._files: dict[DatasetTask, tuple[QueryFile, list[Row]]] = {}
+        self.notices: list[str] = []
+        """What the reader of the table must know."""
+        self.files = {task: QueryFile(self.layout, task, self.split) for task in self.tasks}
 
     def pools(self, suffix: str) -> None:
         """Embeds the local pools of all tasks."""
         files = self._pools = EmbeddingFiles(self.directory, suffix)
         pools = {task: CandidatePool.open(self._pool(task), self.config.data.cache) for task in self.tasks}
+        for task, pool in pools.items():
+            self._look_for_positives(task, pool)
         self._claim(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
         with self._workers() as workers, Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
@@ -102,6 +105,22 @@ class Evaluation:
                 ids = np.asarray(pool.hashed_dids, np.int64)
                 embed_pool(out, partial(workers.embed, pool), ids, meter.advance)
                 pool.close()
+
+    def _look_for_positives(self, task: DatasetTask, pool: CandidatePool) -> None:
+        """A query whose positives are all missing from the pool cannot be a hit. It counts as a miss, as in UniIR's scorer."""
+        listed = [(query.qid, query.pos_cand_list) for query in self.files[task].queries if query.pos_cand_list]
+        lost = [qid for qid, dids in listed if not any(did in pool for did in dids)]
+        if lost and len(lost) == len(listed):
+            raise InputError(
+                f"{pool_name(task, self.split)} holds no positive of any of the {len(listed):,} queries of {task.name}",
+                "the pool is of another split or version: download cand_pool/local/ and query/ together",
+            )
+        if lost:
+            named = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
+            self.notices.append(
+                f"{task.name}: the pool holds no positive of {len(lost):,} of {len(listed):,} queries, "
+                f"which count as misses ({named})"
+            )
 
     def _claim(self, suffix: str, pools: dict[str, str]) -> None:
         """Removes vectors that other weights, pools or settings have made."""
@@ -146,20 +165,21 @@ class Evaluation:
         every: dict[str, Embedded] = {}
         costs: dict[DatasetTask, QueryCosts] = {}
         accuracy: dict[DatasetTask, float | None] = {}
-        with Meter(name, sum(len(self._queries(t)[0].queries) for t in self.tasks), unit="queries", quiet=self.quiet) as meter:
-            for task in self.tasks:
-                file, rows = self._queries(task)
+        with Meter(name, sum(len(file.queries) for file in self.files.values()), unit="queries", quiet=self.quiet) as meter:
+            for task, file in self.files.items():
                 ids = [record_id(self.split, task.dataset, task.task_id, query.qid) for query in file.queries]
                 flags = [bool(given.get(identifier, False)) for identifier in ids] if given is not None else None
                 if written is not None:
-                    found, cost = self._given_traces(rows, [written.get(identifier, "") for identifier in ids])
+                    found, cost = self._given_traces(file, [written.get(identifier, "") for identifier in ids])
+                    meter.advance(len(found))
                 else:
-                    found, cost = embed_queries(self.adaptive, file, rows, route=route, given=flags)
+                    found, cost = embed_queries(
+                        self.adaptive, file, self.images, route=route, given=flags, advance=meter.advance
+                    )
                 save_queries(found, file, files.queries(task, self.split))
                 every |= dict(zip(ids, found, strict=True))
                 costs[task] = cost
                 accuracy[task] = _accuracy(dict(zip(ids, found, strict=True)), answers) if answers else None
-                meter.advance(len(rows))
         scores = self._scores(files)
         self._write_queries(suffix, every)
         return Result(name, [_task_result(task, scores, costs[task], accuracy[task]) for task in self.tasks]), every
@@ -167,15 +187,15 @@ class Evaluation:
     def _write_queries(self, suffix: str, every: Mapping[str, Embedded]) -> None:
         """What each query was and how it was embedded, a line each: see `queries_file`."""
         lines = []
-        for task in self.tasks:
-            for query in self._queries(task)[0].queries:
+        for task, file in self.files.items():
+            for query in file.queries:
                 identifier = record_id(self.split, task.dataset, task.task_id, query.qid)
                 one = every[identifier]
                 entry = {
                     "id": identifier,
                     "task": task.name,
                     "qid": query.qid,
-                    "instruction": self._queries(task)[0].instruction(query),
+                    "instruction": file.instruction(query),
                     "text": query.query_txt,
                     "image": query.query_img_path,
                     "positives": list(query.pos_cand_list),
@@ -208,26 +228,22 @@ class Evaluation:
         (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="")
         return found
 
-    def _given_traces(self, rows: Sequence[Row], traces: Sequence[str]) -> tuple[list[Embedded], QueryCosts]:
+    def _given_traces(self, file: QueryFile, traces: Sequence[str]) -> tuple[list[Embedded], QueryCosts]:
         """Embeddings of queries that are followed by these traces: no word is the student's own."""
         import torch  # noqa: PLC0415
 
-        found: list[Embedded | None] = [None] * len(rows)
+        found: list[Embedded | None] = [None] * len(traces)
         encoder = self.adaptive.encoder
         with torch.inference_mode():
-            wanted = [replace(row, written=trace) for row, trace in zip(rows, traces, strict=True)]
-            for chunk in encoder.chunks(wanted, self.config.evaluation.rows, 1 << 20):
-                vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
-                for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
-                    found[place] = Embedded(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
+            for start, rows in file.windows(encoder, self.images):
+                wanted = [replace(row, written=traces[start + i]) for i, row in enumerate(rows)]
+                for chunk in encoder.chunks(wanted, self.config.evaluation.rows, 1 << 20):
+                    vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+                    for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
+                        trace = traces[start + place]
+                        found[start + place] = Embedded(vector, bool(trace), True, trace, 0.0, 0, 0.0)
         reasoned = sum(bool(trace) for trace in traces)
-        return [one for one in found if one is not None], QueryCosts(len(rows), reasoned, 0, 0, 0.0, 0.0, 0.0)
-
-    def _queries(self, task: DatasetTask) -> tuple[QueryFile, list[Row]]:
-        if task not in self._files:
-            file = QueryFile(self.layout, task, self.split)
-            self._files[task] = (file, file.rows(self.adaptive.encoder, self.images))
-        return self._files[task]
+        return [one for one in found if one is not None], QueryCosts(len(traces), reasoned, 0, 0, 0.0, 0.0, 0.0)
 
     def _pool(self, task: DatasetTask) -> Path:
         path = self.layout.local_pool(task, self.split)
@@ -251,8 +267,8 @@ def modality_routes(evaluation: Evaluation) -> dict[str, bool]:
     """Queries of image and text reason."""
     return {
         record_id(evaluation.split, task.dataset, task.task_id, query.qid): task.query_modality is Modality.IMAGE_TEXT
-        for task in evaluation.tasks
-        for query in evaluation._queries(task)[0].queries
+        for task, file in evaluation.files.items()
+        for query in file.queries
     }
 
 

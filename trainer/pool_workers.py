@@ -28,15 +28,16 @@ class Source(NamedTuple):
     model: Path | None
 
     def load(self) -> Embedder:
+        """For use: its adapter is folded into its weights."""
         import torch  # noqa: PLC0415 (actors import it where they run)
 
         from trainer.world import World  # noqa: PLC0415
 
         device = World.join(self.config.device).device
         if self.model is not None:
-            return Embedder.load(self.model, self.config.model, pool=self.config.model.pool).to(device)
+            return Embedder.load(self.model, self.config.model, pool=self.config.model.pool).folded().to(device)
         torch.manual_seed(self.config.seed)
-        return Embedder.create(self.config.model, self.config.data.prompts).eval().to(device)
+        return Embedder.create(self.config.model, self.config.data.prompts).folded().eval().to(device)
 
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
         return PoolEmbedder(

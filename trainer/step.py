@@ -76,7 +76,6 @@ def _contrast(
     embedder: Embedder, batch: Batch, queries: Tensor, candidates: Tensor, settings: LossSettings, world: World
 ) -> tuple[float, float]:
     """(loss, share of hits); leaves the gradients in `queries`, `candidates` and the temperature."""
-    counts = len(batch.ids)
     everyones = world.gather_objects((batch.dids, batch.positives))
     query_parts = world.gather(queries.detach())
     candidate_parts = world.gather(candidates.detach())
@@ -91,9 +90,9 @@ def _contrast(
     all_queries, all_candidates = torch.cat(query_parts), torch.cat(ordered)
     loss = info_nce(all_queries, all_candidates, pairing, embedder.scale, symmetric=settings.symmetric)
     if not bool(torch.isfinite(loss)):
-        named = ", ".join(batch.ids[: min(counts, 8)])
+        named = ", ".join(_not_finite(batch, queries, candidates))
         raise DivergedError(
-            f"step {batch.step}: the contrastive loss is no finite number ({named}, …)",
+            f"step {batch.step}: the contrastive loss is no finite number ({named})",
             "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
         )
     if settings.retrieval:
@@ -103,6 +102,14 @@ def _contrast(
         right = torch.arange(len(scores), device=loss.device)
         hit = float((scores.argmax(1) == right).float().mean())
     return float(loss.detach()), hit
+
+
+def _not_finite(batch: Batch, queries: Tensor, candidates: Tensor, most: int = 8) -> list[str]:
+    """The queries and candidates of this process whose embeddings are no finite numbers."""
+    names = [*batch.ids, *batch.dids]
+    bad = [~torch.isfinite(vectors.detach()).all(1) for vectors in (queries, candidates)]
+    found = [name for name, is_bad in zip(names, torch.cat(bad).tolist(), strict=True) if is_bad]
+    return [*found[:most], *(["…"] if len(found) > most else [])] or ["every embedding of this process is finite"]
 
 
 class _FirstPass:

@@ -27,6 +27,7 @@ from trainer import checkpoint
 from trainer.batches import BatchSource, loader, unwrapped
 from trainer.dataset import Candidates, Records
 from trainer.embedder import Embedder
+from trainer.order import seeded
 from trainer.step import DivergedError, StepLosses, train_step
 from trainer.student_traces import written_by
 from trainer.world import World
@@ -55,6 +56,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         learn_temperature=config.loss.learn_temperature,
     )
     embedder.to(world.device).train()
+    torch.manual_seed(int(seeded("process", config.seed, world.rank).integers(2**62)))  # dropout of its own
     source = BatchSource(
         config,
         variant,
@@ -79,7 +81,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     last = world.gather_objects(last)[0]
     step = 0
     if last is not None:
-        step, source.own = checkpoint.restore(last, embedder, optimiser)
+        step, source.own = checkpoint.restore(last, embedder, optimiser, rank=world.rank)
     log = _Log(directory, step, config.tensorboard) if world.first else None
 
     # Steps
@@ -87,7 +89,8 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         meter.done = step
         while step < steps:
             if _own_due(config, variant, step):
-                source.own = written_by(embedder, source, source.reasoning(), config.adaptive, world)
+                needed = source.reasoning(step, min(step + config.traces.refresh, steps))
+                source.own = written_by(embedder, source, needed, config.adaptive, world)
             until = _next_stop(config, variant, step, steps)
             began = time.monotonic()
             for made in loader(source, step, until, config.data.workers):
@@ -115,8 +118,11 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                     f"{config.batch.queries / took:.0f} queries/s, {share:.0%} reason"
                 )
                 meter.advance()
-            if world.first and (step % config.checkpoint.every == 0 or step == steps):
-                checkpoint.save(directory / "checkpoints", step, embedder, optimiser, config.checkpoint.keep, own=source.own)
+            if step % config.checkpoint.every == 0 or step == steps:
+                random = world.gather_objects(checkpoint.random_state())
+                if world.first:
+                    place, keep = directory / "checkpoints", config.checkpoint.keep
+                    checkpoint.save(place, step, embedder, optimiser, keep, own=source.own, random=random)
             world.wait()
 
     # The finished embedder

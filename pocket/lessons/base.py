@@ -178,3 +178,20 @@ def sample_lesson(rng: random.Random) -> Lesson:
     kinds, weights = zip(*_KINDS, strict=True)
     lesson: Lesson = rng.choices(kinds, weights)[0](rng)
     return lesson
+
+
+_PRACTISED: Final[dict[Callable[[random.Random], Lesson], float]] = {
+    imagine_seen: 4.0,
+    imagine_told: 4.0,
+    imagine_garment: 2.5,
+    put_plainly: 1.6,
+    read: 1.6,
+}
+"""What the first course leaves half learnt."""
+
+
+def sample_practice_lesson(rng: random.Random) -> Lesson:
+    """One lesson of the course that follows: the same kinds, more of those that take longer to learn."""
+    weights = [_PRACTISED.get(kind, 0.3 * weight) for kind, weight in _KINDS]
+    lesson: Lesson = rng.choices([kind for kind, _ in _KINDS], weights)[0](rng)
+    return lesson

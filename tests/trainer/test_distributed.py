@@ -1,0 +1,77 @@
+"""The real command with two processes: the losses of one, under torchrun and on Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli import mbeir_cot
+from tests.trainer.test_train import metrics
+
+OWN_TRACES = ("--set", "traces.contrastive=mixed", "--set", "traces.begin=2", "--set", "traces.refresh=2")
+"""The student writes its own traces after steps 2 and 4."""
+
+
+@pytest.fixture(scope="module")
+def alone(train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    done = mbeir_cot("train", train_file, "--out", run, *OWN_TRACES, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def agree(run: Path, other: Path) -> None:
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+    for mine, theirs in zip(metrics(run), metrics(other), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+    assert (run / "trace" / "model" / "finished.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun_learn_as_one_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def torchrun(*more: str) -> subprocess.CompletedProcess[str]:
+        program = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "pipeline.cli.main",
+        ]
+        given = ["train", str(train_file), "--out", str(run), *OWN_TRACES, *more]
+        return subprocess.run([*program, *given], capture_output=True, text=True, timeout=300, check=False)
+
+    done = torchrun()
+    assert done.returncode == 0, done.stderr
+    agree(run, alone)
+    # stopped after four steps and resumed by both
+    (run / "trace" / "checkpoints" / "step-00000006" / "state.json").unlink()
+    (run / "trace" / "model" / "finished.json").unlink()
+    assert torchrun().returncode == 0
+    agree(run, alone)
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_learn_as_one_process_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+    done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "2", *OWN_TRACES, timeout=300)
+    assert done.returncode == 0, done.stderr
+    agree(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_ray_is_said_as_it_would_be_here(train_file: Path, tmp_path: Path) -> None:
+    nowhere = ("--set", f"data.dataset={tmp_path / 'nowhere'}")
+    done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "1", *nowhere, timeout=300)
+    assert done.returncode != 0
+    assert f"no dataset at {tmp_path / 'nowhere'}" in done.stderr
+    assert "make build-dataset" in done.stderr
+    many = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "4096", timeout=300)
+    assert many.returncode != 0
+    assert "--ray-workers 4096" in many.stderr

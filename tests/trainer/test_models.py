@@ -1,0 +1,137 @@
+"""Other models than the pocket base, with random weights: an untied Qwen2.5-VL, and Qwen3-VL with its deepstack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from pocket.architecture import CHAT_TEMPLATE, build_processor
+from pocket.models import MODELS
+from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
+from tests.trainer.conftest import fresh, source_of
+from tests.trainer.test_adaptive import some_rows
+from trainer.adaptive import AdaptiveEmbedder
+from trainer.embedder import Embedder
+from trainer.step import train_step
+from trainer.world import World
+
+ONE = World(0, 1, torch.device("cpu"))
+
+
+def qwen25(directory: Path, *, tied: bool) -> None:
+    known = json.loads((MODELS / "base" / "config.json").read_text())
+    known["tie_word_embeddings"] = known["text_config"]["tie_word_embeddings"] = tied
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**known))
+    model.save_pretrained(directory)
+    build_processor(AutoTokenizer.from_pretrained(MODELS / "base")).save_pretrained(directory)
+
+
+def qwen3(directory: Path, *, tied: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "base")
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    text = {
+        "vocab_size": len(tokenizer) + 8,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 1e4},
+        "tie_word_embeddings": tied,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=tied,
+    )
+    Qwen3VLForConditionalGeneration(config).save_pretrained(directory)
+    pixels = {"shortest_edge": 64**2, "longest_edge": 64**2}
+    images = Qwen2VLImageProcessor(patch_size=8, merge_size=2, size=pixels, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    videos = Qwen3VLVideoProcessor()
+    Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE).save_pretrained(directory)
+
+
+MAKERS: dict[str, tuple[Any, bool]] = {
+    "Qwen2.5-VL, untied": (qwen25, False),
+    "Qwen3-VL, tied": (qwen3, True),
+    "Qwen3-VL, untied": (qwen3, False),
+}
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make, tied = MAKERS[request.param]
+    directory = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    make(directory, tied=tied)
+    return directory
+
+
+def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
+    embedder = fresh(config, base=str(base), train_projector=True).train()
+    source = source_of(config, embedder)
+    optimiser = torch.optim.AdamW([p for p in embedder.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(6):
+        optimiser.zero_grad()
+        losses.append(train_step(embedder, source[0], LossSettings(temperature=0.1), ONE).total)
+        optimiser.step()
+    assert losses[-1] < losses[0]
+    trained = [name for name, p in embedder.named_parameters() if p.requires_grad]
+    assert any("lora" in name for name in trained)
+    assert all("merger" in name for name in trained if "visual" in name)
+    # the embedding token's row is learnt wherever it stands
+    moved = [name for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name and p.grad is not None]
+    assert len(moved) == (1 if embedder.model.config.tie_word_embeddings else 2)
+
+    embedder.eval()
+    embedder.save(tmp_path)
+    again = Embedder.load(tmp_path, config.model.model_copy(update={"base": str(base)}))
+    rows = some_rows(embedder.encoder())
+    settings = AdaptiveSettings(max_new_tokens=5, prefill_rows=3, decode_rows=2)
+    found = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-reason")
+    same = AdaptiveEmbedder(again.folded(), settings).embed(rows, route="always-reason")
+    alone = AdaptiveEmbedder(embedder, settings)
+    for row, one, other in zip(rows, found, same, strict=True):
+        assert one.trace == other.trace
+        assert torch.allclose(one.vector, other.vector, atol=1e-5)
+        (single,) = alone.embed([row], route="always-reason")
+        assert torch.allclose(one.vector, single.vector, atol=1e-5)
+    direct = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-direct")
+    with torch.no_grad():
+        vectors, _ = embedder(embedder.encoder().chunk(rows), labelled=False)
+    assert torch.allclose(torch.stack([one.vector for one in direct]), vectors, atol=1e-5)
