@@ -1,9 +1,9 @@
 """TRACE's own routes and traces against the pocket world's truth.
 
-    python -m bench.routes [RUN] [--world build/pocket/world]
+    python -m bench.routes RUN... [--world build/pocket/world]
 
 Think rate beside the share of queries that need reasoning, how often the route is the right one, and how often the trace that
-TRACE wrote ends in a right answer (see `pocket.quality.is_right`).
+TRACE wrote ends in a right answer (see `pocket.quality.is_right`). Several runs (seeds) are taken together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def answer_of(trace: str) -> str:
 
 
 def main(
-    run: Annotated[Path, typer.Argument(metavar="RUN")] = Path("build/pocket-train"),
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     world: Path = Path("build/pocket/world"),
     split: str = "test",
     suffix: str = "trace",
@@ -37,11 +37,12 @@ def main(
     """Prints a table by task family."""
     truths = {f"{t.dataset_task}/{t.qid}": t for t in load_truth(world / "truth").queries if t.split == split}
     groups: dict[str, list[tuple[dict[str, Any], QueryTruth]]] = defaultdict(list)
-    for line in queries_file(run / "eval", suffix, split).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        pair = (entry, truths[f"{entry['task']}/{entry['qid']}"])
-        groups["all"].append(pair)
-        groups[family_of(int(entry["task"][-1])).name].append(pair)
+    for run in runs:
+        for line in queries_file(run / "eval", suffix, split).read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            pair = (entry, truths[f"{entry['task']}/{entry['qid']}"])
+            groups["all"].append(pair)
+            groups[family_of(int(entry["task"][-1])).name].append(pair)
     table = Table("family", "queries", "need reasoning", "think rate", "right route", "traces", "right traces")
     for name in ("all", *FAMILIES):
         pairs = groups[name]

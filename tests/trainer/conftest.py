@@ -22,10 +22,12 @@ from pipeline.mbeir.queries import read_queries
 from pocket.models import MODELS
 from schemas.mbeir import DATASET_TASKS
 from schemas.record import EMB_TOKEN, record_id
-from schemas.training import TrainConfig
+from schemas.training import AdaptiveSettings, TrainConfig
+from trainer.adaptive import AdaptiveEmbedder
 from trainer.batches import BatchSource
 from trainer.dataset import Candidates, Records
 from trainer.embedder import Embedder
+from trainer.rows import Row
 
 
 def rows(mbeir: Path, each: int = 4) -> Iterator[dict[str, Any]]:
@@ -150,3 +152,18 @@ def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSou
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
     return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
+
+
+def mixed_routes(embedder: Embedder, rows: list[Row]) -> None:
+    """Moves the embedding token's row until some of these queries bypass and others reason."""
+    adaptive = AdaptiveEmbedder(embedder, AdaptiveSettings(max_new_tokens=1))
+    vectors = torch.stack([one.vector for one in adaptive.embed(rows, route="always-direct")])
+    towards = vectors[: len(rows) // 2].mean(0) - vectors.mean(0)
+    delta = next(p for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name)
+    before = delta.detach().clone()
+    for strength in (4.0 * 1.3**i for i in range(30)):
+        with torch.no_grad():
+            delta.copy_(before + strength * (towards / towards.norm() + 0.3 * vectors.mean(0)))
+        if 0 < sum(one.reasoned for one in adaptive.embed(rows, route="learned")) < len(rows):
+            return
+    raise AssertionError("no strength divides these queries")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from schemas.training import AdaptiveSettings, Pooling, TrainConfig
-from tests.trainer.conftest import fresh
+from tests.trainer.conftest import fresh, mixed_routes
 from trainer.adaptive import AdaptiveEmbedder, Embedded
 from trainer.embedder import Embedder
 from trainer.rows import Row, RowEncoder
@@ -29,20 +29,14 @@ def embedded(
     return AdaptiveEmbedder(embedder, known).embed(rows, route=route, given=given)  # type: ignore[arg-type]
 
 
-def eager_to_end(embedder: Embedder, strength: float = 1.6) -> None:
-    """Raises the embedding token's own row, so that some traces end early and others do not."""
-    with torch.no_grad():
-        for name, parameter in embedder.named_parameters():
-            if "trainable_tokens_delta" in name:
-                parameter *= strength
-
-
 @pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
 def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling, route: str) -> None:
     embedder = fresh(config, pool=pool).eval()
     rows = some_rows(embedder.encoder())
     given = [i % 3 == 0 for i in range(len(rows))] if route == "given" else None
+    if route == "learned":
+        mixed_routes(embedder, rows)
     together = embedded(embedder, rows, route, given)
     for settings in ({"prefill_rows": 1, "decode_rows": 1}, {"prefill_rows": 3, "decode_rows": 2}):
         apart = embedded(embedder, rows, route, given, **settings)
@@ -51,6 +45,8 @@ def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling,
             assert torch.allclose(one.vector, other.vector, atol=2e-6)
     if given is not None:
         assert [one.reasoned for one in together] == given
+    if route == "learned":
+        assert {one.reasoned for one in together} == {True, False}
     assert all(one.reasoned for one in together) or route != "always-reason"
     assert not any(one.reasoned for one in together) or route != "always-direct"
 

@@ -89,6 +89,12 @@ def test_a_saved_embedder_gives_the_same_embeddings(config: TrainConfig, tmp_pat
 def test_what_cannot_be_loaded_says_why(config: TrainConfig, tmp_path: Path) -> None:
     embedder = fresh(config)
     embedder.save(tmp_path)
+    tokens = tmp_path / "tokenizer.json"
+    known = tokens.read_text()
+    tokens.write_text(known.replace("<|emb|>", "<|bme|>"))
+    with pytest.raises(InputError, match=r"the tokenizer in .* has no <\|emb\|>"):
+        Embedder.load(tmp_path, config.model)
+    tokens.write_text(known)
     with pytest.raises(ConfigError, match="was trained with pool: pre, not token"):
         Embedder.load(tmp_path, config.model, pool="token")
     adapter = tmp_path / "adapter_model.safetensors"

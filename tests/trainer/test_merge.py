@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import ConfigError
 from schemas.training import AdaptiveSettings, TrainConfig
-from tests.trainer.conftest import fresh, source_of
+from tests.trainer.conftest import fresh, mixed_routes, source_of
+from trainer.adaptive import AdaptiveEmbedder
 from trainer.embedder import Embedder
 from trainer.merge import MergeError, merge
 from trainer.rows import Row
@@ -30,6 +31,8 @@ def some_rows(config: TrainConfig, embedder: Embedder) -> tuple[list[Row], list[
 def test_an_export_is_the_adapter_in_whole_weights(config: TrainConfig, tmp_path: Path) -> None:
     embedder = fresh(config)
     queries, candidates = some_rows(config, embedder)
+    mixed_routes(embedder, queries)
+    assert {one.reasoned for one in AdaptiveEmbedder(embedder, SETTINGS).embed(queries, route="learned")} == {True, False}
     with torch.no_grad():
         before, _ = embedder.eval()(embedder.encoder().chunk(queries))
     report = merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS)
@@ -45,15 +48,39 @@ def test_an_export_is_the_adapter_in_whole_weights(config: TrainConfig, tmp_path
         merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS)
 
 
-def test_an_export_that_is_something_else_is_not_written(config: TrainConfig, tmp_path: Path) -> None:
-    def blind(directory: Path) -> None:
-        path = directory / "model.safetensors"
-        weights = load_file(path)
-        name = next(name for name in weights if name.endswith("visual.merger.mlp.2.weight"))
-        save_file(weights | {name: torch.zeros_like(weights[name])}, path, metadata={"format": "pt"})
+def change(directory: Path, ending: str, where: int | slice) -> None:
+    """Sets a part of the exported weights to zero."""
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith(ending))
+    weights[name][where] = 0
+    save_file(weights, path, metadata={"format": "pt"})
 
+
+def test_an_export_with_other_embeddings_is_not_written(config: TrainConfig, tmp_path: Path) -> None:
     embedder = fresh(config)
     queries, candidates = some_rows(config, embedder)
+
+    def blind(directory: Path) -> None:
+        change(directory, "visual.merger.mlp.2.weight", slice(None))
+
     with pytest.raises(MergeError, match=r"not what was trained: least cosine -?0"):
         merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS, spoil=blind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_with_other_routes_is_not_written(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding token's row decides routes and no embedding, so the first half of the gate would let it pass."""
+    embedder = fresh(config)
+    queries, candidates = some_rows(config, embedder)
+    mixed_routes(embedder, queries)
+    monkeypatch.setattr("trainer.merge._pooled_cosines", lambda *_: [1.0])  # saves a server: the other tests have it
+
+    def aimless(directory: Path) -> None:
+        change(directory, "embed_tokens.weight", embedder.emb_id)
+
+    with pytest.raises(MergeError, match=r"not what was trained: \d+ of \d+ routes equal"):
+        merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS, spoil=aimless)
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,10 @@ def qwen25(directory: Path, *, tied: bool) -> None:
 
 def qwen3(directory: Path, *, tied: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "base")
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end")
+    }
     text = {
         "vocab_size": len(tokenizer) + 8,
         "hidden_size": 64,

@@ -17,16 +17,20 @@ import pytest
 import torch
 
 from pipeline.config import load_config
+from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.queries import read_queries
 from schemas.errors import ConfigError, InputError
-from schemas.mbeir import unhash_did
-from schemas.training import TrainConfig
+from schemas.mbeir import DatasetTask, unhash_did
+from schemas.training import EvaluationSettings, TrainConfig
 from tests.builds import start
 from tests.cli import mbeir_cot
 from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer import checkpoint
 from trainer.adaptive import AdaptiveSettings
 from trainer.dataset import Candidates, Records
+from trainer.embed import QueryFile
 from trainer.evaluate import Evaluation, teacher_traces
 from trainer.index import Index, pools_of
 from trainer.step import DivergedError
@@ -213,8 +217,14 @@ def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> Non
     config = with_settings(train_file)
     embedder = fresh(config)
     source = source_of(config, embedder)
-    found = written_by(embedder, source, source.reasoning(), AdaptiveSettings(max_new_tokens=4), World.join("cpu"))
-    assert found.keys() <= source.traces.keys()
+    every = source.reasoning(0, 200 * source.order.per_epoch)
+    assert {source.records.item(i).id for i in every} == source.traces.keys()
+    wanted = source.reasoning(1, 3)  # what two steps draw, no more
+    drawn = {identifier for step in (1, 2) for identifier in source.batch(step).ids}
+    assert {source.records.item(i).id for i in wanted} == drawn & source.traces.keys()
+    assert 0 < len(wanted) < len(every)
+    found = written_by(embedder, source, wanted, AdaptiveSettings(max_new_tokens=4), World.join("cpu"))
+    assert found.keys() <= {source.records.item(i).id for i in wanted}
     assert embedder.training
 
 
@@ -321,3 +331,38 @@ def test_a_gradient_that_is_no_number_changes_no_weight(
     with pytest.raises(DivergedError, match="step 1: the gradient is no finite number"):
         train(config, "direct", quiet=True)
     assert [place.name for place in checkpoint.steps(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
+
+
+def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> None:
+    mbeir = tmp_path / "M-BEIR"
+    shutil.copytree(tiny_world, mbeir)
+    layout, task = Layout.open(mbeir), DatasetTask("cirr", 7)
+    path = layout.local_pool(task, "val")
+    assert path is not None
+    whole = path.read_text().splitlines()
+    wanted = [query.pos_cand_list for _, query in read_queries(layout.queries("val", task))]
+    data = config.data.model_copy(update={"mbeir": mbeir})
+    settings = config.model_copy(update={"data": data, "evaluation": EvaluationSettings(split="val")})
+
+    def notices(lost: set[str]) -> list[str]:
+        path.write_text("\n".join(line for line in whole if json.loads(line)["did"] not in lost) + "\n")
+        evaluation = Evaluation(settings, None, tmp_path / "eval", quiet=True)
+        with CandidatePool.open(path, config.data.cache) as pool:
+            evaluation._look_for_positives(task, pool)
+        return evaluation.notices
+
+    assert notices(set()) == []
+    (notice,) = notices(set(wanted[0]))
+    assert "the pool holds no positive of" in notice
+    assert "which count as misses" in notice
+    with pytest.raises(InputError, match="holds no positive of any of the 12 queries of cirr_task7"):
+        notices({did for dids in wanted for did in dids})
+
+
+def test_a_query_file_is_read_in_windows(config: TrainConfig, tiny_world: Path) -> None:
+    encoder, images = fresh(config).encoder(), ImageStore(tiny_world)
+    file = QueryFile(Layout.open(tiny_world), DatasetTask("cirr", 7), "val")
+    whole = file.rows(encoder, images)
+    parts = list(file.windows(encoder, images, 5))
+    assert [start for start, _ in parts] == [0, 5, 10]
+    assert [row for _, rows in parts for row in rows] == whole
