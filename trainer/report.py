@@ -148,7 +148,12 @@ def _costs(results: Sequence[Entry]) -> Grid:
             )
         )
     header = ("model", "think rate", "tokens a query", "queries/s", "p95 ms", "cut traces")
-    return Grid("What it costs", header, rows, "Latency from the start of a query's prefill to its embedding, in batches.")
+    return Grid(
+        "What it costs",
+        header,
+        rows,
+        "Latency from the start of a query's prefill to its embedding, in batches; the slowest dataset-task's.",
+    )
 
 
 def _compared(config: TrainConfig, split: str) -> list[Entry]:
