@@ -27,7 +27,7 @@ class Meter:
 
     def __init__(self, title: str, total: int, *, unit: str = "bytes", quiet: bool = False) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = 0
+        self.done = self._before = 0
         self.note = ""
         self._console = Console(stderr=True, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
@@ -48,6 +48,10 @@ class Meter:
         self._progress.start()
         return self
 
+    def resume(self, done: int) -> None:
+        """An earlier process did this much: it counts towards the total, and not towards the rate."""
+        self.done = self._before = done
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
@@ -64,8 +68,9 @@ class Meter:
         elif not self._quiet:
             share = self.done / self.total if self.total else 1.0
             elapsed = now - self._began
-            left = f", about {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else ""
-            rate = f"{self._amount(self.done / elapsed)}/s" if elapsed else ""
+            made = self.done - self._before
+            left = f", about {(self.total - self.done) * elapsed / made:.0f} s left" if made and share < 1 else ""
+            rate = f"{self._amount(made / elapsed)}/s" if elapsed else ""
             print(
                 f"{self.title}: {share:.0%} ({self._amount(self.done)}, {rate}){left} {self.note}".rstrip(),
                 file=sys.stderr,
@@ -73,4 +78,6 @@ class Meter:
             )
 
     def _amount(self, value: float) -> str:
-        return f"{value / 2**20:,.1f} MiB" if self.unit == "bytes" else f"{value:,.0f} {self.unit}"
+        if self.unit == "bytes":
+            return f"{value / 2**20:,.1f} MiB"
+        return f"{value:,.{0 if value >= 10 or value == int(value) else 2}f} {self.unit}"

@@ -25,6 +25,7 @@ from pipeline.families import FAMILIES
 from pipeline.judge import ASSESS, VERIFY, Labels
 from pipeline.parse import parse_trace
 from pocket.fit import collate
+from pocket.lessons.base import sample_worldly_lesson
 from pocket.lessons.lesson import Lesson
 from pocket.models import COURSES, MODELS, Role
 from schemas.trace import Trace
@@ -40,6 +41,14 @@ def held_out(sample: Callable[[random.Random], Lesson], skills: int, seed: int) 
         lesson = sample(rng)
         if len(found[lesson.skill]) < skills:
             found[lesson.skill].append(lesson)
+    return dict(sorted(found.items()))
+
+
+def _skills(role: Role, lessons: int, seed: int) -> dict[str, list[Lesson]]:
+    """Of every course of a role."""
+    found = held_out(COURSES[role], lessons, seed)
+    if role == "base":
+        found = held_out(sample_worldly_lesson, lessons, seed) | found
     return dict(sorted(found.items()))
 
 
@@ -89,7 +98,7 @@ def measure(role: Role, directory: Path, lessons: int, seed: int = 0) -> dict[st
     """Skill -> figures."""
     checkpoint = Checkpoint(directory)
     figures: dict[str, dict[str, Any]] = {}
-    for skill, drawn in held_out(COURSES[role], lessons, seed).items():
+    for skill, drawn in _skills(role, lessons, seed).items():
         drawn.sort(key=lambda lesson: len(lesson.images))
         kind, _, family = skill.partition("/")
         if kind in ("assess", "verify") and role == "teacher":

@@ -61,6 +61,7 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "base": (
         Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),
         Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
+        Course(pocket.lessons.base.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
     ),
 }
 """The courses that follow the stem."""

@@ -43,6 +43,7 @@ def train(
     ray_workers: Annotated[
         int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
@@ -54,7 +55,7 @@ def train(
     if ray_workers is not None:
         from trainer.on_ray import train_on_ray
 
-        train_on_ray(settings, ray_workers, quiet=quiet)
+        train_on_ray(settings, ray_workers, restarts=ray_restarts, quiet=quiet)
         for variant in settings.variants:
             console.print(f"{variant}: {settings.out / variant / 'model'}")
         return

@@ -1,7 +1,7 @@
 """Training on a Ray cluster: one process for each GPU (or each CPU worker), wherever Ray places it.
 
 Every worker runs the same `train()` as under torchrun. The run's directory, the dataset and M-BEIR must be on storage that all
-nodes see. A lost worker restarts the group, which goes on from the last checkpoint.
+nodes see. A lost worker ends the training, or, with `restarts`, restarts the group, which goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
 
 
-def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 3, quiet: bool = False) -> None:
-    """Fits all variants of a config with `workers` processes. Errors of ours are raised here as they were raised there."""
+def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet: bool = False) -> None:
+    """Fits all variants of a config with `workers` processes. Errors of ours are raised here as they were raised there.
+
+    restarts: of the whole group, whatever the error (Ray does not tell a lost node from a wrong setting).
+    """
     import ray  # noqa: PLC0415 (only where it is asked for)
     import torch  # noqa: PLC0415
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415

@@ -86,7 +86,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # Steps
     with Meter(f"{variant}", steps, unit="steps", quiet=quiet or not world.first) as meter:
-        meter.done = step
+        meter.resume(step)
         while step < steps:
             if _own_due(config, variant, step):
                 needed = source.reasoning(step, min(step + config.traces.refresh, steps))

@@ -44,7 +44,14 @@ def test_every_task_family_and_kind_of_answer_is_taught() -> None:
 
 @given(seeds)
 def test_the_base_never_sees_what_trace_adds(rng: random.Random) -> None:
+    for sample in (base.sample_lesson, base.sample_practice_lesson, base.sample_worldly_lesson):
+        _has_no_trace(sample(rng))
     lesson = base.sample_lesson(rng)
+    assert lesson.reply[0].isupper()
+    assert lesson.reply.endswith(".")
+
+
+def _has_no_trace(lesson: Lesson) -> None:
     words = "".join(part for part in lesson.parts if isinstance(part, str)) + lesson.reply
     for telling in (
         "<reasoning>",
@@ -59,8 +66,7 @@ def test_the_base_never_sees_what_trace_adds(rng: random.Random) -> None:
         "Query:",
     ):
         assert telling not in words
-    assert lesson.reply[0].isupper()
-    assert lesson.reply.endswith(".")
+    assert lesson.reply
 
 
 @given(seeds)
