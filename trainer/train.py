@@ -109,7 +109,8 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 step += 1
                 took = time.monotonic() - began
                 began = time.monotonic()
-                share = batch.reasoning / max(1, len(batch.ids))
+                reasoning, queries = map(sum, zip(*world.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
+                share = reasoning / max(1, queries)
                 if log is not None:
                     log.write(step, losses, optimiser.param_groups[0]["lr"], float(norm), config.batch.queries / took, share)
                 meter.note = (
