@@ -177,7 +177,7 @@ def adaptive(
 ) -> None:
     """TRACE on all queries, beside the bound from embedding its bypassing queries directly and its reasoning ones with traces."""
     config = load_config(run / "train.json", TrainConfig)
-    embedder = Embedder.load(run / "trace" / "model", config.model)
+    embedder = Embedder.load(run / "trace" / "model", config.model).folded()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)
     layout, images = Layout.open(config.data.mbeir), ImageStore(config.data.mbeir)
     rows = [
