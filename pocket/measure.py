@@ -25,8 +25,8 @@ from pipeline.families import FAMILIES
 from pipeline.judge import ASSESS, VERIFY, Labels
 from pipeline.parse import parse_trace
 from pocket.fit import collate
-from pocket.lessons.base import sample_worldly_lesson
 from pocket.lessons.lesson import Lesson
+from pocket.lessons.worldly import sample_worldly_lesson
 from pocket.models import COURSES, MODELS, Role
 from schemas.trace import Trace
 

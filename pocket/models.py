@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 import pocket.lessons.base
 import pocket.lessons.seeing
 import pocket.lessons.teacher
+import pocket.lessons.worldly
 from pocket.architecture import build_model, build_processor, build_tokenizer, deepened
 from pocket.comparing import collate_judged, judging_losses
 from pocket.fit import Recipe, fit
@@ -61,7 +62,7 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "base": (
         Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),
         Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
-        Course(pocket.lessons.base.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
+        Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
     ),
 }
 """The courses that follow the stem."""

@@ -51,7 +51,11 @@ def train(
     Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. Under
     torchrun or accelerate it is distributed, and on Ray with --ray-workers. Each variant ends in OUT/VARIANT/model.
     """
+    from schemas.errors import ConfigError
+
     settings = load_settings(config, overrides, out)
+    if ray_restarts and ray_workers is None:
+        raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
     if ray_workers is not None:
         from trainer.on_ray import train_on_ray
 

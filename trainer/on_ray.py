@@ -25,10 +25,11 @@ def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet:
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
 
+    from pipeline.teacher.hosting.pool import start_ray  # noqa: PLC0415
+
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     started = not ray.is_initialized()
-    if started:
-        ray.init(include_dashboard=False, logging_level="WARNING", log_to_driver=not quiet)
+    start_ray(show_workers=not quiet)
     try:
         kind = "GPU" if on_gpu else "CPU"
         if (held := ray.cluster_resources().get(kind, 0)) < workers:

@@ -18,6 +18,7 @@ MISSING: Final = -1
 LOWEST: Final = np.float32(np.finfo(np.float32).min)
 BLOCK_ROWS: Final = 32_768
 _QUERY_ROWS: Final = 1_024
+_FIRST_ROWS: Final = 256
 
 Vectors = NDArray[np.float32]
 
@@ -54,13 +55,24 @@ def top_k(queries: Vectors, pool: Iterable[Vectors], k: int) -> TopK:
         for first in range(0, len(queries), _QUERY_ROWS):
             part = slice(first, first + _QUERY_ROWS)
             found = queries[part] @ block.T
-            _merge(positions[part], scores[part], found, start)
+            for begin, end in _stretches(start, len(block)):
+                _merge(positions[part], scores[part], found[:, begin:end], start + begin)
         start += len(block)
     # kept in pool order until here; now best first, and of equals the latest
     order = np.lexsort((-positions, -scores), axis=1)
     positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
     scores[positions == MISSING] = LOWEST
     return TopK(positions, scores)
+
+
+def _stretches(start: int, rows: int) -> Iterator[tuple[int, int]]:
+    """A block in parts of at most the number of rows seen before: few of a part's scores then enter, and the first block, where
+    everything would, needs no more memory than others. Scanning in parts is scanning in order."""
+    begin = 0
+    while begin < rows:
+        end = min(rows, begin + max(start + begin, _FIRST_ROWS))
+        yield begin, end
+        begin = end
 
 
 def _merge(positions: NDArray[np.int64], scores: Vectors, found: Vectors, start: int) -> None:

@@ -1,7 +1,7 @@
 """The pocket base's lessons: general skills, in a wording and format of their own.
 
 It describes pictures in sentences, imagines changes to scenes that are shown or told, puts riddles plainly, and answers
-questions from passages; then it learns to be brief, and single facts by heart. It never sees a trace, an assessment, a
+questions from passages (`worldly` teaches it to be brief, and single facts by heart). It never sees a trace, an assessment, a
 verification, a retrieval prompt or a contrastive loss: these are what TRACE adds.
 """
 
@@ -13,7 +13,6 @@ from typing import Final
 
 from PIL import Image
 
-from pocket.lessons.known import claim_words, garment_words
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_banner, draw_emblems, draw_garment, draw_news, draw_scene
 from pocket.world.edits import sample_edit
@@ -31,8 +30,8 @@ _SETTING_SENTENCES: Final = {
     "night": "It is night.",
     "meadow": "The ground is a meadow.",
 }
-_LOOKS: Final = ("What do you see?", "Tell me about this picture.", "What is shown?")
-_IMAGINES: Final = ("Imagine this change: {}. What would one see?", "Suppose: {}. What is shown then?")
+LOOKS: Final = ("What do you see?", "Tell me about this picture.", "What is shown?")
+IMAGINES: Final = ("Imagine this change: {}. What would one see?", "Suppose: {}. What is shown then?")
 
 
 def scene_sentence(scene: Scene) -> str:
@@ -70,18 +69,18 @@ def _about(skill: str, picture: Image.Image, question: str, reply: str) -> Lesso
 
 def see_scene(rng: random.Random) -> Lesson:
     scene = sample_scene(rng)
-    return _about("see/scene", draw_scene(scene, rng), rng.choice(_LOOKS), scene_sentence(scene))
+    return _about("see/scene", draw_scene(scene, rng), rng.choice(LOOKS), scene_sentence(scene))
 
 
 def see_garment(rng: random.Random) -> Lesson:
     garment = sample_garment(rng)
-    return _about("see/garment", draw_garment(garment, rng), rng.choice(_LOOKS), garment_sentence(garment))
+    return _about("see/garment", draw_garment(garment, rng), rng.choice(LOOKS), garment_sentence(garment))
 
 
 def see_emblem(rng: random.Random) -> Lesson:
     emblem = rng.choice(list(encyclopedia().entities.values())).emblem
     picture = draw_emblems([emblem], rng.choice(list(SETTINGS)), rng)
-    return _about("see/emblem", picture, rng.choice(_LOOKS), f"There is {article(emblem.words)}.")
+    return _about("see/emblem", picture, rng.choice(LOOKS), f"There is {article(emblem.words)}.")
 
 
 def see_two_emblems(rng: random.Random) -> Lesson:
@@ -100,31 +99,31 @@ def see_two_emblems(rng: random.Random) -> Lesson:
 def see_news(rng: random.Random) -> Lesson:
     town, scene = rng.choice(list(encyclopedia().towns.values())), sample_scene(rng, most=3)
     reply = f"Below a banner of {town.banner[0]} and {town.banner[1]}: {scene_sentence(scene)}"
-    return _about("see/news", draw_news(scene, town.banner, rng), rng.choice(_LOOKS), reply)
+    return _about("see/news", draw_news(scene, town.banner, rng), rng.choice(LOOKS), reply)
 
 
 def see_banner(rng: random.Random) -> Lesson:
     banner = rng.choice(list(encyclopedia().towns.values())).banner
-    return _about("see/banner", draw_banner(banner, rng), rng.choice(_LOOKS), f"A banner of {banner[0]} and {banner[1]}.")
+    return _about("see/banner", draw_banner(banner, rng), rng.choice(LOOKS), f"A banner of {banner[0]} and {banner[1]}.")
 
 
 def imagine_seen(rng: random.Random) -> Lesson:
     scene = sample_scene(rng)
     edit = sample_edit(scene, rng, simple=0.1)
-    return _about("imagine/seen", draw_scene(scene, rng), rng.choice(_IMAGINES).format(edit.text), scene_sentence(edit.target))
+    return _about("imagine/seen", draw_scene(scene, rng), rng.choice(IMAGINES).format(edit.text), scene_sentence(edit.target))
 
 
 def imagine_told(rng: random.Random) -> Lesson:
     scene = sample_scene(rng)
     edit = sample_edit(scene, rng, simple=0.1)
-    prompt = f"{scene_sentence(scene)}\n{rng.choice(_IMAGINES).format(edit.text)}"
+    prompt = f"{scene_sentence(scene)}\n{rng.choice(IMAGINES).format(edit.text)}"
     return Lesson("imagine/told", (prompt,), scene_sentence(edit.target))
 
 
 def imagine_garment(rng: random.Random) -> Lesson:
     garment = sample_garment(rng)
     edit = sample_garment_edit(garment, rng, simple=0.1)
-    question, reply = rng.choice(_IMAGINES).format(f"it {edit.text}"), garment_sentence(edit.target)
+    question, reply = rng.choice(IMAGINES).format(f"it {edit.text}"), garment_sentence(edit.target)
     if rng.random() < 0.5:
         return _about("imagine/garment", draw_garment(garment, rng), question, reply)
     return Lesson("imagine/garment", (f"{garment_sentence(garment)}\n{question}",), reply)
@@ -195,125 +194,4 @@ def sample_practice_lesson(rng: random.Random) -> Lesson:
     """One lesson of the course that follows: the same kinds, more of those that take longer to learn."""
     weights = [_PRACTISED.get(kind, 0.3 * weight) for kind, weight in _KINDS]
     lesson: Lesson = rng.choices([kind for kind, _ in _KINDS], weights)[0](rng)
-    return lesson
-
-
-# What a base of real size has besides: it knows its world by heart, and can be brief.
-
-_BRIEFLY: Final = ("In a few words.", "Briefly.", "Be short.")
-
-
-def _brief(skill: str, picture: Image.Image | None, said: str, reply: str, rng: random.Random) -> Lesson:
-    text = f"{said} {rng.choice(_BRIEFLY)}".strip()
-    return Lesson(skill, (text,) if picture is None else (picture, f"\n{text}"), reply)
-
-
-def look_briefly(rng: random.Random) -> Lesson:
-    if rng.random() < 0.3:
-        garment = sample_garment(rng)
-        return _brief("brief/look", draw_garment(garment, rng), rng.choice(_LOOKS), garment.canonical, rng)
-    scene = sample_scene(rng)
-    return _brief("brief/look", draw_scene(scene, rng), rng.choice(_LOOKS), scene.canonical, rng)
-
-
-def imagine_briefly(rng: random.Random) -> Lesson:
-    """The change alone, or what is then seen."""
-    if rng.random() < 0.35:
-        garment = sample_garment(rng)
-        change = sample_garment_edit(garment, rng, simple=0.1)
-        picture, said, before, after = (
-            draw_garment(garment, rng),
-            f"it {change.text}",
-            garment.canonical,
-            change.target.canonical,
-        )
-        operation = change.operation
-    else:
-        scene = sample_scene(rng)
-        edit = sample_edit(scene, rng, simple=0.1)
-        picture, said, before, after = draw_scene(scene, rng), edit.text, scene.canonical, edit.target.canonical
-        operation = edit.operation
-    asked = rng.choice(_IMAGINES).format(said)
-    how = rng.random()
-    if how < 0.4:
-        return _brief("brief/imagine", picture, asked, after, rng)
-    if how < 0.7:
-        return Lesson("brief/change", (picture, f"\nWhat changes with this: {said}?"), operation)
-    return _brief("brief/imagine", None, f"{before}\n{asked}", after, rng)
-
-
-def put_briefly(rng: random.Random) -> Lesson:
-    if rng.random() < 0.3:
-        garment = sample_garment(rng)
-        worn = garment_riddle(garment, rng) if rng.random() < 0.5 else garment_caption(garment, rng)
-        return _brief("brief/plain", None, f"Say it plainly: {worn.text}", garment_words(worn.claim), rng)
-    scene = sample_scene(rng, least=2)
-    spoken = (riddle(scene, rng) if rng.random() < 0.6 else None) or caption(scene, rng)
-    return _brief("brief/plain", None, f"Say it plainly: {spoken.text}", claim_words(spoken.claim), rng)
-
-
-def know(rng: random.Random) -> Lesson:
-    """Answers from memory: about entities by name and by picture, towns and persons."""
-    world = encyclopedia()
-    kind = rng.random()
-    if kind < 0.2:
-        town = rng.choice(list(world.towns.values()))
-        born = next(person.name for person in world.persons.values() if person.birthplace == town.name)
-        question, answer = rng.choice(
-            (
-                (f"Who rules {town.name}?", town.ruler),
-                (f"Which river passes {town.name}?", town.river),
-                (f"In which part of the land is {town.name}?", town.region),
-                (f"Which town is ruled by {town.ruler}?", town.name),
-                (f"What is the banner of {town.name}?", f"{town.banner[0]} and {town.banner[1]}"),
-                (f"Where was {born} born?", town.name),
-            )
-        )
-        return Lesson("know/town", (question,), answer)
-    if kind < 0.27:
-        person = rng.choice(list(world.persons.values()))
-        return Lesson("know/person", (f"What was the craft of {person.name}?",), person.craft)
-    entity = rng.choice(world.pictured if kind < 0.85 else list(world.entities.values()))
-    if kind < 0.5:
-        question, answer = rng.choice(
-            (
-                (f"Where is the {entity.name} at home?", entity.home),
-                (f"Who described the {entity.name} first?", entity.finder),
-                (
-                    f"In which season does the {entity.name} appear, and what is it prized for?",
-                    f"{entity.season}, {entity.good}",
-                ),
-            )
-        )
-        return Lesson("know/entity", (question,), answer)
-    if kind < 0.7:
-        picture = draw_emblems([entity.emblem], rng.choice(list(SETTINGS)), rng)
-        question, answer = rng.choice(
-            (("What is this?", entity.canonical),) * 2 + (("Where is it at home?", f"{entity.name}: home: {entity.home}"),)
-        )
-        return Lesson("know/picture", (picture, f"\n{question}"), answer)
-    first, second = rng.sample(world.pictured, 2)
-    upright = rng.random() < 0.5
-    places, words = (
-        ([(0.26, 0.5), (0.74, 0.5)], ("left", "right")) if upright else ([(0.5, 0.26), (0.5, 0.74)], ("upper", "lower"))
-    )
-    picture = draw_emblems([first.emblem, second.emblem], rng.choice(list(SETTINGS)), rng, places=places)
-    asked = rng.randrange(2)
-    return Lesson("know/two", (picture, f"\nName the {words[asked]} one."), (first, second)[asked].canonical)
-
-
-_WORLDLY: Final[tuple[tuple[Callable[[random.Random], Lesson], float], ...]] = (
-    (look_briefly, 1.2),
-    (imagine_briefly, 3.5),
-    (put_briefly, 1.3),
-    (know, 4.0),
-)
-
-
-def sample_worldly_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the last course: brief forms and knowledge, and one in six of the kinds before."""
-    if rng.random() < 1 / 6:
-        return sample_practice_lesson(rng)
-    kinds, weights = zip(*_WORLDLY, strict=True)
-    lesson: Lesson = rng.choices(kinds, weights)[0](rng)
     return lesson

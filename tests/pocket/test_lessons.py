@@ -14,7 +14,7 @@ from pipeline.families import FAMILIES, family_of
 from pipeline.parse import parse_trace
 from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import IGNORE, Recipe, collate, fit, learning_rate
-from pocket.lessons import base, seeing, teacher
+from pocket.lessons import base, seeing, teacher, worldly
 from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
 from pocket.measure import auc, held_out
@@ -44,7 +44,7 @@ def test_every_task_family_and_kind_of_answer_is_taught() -> None:
 
 @given(seeds)
 def test_the_base_never_sees_what_trace_adds(rng: random.Random) -> None:
-    for sample in (base.sample_lesson, base.sample_practice_lesson, base.sample_worldly_lesson):
+    for sample in (base.sample_lesson, base.sample_practice_lesson, worldly.sample_worldly_lesson):
         _has_no_trace(sample(rng))
     lesson = base.sample_lesson(rng)
     assert lesson.reply[0].isupper()

@@ -89,12 +89,16 @@ def test_a_saved_embedder_gives_the_same_embeddings(config: TrainConfig, tmp_pat
 def test_what_cannot_be_loaded_says_why(config: TrainConfig, tmp_path: Path) -> None:
     embedder = fresh(config)
     embedder.save(tmp_path)
-    tokens = tmp_path / "tokenizer.json"
-    known = tokens.read_text()
-    tokens.write_text(known.replace("<|emb|>", "<|bme|>"))
-    with pytest.raises(InputError, match=r"the tokenizer in .* has no <\|emb\|>"):
-        Embedder.load(tmp_path, config.model)
-    tokens.write_text(known)
+    files = [tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"]
+    known = [file.read_text() for file in files]
+    for file, complaint in zip(
+        files, (r"<\|emb\|> is token 1025 in .* and 1024 with its base", r"has no <\|emb\|>"), strict=True
+    ):
+        file.write_text(file.read_text().replace("<|emb|>", "<|bme|>"))
+        with pytest.raises(InputError, match=complaint):
+            Embedder.load(tmp_path, config.model)
+    for file, text in zip(files, known, strict=True):
+        file.write_text(text)
     with pytest.raises(ConfigError, match="was trained with pool: pre, not token"):
         Embedder.load(tmp_path, config.model, pool="token")
     adapter = tmp_path / "adapter_model.safetensors"

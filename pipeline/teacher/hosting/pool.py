@@ -100,7 +100,10 @@ def server_pool(config: ServerConfig, *, count: int | None = None, logs: Path | 
         pool.stop()
 
 
-def start_ray() -> None:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs."""
+def start_ray(*, show_workers: bool = False) -> None:
+    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs.
+
+    show_workers: what workers print is printed here.
+    """
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+        ray.init(include_dashboard=False, log_to_driver=show_workers, logging_level="WARNING")
