@@ -9,7 +9,7 @@ sorted by score, among equals the latest first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +50,32 @@ def top_k(queries: Vectors, pool: Iterable[Vectors], k: int) -> TopK:
     """The k best of all blocks for each (normalised) query. Positions count over the blocks in their order."""
     positions = np.full((len(queries), k), MISSING, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
+    products, enters = _Room(np.float32), _Room(np.bool_)
     start = 0
     for block in pool:
         for first in range(0, len(queries), _QUERY_ROWS):
             part = slice(first, first + _QUERY_ROWS)
-            found = queries[part] @ block.T
+            found = np.matmul(queries[part], block.T, out=products.of(len(queries[part]), len(block)))
             for begin, end in _stretches(start, len(block)):
-                _merge(positions[part], scores[part], found[:, begin:end], start + begin)
+                _merge(positions[part], scores[part], found[:, begin:end], start + begin, enters)
         start += len(block)
     # kept in pool order until here; now best first, and of equals the latest
     order = np.lexsort((-positions, -scores), axis=1)
     positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
     scores[positions == MISSING] = LOWEST
     return TopK(positions, scores)
+
+
+class _Room:
+    """Memory that is used again and again: getting it anew for every block costs as much as the products in it."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._flat: NDArray[Any] = np.empty(0, dtype)
+
+    def of(self, rows: int, columns: int) -> NDArray[Any]:
+        if self._flat.size < rows * columns:
+            self._flat = np.empty(rows * columns, self._flat.dtype)
+        return self._flat[: rows * columns].reshape(rows, columns)
 
 
 def _stretches(start: int, rows: int) -> Iterator[tuple[int, int]]:
@@ -75,12 +88,13 @@ def _stretches(start: int, rows: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _merge(positions: NDArray[np.int64], scores: Vectors, found: Vectors, start: int) -> None:
-    """Takes a block's scores into the kept ones, in place. NaN never enters."""
+def _merge(positions: NDArray[np.int64], scores: Vectors, found: Vectors, start: int, enters: _Room) -> None:
+    """Takes a part's scores into the kept ones, in place. NaN never enters."""
     worst = scores.min(axis=1)
-    rows, columns = np.nonzero(found > worst[:, None])
-    if not len(rows):
+    entering_at = np.flatnonzero(np.greater(found, worst[:, None], out=enters.of(*found.shape)))
+    if not len(entering_at):
         return
+    rows, columns = np.divmod(entering_at, found.shape[1])
     edges = np.flatnonzero(np.diff(rows)) + 1
     k = scores.shape[1]
     for row, entering in zip(rows[np.concatenate(([0], edges))], np.split(columns, edges), strict=True):
