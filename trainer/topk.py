@@ -9,6 +9,7 @@ sorted by score, among equals the latest first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ LOWEST: Final = np.float32(np.finfo(np.float32).min)
 BLOCK_ROWS: Final = 32_768
 _QUERY_ROWS: Final = 1_024
 _FIRST_ROWS: Final = 256
+_WAITING: Final = 4
+"""Scores that may wait for a merge, for each that is kept."""
 
 Vectors = NDArray[np.float32]
 
@@ -48,22 +51,14 @@ def blocks(pool: NDArray[np.floating], rows: int = BLOCK_ROWS) -> Iterator[Vecto
 
 def top_k(queries: Vectors, pool: Iterable[Vectors], k: int) -> TopK:
     """The k best of all blocks for each (normalised) query. Positions count over the blocks in their order."""
-    positions = np.full((len(queries), k), MISSING, np.int64)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
+    parts = [queries[first : first + _QUERY_ROWS] for first in range(0, len(queries), _QUERY_ROWS)]
+    kept = [_Kept(len(part), k) for part in parts]
     products, enters = _Room(np.float32), _Room(np.bool_)
-    start = 0
     for block in pool:
-        for first in range(0, len(queries), _QUERY_ROWS):
-            part = slice(first, first + _QUERY_ROWS)
-            found = np.matmul(queries[part], block.T, out=products.of(len(queries[part]), len(block)))
-            for begin, end in _stretches(start, len(block)):
-                _merge(positions[part], scores[part], found[:, begin:end], start + begin, enters)
-        start += len(block)
-    # kept in pool order until here; now best first, and of equals the latest
-    order = np.lexsort((-positions, -scores), axis=1)
-    positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
-    scores[positions == MISSING] = LOWEST
-    return TopK(positions, scores)
+        for part, best in zip(parts, kept, strict=True):
+            best.scan(np.matmul(part, block.T, out=products.of(len(part), len(block))), enters)
+    found = [best.result() for best in kept] or [_Kept(0, k).result()]
+    return TopK(np.concatenate([one.positions for one in found]), np.concatenate([one.scores for one in found]))
 
 
 class _Room:
@@ -78,30 +73,58 @@ class _Room:
         return self._flat[: rows * columns].reshape(rows, columns)
 
 
-def _stretches(start: int, rows: int) -> Iterator[tuple[int, int]]:
-    """A block in parts of at most the number of rows seen before: few of a part's scores then enter, and the first block, where
-    everything would, needs no more memory than others. Scanning in parts is scanning in order."""
-    begin = 0
-    while begin < rows:
-        end = min(rows, begin + max(start + begin, _FIRST_ROWS))
-        yield begin, end
-        begin = end
+class _Kept:
+    """The k best of some queries so far, in pool order.
 
+    What may enter is collected, against the worst kept at the last merge, and merged when the rows seen have doubled: few enter
+    between two merges, and one merge costs the same for few as for many. Scanning late is scanning in order.
+    """
 
-def _merge(positions: NDArray[np.int64], scores: Vectors, found: Vectors, start: int, enters: _Room) -> None:
-    """Takes a part's scores into the kept ones, in place. NaN never enters."""
-    worst = scores.min(axis=1)
-    entering_at = np.flatnonzero(np.greater(found, worst[:, None], out=enters.of(*found.shape)))
-    if not len(entering_at):
-        return
-    rows, columns = np.divmod(entering_at, found.shape[1])
-    edges = np.flatnonzero(np.diff(rows)) + 1
-    k = scores.shape[1]
-    for row, entering in zip(rows[np.concatenate(([0], edges))], np.split(columns, edges), strict=True):
-        values = np.concatenate((scores[row], found[row, entering]))
-        places = np.concatenate((positions[row], entering + start))
-        kept = _scanned(values, k)
-        scores[row], positions[row] = values[kept], places[kept]
+    def __init__(self, queries: int, k: int) -> None:
+        self.positions = np.full((queries, k), MISSING, np.int64)
+        self.scores = np.full((queries, k), -np.inf, np.float32)
+        self._worst = np.full(queries, -np.inf, np.float32)
+        self._entering: list[tuple[NDArray[np.int64], NDArray[np.int64], Vectors]] = []
+        self._waiting = self._seen = self._merged = 0
+
+    def scan(self, products: Vectors, enters: _Room) -> None:
+        """The next rows of the pool: products (queries, rows). NaN never enters."""
+        begin, rows = 0, products.shape[1]
+        while begin < rows:
+            end = min(rows, begin + max(2 * self._merged - self._seen, _FIRST_ROWS))
+            part = products[:, begin:end]
+            at = np.flatnonzero(np.greater(part, self._worst[:, None], out=enters.of(*part.shape)))
+            row, column = np.divmod(at, end - begin)
+            self._entering.append((row, column + self._seen, part[row, column]))
+            self._waiting += len(at)
+            self._seen += end - begin
+            begin = end
+            # the second bound: of a pool sorted by score, everything enters
+            if self._seen >= 2 * self._merged or self._waiting > _WAITING * self.scores.size:
+                self._merge()
+
+    def _merge(self) -> None:
+        rows, places, values = (np.concatenate(parts) for parts in zip(*self._entering, strict=True))
+        order = np.argsort(rows, kind="stable")  # of a row, in pool order
+        rows, places, values = rows[order], places[order], values[order]
+        edges = np.flatnonzero(np.diff(rows, prepend=-1))
+        for begin, end in pairwise([*edges.tolist(), len(rows)]):
+            row = rows[begin]
+            every = np.concatenate((self.scores[row], values[begin:end]))
+            kept = _scanned(every, self.scores.shape[1])
+            self.scores[row] = every[kept]
+            self.positions[row] = np.concatenate((self.positions[row], places[begin:end]))[kept]
+        self._worst = self.scores.min(axis=1)
+        self._entering, self._waiting, self._merged = [], 0, self._seen
+
+    def result(self) -> TopK:
+        """Best first, and of equals the latest."""
+        if self._entering:
+            self._merge()
+        order = np.lexsort((-self.positions, -self.scores), axis=1)
+        positions, scores = np.take_along_axis(self.positions, order, 1), np.take_along_axis(self.scores, order, 1)
+        scores[positions == MISSING] = LOWEST
+        return TopK(positions, scores)
 
 
 def _scanned(values: Vectors, k: int) -> NDArray[np.int64]:

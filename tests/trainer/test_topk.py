@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import faiss
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer import topk
 from trainer.topk import LOWEST, MISSING, blocks, normalised, top_k
 
 
@@ -40,11 +42,25 @@ def grid(rng: np.random.Generator, rows: int, levels: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(1, 70))
-def test_it_keeps_and_orders_ties_as_the_rule_says(seed: int, rows: int, k: int, levels: int, block: int) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 70),
+    st.integers(1, 16),
+    st.booleans(),
+)
+def test_it_keeps_and_orders_ties_as_the_rule_says(
+    seed: int, rows: int, k: int, levels: int, block: int, first: int, rising: bool
+) -> None:
+    """`first`: rows until the first merge. `rising`: every row enters for the first query, so that merges come early."""
     rng = np.random.default_rng(seed)
     queries, pool = grid(rng, 5, levels), grid(rng, rows, levels)
-    found = top_k(queries, (pool[i : i + block] for i in range(0, rows, block)), k)
+    if rising:
+        pool = pool[np.argsort(pool @ queries[0], kind="stable")]
+    with patch.object(topk, "_FIRST_ROWS", first):
+        found = top_k(queries, (pool[i : i + block] for i in range(0, rows, block)), k)
     positions, scores = by_heap(queries, pool, k)
     np.testing.assert_array_equal(found.positions, positions)
     np.testing.assert_array_equal(found.scores, scores)
