@@ -23,6 +23,7 @@ from pocket.models import MODELS
 from schemas.mbeir import DATASET_TASKS
 from schemas.record import EMB_TOKEN, record_id
 from schemas.training import AdaptiveSettings, TrainConfig
+from tests.cli import mbeir_cot
 from trainer.adaptive import AdaptiveEmbedder
 from trainer.batches import BatchSource
 from trainer.dataset import Candidates, Records
@@ -128,6 +129,15 @@ def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPa
     }
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = mbeir_cot("train", train_file, "--out", run, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return run
 
 
 @pytest.fixture(scope="session")

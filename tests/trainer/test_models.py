@@ -104,6 +104,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return directory
 
 
+@pytest.mark.slow
 def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
     embedder = fresh(config, base=str(base), train_projector=True).train()
     source = source_of(config, embedder)
