@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.mbeir.images import ImageStore
@@ -25,7 +26,8 @@ class Batch:
     """One process's share of a step.
 
     queries, candidates: chunks; each row says which embedding it gives (`Chunk.places`). Queries' embeddings are in the order
-        of `ids`, candidates' in that of `dids`: the positives of the queries first, hard negatives after them.
+        of `ids`, candidates' in that of `dids`: the positives of the queries first, hard negatives after them. No candidates:
+        a step of `traces.alone`, which learns words only.
     positives: all listed positives of each query.
     """
 
@@ -62,8 +64,15 @@ class BatchSource(Dataset["Batch | CotError"]):
         self.own: dict[str, str] = {}
         self.images = ImageStore(config.data.mbeir)
         batch = config.batch
-        self.order = Order(records.groups(repeat=config.data.repeat), batch.queries, config.seed, batch.sampling, batch.balance)
+        groups = records.groups(repeat=config.data.repeat)
+        self.order = Order(groups, batch.queries, config.seed, batch.sampling, batch.balance)
         self._epoch = lru_cache(maxsize=2)(self.order.epoch)
+        ids = records.table["id"].to_pylist()
+        taught = {name: found for name, rows in groups.items() if (found := [i for i in rows if ids[i] in traces])}
+        self.alone = config.traces.alone if taught else 0
+        """Steps at the beginning whose batches are of queries with traces, for their words alone."""
+        self._taught = Order(taught, batch.queries, config.seed, "mixed", batch.balance)
+        self._taught_epoch = lru_cache(maxsize=2)(self._taught.epoch)
 
     def __getitem__(self, step: int) -> Batch | CotError:
         """An error of ours is returned: raised in a worker process, torch would make a traceback of it."""
@@ -72,10 +81,19 @@ class BatchSource(Dataset["Batch | CotError"]):
         except CotError as error:
             return error
 
+    def drawn(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """(epoch, indices of the records of all processes)."""
+        if step < self.alone:
+            epoch, place = divmod(step, self._taught.per_epoch)
+            return epoch, self._taught_epoch(epoch)[place]
+        epoch, place = divmod(step - self.alone, self.order.per_epoch)
+        return epoch, self._epoch(epoch)[place]
+
     def batch(self, step: int) -> Batch:
-        epoch, place = divmod(step, self.order.per_epoch)
-        indices = self._epoch(epoch)[place][self.rank :: self.world]
-        items = [self.records.item(int(index)) for index in indices]
+        epoch, everyones = self.drawn(step)
+        items = [self.records.item(int(index)) for index in everyones[self.rank :: self.world]]
+        if step < self.alone:
+            return self._words(step, items)
         queries = [row for item in items for row in self.query_rows(item, epoch)]
         dids = [item.positives[int(self._draw(epoch, item, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
@@ -95,33 +113,36 @@ class BatchSource(Dataset["Batch | CotError"]):
             len(queries) + len(found) <= self.config.batch.chunk,
         )
 
+    def _words(self, step: int, items: list[Item]) -> Batch:
+        batch = self.config.batch
+        rows = [self._query(item, self._trace(item), labelled=True, pooled=False) for item in items]
+        chunks = self.encoder.chunks(rows, batch.forward or batch.chunk, batch.chunk_patches)
+        return Batch(step, [item.id for item in items], chunks, [], [], [], len(items), at_once=False)
+
     def query_rows(self, item: Item, epoch: int) -> list[Row]:
         """One row; two where the embedding follows a trace of the student's own and the loss on words the teacher's."""
-        picture = self.images.open(item.image) if item.image else None
         trace = self._trace(item)
         # always-reason: a query whose trace was refused has nothing to imitate, and must not learn to write none
         labelled = self.variant != "always-reason" or bool(trace)
         own = self._own(item, epoch)
-
-        def row(written: str, **flags: bool) -> Row:
-            return self.encoder.query(item.id, item.instruction, item.text, picture, written=written, **flags)
-
         if own is None or not trace:
-            return [row(trace, labelled=labelled)]
-        return [row(own), row(trace, labelled=True, pooled=False)]
+            return [self._query(item, trace, labelled=labelled)]
+        return [self._query(item, own), self._query(item, trace, labelled=True, pooled=False)]
 
     def prompt_row(self, item: Item) -> Row:
         """The query alone, for the student to write its trace."""
+        return self._query(item, "")
+
+    def _query(self, item: Item, written: str, **flags: bool) -> Row:
         picture = self.images.open(item.image) if item.image else None
-        return self.encoder.query(item.id, item.instruction, item.text, picture)
+        return self.encoder.query(item.id, item.instruction, item.text, picture, written=written, **flags)
 
     def reasoning(self, begin: int, end: int) -> list[int]:
         """Indices of the records with a trace to learn that the steps from `begin` to `end` draw, in all processes."""
         ids = self.records.table["id"]
         drawn: set[int] = set()
         for step in range(begin, end):
-            epoch, place = divmod(step, self.order.per_epoch)
-            drawn.update(self._epoch(epoch)[place].tolist())
+            drawn.update(self.drawn(step)[1].tolist())
         return [index for index in sorted(drawn) if ids[index].as_py() in self.traces]
 
     def candidate_row(self, candidate: Candidate) -> Row:

@@ -79,12 +79,11 @@ class World:
             return
         known = {id(parameter) for parameter in whole}
         for parameter in parameters:
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or id(parameter) in known:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if id(parameter) not in known:
-                dist.all_reduce(parameter.grad)
+            dist.all_reduce(parameter.grad)
 
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:

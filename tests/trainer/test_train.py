@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from schemas.errors import InputError
 from schemas.training import TrainConfig
 from tests.builds import start
 from tests.cli import mbeir_cot
+from tests.hub import serve
 from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer import checkpoint
 from trainer.adaptive import AdaptiveSettings
@@ -97,6 +99,24 @@ def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) 
     assert direct[0]["lr"] == trace[0]["lr"]
 
 
+@pytest.mark.slow
+def test_a_dataset_may_be_on_the_hub(train_file: Path, dataset: Path, tmp_path: Path) -> None:
+    with serve(dataset, "org/pocket-cot") as hub:
+        elsewhere = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+        def run(name: str) -> subprocess.CompletedProcess[str]:
+            changed = ("--set", f"data.dataset=org/{name}", "--set", "optimiser.steps=1")
+            return mbeir_cot("train", train_file, "--out", tmp_path / name, *changed, timeout=200, **elsewhere)
+
+        done = run("pocket-cot")
+        assert done.returncode == 0, done.stderr
+        learnt = json.loads((tmp_path / "pocket-cot" / "trace" / "run.json").read_text())
+        assert learnt["dataset_sha256"] == Records.load(str(dataset)).digest
+        unknown = run("other")
+    assert unknown.returncode != 0
+    assert "org/other is no directory and cannot be downloaded" in " ".join(unknown.stderr.split())
+
+
 def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) -> None:
     config = with_settings(train_file, "traces.contrastive=own", "batch.chunk=64")
     embedder = fresh(config)
@@ -116,6 +136,26 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
             assert int(chunk.places[teachers]) == -1
             assert (chunk.labels[teachers] != -100).any()
     assert both
+
+
+def test_the_first_steps_may_learn_traces_alone(train_file: Path, tmp_path: Path) -> None:
+    config = with_settings(train_file, f"out={tmp_path}", "traces.alone=2", "optimiser.steps=3")
+    embedder = fresh(config)
+    source, plain = source_of(config, embedder), source_of(with_settings(train_file), embedder)
+    for step in (0, 1):
+        batch = source.batch(step)
+        assert set(batch.ids) <= source.traces.keys()
+        assert batch.reasoning == len(batch.ids) == config.batch.queries
+        assert not batch.candidates
+    assert source.batch(0).ids != source.batch(1).ids
+    assert source.batch(2).ids == plain.batch(0).ids  # the joint loss begins with what it would have begun with
+    assert {source.records.item(i).id for i in source.reasoning(1, 3)} >= set(source.batch(1).ids)
+    for variant in ("trace", "direct"):
+        train(config, variant, quiet=True)
+    trace, direct = metrics(tmp_path), metrics(tmp_path, "direct")
+    assert ["retrieval" in line for line in trace] == [False, False, True]
+    assert ["retrieval" in line for line in direct] == [True, True, True]
+    assert [line["reasoning"] for line in trace[:2]] == [1, 1]
 
 
 def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> None:
