@@ -63,6 +63,7 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
         Course(pocket.lessons.base.sample_lesson, Recipe(steps=2500, seed=2)),
         Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
         Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
+        Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=1800, lr=7e-4, warmup=100, ema=0.995, seed=17)),
     ),
 }
 """The courses that follow the stem."""
