@@ -26,6 +26,7 @@ from pipeline.judge import ASSESS, VERIFY, Labels
 from pipeline.parse import parse_trace
 from pocket.fit import collate
 from pocket.lessons.lesson import Lesson
+from pocket.lessons.thinking import sample_thinking_lesson
 from pocket.lessons.worldly import sample_worldly_lesson
 from pocket.models import COURSES, MODELS, Role
 from schemas.trace import Trace
@@ -48,7 +49,8 @@ def _skills(role: Role, lessons: int, seed: int) -> dict[str, list[Lesson]]:
     """Of every course of a role."""
     found = held_out(COURSES[role], lessons, seed)
     if role == "base":
-        found = held_out(sample_worldly_lesson, lessons, seed) | found
+        thoughts = held_out(sample_thinking_lesson, lessons, seed)
+        found = thoughts | held_out(sample_worldly_lesson, lessons, seed) | found
     return dict(sorted(found.items()))
 
 
@@ -116,6 +118,11 @@ def measure(role: Role, directory: Path, lessons: int, seed: int = 0) -> dict[st
                 _answer(reply, family) == _answer(lesson.reply, family) for reply, lesson in zip(replies, drawn, strict=True)
             ]
             figures[skill]["answer"] = round(float(np.mean(answers)), 4)
+        if kind == "think":
+            same = [
+                reply.split(" So ")[-1] == lesson.reply.split(" So ")[-1] for reply, lesson in zip(replies, drawn, strict=True)
+            ]
+            figures[skill]["answer"] = round(float(np.mean(same)), 4)
     return figures
 
 

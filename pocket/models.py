@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 import pocket.lessons.base
 import pocket.lessons.seeing
 import pocket.lessons.teacher
+import pocket.lessons.thinking
 import pocket.lessons.worldly
 from pocket.architecture import build_model, build_processor, build_tokenizer, deepened
 from pocket.comparing import collate_judged, judging_losses
@@ -64,6 +65,7 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
         Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
         Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
         Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=1800, lr=7e-4, warmup=100, ema=0.995, seed=17)),
+        Course(pocket.lessons.thinking.sample_thinking_lesson, Recipe(steps=900, lr=7e-4, warmup=50, ema=0.99, seed=18)),
     ),
 }
 """The courses that follow the stem."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pocket.world.edits import sample_edit
-from pocket.world.garment import Garment, GarmentClaim
+from pocket.world.garment import Garment, GarmentClaim, sample_garment
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.instructions import INSTRUCTIONS
 from pocket.world.lexicon import CELLS, COLOURS, NUMBERS, SHAPES, other
 from pocket.world.reasons import Why
-from pocket.world.scene import Claim, Scene
+from pocket.world.scene import Claim, Scene, sample_scene
+
+_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,12 @@ def thing_count(things: int, setting: str | None) -> str:
 
 def other_scene(scene: Scene, rng: random.Random, *, than: Claim | None = None) -> Scene:
     """A scene that differs in one thing. With `than`, in one that the text speaks of: nobody can tell otherwise."""
-    while (found := sample_edit(scene, rng, simple=0).target) and than is not None and than.matches(found):
-        pass
+    for _ in range(_TRIES):
+        found = sample_edit(scene, rng, simple=0).target
+        if than is None or not than.matches(found):
+            return found
+    while than is not None and than.matches(found):  # it says so little that no single change makes it wrong
+        found = sample_scene(rng)
     return found
 
 
@@ -83,6 +89,10 @@ def other_claim(claim: Claim, rng: random.Random) -> str:
 
 def other_garment(garment: Garment, rng: random.Random, *, than: GarmentClaim | None = None) -> str:
     """As `other_scene`, in words."""
-    while (found := sample_garment_edit(garment, rng, simple=0).target) and than is not None and than.matches(found):
-        pass
+    for _ in range(_TRIES):
+        found = sample_garment_edit(garment, rng, simple=0).target
+        if than is None or not than.matches(found):
+            return found.canonical
+    while than is not None and than.matches(found):
+        found = sample_garment(rng)
     return found.canonical

@@ -14,11 +14,13 @@ from pipeline.families import FAMILIES, family_of
 from pipeline.parse import parse_trace
 from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import IGNORE, Recipe, collate, fit, learning_rate
-from pocket.lessons import base, seeing, teacher, worldly
+from pocket.lessons import base, seeing, teacher, thinking, worldly
 from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
 from pocket.measure import auc, held_out
+from pocket.world.instructions import INSTRUCTIONS
 
+INSTRUCTIONS_SAID = {said for choices in INSTRUCTIONS.values() for said in choices}
 seeds = st.integers(0, 2**32).map(random.Random)
 
 
@@ -44,7 +46,13 @@ def test_every_task_family_and_kind_of_answer_is_taught() -> None:
 
 @given(seeds)
 def test_the_base_never_sees_what_trace_adds(rng: random.Random) -> None:
-    for sample in (base.sample_lesson, base.sample_practice_lesson, worldly.sample_worldly_lesson):
+    courses = (
+        base.sample_lesson,
+        base.sample_practice_lesson,
+        worldly.sample_worldly_lesson,
+        thinking.sample_thinking_lesson,
+    )
+    for sample in courses:
         _has_no_trace(sample(rng))
     lesson = base.sample_lesson(rng)
     assert lesson.reply[0].isupper()
@@ -56,9 +64,8 @@ def _has_no_trace(lesson: Lesson) -> None:
     for telling in (
         "<reasoning>",
         "<answer>",
-        "Source:",
-        "Invariant:",
-        "Deduction:",
+        *(f"{facet.label}:" for family in FAMILIES.values() for facet in family.facets),
+        *INSTRUCTIONS_SAID,
         "Assess",
         "Verify",
         "complex",
