@@ -120,6 +120,9 @@ class LossSettings(_Settings):
 
 class OptimiserSettings(_Settings):
     lr: PositiveFloat = 2e-4
+    tokens: PositiveFloat = 1.0
+    """Factor on the learning rate of token rows. Adam moves every entry of a row by about the learning rate; one that suits a
+    LoRA makes a base forget its words where all rows are trained (``model.tokens: all``)."""
     weight_decay: NonNegativeFloat = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps."""
@@ -141,7 +144,7 @@ class TracesSettings(_Settings):
     """Steps before its first own traces."""
     alone: NonNegativeInt = 0
     """First steps of the run that learn traces and nothing else, from batches of queries that have one: no candidates, no
-    contrastive loss, which in a short training drowns the words. They count as steps: `direct`, which has no traces, learns
+    contrastive loss. They count as steps: `direct`, which has no traces, learns
     retrieval from the first one on. 0 is the paper's single stage."""
 
     @property

@@ -96,7 +96,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
             for made in loader(source, step, until, config.data.workers):
                 batch = unwrapped(made)
                 for group in optimiser.param_groups:
-                    group["lr"] = config.optimiser.lr * _schedule(step, steps, config.optimiser)
+                    group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
                 losses = train_step(embedder, batch, config.loss, world)
                 norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
@@ -162,8 +162,12 @@ def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str
 
 
 def _optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
-    trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+    rows, others = [], []
+    for name, parameter in embedder.named_parameters():
+        if parameter.requires_grad:
+            (rows if "trainable_tokens" in name else others).append(parameter)
+    groups = [{"params": others, "factor": 1.0}, {"params": rows, "factor": settings.tokens}]
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:

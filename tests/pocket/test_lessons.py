@@ -15,10 +15,12 @@ from pipeline.parse import parse_trace
 from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import IGNORE, Recipe, collate, fit, learning_rate
 from pocket.lessons import base, seeing, teacher, thinking, worldly
+from pocket.lessons.known import other_scene
 from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
 from pocket.measure import auc, held_out
 from pocket.world.instructions import INSTRUCTIONS
+from pocket.world.scene import Claim, Partial, Scene, Thing
 
 INSTRUCTIONS_SAID = {said for choices in INSTRUCTIONS.values() for said in choices}
 seeds = st.integers(0, 2**32).map(random.Random)
@@ -74,6 +76,14 @@ def _has_no_trace(lesson: Lesson) -> None:
     ):
         assert telling not in words
     assert lesson.reply
+
+
+@given(seeds)
+def test_another_scene_is_found_even_where_hardly_a_change_makes_a_text_wrong(rng: random.Random) -> None:
+    same = [Thing("small", "red", "circle", cell) for cell in rng.sample(range(9), 4)]
+    scene = Scene.of(same, "night")
+    vague = Claim((Partial("circle"),) * 4)
+    assert not vague.matches(other_scene(scene, rng, than=vague))
 
 
 @given(seeds)

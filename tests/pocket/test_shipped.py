@@ -49,7 +49,7 @@ def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
             if name in figures and figures[name] == figures[name]:
                 assert figures[name] == pytest.approx(stated[name], abs=0.25), (skill, name)
                 checked += 1
-    assert checked >= (8 if role == "teacher" else 0)
+    assert checked >= (8 if role == "teacher" else 4)
 
 
 @pytest.mark.slow

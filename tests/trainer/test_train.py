@@ -23,6 +23,7 @@ from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer import checkpoint
 from trainer.adaptive import AdaptiveSettings
 from trainer.dataset import Candidates, Records
+from trainer.embedder import Embedder
 from trainer.step import DivergedError
 from trainer.student_traces import written_by
 from trainer.train import train
@@ -97,6 +98,18 @@ def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) 
     )  # both from one dataset here
     assert direct[0]["generation"] != trace[0]["generation"]  # one token to learn, not a trace
     assert direct[0]["lr"] == trace[0]["lr"]
+
+
+def test_token_rows_may_learn_more_slowly(train_file: Path, tmp_path: Path) -> None:
+    """Adam's first step moves every entry by the learning rate."""
+    config = with_settings(train_file, f"out={tmp_path}", "optimiser.steps=1", "optimiser.lr=0.001", "optimiser.tokens=0.1")
+
+    def rows(embedder: Embedder) -> torch.Tensor:
+        return next(p for name, p in embedder.named_parameters() if "trainable_tokens" in name).detach()
+
+    before = rows(Embedder.create(config.model, config.data.prompts))
+    after = rows(Embedder.load(train(config, "trace", quiet=True), config.model))
+    assert float((after - before).abs().max()) == pytest.approx(1e-4, rel=0.02)
 
 
 @pytest.mark.slow
