@@ -49,7 +49,7 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
     total = sum(world.gather_objects(len(batch.ids)))
     first = _FirstPass(embedder, settings, world.device, keep_graph=batch.at_once)
     retrieval = hit = None
-    chunks: list[tuple[Chunk, Tensor | None]] = [(chunk, None) for chunk in queries]
+    chunks: Sequence[tuple[Chunk, Tensor | None]] = [(chunk, None) for chunk in queries]
     if candidates:
         query_vectors = first.embed(queries, len(batch.ids))
         candidate_vectors = first.embed(candidates, len(batch.dids))

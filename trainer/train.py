@@ -162,7 +162,8 @@ def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str
 
 
 def _optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
-    rows, others = [], []
+    rows: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
             (rows if "trainable_tokens" in name else others).append(parameter)
