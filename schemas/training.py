@@ -121,8 +121,8 @@ class LossSettings(_Settings):
 class OptimiserSettings(_Settings):
     lr: PositiveFloat = 2e-4
     tokens: PositiveFloat = 1.0
-    """Factor on the learning rate of token rows. Adam moves every entry of a row by about the learning rate; one that suits a
-    LoRA makes a base forget its words where all rows are trained (``model.tokens: all``)."""
+    """Factor on the learning rate of token rows. Adam moves every entry of a row by about the learning rate at each step, and
+    one that suits a LoRA is large beside the rows of a base (``model.tokens: all``)."""
     weight_decay: NonNegativeFloat = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps."""
