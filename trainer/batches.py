@@ -129,6 +129,13 @@ class BatchSource(Dataset["Batch | CotError"]):
             return [self._query(item, trace, labelled=labelled)]
         return [self._query(item, own), self._query(item, trace, labelled=True, pooled=False)]
 
+    def opening(self, rows: int = 128) -> list[Chunk]:
+        """Queries drawn by lot with what is learnt of them, the same in every process: to begin the token's row from."""
+        drawn = seeded("opening", self.config.seed).permutation(len(self.records.table))[:rows]
+        found = [row for index in drawn for row in self.query_rows(self.records.item(int(index)), 0) if row.labelled]
+        size = self.config.batch.forward or self.config.batch.chunk
+        return self.encoder.chunks(found, size, self.config.batch.chunk_patches)
+
     def prompt_row(self, item: Item) -> Row:
         """The query alone, for the student to write its trace."""
         return self._query(item, "")

@@ -26,6 +26,7 @@ from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
 from trainer.batches import BatchSource, loader, unwrapped
 from trainer.dataset import Candidates, Records
+from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.order import seeded
 from trainer.step import DivergedError, StepLosses, train_step
@@ -82,6 +83,8 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     step = 0
     if last is not None:
         step, source.own = checkpoint.restore(last, embedder, optimiser, rank=world.rank)
+    else:
+        begin_emb_row(embedder, source.opening(), world)
     log = _Log(directory, step, config.tensorboard) if world.first else None
 
     # Steps
