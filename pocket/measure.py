@@ -118,10 +118,9 @@ def measure(role: Role, directory: Path, lessons: int, seed: int = 0) -> dict[st
                 _answer(reply, family) == _answer(lesson.reply, family) for reply, lesson in zip(replies, drawn, strict=True)
             ]
             figures[skill]["answer"] = round(float(np.mean(answers)), 4)
-        if kind == "think":
-            same = [
-                reply.split(" So ")[-1] == lesson.reply.split(" So ")[-1] for reply, lesson in zip(replies, drawn, strict=True)
-            ]
+        if kind in ("think", "form"):
+            end = " So " if kind == "think" else "\n"
+            same = [reply.split(end)[-1] == lesson.reply.split(end)[-1] for reply, lesson in zip(replies, drawn, strict=True)]
             figures[skill]["answer"] = round(float(np.mean(same)), 4)
     return figures
 

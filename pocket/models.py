@@ -65,7 +65,7 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
         Course(pocket.lessons.base.sample_practice_lesson, Recipe(steps=2000, seed=15)),
         Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
         Course(pocket.lessons.worldly.sample_worldly_lesson, Recipe(steps=1800, lr=7e-4, warmup=100, ema=0.995, seed=17)),
-        Course(pocket.lessons.thinking.sample_thinking_lesson, Recipe(steps=900, lr=7e-4, warmup=50, ema=0.99, seed=18)),
+        Course(pocket.lessons.thinking.sample_thinking_lesson, Recipe(steps=1200, lr=7e-4, warmup=50, ema=0.99, seed=20)),
     ),
 }
 """The courses that follow the stem."""

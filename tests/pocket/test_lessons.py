@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -76,6 +77,24 @@ def _has_no_trace(lesson: Lesson) -> None:
     ):
         assert telling not in words
     assert lesson.reply
+
+
+@given(seeds)
+def test_a_form_has_the_entries_that_were_asked_for_in_order_and_the_answer_below(rng: random.Random) -> None:
+    lesson = thinking.fill_in(rng)
+    asked = "".join(part for part in lesson.parts if isinstance(part, str))
+    *lines, answer = lesson.reply.split("\n")
+    entries = re.findall(r"(?:^|\. )([A-Z][a-z]+): ", "\n".join(lines))
+    wanted = [entry for entry in entries if re.search(rf"\b{entry}\b", asked)]
+    family = FAMILIES[lesson.skill.removeprefix("form/")]
+    assert len(wanted) >= len(family.facets)
+    assert answer
+
+
+def test_any_word_is_repeated_as_it_was_said() -> None:
+    rng = random.Random(2)
+    for lesson in (thinking.repeat(rng) for _ in range(50)):
+        assert lesson.reply in lesson.parts[0]
 
 
 @given(seeds)
