@@ -31,10 +31,11 @@ _THOUGHTS: Final = {
 """By task family, with the texts of its facets in order."""
 _LABELS: Final = tuple(facet.label for family in FAMILIES.values() for facet in family.facets)
 """Of traces: words to be repeated like others, never an entry of a form."""
-_ENTRIES: Final = tuple(
+_WORDS: Final = (
     "Picture Question Change Colour Shape Size Place Thing Name Home Town Part Look Keep First Then Next Kind Need Read Known "
-    "Said Seen Season Craft Idea Rest Start Middle End Left Right One Two Who Where What".split()
+    "Said Seen Season Craft Idea Rest Start Middle End Left Right One Two Who Where What"
 )
+_ENTRIES: Final = tuple(_WORDS.split())
 """Words that a form may ask for: any that come to mind, in any order."""
 _FORMS: Final = ("{}\nFill in: {}.", "Form: {1}.\n{0}", "{}\nWrite down {}, and the answer.")
 _AGAIN: Final = ("Repeat: {}", "Say again: {}", "{}\nOnce more, word for word.")
