@@ -35,7 +35,7 @@ def begin_emb_row(embedder: Embedder, chunks: Iterable[Chunk], world: World) -> 
     for chunk in chunks:
         moved = chunk.to(embedder.device)
         states.append(embedder.states(moved)[moved.labels == embedder.emb_id].float())
-    found = torch.cat(states)
+    found = torch.cat(states) if states else row.new_zeros(0, len(row))
     if len(found):
         mean = found.mean(0)
         logits = embedder.head(found.to(row.dtype)).float()
