@@ -25,6 +25,7 @@ from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.test_adaptive import some_rows
 from trainer.adaptive import AdaptiveEmbedder
+from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.step import train_step
 from trainer.world import World
@@ -108,6 +109,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
     embedder = fresh(config, base=str(base), train_projector=True).train()
     source = source_of(config, embedder)
+    begin_emb_row(embedder, source.opening(8), ONE)
     optimiser = torch.optim.AdamW([p for p in embedder.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(6):
