@@ -142,14 +142,6 @@ class TracesSettings(_Settings):
     """Steps after which the student writes its traces anew."""
     begin: NonNegativeInt = 0
     """Steps before its first own traces."""
-    alone: NonNegativeInt = 0
-    """First steps of the run that learn traces and nothing else, from batches of queries that have one: no candidates, no
-    contrastive loss. They count as steps: `direct`, which has no traces, learns retrieval from the
-    first one on. 0 is the paper's single stage."""
-
-    @property
-    def own_from(self) -> int:
-        return max(self.begin, self.alone)
 
 
 class CheckpointSettings(_Settings):

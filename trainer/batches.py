@@ -26,8 +26,7 @@ class Batch:
     """One process's share of a step.
 
     queries, candidates: chunks; each row says which embedding it gives (`Chunk.places`). Queries' embeddings are in the order
-        of `ids`, candidates' in that of `dids`: the positives of the queries first, hard negatives after them. No candidates:
-        a step of `traces.alone`, which learns words only.
+        of `ids`, candidates' in that of `dids`: the positives of the queries first, hard negatives after them.
     positives: all listed positives of each query.
     """
 
@@ -67,12 +66,6 @@ class BatchSource(Dataset["Batch | CotError"]):
         groups = records.groups(repeat=config.data.repeat)
         self.order = Order(groups, batch.queries, config.seed, batch.sampling, batch.balance)
         self._epoch = lru_cache(maxsize=2)(self.order.epoch)
-        ids = records.table["id"].to_pylist()
-        taught = {name: found for name, rows in groups.items() if (found := [i for i in rows if ids[i] in traces])}
-        self.alone = config.traces.alone if taught else 0
-        """Steps at the beginning whose batches are of queries with traces, for their words alone."""
-        self._taught = Order(taught, batch.queries, config.seed, "mixed", batch.balance)
-        self._taught_epoch = lru_cache(maxsize=2)(self._taught.epoch)
 
     def __getitem__(self, step: int) -> Batch | CotError:
         """An error of ours is returned: raised in a worker process, torch would make a traceback of it."""
@@ -83,17 +76,12 @@ class BatchSource(Dataset["Batch | CotError"]):
 
     def drawn(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """(epoch, indices of the records of all processes)."""
-        if step < self.alone:
-            epoch, place = divmod(step, self._taught.per_epoch)
-            return epoch, self._taught_epoch(epoch)[place]
-        epoch, place = divmod(step - self.alone, self.order.per_epoch)
+        epoch, place = divmod(step, self.order.per_epoch)
         return epoch, self._epoch(epoch)[place]
 
     def batch(self, step: int) -> Batch:
         epoch, everyones = self.drawn(step)
         items = [self.records.item(int(index)) for index in everyones[self.rank :: self.world]]
-        if step < self.alone:
-            return self._words(step, items)
         queries = [row for item in items for row in self.query_rows(item, epoch)]
         dids = [item.positives[int(self._draw(epoch, item, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
@@ -112,12 +100,6 @@ class BatchSource(Dataset["Batch | CotError"]):
             sum(bool(self._trace(item)) for item in items),
             len(queries) + len(found) <= self.config.batch.chunk,
         )
-
-    def _words(self, step: int, items: list[Item]) -> Batch:
-        batch = self.config.batch
-        rows = [self._query(item, self._trace(item), labelled=True, pooled=False) for item in items]
-        chunks = self.encoder.chunks(rows, batch.forward or batch.chunk, batch.chunk_patches)
-        return Batch(step, [item.id for item in items], chunks, [], [], [], len(items), at_once=False)
 
     def query_rows(self, item: Item, epoch: int) -> list[Row]:
         """One row; two where the embedding follows a trace of the student's own and the loss on words the teacher's."""

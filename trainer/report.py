@@ -87,8 +87,7 @@ def _curves(run: Path, config: TrainConfig) -> list[Chart]:
         path = run / variant / "metrics.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         for name, found in series.items():
-            known = [entry for entry in entries if name in entry]  # steps of `traces.alone` have no contrastive loss
-            found[variant] = ([entry["step"] for entry in known], _smooth([entry[name] for entry in known]))
+            found[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
     notes = {
         "retrieval": f"InfoNCE over the batch, mean of {_SMOOTH} steps.",
         "generation": f"Cross-entropy of traces and routes, mean of {_SMOOTH} steps, logarithmic.",

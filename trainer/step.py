@@ -32,10 +32,9 @@ class StepLosses(NamedTuple):
     """Global means, the same in every process."""
 
     total: float
-    retrieval: float | None
-    """None where the batch has no candidates."""
+    retrieval: float
     generation: float
-    hit: float | None
+    hit: float
     """Share of the batch's queries whose positive scores above all its negatives."""
 
 
@@ -48,20 +47,17 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
     queries, candidates = batch.queries, batch.candidates  # on the CPU; each goes to the device when it is its turn
     total = sum(world.gather_objects(len(batch.ids)))
     first = _FirstPass(embedder, settings, world.device, keep_graph=batch.at_once)
-    retrieval = hit = None
-    chunks: Sequence[tuple[Chunk, Tensor | None]] = [(chunk, None) for chunk in queries]
-    if candidates:
-        query_vectors = first.embed(queries, len(batch.ids))
-        candidate_vectors = first.embed(candidates, len(batch.dids))
-        retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
-        chunks = [(chunk, query_vectors) for chunk in queries] + [(chunk, candidate_vectors) for chunk in candidates]
+    query_vectors = first.embed(queries, len(batch.ids))
+    candidate_vectors = first.embed(candidates, len(batch.dids))
+    retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
+    chunks = [(chunk, query_vectors) for chunk in queries] + [(chunk, candidate_vectors) for chunk in candidates]
 
     generation = torch.zeros((), device=world.device)
     for chunk, vectors in chunks:
         found, losses = first.again(chunk)
         surrogate = settings.generation * losses.sum() / total
         wanted = chunk.places >= 0
-        if vectors is not None and vectors.grad is not None and bool(wanted.any()):
+        if vectors.grad is not None and bool(wanted.any()):
             surrogate = surrogate + (found[wanted] * vectors.grad[chunk.places[wanted]]).sum()
         if not bool(torch.isfinite(surrogate)):
             raise DivergedError(
@@ -73,7 +69,7 @@ def train_step(embedder: Embedder, batch: Batch, settings: LossSettings, world: 
         generation += losses.detach().sum() / total
     world.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = world.sum(generation)
-    total_loss = settings.retrieval * (retrieval or 0.0) + settings.generation * float(generation)
+    total_loss = settings.retrieval * retrieval + settings.generation * float(generation)
     return StepLosses(total_loss, retrieval, float(generation), hit)
 
 
@@ -152,13 +148,12 @@ class _FirstPass:
         return found.requires_grad_()
 
     def again(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """(embeddings, CE per row) of the next chunk, or of one that was never embedded."""
+        """(embeddings, CE per row) of the next chunk."""
         if self._keep_graph:
             return self._kept.pop(0)
-        if self._random:
-            cpu, gpu = self._random.pop(0)
-            torch.set_rng_state(cpu)
-            if gpu is not None:
-                torch.cuda.set_rng_state(gpu)
+        cpu, gpu = self._random.pop(0)
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)
         found: tuple[Tensor, Tensor] = self._embedder(chunk.to(self._device), **self._losses)
         return found

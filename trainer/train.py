@@ -116,10 +116,9 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 share = reasoning / max(1, queries)
                 if log is not None:
                     log.write(step, losses, optimiser.param_groups[0]["lr"], float(norm), config.batch.queries / took, share)
-                found = f"retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, " if losses.retrieval is not None else ""
                 meter.note = (
-                    f"loss {losses.total:.3f} ({found}words {losses.generation:.3f}), "
-                    f"lr {optimiser.param_groups[0]['lr']:.1e}, {config.batch.queries / took:.0f} queries/s, {share:.0%} reason"
+                    f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, "
+                    f"words {losses.generation:.3f}), lr {optimiser.param_groups[0]['lr']:.1e}, {config.batch.queries / took:.0f} queries/s, {share:.0%} reason"
                 )
                 meter.advance()
             if step % config.checkpoint.every == 0 or step == steps:
@@ -186,16 +185,16 @@ def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
 
 def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
     traces = config.traces
-    if traces.contrastive == "teacher" or variant == "direct" or step < traces.own_from:
+    if traces.contrastive == "teacher" or variant == "direct" or step < traces.begin:
         return False
-    return (step - traces.own_from) % traces.refresh == 0
+    return (step - traces.begin) % traces.refresh == 0
 
 
 def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> int:
     """The next step at which something else is to be done: a checkpoint, new traces, the end."""
     stops = [steps, step - step % config.checkpoint.every + config.checkpoint.every]
     if config.traces.contrastive != "teacher" and variant != "direct":
-        begin, every = config.traces.own_from, config.traces.refresh
+        begin, every = config.traces.begin, config.traces.refresh
         stops.append(begin if step < begin else begin + ((step - begin) // every + 1) * every)
     return min(stops)
 
@@ -258,7 +257,6 @@ class _Log:
 
     def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
-        values = {name: value for name, value in values.items() if value is not None}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")
         if self._board is not None:

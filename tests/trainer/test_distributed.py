@@ -11,10 +11,8 @@ import pytest
 from tests.cli import mbeir_cot
 from tests.trainer.test_train import metrics
 
-OWN_TRACES = tuple(
-    word for setting in ("alone=1", "contrastive=mixed", "begin=2", "refresh=2") for word in ("--set", f"traces.{setting}")
-)
-"""The first step learns traces alone; the student writes its own after steps 2 and 4."""
+OWN_TRACES = tuple(word for setting in ("contrastive=mixed", "begin=2", "refresh=2") for word in ("--set", f"traces.{setting}"))
+"""The student writes its own after steps 2 and 4."""
 
 
 @pytest.fixture(scope="module")

@@ -95,24 +95,6 @@ def test_a_weight_of_zero_switches_a_part_off(config: TrainConfig, retrieval: fl
     assert (scale is None or float(scale) == 0.0) == (retrieval == 0)
 
 
-def test_a_step_of_traces_alone_is_the_cross_entropy_of_its_rows(config: TrainConfig) -> None:
-    config = config.model_copy(update={"traces": config.traces.model_copy(update={"alone": 1})})
-    embedder = fresh(config).train()
-    batch = source_of(config, embedder)[0]
-    losses = train_step(embedder, batch, LossSettings(generation=3.0, route=0.5), ONE)
-    assert losses.retrieval is losses.hit is None
-    found = {name: p.grad.clone() for name, p in embedder.named_parameters() if p.grad is not None}
-    assert "log_scale" not in found
-    embedder.zero_grad(set_to_none=True)
-    rows = [loss for chunk in batch.queries for loss in embedder(chunk, labelled=True, route=0.5)[1]]
-    assert len(rows) == config.batch.queries
-    mean = torch.stack(rows).mean()
-    assert losses.generation == pytest.approx(float(mean.detach()), rel=1e-5)
-    assert losses.total == pytest.approx(3 * losses.generation)
-    (3 * mean).backward()
-    agree(found, {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}, 2e-4)
-
-
 def test_a_loss_that_is_no_number_names_its_rows(config: TrainConfig) -> None:
     embedder = fresh(config).train()
     batch = source_of(config, embedder)[0]

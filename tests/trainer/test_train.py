@@ -101,15 +101,15 @@ def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) 
 
 
 def test_token_rows_may_learn_more_slowly(train_file: Path, tmp_path: Path) -> None:
-    """Adam's first step moves every entry by the learning rate."""
-    config = with_settings(train_file, f"out={tmp_path}", "optimiser.steps=1", "optimiser.lr=0.001", "optimiser.tokens=0.1")
+    """Adam's first step moves every entry by the learning rate, times the factor."""
 
-    def rows(embedder: Embedder) -> torch.Tensor:
+    def rows(factor: float) -> torch.Tensor:
+        out = f"out={tmp_path / str(factor)}"
+        config = with_settings(train_file, out, "optimiser.steps=1", "optimiser.lr=0.001", f"optimiser.tokens={factor}")
+        embedder = Embedder.load(train(config, "trace", quiet=True), config.model)
         return next(p for name, p in embedder.named_parameters() if "trainable_tokens" in name).detach()
 
-    before = rows(Embedder.create(config.model, config.data.prompts))
-    after = rows(Embedder.load(train(config, "trace", quiet=True), config.model))
-    assert float((after - before).abs().max()) == pytest.approx(1e-4, rel=0.02)
+    assert float((rows(0.3) - rows(0.1)).abs().max()) == pytest.approx(2e-4, rel=0.02)
 
 
 @pytest.mark.slow
@@ -149,26 +149,6 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
             assert int(chunk.places[teachers]) == -1
             assert (chunk.labels[teachers] != -100).any()
     assert both
-
-
-def test_the_first_steps_may_learn_traces_alone(train_file: Path, tmp_path: Path) -> None:
-    config = with_settings(train_file, f"out={tmp_path}", "traces.alone=2", "optimiser.steps=3")
-    embedder = fresh(config)
-    source, plain = source_of(config, embedder), source_of(with_settings(train_file), embedder)
-    for step in (0, 1):
-        batch = source.batch(step)
-        assert set(batch.ids) <= source.traces.keys()
-        assert batch.reasoning == len(batch.ids) == config.batch.queries
-        assert not batch.candidates
-    assert source.batch(0).ids != source.batch(1).ids
-    assert source.batch(2).ids == plain.batch(0).ids  # the joint loss begins with what it would have begun with
-    assert {source.records.item(i).id for i in source.reasoning(1, 3)} >= set(source.batch(1).ids)
-    for variant in ("trace", "direct"):
-        train(config, variant, quiet=True)
-    trace, direct = metrics(tmp_path), metrics(tmp_path, "direct")
-    assert ["retrieval" in line for line in trace] == [False, False, True]
-    assert ["retrieval" in line for line in direct] == [True, True, True]
-    assert [line["reasoning"] for line in trace[:2]] == [1, 1]
 
 
 def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> None:

@@ -1,18 +1,16 @@
-"""The real vLLM server, with a checkpoint of the pocket architecture whose weights are random: form, not sense."""
+"""The real vLLM server with the shipped teacher. A start takes a minute: most tests share one server."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.families import FAMILIES
 from pipeline.grammar import trace_grammar
@@ -23,10 +21,11 @@ from pipeline.teacher.hosting.preflight import preflight
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest
-from pocket.architecture import build_model, build_processor, build_tokenizer
 from pocket.fit import collate
 from pocket.lessons.lesson import Lesson
-from pocket.world.draw import SIDE
+from pocket.models import MODELS
+from pocket.world.draw import SIDE, draw_scene
+from pocket.world.scene import sample_scene
 from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
@@ -34,37 +33,22 @@ from schemas.teacher import Outcome, Transport
 from schemas.trace import Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[3]
 TEXT = "What is left of the red circle?"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    torch.manual_seed(5)
-    tokenizer = build_tokenizer([TEXT, "a red circle and a blue square, yes or no", *FAMILIES] * 20, 600)
-    model = build_model(tokenizer)
-    with torch.no_grad():  # random, but decided: so that bfloat16 and float32 agree on what is likeliest
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    model.save_pretrained(directory)
-    build_processor(tokenizer).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
     root = tmp_path_factory.mktemp("M-BEIR")
     Image.effect_noise((SIDE, SIDE), 90).convert("RGB").save(root / "noise.png")
+    rng = random.Random("real server")
+    draw_scene(sample_scene(rng), rng).save(root / "scene.png")
     return root
 
 
 @pytest.fixture(scope="module")
-def config(checkpoint: Path, images: Path) -> ServerConfig:
+def config(images: Path) -> ServerConfig:
     return ServerConfig(
-        model=str(checkpoint),
+        model=str(MODELS / "teacher"),
         device="cpu",
         dtype="float32",
         max_model_len=512,
@@ -120,24 +104,23 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 assert answer.completion_tokens > 10
 
 
-@pytest.mark.parametrize("with_image", [False, True])
-async def test_log_probabilities_are_those_of_plain_transformers(
-    endpoint: Endpoint, checkpoint: Path, images: Path, with_image: bool
-) -> None:
-    from PIL import Image
+@pytest.mark.parametrize("name", [None, "noise.png", "scene.png"])
+async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpoint, images: Path, name: str | None) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from pipeline.mbeir.images import ImageStore
 
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    with Image.open(images / "noise.png") as picture:
-        parts = (picture.convert("RGB"), TEXT) if with_image else (TEXT,)
+    processor = AutoProcessor.from_pretrained(MODELS / "teacher")
+    model = AutoModelForImageTextToText.from_pretrained(MODELS / "teacher", dtype=torch.float32).eval()
+    parts: tuple[Image.Image | str, ...] = (TEXT,)
+    if name is not None:
+        with Image.open(images / name) as picture:
+            parts = (picture.convert("RGB"), TEXT)
     inputs = collate([Lesson("x", parts, "")], processor, with_reply=False)
     with torch.inference_mode():
         expected = torch.log_softmax(model(**inputs).logits[0, -1], -1)
-    image = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE).encode("noise.png")
-    content = [*([image.part] if with_image else []), {"type": "text", "text": TEXT}]
+    encoder = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE)
+    content = [*([encoder.encode(name).part] if name is not None else []), {"type": "text", "text": TEXT}]
     async with client(endpoint) as asking:
         fields = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
         answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], fields))
@@ -168,34 +151,6 @@ async def test_what_the_server_refuses_is_permanent_and_explained(endpoint: Endp
     assert cut.outcome is Outcome.INVALID_FINISH
 
 
-def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.teacher.hosting.server import ManagedServer\n"
-        "from schemas.hosting import ServerConfig\n"
-        "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
-        "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "log")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        assert parent.stdout is not None
-        supervisor = psutil.Process(int(parent.stdout.readline()))
-        processes = [supervisor, *supervisor.children(recursive=True)]
-        assert len(processes) >= 3  # supervisor, API server, engine
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.wait()
-        _, alive = psutil.wait_procs(processes, timeout=10)
-        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    finally:
-        parent.kill()
-        parent.communicate()
-
-
 def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
     import ray
 
@@ -214,6 +169,7 @@ def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp
         assert pool.failures() == []
         supervisor = psutil.Process(ray.get(pool.actors[0].pid.remote()))
         processes = [supervisor, *supervisor.children(recursive=True)]
+        assert len(processes) >= 3  # supervisor, API server, engine
         actor = psutil.Process(supervisor.ppid())
         actor.kill()  # the actor's process, as when a node is lost
         _, alive = psutil.wait_procs(processes, timeout=10)
