@@ -110,15 +110,15 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                     )
                 optimiser.step()
                 step += 1
-                took = time.monotonic() - began
+                lr, rate = optimiser.param_groups[0]["lr"], config.batch.queries / (time.monotonic() - began)
                 began = time.monotonic()
                 reasoning, queries = map(sum, zip(*world.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
                 share = reasoning / max(1, queries)
                 if log is not None:
-                    log.write(step, losses, optimiser.param_groups[0]["lr"], float(norm), config.batch.queries / took, share)
+                    log.write(step, losses, lr, float(norm), rate, share)
                 meter.note = (
                     f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, "
-                    f"words {losses.generation:.3f}), lr {optimiser.param_groups[0]['lr']:.1e}, {config.batch.queries / took:.0f} queries/s, {share:.0%} reason"
+                    f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"
                 )
                 meter.advance()
             if step % config.checkpoint.every == 0 or step == steps:
