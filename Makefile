@@ -5,6 +5,7 @@ VENV ?= .venv
 EXTRA ?= cpu
 CONFIG ?= configs/pocket.yaml
 TRAIN ?= configs/train-pocket.yaml
+PROCESSES ?= $(shell [ "$$(nproc)" -ge 2 ] && echo 2 || echo 1)
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
@@ -38,8 +39,8 @@ ifeq ($(TRAIN),configs/train-pocket.yaml)
 TRAIN_DATA := build/pocket-reasoned/dataset/manifest.json build/pocket-test/dataset/manifest.json
 endif
 
-train: setup $(TRAIN_DATA) ## fit TRACE and its controls on the built dataset (TRAIN=config; default: pocket)
-	@$(BIN)/mbeir-cot train $(TRAIN) $(ARGS)
+train: setup $(TRAIN_DATA) ## fit TRACE and its controls on the built dataset (TRAIN=config, PROCESSES=n; default: pocket)
+	@$(BIN)/mbeir-cot train $(TRAIN) --processes $(PROCESSES) $(ARGS)
 
 eval: setup $(TRAIN_DATA) ## score what was trained: M-BEIR's table with controls, and what it costs
 	@$(BIN)/mbeir-cot eval $(TRAIN) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,9 @@ def train(
     config: Config,
     out: Out = None,
     overrides: Set = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU, on CPU 2 of 2 cores.")
+    ] = 1,
     ray_workers: Annotated[
         int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
@@ -48,27 +52,33 @@ def train(
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
 
-    Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. Under
-    torchrun or accelerate it is distributed, and on Ray with --ray-workers. Each variant ends in OUT/VARIANT/model.
+    Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. It is
+    distributed over this machine with --processes, over a cluster under torchrun or accelerate, or on Ray with --ray-workers.
+    Each variant ends in OUT/VARIANT/model.
     """
     from schemas.errors import ConfigError
 
     settings = load_settings(config, overrides, out)
     if ray_restarts and ray_workers is None:
         raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
+    if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
     if ray_workers is not None:
         from trainer.on_ray import train_on_ray
 
         train_on_ray(settings, ray_workers, restarts=ray_restarts, quiet=quiet)
+    elif processes > 1:
+        from trainer.processes import train_here
+
+        train_here(settings, processes, quiet=quiet)
+    else:
+        from trainer.train import train as run
+
+        for variant in settings.variants:
+            run(settings, variant, quiet=quiet)
+    if os.environ.get("RANK", "0") == "0":
         for variant in settings.variants:
             console.print(f"{variant}: {settings.out / variant / 'model'}")
-        return
-
-    from trainer.train import train as run
-
-    for variant in settings.variants:
-        directory = run(settings, variant, quiet=quiet)
-        console.print(f"{variant}: {directory}")
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:

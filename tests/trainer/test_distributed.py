@@ -59,6 +59,27 @@ def test_two_processes_under_torchrun_learn_as_one_does(train_file: Path, alone:
 
 
 @pytest.mark.slow
+def test_two_processes_of_this_machine_learn_as_one_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+    done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "2", *OWN_TRACES, timeout=300)
+    assert done.returncode == 0, done.stderr
+    agree(tmp_path / "run", alone)
+    assert done.stdout.count("trace: ") == 1
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_process_is_said_as_it_would_be_here(train_file: Path, tmp_path: Path) -> None:
+    nowhere = ("--set", f"data.dataset={tmp_path / 'nowhere'}")
+    done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "2", *nowhere, timeout=300)
+    assert done.returncode == 2
+    assert f"no dataset at {tmp_path / 'nowhere'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    many = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "4096")
+    assert (many.returncode, "this machine has" in many.stderr) == (2, True)
+    both = mbeir_cot("train", train_file, "--processes", "2", "--ray-workers", "2")
+    assert (both.returncode, "let one of them start" in both.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_two_workers_of_ray_learn_as_one_process_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
     done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "2", *OWN_TRACES, timeout=300)
     assert done.returncode == 0, done.stderr

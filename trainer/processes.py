@@ -1,0 +1,69 @@
+"""Training with several processes of this machine, without torchrun: one for each GPU, or on CPU a few with few threads each.
+
+Two processes of one thread take a step sooner than one process of two threads: products this small share badly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+from schemas.errors import ConfigError, CotError
+from schemas.training import TrainConfig
+
+_ERROR = "error"
+
+
+def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> None:
+    """Fits all variants of a config with `processes` processes, which end with this one, however it ends.
+
+    Errors of ours are raised here as they were raised there; any other is a ProcessException with its traceback.
+    """
+    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    held = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if processes > held:
+        raise ConfigError(
+            f"--processes {processes}, but this machine has {held} {'GPUs' if on_gpu else 'CPUs'}",
+            "ask for no more than it has",
+        )
+    with tempfile.TemporaryDirectory() as exchange, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        threads = None if on_gpu else max(1, held // processes)
+        given = (processes, port, config.model_dump(mode="json"), exchange, threads, quiet)
+        try:
+            spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
+        except ProcessException:
+            if told := [path for path in sorted(Path(exchange).iterdir()) if path.name.startswith(_ERROR)]:
+                raise CotError(told[0].read_text(encoding="utf-8")) from None
+            raise
+
+
+def _process(rank: int, world: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if threads is not None:
+        torch.set_num_threads(threads)
+    from trainer.train import train  # noqa: PLC0415
+    from trainer.world import World  # noqa: PLC0415
+
+    config = TrainConfig.model_validate(given)
+    try:
+        for variant in config.variants:
+            train(config, variant, quiet=quiet)
+        World.join(config.device).leave()
+    except CotError as error:
+        Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
+        os._exit(2)  # at once: the others wait for this one
