@@ -5,7 +5,7 @@ VENV ?= .venv
 EXTRA ?= cpu
 CONFIG ?= configs/pocket.yaml
 TRAIN ?= configs/train-pocket.yaml
-PROCESSES ?= $(shell [ "$$(nproc)" -ge 2 ] && echo 2 || echo 1)
+PROCESSES ?= 1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 

@@ -41,9 +41,7 @@ def train(
     config: Config,
     out: Out = None,
     overrides: Set = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU, on CPU 2 of 2 cores.")
-    ] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU.")] = 1,
     ray_workers: Annotated[
         int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,

@@ -1,7 +1,4 @@
-"""Training with several processes of this machine, without torchrun: one for each GPU, or on CPU a few with few threads each.
-
-Two processes of one thread take a step sooner than one process of two threads: products this small share badly.
-"""
+"""Training with several processes of this machine, without torchrun: one for each GPU (on CPU, each with its share of threads)."""
 
 from __future__ import annotations
 
