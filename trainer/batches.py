@@ -102,12 +102,12 @@ class BatchSource(Dataset["Batch | CotError"]):
         )
 
     def query_rows(self, item: Item, epoch: int) -> list[Row]:
-        """One row; two where the embedding follows a trace of the student's own and the loss on words the teacher's."""
+        """One row; two where the embedding follows a trace of the student's own and the loss on words another one."""
         trace = self._trace(item)
         # always-reason: a query whose trace was refused has nothing to imitate, and must not learn to write none
         labelled = self.variant != "always-reason" or bool(trace)
         own = self._own(item, epoch)
-        if own is None or not trace:
+        if own is None or not trace or own == trace:
             return [self._query(item, trace, labelled=labelled)]
         return [self._query(item, own), self._query(item, trace, labelled=True, pooled=False)]
 

@@ -1,4 +1,4 @@
-"""Training with several processes of this machine, without torchrun: one for each GPU (on CPU, each with its share of threads)."""
+"""Training with several processes of this machine, without torchrun: one for each GPU, on CPU with their share of threads."""
 
 from __future__ import annotations
 

@@ -149,6 +149,11 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
             assert int(chunk.places[teachers]) == -1
             assert (chunk.labels[teachers] != -100).any()
     assert both
+    source.own = dict(source.traces)  # the student writes what the teacher wrote: one row serves both losses
+    chunks = [chunk for step in range(4) for chunk in source.batch(step).queries]
+    names = [name for chunk in chunks for name in chunk.names]
+    assert len(names) == len(set(names)) == 4 * config.batch.queries
+    assert all((chunk.labels != -100).any(1).all() and (chunk.places >= 0).all() for chunk in chunks)
 
 
 def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> None:
