@@ -19,6 +19,8 @@ from typing import Any, Self
 import pyarrow.parquet as pq
 import yaml
 
+from tests.cli import mbeir_cot
+
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "pocket" / "models" / "teacher"
 
@@ -124,3 +126,13 @@ def rows(dataset: Path, folder: str = "data") -> list[dict[str, Any]]:
     for path in sorted((dataset / folder).glob("*.parquet")):
         found += pq.read_table(path).to_pylist()
     return found
+
+
+def built(config: Path, *arguments: str, expect: int = 0, timeout: float = 200) -> str:
+    done = mbeir_cot("build", config, "--quiet", *arguments, timeout=timeout)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def count_queries(root: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in (root / "query" / "train").glob("*.jsonl"))
