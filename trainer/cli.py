@@ -87,7 +87,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     """
     from pipeline.durable import replace_text
     from schemas.errors import InputError
-    from trainer.evaluate import ROUTES, Evaluation, as_json, modality_routes, random_routes, teacher_traces
+    from trainer.controls import modality_routes, random_routes, teacher_traces
+    from trainer.evaluate import ROUTES, Evaluation, as_json
 
     settings = load_settings(config, overrides, out)
     if config.is_dir() and out is None:

@@ -24,14 +24,12 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, Modality
+from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.adaptive import AdaptiveEmbedder, Embedded
-from trainer.dataset import Records
 from trainer.embed import QueryCosts, QueryFile, embed_pool, embed_queries, save_queries
 from trainer.index import fingerprint
-from trainer.order import seeded
 from trainer.pool_workers import Here, OnRay, Source, Workers
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
 
@@ -261,33 +259,6 @@ def queries_file(directory: Path, suffix: str, split: str) -> Path:
 
 def _with_ids(path: Path) -> tuple[Path, Path]:
     return path, ids_path(path)
-
-
-def modality_routes(evaluation: Evaluation) -> dict[str, bool]:
-    """Queries of image and text reason."""
-    return {
-        record_id(evaluation.split, task.dataset, task.task_id, query.qid): task.query_modality is Modality.IMAGE_TEXT
-        for task, file in evaluation.files.items()
-        for query in file.queries
-    }
-
-
-def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]:
-    """The same think rate, drawn by lot."""
-    chosen = set(seeded("routes", seed).permutation(len(ids))[: round(rate * len(ids))].tolist())
-    return {identifier: i in chosen for i, identifier in enumerate(ids)}
-
-
-def teacher_traces(dataset: str, split: str) -> tuple[dict[str, str], dict[str, str]]:
-    """(traces, answers) by record id, of a dataset that was built on the evaluation's split. Raises InputError for others."""
-    records = Records.load(dataset)
-    if records.split != split:
-        raise InputError(
-            f"evaluation.traces: {dataset} was built on {records.split}, and {split} is evaluated",
-            f"build it with --set input.split={split}, or set evaluation.traces: null",
-        )
-    rows = records.table.select(["id", "answer"]).to_pylist()
-    return records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}
 
 
 def _accuracy(found: Mapping[str, Embedded], answers: Mapping[str, str]) -> float | None:

@@ -20,8 +20,9 @@ from schemas.mbeir import DatasetTask, unhash_did
 from schemas.training import EvaluationSettings, TrainConfig
 from tests.cli import mbeir_cot
 from tests.trainer.conftest import fresh
+from trainer.controls import teacher_traces
 from trainer.embed import QueryFile
-from trainer.evaluate import Evaluation, teacher_traces
+from trainer.evaluate import Evaluation
 from trainer.index import Index, pools_of
 
 
