@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli import mbeir_cot
@@ -64,6 +66,25 @@ def test_two_processes_of_this_machine_learn_as_one_does(train_file: Path, alone
     assert done.returncode == 0, done.stderr
     agree(tmp_path / "run", alone)
     assert done.stdout.count("trace: ") == 1
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_training(train_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pipeline.cli.main", "train", str(train_file), "--out", str(out), "--processes", "2"]
+    parent = subprocess.Popen([*command, "--set", "optimiser.steps=500"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 200
+        while not (out / "trace" / "metrics.jsonl").is_file() and parent.poll() is None and time.monotonic() < until:
+            time.sleep(0.2)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        parent.kill()
+        parent.communicate()
 
 
 @pytest.mark.slow
