@@ -6,6 +6,7 @@ server lives in an actor that holds its GPUs; when the driver, the actor or the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,9 @@ def server_pool(config: ServerConfig, *, count: int | None = None, logs: Path | 
 def start_ray(*, show_workers: bool = False) -> None:
     """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs.
 
+    A cluster that someone else has started on this machine, which Ray would join unasked, is left alone.
     show_workers: what workers print is printed here.
     """
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=show_workers, logging_level="WARNING")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, include_dashboard=False, log_to_driver=show_workers, logging_level="WARNING")
