@@ -58,9 +58,10 @@ pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Most slow tests wait for a process that starts, so two files run side by side, each with a thread for its sums.
+# Most slow tests wait for a process that starts, so two files run side by side, each with a thread for its sums. Ray's workers
+# are nice by default, and would starve beside the other file.
 test: setup ## every test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: setup ## the inner loop: no slow tests (under 60 s)
 	@$(BIN)/pytest -n 2 -m "not slow and not vllm"

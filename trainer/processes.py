@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> N
         port = free.getsockname()[1]
         free.close()
         threads = None if on_gpu else max(1, held // processes)
-        given = (processes, port, config.model_dump(mode="json"), exchange, threads, quiet)
+        given = (processes, os.getpid(), port, config.model_dump(mode="json"), exchange, threads, quiet)
         try:
             spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
         except ProcessException:
@@ -43,7 +45,10 @@ def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> N
             raise
 
 
-def _process(rank: int, world: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool) -> None:
+def _process(
+    rank: int, world: int, parent: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool
+) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -64,3 +69,10 @@ def _process(rank: int, world: int, port: int, given: dict[str, Any], exchange: 
     except CotError as error:
         Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
         os._exit(2)  # at once: the others wait for this one
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone: a `kill -9` lets it tell nobody."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
