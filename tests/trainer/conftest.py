@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -94,14 +95,21 @@ def dataset(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world with a few validation queries of three tasks, for evaluations that take seconds."""
+    """The small world with a few validation queries of three tasks and small pools, for evaluations that take seconds."""
     root = tmp_path_factory.mktemp("tiny") / "M-BEIR"
     shutil.copytree(small_world, root, copy_function=os.link)
+    wanted: set[str] = set()
     for path in (root / "query" / "val").iterdir():
         lines = path.read_text().splitlines()[:12]
         path.unlink()
         if any(name in path.name for name in ("cirr_task7", "fashioniq_task7", "webqa_task1")):
             path.write_text("\n".join(lines) + "\n")
+            wanted.update(did for line in lines for did in json.loads(line)["pos_cand_list"])
+    for path in (root / "cand_pool" / "local").iterdir():
+        lines = path.read_text().splitlines()
+        path.unlink()  # a link to the small world's
+        kept = [line for number, line in enumerate(lines) if number < 150 or json.loads(line)["did"] in wanted]
+        path.write_text("\n".join(kept) + "\n")
     return root
 
 
