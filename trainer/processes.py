@@ -31,10 +31,10 @@ def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> N
             f"--processes {processes}, but this machine has {held} {'GPUs' if on_gpu else 'CPUs'}",
             "ask for no more than it has",
         )
-    with tempfile.TemporaryDirectory() as exchange, socket.socket() as free:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory() as exchange:
         threads = None if on_gpu else max(1, held // processes)
         given = (processes, os.getpid(), port, config.model_dump(mode="json"), exchange, threads, quiet)
         try:

@@ -1,16 +1,16 @@
-"""The shipped checkpoints: they load as anyone would load them, are what their cards say.
-
-That vLLM agrees with transformers on them is tested where servers are: test_real_server (teacher), test_merge (base).
-"""
+"""The shipped checkpoints: they load as anyone would load them, are what their cards say, and vLLM agrees with transformers."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 
 import pytest
 
 from pocket.measure import measure
 from pocket.models import MODELS, Role
+from schemas.teacher import Transport
 
 ROLES: tuple[Role, ...] = ("teacher", "base")
 LIMIT = 15 << 20
@@ -50,3 +50,70 @@ def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
                 assert figures[name] == pytest.approx(stated[name], abs=0.25), (skill, name)
                 checked += 1
     assert checked >= (8 if role == "teacher" else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("role", ROLES)
+def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
+    import random
+
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from pipeline.judge import VERIFY, choice_fields
+    from pipeline.teacher.client import TeacherClient
+    from pipeline.teacher.hosting.server import ManagedServer
+    from pipeline.teacher.request import TeacherRequest
+    from pocket.fit import collate
+    from pocket.lessons.lesson import Lesson
+    from pocket.world.draw import draw_scene
+    from pocket.world.scene import sample_scene
+    from schemas.hosting import ServerConfig
+
+    rng = random.Random("parity")
+    pictures = [draw_scene(sample_scene(rng), rng) for _ in range(3)]
+    paths = []
+    for number, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    text = "Verify: yes or no?\n"
+    config = ServerConfig(
+        model=str(MODELS / role), device="cpu", dtype="float32", max_model_len=512, max_pixels=None, max_num_seqs=8,
+        media_root=tmp_path, startup_timeout_s=400,
+    )  # fmt: skip
+
+    async def served(endpoint: object) -> list[dict[str, float]]:
+        async with TeacherClient(Transport().client((endpoint,))) as client:  # type: ignore[arg-type]
+            requests = [
+                TeacherRequest(
+                    str(path),
+                    [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "text", "text": text},
+                                {"type": "image_url", "image_url": {"url": path.as_uri()}},
+                            ],
+                        }
+                    ],
+                    choice_fields(VERIFY),
+                )
+                for path in paths
+            ]
+            return [(await client.ask(request)).first_token_logprobs for request in requests]
+
+    with ManagedServer(config, log=tmp_path / "server.log") as server:
+        found = asyncio.run(served(server.endpoint))
+    processor = AutoProcessor.from_pretrained(MODELS / role)
+    model = AutoModelForImageTextToText.from_pretrained(MODELS / role, dtype=torch.float32).eval()
+    first = {label: processor.tokenizer.encode(label, add_special_tokens=False)[0] for label in ("yes", "no")}
+    for picture, logprobs in zip(pictures, found, strict=True):
+        inputs = collate([Lesson("parity", (text, picture), "")], processor, with_reply=False)
+        with torch.inference_mode():
+            logits = model(**inputs).logits[0, -1]
+        expected = float(logits[first["yes"]] - logits[first["no"]])
+        names = {processor.tokenizer.decode([token]): label for label, token in first.items()}
+        given = {names[token]: value for token, value in logprobs.items() if token in names}
+        assert given["yes"] - given["no"] == pytest.approx(expected, abs=5e-3)
