@@ -57,6 +57,8 @@ class ServerConfig(BaseModel):
     """None takes a free one."""
     startup_timeout_s: PositiveFloat = 1800
     """Until healthy: a large model loads for minutes from network storage."""
+    silence_s: PositiveFloat = 180
+    """A server whose health cannot be asked for this long is ended as if it had died."""
     restarts: NonNegativeInt = 3
     """Times that a server that died is started again before the job gives up."""
 

@@ -42,7 +42,7 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     datasets = ["cirr", "infoseek", "nights", "webqa"]
     total = sum(len((root / f"query/train/mbeir_{name}_train.jsonl").read_text().splitlines()) for name in datasets)
     arguments = ["--out", out, "--set", f"mbeir={root}", "--set", f"input.cache={tmp_path / 'cache'}"]
-    arguments += ["--set", f"input.datasets=[{', '.join(datasets)}]"]
+    arguments += ["--set", f"input.datasets=[{', '.join(datasets)}]", "--set", "teacher.server.startup_timeout_s=150"]
     process = start("build", ROOT / "configs" / "pocket.yaml", *arguments, MBEIR_COT_TEST=tag)
 
     def progress() -> dict[str, Any]:
@@ -60,7 +60,12 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     assert killed
     for server in killed:
         os.kill(server.pid, signal.SIGKILL)
-    said = process.communicate(timeout=600)[0]
+    try:
+        said = process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired as error:
+        os.kill(process.pid, signal.SIGKILL)
+        logs = {str(log): log.read_text(errors="replace")[-6000:] for log in (out / "work").rglob("server-*.log")}
+        pytest.fail(f"not over in {error.timeout:.0f} s: {progress()}\n{(error.output or b'')[-3000:]!r}\n{logs}")
     assert process.returncode == 0, said
     until = time.monotonic() + 15
     while servers_of(process, tag) and time.monotonic() < until:

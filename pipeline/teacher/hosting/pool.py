@@ -31,7 +31,9 @@ class ServerActor:
         return endpoint.model_copy(update={"url": endpoint.url.replace("127.0.0.1", self._address())})
 
     def failure(self) -> str | None:
-        """Why the server is given up, if it is."""
+        """Why the server is given up, if it is. Asked of a started one: one that was not is Ray's new actor for a lost one."""
+        if self._server.pid is None:
+            return "a server's Ray actor was lost (its node, or its memory?) and its server with it"
         return str(self._server.failure) if self._server.failure is not None else None
 
     def pid(self) -> int | None:

@@ -25,6 +25,7 @@ from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
 
 _POLL_SECONDS: Final = 0.25
+_LOOK_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 12.0
 _TAIL_LINES: Final = 25
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
@@ -154,13 +155,29 @@ class ManagedServer:
             time.sleep(_POLL_SECONDS)
 
     def _watch(self) -> None:
+        """Starts the server again when it has died, or has been silent for too long."""
+        heard = looked = time.monotonic()
+        allowed = self.config.silence_s
         while not self._stopped.wait(_POLL_SECONDS):
             process = self._process
-            if process is None or process.poll() is None:
+            if process is None:
                 continue
+            what = "died"
+            if process.poll() is None:
+                now = time.monotonic()
+                if now - looked < _LOOK_SECONDS:
+                    continue
+                looked = now
+                if self.healthy():
+                    heard, allowed = now, self.config.silence_s
+                    continue
+                if now - heard < allowed:
+                    continue
+                what = f"was silent for {allowed:.0f} s"
             _kill_group(process.pid)
+            process.wait()
             if self.restarts >= self.config.restarts:
-                self.failure = self._explained(f"the teacher's server died again after {self.restarts} restarts")
+                self.failure = self._explained(f"the teacher's server {what} again after {self.restarts} restarts")
                 return
             if self._stopped.wait(_BACKOFF_SECONDS[min(self.restarts, len(_BACKOFF_SECONDS) - 1)]):
                 return
@@ -169,6 +186,7 @@ class ManagedServer:
                     return
                 self.restarts += 1
                 self._launch()
+            heard, allowed = time.monotonic(), self.config.startup_timeout_s
 
     def _last_line(self) -> str:
         lines = self._tail(3)

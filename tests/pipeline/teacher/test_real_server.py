@@ -207,6 +207,8 @@ def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp
         actor.kill()  # the actor's process, as when a node is lost
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        (failure,) = pool.failures()
+        assert "actor was lost" in failure
     finally:
         pool.stop()
         ray.shutdown()

@@ -126,6 +126,29 @@ def test_a_server_that_dies_is_started_again_on_its_port(started: ManagedServer)
     assert "died again after 2 restarts" in str(started.failure)
 
 
+def test_a_server_that_falls_silent_is_started_again(
+    config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_LOOK_SECONDS", 0.1)
+    settings = config.model_copy(update={"silence_s": 1.0, "startup_timeout_s": 10.0, "restarts": 1})
+    with ManagedServer(settings, log=tmp_path / "server.log") as server:
+        assert server.pid is not None
+        old = tree(server.pid)
+        old[1].suspend()
+        deadline = time.monotonic() + 30
+        while not (server.restarts == 1 and server.healthy()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert gone(old, 5)
+        monkeypatch.setenv("STAND_IN", "hang")
+        server.config = settings.model_copy(update={"restarts": 2, "startup_timeout_s": 1.0})
+        tree(server.pid)[1].kill()  # the next one never answers
+        while server.failure is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "was silent for 1 s again after 2 restarts" in str(server.failure)
+
+
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
