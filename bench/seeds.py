@@ -23,21 +23,39 @@ def mean(result: dict[str, Any], family: str | None, pool: str) -> float:
     return 100 * float(np.mean(values))
 
 
-def main(runs: Annotated[list[Path], typer.Argument(metavar="RUN...")], split: str = "test") -> None:
+def rows(found: list[list[dict[str, Any]]], pool: str) -> list[list[str]]:
+    """A row for each model: its name, hit@k (per cent) as mean with least and greatest, think rate."""
+    table = []
+    for name in dict.fromkeys(result["name"] for results in found for result in results):
+        results = [result for run in found for result in run if result["name"] == name]
+        cells = []
+        for family in (*FAMILIES, None):
+            values = [mean(result, family, pool) for result in results]
+            spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}")
+        costs = [task["costs"] for result in results for task in result["tasks"]]
+        rate = sum(cost["reasoned"] for cost in costs) / sum(cost["queries"] for cost in costs)
+        alone = " (one seed)" if len(results) < len(found) else ""
+        table.append([f"{name}{alone}", *cells, f"{rate:.1%}"])
+    return table
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    split: str = "test",
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a document's table.")] = False,
+) -> None:
     """hit@k, per cent: mean over the runs that have the model, and least to greatest."""
     found = [json.loads((run / "eval" / f"results_{split}.json").read_text()) for run in runs]
-    names = list(dict.fromkeys(result["name"] for results in found for result in results))
     for pool, title in (("local", "local pools"), ("union", "union of all pools")):
-        table = Table(title, "runs", *FAMILIES, "mean", "think rate")
-        for name in names:
-            results = [result for run in found for result in run if result["name"] == name]
-            cells = []
-            for family in (*FAMILIES, None):
-                values = [mean(result, family, pool) for result in results]
-                cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})")
-            costs = [task["costs"] for result in results for task in result["tasks"]]
-            rate = sum(cost["reasoned"] for cost in costs) / sum(cost["queries"] for cost in costs)
-            table.add_row(name, str(len(results)), *cells, f"{rate:.1%}")
+        head, body = [title, *FAMILIES, "mean", "think rate"], rows(found, pool)
+        if markdown:
+            lines = [head, ["---"] * len(head), *body]
+            print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n")
+            continue
+        table = Table(*head)
+        for row in body:
+            table.add_row(*row)
         Console(width=160).print(table)
 
 

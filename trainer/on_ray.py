@@ -21,16 +21,16 @@ def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet:
     restarts: of the whole group, whatever the error (Ray does not tell a lost node from a wrong setting).
     """
     import ray  # noqa: PLC0415 (only where it is asked for)
-    import torch  # noqa: PLC0415
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
 
     from pipeline.teacher.hosting.pool import start_ray  # noqa: PLC0415
 
-    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     started = not ray.is_initialized()
     start_ray(show_workers=not quiet)
     try:
+        # the cluster's GPUs: this machine may have none
+        on_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         kind = "GPU" if on_gpu else "CPU"
         if (held := ray.cluster_resources().get(kind, 0)) < workers:
             raise ConfigError(

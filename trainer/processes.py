@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
+from trainer.world import World, takes_gpu
 
 _ERROR = "error"
 
@@ -24,19 +25,18 @@ def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> N
 
     Errors of ours are raised here as they were raised there; any other is a ProcessException with its traceback.
     """
-    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    on_gpu = takes_gpu(config.device)
     held = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
     if processes > held:
         raise ConfigError(
             f"--processes {processes}, but this machine has {held} {'GPUs' if on_gpu else 'CPUs'}",
             "ask for no more than it has",
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # where they meet: held by this process, so that the port is one that was free when it was taken
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as exchange:
         threads = None if on_gpu else max(1, held // processes)
-        given = (processes, os.getpid(), port, config.model_dump(mode="json"), exchange, threads, quiet)
+        given = (processes, os.getpid(), store.port, config.model_dump(mode="json"), exchange, threads, quiet)
         try:
             spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
         except ProcessException:
@@ -55,11 +55,12 @@ def _process(
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: none of them opens the store
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
     if threads is not None:
         torch.set_num_threads(threads)
     from trainer.train import train  # noqa: PLC0415
-    from trainer.world import World  # noqa: PLC0415
 
     config = TrainConfig.model_validate(given)
     try:

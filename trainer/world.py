@@ -21,6 +21,11 @@ from schemas.errors import ConfigError
 T = TypeVar("T")
 
 
+def takes_gpu(device: str) -> bool:
+    """Whether `device: auto | cpu | cuda` means a GPU on this machine."""
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     rank: int
@@ -36,7 +41,7 @@ class World:
     def join(cls, device: str) -> World:
         """One process, or what torchrun (or accelerate, or Ray Train) started: they set RANK and WORLD_SIZE."""
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if takes_gpu(device) else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: cuda, but torch sees no GPU", "set device: auto or cpu, or install the GPU build")
         local = int(os.environ.get("LOCAL_RANK", "0"))
