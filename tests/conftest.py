@@ -3,11 +3,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pocket.world.write import write_world
 from tests.builds import Oracle
 from tests.cli import mbeir_cot
+
+# A deadline would time the machine: an example takes longer when others run beside it.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -59,14 +59,14 @@ def accepts(compiler, family: Family, text: str, **bounds: int) -> bool:  # type
     return bool(matcher.accept_string(text) and matcher.is_terminated())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(made=traces())
 def test_the_grammar_accepts_what_is_rendered(compiler, made: tuple[Family, Trace]) -> None:  # type: ignore[no-untyped-def]
     family, trace = made
     assert accepts(compiler, family, trace.render())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=st.text(st.sampled_from("ab<> \n:"), max_size=12), where=st.integers(0, len(GOOD)))
 def test_what_the_grammar_accepts_the_parser_parses(compiler, text: str, where: int) -> None:  # type: ignore[no-untyped-def]
     changed = GOOD[:where] + text + GOOD[where:]

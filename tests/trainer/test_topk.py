@@ -41,7 +41,7 @@ def grid(rng: np.random.Generator, rows: int, levels: int) -> np.ndarray:
     return rng.integers(-levels, levels + 1, (rows, 4)).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 60),

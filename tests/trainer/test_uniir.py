@@ -68,7 +68,7 @@ def simple_value(
     return round(hits / len(qids), 4)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_scores_are_uniirs_on_pools_full_of_ties(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     from pipeline.mbeir.layout import Layout

@@ -42,7 +42,7 @@ def rows(count: int) -> list[dict[str, object]]:
     return [{"did": f"9:{n}", "txt": f"text {n}", "modality": "text"} for n in range(1, count + 1)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(candidates, unique_by=lambda row: row["did"], min_size=1, max_size=40),
     st.integers(1, 7),
