@@ -288,14 +288,21 @@ class TeacherClient:
         return min(open_servers, key=lambda server: server.limiter.load, default=None)
 
     def _wake_later(self) -> None:
-        """Hands out places again when the next endpoint that is left alone for a while may be asked."""
-        now = time.monotonic()
-        times = [server.limiter.available_at for server in self._servers if server.limiter.available_at > now]
+        """Hands out places again at once if there is one, else when the next endpoint that is left alone may be asked.
+
+        Where neither is so, requests are in flight, and each hands out when it ends.
+        """
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        if times and self._waiting:
-            self._wake = asyncio.get_running_loop().call_later(min(times) - now + 0.001, self._hand_out)
+        if not self._waiting:
+            return
+        now = time.monotonic()
+        waits = [server.limiter.available_at - now + 0.001 for server in self._servers if server.limiter.available_at > now]
+        if any(server.limiter.has_room(now) for server in self._servers):
+            waits.append(0.0)  # whose time has come between another look at the clock and this one
+        if waits:
+            self._wake = asyncio.get_running_loop().call_later(min(waits), self._hand_out)
 
 
 def _malformed(text: str) -> str:

@@ -175,6 +175,19 @@ async def test_the_deadline_covers_everything() -> None:
         assert client.stats().in_flight == 0
 
 
+async def test_who_asks_in_the_moment_a_server_may_be_asked_again_wakes_all() -> None:
+    """Between that moment and the timer's turn: the timer must not be lost, for nobody in flight would hand out places."""
+    async with running() as server, client_of(server) as client:
+        client._servers[0].limiter.unreachable()
+        early = asyncio.create_task(client.ask(request("early")))
+        await asyncio.sleep(0.05)
+        assert not early.done()
+        time.sleep(0.4)  # a busy loop: the timer is due, but has not had its turn
+        late = asyncio.create_task(client.ask(request("late")))
+        async with asyncio.timeout(10):
+            assert [answer.outcome for answer in await asyncio.gather(early, late)] == [Outcome.OK, Outcome.OK]
+
+
 async def test_a_server_that_dies_and_comes_back_loses_nothing() -> None:
     async with running() as server, client_of(server, max_attempts=50) as client:
         server.delay_s = 0.05
