@@ -10,13 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
 from pipeline.teacher.hosting.model_check import check_model
 from pipeline.teacher.hosting.server import HostingError, ManagedServer
 from schemas.hosting import Endpoint, ServerConfig
+
+_ANSWER_S: Final = 60.0
+_LOST: Final = "a server's Ray actor was lost (its node, or its memory?) and its server with it"
 
 
 class ServerActor:
@@ -33,7 +36,7 @@ class ServerActor:
     def failure(self) -> str | None:
         """Why the server is given up, if it is. Asked of a started one: one that was not is Ray's new actor for a lost one."""
         if self._server.pid is None:
-            return "a server's Ray actor was lost (its node, or its memory?) and its server with it"
+            return _LOST
         return str(self._server.failure) if self._server.failure is not None else None
 
     def pid(self) -> int | None:
@@ -82,7 +85,14 @@ class ServerPool:
 
     def failures(self) -> list[str]:
         """What went wrong with servers that were given up."""
-        return [failure for failure in ray.get([actor.failure.remote() for actor in self.actors]) if failure is not None]
+        found = []
+        for asked in [actor.failure.remote() for actor in self.actors]:
+            try:
+                failure = ray.get(asked, timeout=_ANSWER_S)
+            except ray.exceptions.RayError:  # it is gone, or waits for a node that has room
+                failure = _LOST
+            found += [failure] if failure is not None else []
+        return found
 
     def stop(self) -> None:
         """Stops the servers and gives their GPUs back. Safe to call again."""
