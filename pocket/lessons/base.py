@@ -15,7 +15,7 @@ from PIL import Image
 
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_banner, draw_emblems, draw_garment, draw_news, draw_scene
-from pocket.world.edits import sample_edit
+from pocket.world.edits import Edit, sample_edit, sample_edits
 from pocket.world.encyclopedia import encyclopedia
 from pocket.world.garment import Garment, GarmentClaim, sample_garment
 from pocket.world.garment_edits import sample_garment_edit
@@ -107,22 +107,29 @@ def see_banner(rng: random.Random) -> Lesson:
     return _about("see/banner", draw_banner(banner, rng), rng.choice(LOOKS), f"A banner of {banner[0]} and {banner[1]}.")
 
 
+def some_edit(scene: Scene, rng: random.Random) -> Edit:
+    """One change mostly, sometimes two or three."""
+    if rng.random() < 0.3:
+        return sample_edits(scene, rng, rng.choice((2, 2, 3)))
+    return sample_edit(scene, rng, simple=0.1)
+
+
 def imagine_seen(rng: random.Random) -> Lesson:
     scene = sample_scene(rng)
-    edit = sample_edit(scene, rng, simple=0.1)
+    edit = some_edit(scene, rng)
     return _about("imagine/seen", draw_scene(scene, rng), rng.choice(IMAGINES).format(edit.text), scene_sentence(edit.target))
 
 
 def imagine_told(rng: random.Random) -> Lesson:
     scene = sample_scene(rng)
-    edit = sample_edit(scene, rng, simple=0.1)
+    edit = some_edit(scene, rng)
     prompt = f"{scene_sentence(scene)}\n{rng.choice(IMAGINES).format(edit.text)}"
     return Lesson("imagine/told", (prompt,), scene_sentence(edit.target))
 
 
 def imagine_garment(rng: random.Random) -> Lesson:
     garment = sample_garment(rng)
-    edit = sample_garment_edit(garment, rng, simple=0.1)
+    edit = sample_garment_edit(garment, rng, simple=0.1, attributes=(1, 1, 2, 3))
     question, reply = rng.choice(IMAGINES).format(f"it {edit.text}"), garment_sentence(edit.target)
     if rng.random() < 0.5:
         return _about("imagine/garment", draw_garment(garment, rng), question, reply)

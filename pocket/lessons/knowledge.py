@@ -17,6 +17,7 @@ from pocket.world.passages import (
     one_hop,
     person_passage,
     summary,
+    three_hops,
     topic_passage,
     town_passage,
     two_hops,
@@ -43,8 +44,8 @@ def _passage(subject: str, topic: str, rng: random.Random) -> str:
 def _asked(question: Question) -> str:
     """``home``, ``finder``, ``season``, ``name``, or the fact at the end of two hops."""
     if question.topic in ("town", "person"):
-        first, second = question.hops[0].split(": ")[1], "about the town" if question.topic == "town" else "about the person"
-        return f"{first}, then {second}"
+        first, last = question.hops[0].split(": ")[1], "about the town" if question.topic == "town" else "about the person"
+        return f"{first}, then birthplace, then {last}" if len(question.hops) == 3 else f"{first}, then {last}"
     return "name" if question.topic == "summary" else question.topic
 
 
@@ -85,8 +86,10 @@ def about_picture(rng: random.Random) -> Known:
         question, name = which_of_two(entity, place, rng), "oven"
     elif chance < 0.65:
         question, name = one_hop(entity, who, rng), "infoseek"
-    else:
+    elif chance < 0.88:
         question, name = two_hops(entity, who, world, rng, towns_only=both), "infoseek"
+    else:
+        question, name = three_hops(entity, who, world, rng), "infoseek"
     shown, places = [entity.emblem], [(0.5, 0.5)]
     if place:
         shown.append(other(world.pictured, entity, rng=rng).emblem)
@@ -108,7 +111,10 @@ def question_by_name(rng: random.Random) -> Known:
     """WebQA's passages."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
-    if rng.random() < 0.4:
+    hops = rng.random()
+    if hops < 0.12:
+        question = three_hops(entity, f"the {entity.name}", world, rng)
+    elif hops < 0.42:
         question = two_hops(entity, f"the {entity.name}", world, rng)
     else:
         question = one_hop(entity, f"the {entity.name}", rng)

@@ -8,11 +8,10 @@ from typing import Final
 
 from PIL import Image
 
-from pocket.lessons.base import IMAGINES, LOOKS, sample_practice_lesson
+from pocket.lessons.base import IMAGINES, LOOKS, sample_practice_lesson, some_edit
 from pocket.lessons.known import claim_words, garment_words
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_emblems, draw_garment, draw_scene
-from pocket.world.edits import sample_edit
 from pocket.world.encyclopedia import encyclopedia
 from pocket.world.garment import sample_garment
 from pocket.world.garment_edits import sample_garment_edit
@@ -40,7 +39,7 @@ def imagine_briefly(rng: random.Random) -> Lesson:
     """The change alone, or what is then seen."""
     if rng.random() < 0.35:
         garment = sample_garment(rng)
-        change = sample_garment_edit(garment, rng, simple=0.1)
+        change = sample_garment_edit(garment, rng, simple=0.1, attributes=(1, 1, 2, 3))
         picture, said, before, after = (
             draw_garment(garment, rng),
             f"it {change.text}",
@@ -50,7 +49,7 @@ def imagine_briefly(rng: random.Random) -> Lesson:
         operation = change.operation
     else:
         scene = sample_scene(rng)
-        edit = sample_edit(scene, rng, simple=0.1)
+        edit = some_edit(scene, rng)
         picture, said, before, after = draw_scene(scene, rng), edit.text, scene.canonical, edit.target.canonical
         operation = edit.operation
     asked = rng.choice(IMAGINES).format(said)

@@ -58,6 +58,25 @@ def sample_edit(scene: Scene, rng: random.Random, *, simple: float = 0.3) -> Edi
             return edit
 
 
+def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
+    """One request of `count` changes, each made to what the ones before it leave."""
+    target, texts, operations, whys = scene, [], [], []
+    while len(texts) < count:
+        edit = sample_edit(target, rng, simple=0)
+        if edit.target.canonical == scene.canonical:
+            continue
+        target = edit.target
+        texts.append(edit.text)
+        operations.append(edit.operation)
+        whys.append(edit.why)
+    if rng.random() < 0.5:
+        text = ", then ".join(texts)
+    else:
+        text = f"first {texts[0]}, then {', then '.join(texts[1:])}"
+    deduced = [why for why in whys if why is not Why.EDIT]
+    return Edit(text, target, ", ".join(operations), deduced[0] if deduced else Why.EDIT)
+
+
 def _described(scene: Scene, rng: random.Random) -> Edit:
     """The target in full; the reference is of no use."""
     target = scene

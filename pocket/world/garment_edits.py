@@ -1,4 +1,4 @@
-"""Composed retrieval of garments: one or two attributes that are to differ from the reference, and the garment meant."""
+"""Composed retrieval of garments: attributes that are to differ from the reference, and the garment meant."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ class GarmentEdit(NamedTuple):
     why: Why
 
 
-def sample_garment_edit(garment: Garment, rng: random.Random, *, simple: float = 0.3) -> GarmentEdit:
-    """A request about `garment`, of one or two attributes, whose target differs from it."""
+def sample_garment_edit(
+    garment: Garment, rng: random.Random, *, simple: float = 0.3, attributes: Sequence[int] = (1, 1, 2)
+) -> GarmentEdit:
+    """A request about `garment` whose target differs from it. `attributes`: how many change; drawn by lot."""
     if rng.random() < simple:
         target = garment
         while target == garment:
@@ -40,7 +42,7 @@ def sample_garment_edit(garment: Garment, rng: random.Random, *, simple: float =
             if changed is not None:
                 target, text, why = changed
                 return GarmentEdit(text, target, ", ".join(_garment_changes(garment, target)), why)
-        edit = _attribute_edit(garment, rng.sample(_GARMENT_EDITS, rng.choice((1, 1, 2))), rng)
+        edit = _attribute_edit(garment, rng.sample(_GARMENT_EDITS, rng.choice(attributes)), rng)
         if edit is not None:
             return edit
 

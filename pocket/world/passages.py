@@ -140,6 +140,21 @@ def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, 
     return Question(text, person.name, "person", answer, Why.MULTI_HOP, hops)
 
 
+def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random) -> Question:
+    """A question about the town where the entity's finder was born."""
+    person = world.finder_of(entity)
+    town = world.towns[person.birthplace]
+    answer, text = rng.choice(
+        (
+            (town.region, f"In which part of the land was the one who first described {who} born?"),
+            (town.river, f"Which river passes the town where the one who first described {who} was born?"),
+            (town.ruler, f"Who rules the town where the one who made {who} known was born?"),
+        )
+    )
+    hops = (f"{entity.name}: finder: {person.name}", f"{person.name}: {town.name}", f"{town.name}: {answer}")
+    return Question(text, town.name, "town", answer, Why.MULTI_HOP, hops)
+
+
 def what_is(entity: Entity, rng: random.Random) -> Question:
     """Asks for the entity itself."""
     text = rng.choice(("What is this?", "What is it called?", f"Which {entity.kind} is this?", "Can you name this?"))
