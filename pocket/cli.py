@@ -62,3 +62,28 @@ def models(
     roles: tuple[Role, ...] = ("teacher", "base")
     for role in roles:
         typer.echo(f"wrote {train(role, where, device=device)}")
+
+
+@app.command(name="long-course")
+def long_course(
+    role: Annotated[str, typer.Argument(help="teacher or base.")],
+    out: Annotated[Path, typer.Option(help="Gets a folder of the role's name.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it lasts; the learning rate decays over this time.")] = 18,
+    source: Annotated[Path | None, typer.Option(help="The checkpoint to go on from [default: the shipped one].")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw lessons.")] = 7,
+    batch: Annotated[int, typer.Option(min=1, help="Lessons a step.")] = 512,
+    lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = 1e-3,
+    optimiser: Annotated[str | None, typer.Option(help="adamw or muon [default: the course's].")] = None,
+) -> None:
+    """Goes on with a pocket checkpoint: every skill at once, for some minutes of a GPU. training.jsonl shows the losses."""
+    from dataclasses import replace
+
+    from pocket.models import LONG, Role, train_long
+
+    checked: Role = "teacher" if role == "teacher" else "base"
+    course = LONG[checked]
+    kind = course.recipe.optimiser if optimiser is None else ("muon" if optimiser == "muon" else "adamw")
+    recipe = replace(course.recipe, minutes=minutes, workers=workers, batch=batch, lr=lr, optimiser=kind)
+    written = train_long(checked, out, source=source, course=replace(course, recipe=recipe), device=device)
+    typer.echo(f"wrote {written}")

@@ -1,7 +1,8 @@
 """Fits a tiny Qwen2.5-VL to a stream of lessons: next-token loss on the replies, unless told otherwise.
 
-1. A worker process draws lessons, renders images and tokenises, in batches of similar length.
-2. AdamW with warm-up and cosine decay; matrix products in bfloat16 where the hardware has them, weights in float32.
+1. Worker processes draw lessons, render images and tokenise, in batches of similar length.
+2. AdamW, or Muon for the matrices within the layers, with warm-up and cosine decay over steps, or over a time that is given;
+   matrix products in bfloat16 where the hardware has them, weights in float32.
 3. What is kept is an exponential moving average of the weights, cast to bfloat16 at the end.
 """
 
@@ -16,15 +17,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from pipeline.numerics import cpu_multiplies_bfloat16
 from pocket.lessons.lesson import Lesson
+from trainer.vision_attention import batch_windows
 
 IGNORE = -100
 _INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
@@ -43,6 +45,11 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.997
     seed: int = 1
+    minutes: float | None = None
+    """Ends the course by the clock instead of by `steps`, which then only bounds it: the rate decays with the time used."""
+    workers: int = 1
+    """Processes that draw lessons, each a stream of its own: what a GPU needs, a hundred times faster than a core."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
 
 
 Batch = dict[str, Tensor]
@@ -95,7 +102,7 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
 
 
 class LessonStream(IterableDataset[Batch]):
-    """Endless batches drawn by ``sample(rng)``; the seed alone decides them."""
+    """Endless batches drawn by ``sample(rng)``; the seed and the number of workers alone decide them."""
 
     def __init__(
         self,
@@ -108,7 +115,9 @@ class LessonStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        rng = random.Random(f"lessons:{self.recipe.seed}")  # noqa: S311
+        worker = get_worker_info()
+        stream = f":{worker.id}" if worker is not None and worker.num_workers > 1 else ""
+        rng = random.Random(f"lessons:{self.recipe.seed}{stream}")  # noqa: S311
         while True:
             drawn = [self.sample(rng) for _ in range(self.recipe.batch * LENGTH_POOL)]
             drawn.sort(key=_length)
@@ -122,11 +131,30 @@ def _length(lesson: Lesson) -> tuple[int, int]:
     return len(lesson.images), len(lesson.reply) + sum(len(part) for part in lesson.parts if isinstance(part, str))
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
+def learning_rate(step: int, recipe: Recipe, seconds: float = 0.0) -> float:
+    """`seconds`: used so far; counts where the recipe is one of time."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    if recipe.minutes is not None:
+        progress = min(1.0, seconds / (60 * recipe.minutes))
+    else:
+        progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon takes the matrices within the layers; AdamW takes what is looked up, added or scaled, or everything."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in named if p.ndim == 2 and ("layers." in name or "blocks." in name)]
+    inner = {id(p) for p in hidden} if recipe.optimiser == "muon" else set()
+    decay = [p for _, p in named if p.ndim >= 2 and id(p) not in inner]
+    flat = [p for _, p in named if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)]
+    if inner:  # its rates and decay are AdamW's, by this adjustment
+        decayed = recipe.weight_decay
+        made.append(torch.optim.Muon(hidden, lr=recipe.lr, weight_decay=decayed, adjust_lr_fn="match_rms_adamw"))
+    return made
 
 
 def model_inputs(batch: Batch) -> Batch:
@@ -155,7 +183,7 @@ def fit(
     device: str = "cpu",
     collated: Collate = collate,
     losses: Callable[[Qwen2_5_VLForConditionalGeneration], Losses] = reply_losses,
-    every: int = 250,
+    every: int = 500,
     keep: Callable[[int, dict[str, Tensor]], None] = lambda step, weights: None,
 ) -> dict[str, Tensor]:
     """Trains `model` in place and returns the averaged weights (float32, CPU). `log` gets one JSON object per 50 steps.
@@ -165,36 +193,43 @@ def fit(
     model.to(device).train()
     if device == "cpu":  # the fused attention's backward pass is a third slower than the plain one at these lengths
         model.set_attn_implementation("eager")
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    flat = [p for p in model.parameters() if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+    made = optimisers(model, recipe)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    loader = DataLoader(LessonStream(sample, processor, recipe, collated), batch_size=None, num_workers=1, prefetch_factor=4)
+    floating = [name for name, value in average.items() if value.is_floating_point()]
+    loader = DataLoader(
+        LessonStream(sample, processor, recipe, collated), batch_size=None, num_workers=recipe.workers, prefetch_factor=4
+    )
     losses_of = losses(model)
+    if device != "cpu":
+        batch_windows(model)  # after the losses, which choose the language model's attention
     began, tokens = time.monotonic(), 0
-    sums: dict[str, list[float]] = defaultdict(list)
+    sums: dict[str, list[Tensor]] = defaultdict(list)
     for step, batch in enumerate(itertools.islice(loader, recipe.steps)):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, recipe)
+        used = time.monotonic() - began
+        if recipe.minutes is not None and used > 60 * recipe.minutes:
+            break
+        for optimiser in made:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, recipe, used)
+        tokens += int(batch["attention_mask"].sum())
         inputs = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or cpu_multiplies_bfloat16()):
             parts = losses_of(inputs)
             loss = torch.stack(list(parts.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in made:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         blend = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - blend) if value.is_floating_point() else average[name].copy_(value)
+            state = model.state_dict()
+            torch._foreach_lerp_([average[name] for name in floating], [state[name] for name in floating], 1 - blend)
         for name, part in parts.items():
-            sums[name].append(part.item())
-        tokens += int(batch["attention_mask"].sum())
+            sums[name].append(part.detach())
         if (step + 1) % 50 == 0:
             took = time.monotonic() - began
-            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+            means = {name: round(float(torch.stack(values).mean()), 4) for name, values in sums.items()}
             line = {"step": step + 1, **means, "tokens_per_s": round(tokens / took), "s": round(took)}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")

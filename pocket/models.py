@@ -50,6 +50,8 @@ class Course:
     recipe: Recipe
     judging: bool = False
     """Two more layers, and lessons in judging as `pocket/comparing.py` gives them."""
+    deeper: bool = False
+    """Two more layers, as judging has them, without its lessons."""
     share: float = 1.0
     """Of its weights in the average with those that it began with. The average is better at what either is good at."""
 
@@ -69,6 +71,19 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     ),
 }
 """The courses that follow the stem."""
+LONG: Final[dict[Role, Course]] = {
+    "teacher": Course(
+        pocket.lessons.teacher.sample_long_lesson,
+        Recipe(steps=1_000_000, batch=512, warmup=300, ema=0.999, seed=30, minutes=18, workers=7),
+        judging=True,
+    ),
+    "base": Course(
+        pocket.lessons.thinking.sample_long_lesson,
+        Recipe(steps=1_000_000, batch=512, warmup=300, ema=0.999, seed=31, minutes=18, workers=7, optimiser="muon"),
+        deeper=True,
+    ),
+}
+"""A course of minutes, not steps, for a GPU, from the weights that are shipped: every skill of a model at once."""
 JUDGING_LAYERS, JUDGING_INTERMEDIATE = 7, 632
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000
@@ -103,17 +118,37 @@ def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: s
     stem = directory = out / "stem"
     log = b""
     for course in PHASES[role]:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
-        torch.manual_seed(course.recipe.seed)
-        if course.judging and len(model.model.language_model.layers) < JUDGING_LAYERS:
-            model = deepened(model, layers=JUDGING_LAYERS, intermediate=JUDGING_INTERMEDIATE)
+        model, tokenizer = _loaded(directory, course)
         shortened = course if steps is None else replace(course, recipe=replace(course.recipe, steps=steps))
         directory = _train(model, tokenizer, shortened, out / role, device)
         log += (directory / "training.jsonl").read_bytes()
     (directory / "training.jsonl").write_bytes(log)
     shutil.copy(stem / "training.jsonl", directory / "stem.training.jsonl")
     return directory
+
+
+def train_long(role: Role, out: Path, *, source: Path | None = None, course: Course | None = None, device: str = "cuda") -> Path:
+    """Goes on from the checkpoint in `source` (the shipped one) with the long course and writes ``out/role``.
+
+    The log of the courses before is kept in front of its own.
+    """
+    course, source = course or LONG[role], source or MODELS / role
+    model, tokenizer = _loaded(source, course)
+    before = (source / "training.jsonl").read_bytes()
+    stem = (source / "stem.training.jsonl").read_bytes()
+    directory = _train(model, tokenizer, course, out / role, device)
+    (directory / "training.jsonl").write_bytes(before + (directory / "training.jsonl").read_bytes())
+    (directory / "stem.training.jsonl").write_bytes(stem)
+    return directory
+
+
+def _loaded(directory: Path, course: Course) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    torch.manual_seed(course.recipe.seed)
+    if (course.judging or course.deeper) and len(model.model.language_model.layers) < JUDGING_LAYERS:
+        model = deepened(model, layers=JUDGING_LAYERS, intermediate=JUDGING_INTERMEDIATE)
+    return model, tokenizer
 
 
 def _train(

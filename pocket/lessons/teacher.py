@@ -144,6 +144,11 @@ def sample_closing_lesson(rng: random.Random) -> Lesson:
     return reason_lesson(known, rng, complaint=_complaint(rng, 0.06))
 
 
+def sample_long_lesson(rng: random.Random) -> Lesson:
+    """The long course: judging and reasoning as the two courses before it have them, at once."""
+    return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
+
+
 def _family(known: Known) -> str:
     return family_of(int(known.dataset_task[-1])).name
 

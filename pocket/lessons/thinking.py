@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.families import FAMILIES, family_of
-from pocket.lessons.base import read, see_emblem, see_two_emblems
+from pocket.lessons.base import imagine_told, read, sample_practice_lesson, see_emblem, see_two_emblems
+from pocket.lessons.base import sample_lesson as sample_base_lesson
 from pocket.lessons.known import Known
 from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
@@ -89,4 +90,20 @@ _KINDS: Final = {
 def sample_thinking_lesson(rng: random.Random) -> Lesson:
     """One lesson of the closing course: thoughts and forms, and a third of what was learnt before."""
     lesson: Lesson = rng.choices(list(_KINDS), list(_KINDS.values()))[0](rng)
+    return lesson
+
+
+_LONG: Final = {
+    sample_thinking_lesson: 0.42,
+    sample_worldly_lesson: 0.18,
+    sample_practice_lesson: 0.14,
+    imagine_told: 0.12,
+    sample_base_lesson: 0.14,
+}
+"""Half of it thoughts and forms; edits of what is told are drawn most, since they need no picture and are learnt last."""
+
+
+def sample_long_lesson(rng: random.Random) -> Lesson:
+    """One lesson of the long course: every skill of the courses before, at once."""
+    lesson: Lesson = rng.choices(list(_LONG), list(_LONG.values()))[0](rng)
     return lesson
