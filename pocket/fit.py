@@ -22,14 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from pipeline.numerics import cpu_multiplies_bfloat16
 from pocket.lessons.lesson import Lesson
 from trainer.vision_attention import batch_windows
 
 IGNORE = -100
-_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+_INPUTS = ("position_ids", "input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 LENGTH_STEP = 32
 LENGTH_POOL = 16
 """Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
@@ -110,21 +110,39 @@ class LessonStream(IterableDataset[Batch]):
         processor: Qwen2_5_VLProcessor,
         recipe: Recipe,
         collated: Collate = collate,
+        config: Qwen2_5_VLConfig | None = None,
     ) -> None:
         self.sample, self.processor, self.recipe, self.collated = sample, processor, recipe, collated
+        self.config = config
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         worker = get_worker_info()
         stream = f":{worker.id}" if worker is not None and worker.num_workers > 1 else ""
         rng = random.Random(f"lessons:{self.recipe.seed}{stream}")  # noqa: S311
+        positions = self._positions()
         while True:
             drawn = [self.sample(rng) for _ in range(self.recipe.batch * LENGTH_POOL)]
             drawn.sort(key=_length)
             batches = [drawn[i : i + self.recipe.batch] for i in range(0, len(drawn), self.recipe.batch)]
             rng.shuffle(batches)
             for batch in batches:
-                yield self.collated(batch, self.processor)
+                made = self.collated(batch, self.processor)
+                yield made | positions(made)
+
+    def _positions(self) -> Callable[[Batch], Batch]:
+        """With a config the places in text and images are told here: on a GPU the model would look for them row by row."""
+        if self.config is None:
+            return lambda batch: {}
+        with torch.device("meta"):
+            model: Any = Qwen2_5_VLForConditionalGeneration(self.config).model
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+
+        def positions(batch: Batch) -> Batch:
+            found, _ = model.get_rope_index(**{name: batch[name] for name in names if name in batch})
+            return {"position_ids": found}
+
+        return positions
 
 
 def _length(lesson: Lesson) -> tuple[int, int]:
@@ -196,8 +214,9 @@ def fit(
     made = optimisers(model, recipe)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     floating = [name for name, value in average.items() if value.is_floating_point()]
+    config = model.config if device != "cpu" else None
     loader = DataLoader(
-        LessonStream(sample, processor, recipe, collated), batch_size=None, num_workers=recipe.workers, prefetch_factor=4
+        LessonStream(sample, processor, recipe, collated, config), batch_size=None, num_workers=recipe.workers, prefetch_factor=4
     )
     losses_of = losses(model)
     if device != "cpu":
