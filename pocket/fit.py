@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -214,7 +215,7 @@ def fit(
     made = optimisers(model, recipe)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     floating = [name for name, value in average.items() if value.is_floating_point()]
-    config = model.config if device != "cpu" else None
+    config = copy.deepcopy(model.config) if device != "cpu" else None  # as it is before its attention is changed
     loader = DataLoader(
         LessonStream(sample, processor, recipe, collated, config), batch_size=None, num_workers=recipe.workers, prefetch_factor=4
     )
