@@ -217,7 +217,10 @@ def fit(
     floating = [name for name, value in average.items() if value.is_floating_point()]
     config = copy.deepcopy(model.config) if device != "cpu" else None  # as it is before its attention is changed
     loader = DataLoader(
-        LessonStream(sample, processor, recipe, collated, config), batch_size=None, num_workers=recipe.workers, prefetch_factor=4
+        LessonStream(sample, processor, recipe, collated, config),
+        batch_size=None,
+        num_workers=recipe.workers,
+        prefetch_factor=4,
     )
     losses_of = losses(model)
     if device != "cpu":

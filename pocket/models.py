@@ -127,7 +127,9 @@ def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: s
     return directory
 
 
-def train_long(role: Role, out: Path, *, source: Path | None = None, course: Course | None = None, device: str = "cuda") -> Path:
+def train_long(
+    role: Role, out: Path, *, source: Path | None = None, course: Course | None = None, device: str = "cuda"
+) -> Path:
     """Goes on from the checkpoint in `source` (the shipped one) with the long course and writes ``out/role``.
 
     The log of the courses before is kept in front of its own.
