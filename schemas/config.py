@@ -25,7 +25,8 @@ class Sampling(_Settings):
     """Low: traces are to be right, not various. Repairs raise it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: PositiveInt = 512
-    """The grammar ends a trace before; this is for endpoints without grammars."""
+    """An answer that is cut off here is no trace: above what prompts and screens ask for, so that only a model that runs on
+    meets it."""
     seed: NonNegativeInt = 0
     """Sent with each request: the same question gives the same answer on the same server."""
 
@@ -43,8 +44,11 @@ class TeacherConfig(_Settings):
     """For `external`: OpenAI-compatible endpoints of the same model."""
     prompts: str = "full"
     """A prompt set: `full` for real teachers, `pocket` for the tiny one, or a directory of templates."""
-    grammar: bool = True
-    """Hold traces to their form while decoding. Off for endpoints without structured outputs: the parser is the same."""
+    grammar: bool | Literal["bounded"] = True
+    """Hold traces to their form while decoding. Off for endpoints without structured outputs: the parser is the same.
+
+    `bounded` limits the lengths of the lines as well, for a model that runs on until `sampling.max_tokens`. It costs a server
+    about 1 ms a token of each answer (a real vocabulary has 150,000 tokens), and up to 10 s for each family after it starts."""
     judgements: Literal["logprobs", "stated"] = "logprobs"
     """`stated` asks for a number in words, for endpoints without log-probabilities."""
     images: Literal["path", "data_url"] = "path"
@@ -52,7 +56,9 @@ class TeacherConfig(_Settings):
     max_pixels: PositiveInt = 1_000_000
     """Larger images are reduced before they are sent, once, by us."""
     max_facet_chars: PositiveInt = 600
+    """For `grammar: bounded` only."""
     max_answer_chars: PositiveInt = 400
+    """For `grammar: bounded` only."""
     sampling: Sampling = Sampling()
     transport: Transport = Transport()
 

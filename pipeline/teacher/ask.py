@@ -7,10 +7,9 @@ it is none. An answer that did not arrive (see `Outcome`) means neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from pipeline.families import FAMILIES, Family
+from pipeline.families import Family
 from pipeline.grammar import trace_grammar
 from pipeline.judge import Labels, choice_fields, judgement_from_logprobs, judgement_from_statement
 from pipeline.parse import parse_trace
@@ -58,13 +57,14 @@ def reason_fields(family: Family, config: TeacherConfig, *, attempt: int = 0, ho
         "seed": sampling.seed + attempt,
     }
     if config.grammar:
-        fields["structured_outputs"] = {"grammar": _grammar(family.name, config.max_facet_chars, config.max_answer_chars)}
+        fields["structured_outputs"] = {"grammar": _grammar(family, config)}
     return fields
 
 
-@cache
-def _grammar(family: str, max_facet_chars: int, max_answer_chars: int) -> str:
-    return trace_grammar(FAMILIES[family], max_facet_chars=max_facet_chars, max_answer_chars=max_answer_chars)
+def _grammar(family: Family, config: TeacherConfig) -> str:
+    if config.grammar == "bounded":
+        return trace_grammar(family, max_facet_chars=config.max_facet_chars, max_answer_chars=config.max_answer_chars)
+    return trace_grammar(family)
 
 
 def judge_fields(labels: Labels, config: TeacherConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.real_vocabulary import ROWS
 from pipeline.families import COMPOSED, FAMILIES, Family, family_of
 from pipeline.grammar import trace_grammar
 from pipeline.parse import parse_trace
@@ -95,11 +96,84 @@ def test_lengths_are_bounded(compiler, family: Family) -> None:  # type: ignore[
     assert not accepts(compiler, family, trace.render(), max_facet_chars=40, max_answer_chars=19)
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+def test_lengths_are_open_unless_bounds_are_asked_for(compiler, family: Family) -> None:  # type: ignore[no-untyped-def]
+    """A bounded repetition, or a rule within a line, costs a mask of a millisecond at each token (see bench/grammar.py)."""
+    grammar = trace_grammar(family)
+    assert re.findall(r"\{\d*,?\d*\}", grammar) == []
+    assert grammar.count("::=") == 1
+    facets = tuple(FacetText(name=f.name, label=f.label, text="x" * 5000) for f in family.facets)
+    assert accepts(compiler, family, Trace(family=family.name, facets=facets, answer="y" * 5000).render())
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_small_bounds_are_kept(compiler, most: int) -> None:  # type: ignore[no-untyped-def]
+    for length in range(1, 5):
+        facets = tuple(FacetText(name=f.name, label=f.label, text="x" * length) for f in COMPOSED.facets)
+        trace = Trace(family=COMPOSED.name, facets=facets, answer="y")
+        assert accepts(compiler, COMPOSED, trace.render(), max_facet_chars=most, max_answer_chars=1) == (length <= most)
+
+
+@pytest.mark.parametrize("blank", [" ", "   ", "\t", "\u00a0", "\u3000", "\x1c", "\u2028"])
+def test_a_line_of_blanks_is_neither_written_nor_read(compiler, blank: str) -> None:  # type: ignore[no-untyped-def]
+    for said, reason in (("add a hat", FormatReason.EMPTY_FACET), ("a dog with a hat", FormatReason.EMPTY_ANSWER)):
+        output = GOOD.replace(said, blank)
+        assert not accepts(compiler, COMPOSED, output)
+        parsed = parse_trace(output, COMPOSED)
+        assert isinstance(parsed, Malformed)
+        assert parsed.reason is reason
+        assert not accepts(compiler, COMPOSED, GOOD.replace(said, f"{said}{blank}"))
+
+
 def test_the_grammar_refuses_other_labels_and_orders(compiler) -> None:  # type: ignore[no-untyped-def]
     assert accepts(compiler, COMPOSED, GOOD)
     assert not accepts(compiler, COMPOSED, GOOD.replace("Source", "Details"))
     assert not accepts(compiler, COMPOSED, GOOD.replace("a dog\n", "\n"))
     assert not accepts(compiler, COMPOSED, GOOD + " ")
+
+
+@pytest.fixture(scope="module")
+def real_compiler(real_qwen):  # type: ignore[no-untyped-def]
+    xgrammar = pytest.importorskip("xgrammar")
+    info = xgrammar.TokenizerInfo.from_huggingface(real_qwen, vocab_size=ROWS["7B"], stop_token_ids=[real_qwen.eos_token_id])
+    return xgrammar, xgrammar.GrammarCompiler(info, max_threads=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+def test_a_real_vocabulary_writes_traces_and_nothing_else(real_compiler, real_qwen, family: Family) -> None:  # type: ignore[no-untyped-def]
+    """Token by token, as a server holds an answer: each token of a trace is open when its turn comes, and those of others not."""
+    xgrammar, grammars = real_compiler
+    facets = tuple(
+        FacetText(name=f.name, label=f.label, text="一隻狗, 2 cats (one asleep) - “naïve”; 3.") for f in family.facets
+    )
+    text = Trace(family=family.name, facets=facets, answer="two dogs on sand").render()
+    compiled = grammars.compile_grammar(trace_grammar(family))
+    mask = xgrammar.allocate_token_bitmask(1, ROWS["7B"])
+
+    def is_open(matcher, token: int) -> bool:  # type: ignore[no-untyped-def]
+        matcher.fill_next_token_bitmask(mask)
+        return bool(mask[0, token // 32].item() >> (token % 32) & 1)
+
+    def first_refused(tokens: list[int]) -> int | None:
+        matcher = xgrammar.GrammarMatcher(compiled)
+        for place, token in enumerate(tokens):
+            if not is_open(matcher, token):
+                return place
+            assert matcher.accept_token(token)
+        return None
+
+    tokens, end = real_qwen.encode(text, add_special_tokens=False), real_qwen.eos_token_id
+    assert first_refused([*tokens, end]) is None
+    assert first_refused([*tokens[:-1], end]) == len(tokens) - 1
+    image = real_qwen.convert_tokens_to_ids("<|image_pad|>")
+    assert first_refused([*tokens[:8], image]) == 8
+    for bad in (
+        f"Sure! {text}",
+        text.replace("2 cats", "2 <cats>"),
+        text.replace(family.facets[-1].label, "Colour"),
+        f"{text}\n",
+    ):
+        assert first_refused(real_qwen.encode(bad, add_special_tokens=False)) is not None
 
 
 @pytest.mark.parametrize(
