@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from pipeline.sampling import greedy_fields
 from schemas.errors import ConfigError
 from schemas.judgement import Judgement, JudgementReason, JudgementSource, NoJudgement
 
@@ -34,8 +35,7 @@ VERIFY: Final = Labels("yes", "no")
 def choice_fields(labels: Labels) -> dict[str, Any]:
     """What a chat request to vLLM needs for a judgement, besides model and messages."""
     return {
-        "max_tokens": 8,  # a label may be several tokens; the first decides
-        "temperature": 0.0,
+        **greedy_fields(8),  # a label may be several tokens; the first decides
         "logprobs": True,
         "top_logprobs": TOP_LOGPROBS,
         "structured_outputs": {"choice": [labels.positive, labels.negative]},

@@ -24,6 +24,13 @@ class Sampling(_Settings):
     temperature: NonNegativeFloat = 0.2
     """Low: traces are to be right, not various. Repairs raise it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """-1: all tokens. This and the next four are sent as they stand here, so a model's generation_config.json adds nothing."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: PositiveFloat = 1.0
+    """Above 1 it also counts the words of the prompt, which an answer is told to use again."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     max_tokens: PositiveInt = 512
     """An answer that is cut off here is no trace: above what prompts and screens ask for, so that only a model that runs on
     meets it."""

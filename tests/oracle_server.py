@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-_FACET = re.compile(r'"([A-Z][a-z]+): " facet')
+_FACET = re.compile(r'"([A-Z][a-z]+): "')
 _WORDS = ("red", "blue", "green", "small", "large", "round", "square", "left")
 
 

@@ -7,7 +7,7 @@ model and revision (of a local directory: its digest)   how it gets there: time-
 the pixel budgets of server and client                  whether images travel by path or in the request
 the rendered messages, every character                  which template or prompt set rendered them
 the SHA-256 of each image's file, in its place          the images' paths and the M-BEIR root
-sampling: temperature, top-p, max tokens, seed          the query's id, dataset and split
+sampling, all of it (pipeline/sampling.py)              the query's id, dataset and split
 the output grammar or the labels of a choice            what is done with the answer: thresholds, screens, routing
 the attempt's number                                    dtype, parallelism and memory settings of the server
 
@@ -28,7 +28,7 @@ from prompts import ImageSlot, Prompt
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
 
-FINGERPRINT_VERSION: Final = 1
+FINGERPRINT_VERSION: Final = 2
 FINGERPRINT_BYTES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 20
 

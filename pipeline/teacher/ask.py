@@ -13,6 +13,7 @@ from pipeline.families import Family
 from pipeline.grammar import trace_grammar
 from pipeline.judge import Labels, choice_fields, judgement_from_logprobs, judgement_from_statement
 from pipeline.parse import parse_trace
+from pipeline.sampling import draw_fields, greedy_fields
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import EncodedImage
 from pipeline.teacher.request import TeacherRequest
@@ -49,13 +50,7 @@ def messages(prompt: Prompt, images: dict[str, EncodedImage]) -> list[dict[str, 
 
 def reason_fields(family: Family, config: TeacherConfig, *, attempt: int = 0, hotter: float = 0.0) -> dict[str, Any]:
     """What a request for a trace holds besides its messages. Each attempt has a seed of its own; `hotter` adds temperature."""
-    sampling = config.sampling
-    fields: dict[str, Any] = {
-        "temperature": round(sampling.temperature + hotter, 4),
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": sampling.seed + attempt,
-    }
+    fields = draw_fields(config.sampling, attempt=attempt, hotter=hotter)
     if config.grammar:
         fields["structured_outputs"] = {"grammar": _grammar(family, config)}
     return fields
@@ -69,7 +64,7 @@ def _grammar(family: Family, config: TeacherConfig) -> str:
 
 def judge_fields(labels: Labels, config: TeacherConfig) -> dict[str, Any]:
     """What a request for a judgement holds besides its messages."""
-    return choice_fields(labels) if config.judgements == "logprobs" else {"max_tokens": 32, "temperature": 0.0}
+    return choice_fields(labels) if config.judgements == "logprobs" else greedy_fields(32)
 
 
 def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Prompt:
