@@ -69,6 +69,7 @@ test-fast: setup ## the inner loop: no slow tests (under 60 s)
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py
 	@$(BIN)/python bench/client.py
+	@$(BIN)/python -m bench.grammar masks
 
 bench-build: setup ## benchmarks of the build: oracle and real teacher, quality against the pocket world's truth
 	@$(BIN)/python -m bench.build instant

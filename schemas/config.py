@@ -55,7 +55,7 @@ class TeacherConfig(_Settings):
     """Hold traces to their form while decoding. Off for endpoints without structured outputs: the parser is the same.
 
     `bounded` limits the lengths of the lines as well, for a model that runs on until `sampling.max_tokens`. It costs a server
-    about 1 ms a token of each answer (a real vocabulary has 150,000 tokens), and up to 10 s for each family after it starts."""
+    1.4 ms a token of each answer, one after the other, and 9 s for each family after it starts (Qwen's 151,665 tokens)."""
     judgements: Literal["logprobs", "stated"] = "logprobs"
     """`stated` asks for a number in words, for endpoints without log-probabilities."""
     images: Literal["path", "data_url"] = "path"

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.families import FAMILIES
+from pipeline.families import FAMILIES, VISUAL
 from pipeline.grammar import trace_grammar
 from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
 from pipeline.parse import parse_trace
+from pipeline.teacher.ask import reason_request
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.hosting.preflight import preflight
 from pipeline.teacher.hosting.server import ManagedServer
@@ -30,7 +31,8 @@ from pocket.lessons.lesson import Lesson
 from pocket.models import MODELS
 from pocket.world.draw import SIDE, draw_scene
 from pocket.world.scene import sample_scene
-from schemas.config import TeacherConfig
+from prompts import PromptSet
+from schemas.config import Sampling, TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
 from schemas.teacher import Outcome, Transport
@@ -107,6 +109,21 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 assert isinstance(parse_trace(answer.text, family), Trace), answer.text
                 assert answer.prompt_tokens > 16
                 assert answer.completion_tokens > 10
+
+
+async def test_traces_of_open_length_end_by_themselves(endpoint: Endpoint, images: Path) -> None:
+    """With all the fields that a build sends, asked as a build asks."""
+    from pipeline.mbeir.images import ImageStore
+
+    teacher = TeacherConfig(hosting="external", endpoints=(endpoint,), sampling=Sampling(temperature=0.0, max_tokens=256))
+    encoder = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE)
+    asked = {"instruction": "Find a caption of this image.", "query_text": "", "has_image": True, "complaint": ""}
+    prompt = PromptSet.load("pocket").render("reason_visual", **asked)
+    request = reason_request("x", prompt, {"query": encoder.encode("scene.png")}, VISUAL, teacher)
+    async with client(endpoint) as asking:
+        answer = await asking.ask(request)
+    assert answer.outcome is Outcome.OK, answer.detail
+    assert isinstance(parse_trace(answer.text, VISUAL), Trace), answer.text
 
 
 @pytest.mark.parametrize("name", [None, "noise.png", "scene.png"])
