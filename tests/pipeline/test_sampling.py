@@ -31,6 +31,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow  # to import vLLM
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS.keys())
 def test_a_models_own_habits_change_nothing(fields: dict[str, Any]) -> None:
     protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
