@@ -34,14 +34,14 @@ class ServerConfig(BaseModel):
     tensor_parallel_size: PositiveInt = 1
     """GPUs that share one copy of the model: 4 for 72B in bfloat16 on 80 GB cards."""
     count: PositiveInt | None = None
-    """Servers of this model, each on `tensor_parallel_size` GPUs of one node. None: as many as the free GPUs hold. Where teacher and
-    verifier are both managed and neither says how many, the verifier gets one, the teacher as many as fit beside it, and the verifier
-    what is left."""
+    """Servers of this model, each on `tensor_parallel_size` GPUs of one node. None: as many as the free GPUs hold, on CPU one.
+    Where teacher and verifier are both managed and neither says how many, the verifier gets one, the teacher as many as fit
+    beside it, and the verifier what is left."""
     placement_timeout_s: NonNegativeFloat = 300
     """How long to wait for GPUs that others hold. What the cluster could not hold if it were empty is refused at once."""
     api_servers: PositiveInt = 1
-    """Processes that prepare images and speak HTTP. One prepares some 40 images a second at 800x600, 200 at M-BEIR's size: enough for
-    72B; 2 to 4 for a teacher of 3B or 7B."""
+    """Processes that prepare images and speak HTTP. One prepares some 40 images a second at 800x600, 200 at M-BEIR's size:
+    enough for 72B; 2 to 4 for a teacher of 3B or 7B."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
     max_num_seqs: PositiveInt = 256
     """Sequences decoded together: more gives throughput until the KV cache is full."""

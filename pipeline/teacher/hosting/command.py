@@ -28,7 +28,9 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
     if config.device == "cuda":
         found += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
         found += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
-        if config.tensor_parallel_size > 1:  # each GPU encodes other images: a split vision tower spends its time on all-reduces
+        if (
+            config.tensor_parallel_size > 1
+        ):  # each GPU encodes other images: a split vision tower spends its time on all-reduces
             found += ["--mm-encoder-tp-mode", "data"]
     if config.api_servers > 1:
         found += ["--api-server-count", str(config.api_servers)]
