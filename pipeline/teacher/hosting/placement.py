@@ -114,9 +114,9 @@ def refusal(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, s
     largest = max(gpus.values())
     for demand in demands:
         if demand.gpus > largest:
+            size = f"{demand.name}: tensor_parallel_size {demand.gpus}"
             return (
-                f"{demand.name}: tensor_parallel_size {demand.gpus} is more than any node has ({have}); "
-                "a server's GPUs are on one node",
+                f"{size} is more than any node has ({have}); a server's GPUs are on one node",
                 f"set {demand.name}.server.tensor_parallel_size to {largest} or less, or use a smaller or quantised model",
             )
     many = f"{'; '.join(str(demand) for demand in demands if demand.gpus)}: together more than the cluster has ({have})"

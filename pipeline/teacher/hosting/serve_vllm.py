@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _serve_several() -> None:
-    """What `vllm serve` does. The command itself fails with the CPU build: it asks for the version of a package named `vllm`."""
+    """What `vllm serve` does. That command fails with CPU builds: it asks for the version of a package named `vllm`."""
     from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415 (heavy)
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args  # noqa: PLC0415
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
