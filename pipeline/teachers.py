@@ -107,8 +107,8 @@ class Teachers:
         with ThreadPoolExecutor(len(pools)) as threads:
             started = {name: threads.submit(pool.start, self._tell) for name, pool in pools.items()}
             done, _ = wait(started.values(), return_when=FIRST_EXCEPTION)
-            for one in done:
-                if (error := one.exception()) is not None:
+            for finished in done:
+                if (error := finished.exception()) is not None:
                     self.stop()  # the others would load for minutes before anybody heard of it
                     raise error
         return found | {name: endpoints.result() for name, endpoints in started.items()}

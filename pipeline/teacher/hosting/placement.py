@@ -106,24 +106,26 @@ def refusal(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, s
     """What to tell where the empty cluster could not hold the servers: problem and remedy."""
     gpus = {name: count for name, count in nodes.items() if count}
     have = describe(gpus)
+    wanted = "; ".join(str(demand) for demand in demands if demand.gpus)
     if not gpus:
         return (
-            f"no node of the Ray cluster has a GPU; {'; '.join(map(str, demands))}",
+            f"no node of the Ray cluster has a GPU; {wanted}",
             "set device: cpu, or join nodes with GPUs",
         )
     largest = max(gpus.values())
     for demand in demands:
         if demand.gpus > largest:
+            smaller = 1 << (largest.bit_length() - 1)  # a model's heads are divided among them
             size = f"{demand.name}: tensor_parallel_size {demand.gpus}"
             return (
                 f"{size} is more than any node has ({have}); a server's GPUs are on one node",
-                f"set {demand.name}.server.tensor_parallel_size to {largest} or less, or use a smaller or quantised model",
+                f"set {demand.name}.server.tensor_parallel_size to {smaller} or less, or use a smaller or quantised model",
             )
-    many = f"{'; '.join(str(demand) for demand in demands if demand.gpus)}: together more than the cluster has ({have})"
-    alone = [demand.name for demand in demands if demand.gpus]
-    lower = " and ".join(f"{name}.server.count" for name in alone)
-    remedy = f"lower {lower} (null: as many as fit) or tensor_parallel_size, or join more nodes"
-    return many, remedy + ("; a verifier may also run elsewhere (hosting: external)" if len(alone) > 1 else "")
+    many = sum(1 for demand in demands if demand.gpus) > 1
+    counted = [f"{demand.name}.server.count" for demand in demands if demand.gpus and (demand.count or 1) > 1]
+    remedy = f"lower {' or '.join([*counted, 'tensor_parallel_size'])}, or join more nodes"
+    remedy += "; a verifier may also run elsewhere (hosting: external)" if many else ""
+    return f"{wanted}: {'together ' if many else ''}more than the cluster has ({have})", remedy
 
 
 def describe(nodes: Mapping[str, int]) -> str:

@@ -87,5 +87,7 @@ def test_refusals_say_what_the_nodes_have() -> None:
     assert "teacher: 2 servers of 4 GPUs" in problem
     assert "verifier: as many servers as fit of 8 GPUs" in problem
     assert "(1 node of 8 GPUs, 1 node of 4)" in problem
-    assert "teacher.server.count and verifier.server.count" in remedy
+    assert "lower teacher.server.count or tensor_parallel_size" in remedy
+    assert "verifier.server.count" not in remedy  # it wants one only
+    assert "to 4 or less" in refusal(nodes(6, 6), [Demand("teacher", 8)])[1]  # heads are not divided by six
     assert "no node of the Ray cluster has a GPU" in refusal(nodes(0), [Demand("teacher", 1)])[0]
