@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.builds import Oracle, start
+from tests.hub_repos import hub_repos
 from tests.pipeline.teacher.hosting.test_command import model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -52,3 +53,20 @@ def test_a_verifier_that_has_no_room_beside_the_teacher_is_refused_at_once(
     words = " ".join(said.split())
     assert "together more than the cluster has (1 node of 8 GPUs)" in words
     assert "a verifier may also run elsewhere (hosting: external)" in words
+
+
+def test_a_model_is_fetched_by_the_node_that_serves_it_and_what_is_wrong_comes_back(
+    cluster: Any, small_world: Path, tmp_path: Path
+) -> None:
+    managed = {"hosting": "managed", "server": {"model": "org/none", "max_model_len": 512}, "prompts": "pocket"}
+    with Oracle(tmp_path / "oracle.log") as oracle, hub_repos() as hub:
+        config = oracle.config(tmp_path, small_world, annotators=1, teacher=managed)
+        shell = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": SECRET}
+        process = start("build", config, "--limit", "4", RAY_ADDRESS=cluster.address, **shell)
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode != 0
+        assert f"Bearer {SECRET}" in hub.authorizations
+    words = " ".join(said.split())
+    assert "starting the teacher: downloading org/none" in words
+    assert "error: org/none: the Hub has no such model" in words
+    assert SECRET not in words

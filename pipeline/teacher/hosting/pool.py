@@ -22,6 +22,7 @@ from pipeline.teacher.hosting.placement import Demand
 from pipeline.teacher.hosting.reserve import release, reserve
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.hosting.weights import fetch_model
+from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
 
 _ANSWER_S: Final = 60.0
@@ -116,7 +117,7 @@ class ServerPool:
             return tuple(ray.get([actor.start.remote() for actor in self.actors]))
         except ray.exceptions.RayTaskError as error:
             self.stop()
-            raise error.as_instanceof_cause() from None
+            raise (error.cause if isinstance(error.cause, CotError) else error.as_instanceof_cause()) from None
 
     def failures(self) -> list[str]:
         """What went wrong with servers that were given up."""

@@ -25,16 +25,19 @@ def main() -> None:
 
 
 def _serve_several() -> None:
-    """What `vllm serve` does. That command fails with CPU builds: it asks for the version of a package named `vllm`."""
+    """What `vllm serve` does. That command itself fails with CPU builds: it asks for the version of a package named `vllm`.
+
+    Parser and checks are asked of the subcommand, which has stayed where it is from one vLLM to the next; they have not.
+    """
     from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415 (heavy)
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args  # noqa: PLC0415
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
 
-    cli_env_setup()
-    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()
-    validate_parsed_serve_args(arguments)
-    ServeSubcommand.cmd(arguments)
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    serve, parser = ServeSubcommand(), FlexibleArgumentParser()
+    serve.subparser_init(parser.add_subparsers())
+    arguments = parser.parse_args([serve.name, *sys.argv[1:]])
+    serve.validate(arguments)
+    serve.cmd(arguments)
 
 
 if __name__ == "__main__":
