@@ -29,6 +29,7 @@ from pipeline.mbeir.pools import CandidatePool
 from pipeline.records import RowMaker, near_duplicate_key
 from pipeline.rows import records_table, rejections_table
 from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.hosting.environ import Carried
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.tokens import token_counter
 from pipeline.worklist import WorkItem, identity
@@ -90,7 +91,11 @@ class Tally:
 class Annotator:
     """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews)."""
 
-    def __init__(self, config: BuildConfig, ledger: str | None, *, retry_failed: bool = False) -> None:
+    def __init__(
+        self, config: BuildConfig, ledger: str | None, *, retry_failed: bool = False, environment: Carried | None = None
+    ) -> None:
+        if environment is not None:  # keys and the Hub's settings, from the driver's shell
+            environment.set()
         self.config = config
         self._layout = Layout.open(config.mbeir)
         self._instructions = InstructionTable.load(self._layout.instructions)

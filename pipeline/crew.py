@@ -21,11 +21,13 @@ from pipeline.ledger.report import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
 from pipeline.progress_board import Board
 from pipeline.staging import Staging
+from pipeline.teacher.hosting.environ import carried
 from pipeline.teacher.hosting.pool import start_ray
 from pipeline.teachers import Teachers
 from pipeline.worklist import WorkList
 from schemas.config import BuildConfig
 from schemas.errors import CotError
+from schemas.hosting import Endpoint
 
 _AHEAD: Final = 4
 """Queries that an annotator has at once, in requests in flight: a journey is several requests in a row, the next chunks fill
@@ -76,6 +78,7 @@ class Crew:
         self._teachers = Teachers(config, logs)
         self._tallies: dict[int, Tally] = {}
         self._watched = 0.0
+        self._told = ""
 
     def run(self) -> None:
         chunks = -(-len(self._work) // self._size)
@@ -91,7 +94,8 @@ class Crew:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
             Annotator
         )
-        crew = [remote.remote(self._config, self._ledger, retry_failed=retry_failed) for _ in range(count)]
+        given = carried(endpoint.api_key_env for endpoint in _endpoints(self._config))
+        crew = [remote.remote(self._config, self._ledger, retry_failed=retry_failed, environment=given) for _ in range(count)]
         waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
         load = [0] * count
         done = sum(self._length(number) for number in range(len(self._staging)) if number not in numbers)
@@ -151,10 +155,11 @@ class Crew:
         self._board.update(tallies, done)
         if any(tally.waits_for_teacher for tally in tallies):
             if not self._teachers.begun:
-                if "managed" in {self._config.teacher.hosting, (self._config.verifier or self._config.teacher).hosting}:
-                    self._board.state("starting the teacher", "vLLM loads the model; this takes a while")
                 self._teachers.begin()
             endpoints = self._teachers.endpoints
+            if endpoints is None and self._teachers.doing not in ("", self._told):
+                self._told = self._teachers.doing
+                self._board.state("starting the teacher", self._told)
             if endpoints is not None:
                 for actor in crew:
                     actor.connect.remote(endpoints)
@@ -223,6 +228,11 @@ class Crew:
             if ids & subjects:
                 found.append(number)
         return found
+
+
+def _endpoints(config: BuildConfig) -> tuple[Endpoint, ...]:
+    """Those that the config names."""
+    return config.teacher.endpoints + (config.verifier.endpoints if config.verifier is not None else ())
 
 
 def _got(reference: Any) -> Any:

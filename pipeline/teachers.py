@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pipeline.annotator import Endpoints
+from pipeline.teacher.hosting.model_check import check_model
 from pipeline.teacher.hosting.registry import running
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.errors import CotError
@@ -31,6 +33,8 @@ class Teachers:
         self._thread: threading.Thread | None = None
         self._endpoints: Endpoints | None = None
         self._error: BaseException | None = None
+        self.doing = ""
+        """What is being waited for, in words."""
 
     @property
     def begun(self) -> bool:
@@ -59,22 +63,55 @@ class Teachers:
 
     def _start(self) -> None:
         try:
-            teacher = self._hosted(self._config.teacher, "teacher")
-            verifier = self._hosted(self._config.verifier, "verifier") if self._config.verifier is not None else teacher
-            self._endpoints = Endpoints(teacher, verifier)
+            configs = {"teacher": self._config.teacher}
+            if self._config.verifier is not None:
+                configs["verifier"] = self._config.verifier
+            found = self._hosted(configs)
+            self._endpoints = Endpoints(found["teacher"], found.get("verifier", found["teacher"]))
         except CotError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001 (carried to the driver's thread)
             self._error = error
 
-    def _hosted(self, config: TeacherConfig, name: str) -> tuple[Endpoint, ...]:
-        server = server_config(config, self._config.mbeir)
-        if server is None:
-            return config.endpoints
-        if config.reuse and (found := running(server)) is not None:
-            return (found,)
-        from pipeline.teacher.hosting.pool import ServerPool  # noqa: PLC0415 (Ray)
+    def _hosted(self, configs: dict[str, TeacherConfig]) -> dict[str, tuple[Endpoint, ...]]:
+        """Reached or reused where they run; the others are given their GPUs together, then started side by side."""
+        found: dict[str, tuple[Endpoint, ...]] = {}
+        managed: dict[str, ServerConfig] = {}
+        for name, config in configs.items():
+            server = server_config(config, self._config.mbeir)
+            if server is None:
+                found[name] = config.endpoints
+            elif config.reuse and (one := running(server)) is not None:
+                found[name] = (one,)
+            else:
+                managed[name] = server
+        if not managed:
+            return found
+        from pipeline.teacher.hosting.placement import Demand  # noqa: PLC0415 (Ray)
+        from pipeline.teacher.hosting.pool import ServerPool, start_ray  # noqa: PLC0415
+        from pipeline.teacher.hosting.reserve import reserve  # noqa: PLC0415
 
-        pool = ServerPool(server, logs=self._logs / name)
-        self._pools.append(pool)
-        return pool.start()
+        for server in managed.values():
+            check_model(server)
+        start_ray()
+        self.doing = "waiting for GPUs"
+        held = reserve(
+            [Demand.of(name, server) for name, server in managed.items()],
+            max(server.placement_timeout_s for server in managed.values()),
+        )
+        pools = {
+            name: ServerPool(server, logs=self._logs / name, name=name, held=places)
+            for (name, server), places in zip(managed.items(), held, strict=True)
+        }
+        self._pools += pools.values()
+        with ThreadPoolExecutor(len(pools)) as threads:
+            started = {name: threads.submit(pool.start, self._tell) for name, pool in pools.items()}
+            done, _ = wait(started.values(), return_when=FIRST_EXCEPTION)
+            for finished in done:
+                if (error := finished.exception()) is not None:
+                    self.stop()  # the others would load for minutes before anybody heard of it
+                    raise error
+        return found | {name: endpoints.result() for name, endpoints in started.items()}
+
+    def _tell(self, doing: str) -> None:
+        self.doing = doing

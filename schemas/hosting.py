@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class ServerConfig(BaseModel):
@@ -33,6 +33,15 @@ class ServerConfig(BaseModel):
     """Pixel budget of an image: 768 visual tokens of Qwen2.5-VL. More detail costs prefill time. None: the model's own."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that share one copy of the model: 4 for 72B in bfloat16 on 80 GB cards."""
+    count: PositiveInt | None = None
+    """Servers of this model, each on `tensor_parallel_size` GPUs of one node. None: as many as the free GPUs hold, on CPU one.
+    Where teacher and verifier are both managed and neither says how many, the verifier gets one, the teacher as many as fit
+    beside it, and the verifier what is left."""
+    placement_timeout_s: NonNegativeFloat = 300
+    """How long to wait for GPUs that others hold. What the cluster could not hold if it were empty is refused at once."""
+    api_servers: PositiveInt = 1
+    """Processes that prepare images and speak HTTP. One prepares some 40 images a second at 800x600, 200 at M-BEIR's size:
+    enough for 72B; 2 to 4 for a teacher of 3B or 7B."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
     max_num_seqs: PositiveInt = 256
     """Sequences decoded together: more gives throughput until the KV cache is full."""
@@ -40,8 +49,8 @@ class ServerConfig(BaseModel):
     """Answer 503 beyond this many waiting requests, so that clients slow down; None queues without bound."""
     enforce_eager: bool = False
     """Skip graph capture: starts sooner, decodes slower. Always on for CPU."""
-    cpu_kv_cache_gib: PositiveFloat = 1
-    """Memory for the KV cache on CPU."""
+    cpu_kv_cache_gib: PositiveInt = 1
+    """Memory for the KV cache on CPU; whole GiB, vLLM reads no others."""
     cpu_threads: str = "auto"
     """Cores to bind on CPU, e.g. `0-1`."""
     seed: int = 0
@@ -56,7 +65,7 @@ class ServerConfig(BaseModel):
     port: PositiveInt | None = None
     """None takes a free one."""
     startup_timeout_s: PositiveFloat = 1800
-    """Until healthy: a large model loads for minutes from network storage."""
+    """Until healthy, counted from when the weights are there: a large model loads for minutes from network storage."""
     silence_s: PositiveFloat = 180
     """A server whose health cannot be asked for this long is ended as if it had died."""
     restarts: NonNegativeInt = 3

@@ -51,6 +51,27 @@ def check(
     raise typer.Exit(0 if ok else 1)
 
 
+@app.command()
+def fetch(config: Config, overrides: Set = None) -> None:
+    """Downloads the models of the config's managed servers, teacher's and verifier's, into Hugging Face's cache.
+
+    `build` does so by itself, on each node that runs a server. A local directory is only looked at.
+    """
+    from pipeline.config import load_config
+    from pipeline.teacher.hosting.weights import fetch_model
+    from schemas.config import BuildConfig
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    for name, one in (("teacher", settings.teacher), ("verifier", settings.verifier)):
+        if one is None:
+            continue
+        if one.hosting != "managed" or one.server is None:
+            console.print(f"{name}: runs elsewhere, nothing to fetch")
+            continue
+        errors.print(f"{name}: fetching {escape(one.server.model)}")
+        console.print(f"{name}: {escape(str(fetch_model(one.server)))}")
+
+
 def serve(config: Config, overrides: Set = None) -> None:
     """Runs the config's managed vLLM server in the foreground until interrupted."""
     from pipeline.config import load_config
@@ -76,6 +97,7 @@ def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[E
     """The endpoints of the config; a managed server lives as long as the context."""
     from pipeline.teacher.hosting.registry import registered, running
     from pipeline.teacher.hosting.server import ManagedServer
+    from pipeline.teacher.hosting.weights import fetch_model
     from pipeline.teachers import server_config
 
     config = settings.teacher
@@ -87,6 +109,9 @@ def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[E
         errors.print(f"using the server at {found.url}")
         yield (found,)
         return
+    if not Path(managed.model).exists():
+        errors.print(f"downloading {managed.model}, or finding it in the cache")
+        fetch_model(managed)
     server = ManagedServer(managed)
     with errors.status(f"starting vLLM with {managed.model}") as status:
         endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))

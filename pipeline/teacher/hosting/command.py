@@ -28,6 +28,12 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
     if config.device == "cuda":
         found += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
         found += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+        if (
+            config.tensor_parallel_size > 1
+        ):  # each GPU encodes other images: a split vision tower spends its time on all-reduces
+            found += ["--mm-encoder-tp-mode", "data"]
+    if config.api_servers > 1:
+        found += ["--api-server-count", str(config.api_servers)]
     if config.device == "cpu" or config.enforce_eager:
         found.append("--enforce-eager")
     if config.trust_remote_code:
@@ -43,7 +49,7 @@ def environment(config: ServerConfig) -> dict[str, str]:
     """Variables to set in the server's process."""
     found = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if config.device == "cpu":
-        found["VLLM_CPU_KVCACHE_SPACE"] = f"{config.cpu_kv_cache_gib:g}"
+        found["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
         found["VLLM_CPU_OMP_THREADS_BIND"] = config.cpu_threads
     return found
 

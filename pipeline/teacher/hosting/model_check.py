@@ -13,7 +13,7 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def check_model(config: ServerConfig) -> None:
-    """Raises ConfigError with all that is wrong. A Hub repository (no such directory) is left to vLLM to fetch."""
+    """Raises ConfigError with all that is wrong. A Hub repository (no such directory) is fetched by `weights`."""
     directory = Path(config.model)
     if not directory.exists():
         if config.model.startswith((".", "/", "~")) or config.model.count("/") != 1:
@@ -21,6 +21,11 @@ def check_model(config: ServerConfig) -> None:
                 f"no model directory {config.model!r}", "check `model`; a Hub repository is written as organisation/name"
             )
         return
+    check_files(config, directory)
+
+
+def check_files(config: ServerConfig, directory: Path) -> None:
+    """Raises ConfigError with all that is wrong with the model in this directory."""
     problems = _problems(config, directory)
     if problems:
         raise ConfigError(

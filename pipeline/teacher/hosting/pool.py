@@ -1,4 +1,4 @@
-"""Servers under Ray: one for each GPU, or group of GPUs, of the machine or cluster; or one on CPU.
+"""Servers under Ray: as many as their config says or the GPUs of the machine or cluster hold; or one on CPU.
 
 Ray is started embedded where none runs; with ``RAY_ADDRESS`` the cluster there is used and this code stays the same. Each
 server lives in an actor that holds its GPUs; when the driver, the actor or the raylet dies, the supervisor ends the server.
@@ -7,15 +7,22 @@ server lives in an actor that holds its GPUs; when the driver, the actor or the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipeline.teacher.hosting.environ import Carried, carried
 from pipeline.teacher.hosting.model_check import check_model
-from pipeline.teacher.hosting.server import HostingError, ManagedServer
+from pipeline.teacher.hosting.placement import Demand
+from pipeline.teacher.hosting.reserve import release, reserve
+from pipeline.teacher.hosting.server import ManagedServer
+from pipeline.teacher.hosting.weights import fetch_model
+from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
 
 _ANSWER_S: Final = 60.0
@@ -25,8 +32,17 @@ _LOST: Final = "a server's Ray actor was lost (its node, or its memory?) and its
 class ServerActor:
     """Holds one managed server on the node where Ray put it."""
 
-    def __init__(self, config: ServerConfig, log: Path | None) -> None:
+    def __init__(self, config: ServerConfig, log: Path | None, environment: Carried) -> None:
+        environment.set()
         self._server = ManagedServer(config, log=log)
+
+    def node(self) -> str:
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    def fetch(self) -> None:
+        """The model's files, on this node."""
+        fetch_model(self._server.config)
 
     def start(self) -> Endpoint:
         """The endpoint under an address that other nodes reach."""
@@ -55,33 +71,53 @@ class ServerActor:
 class ServerPool:
     """The servers of one job."""
 
-    def __init__(self, config: ServerConfig, *, count: int | None = None, logs: Path | None = None) -> None:
-        """`count` defaults to as many as the cluster's GPUs hold (one on CPU); logs go to ``logs/server-<n>.log``."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        count: int | None = None,
+        logs: Path | None = None,
+        name: str = "teacher",
+        held: Sequence[PlacementGroup | None] | None = None,
+    ) -> None:
+        """`count` goes before the config's; logs go to ``logs/server-<n>.log``.
+
+        held: places that `reserve` has found already, one a server, which are the pool's from now on.
+        """
         check_model(config)
         start_ray()
         self.config = config
+        if held is None:
+            wanted = config if count is None else config.model_copy(update={"count": count})
+            (held,) = reserve([Demand.of(name, wanted)], config.placement_timeout_s)
+        self._held = list(held)
+        self.count = len(self._held)
         gpus = config.tensor_parallel_size if config.device == "cuda" else 0
-        possible = int(ray.cluster_resources().get("GPU", 0)) // gpus if gpus else 1
-        self.count = possible if count is None else count
-        if self.count < 1 or (gpus and self.count > possible):
-            raise HostingError(
-                f"Ray sees {int(ray.cluster_resources().get('GPU', 0))} GPUs; {count or 1} servers of {gpus} need more",
-                "set device: cpu, lower tensor_parallel_size, or join more nodes",
-            )
         several_nodes = len(ray.nodes()) > 1
-        held = config.model_copy(update={"host": "0.0.0.0"}) if several_nodes else config  # noqa: S104 (other nodes ask it)
+        open_to = config.model_copy(update={"host": "0.0.0.0"}) if several_nodes else config  # noqa: S104 (other nodes ask it)
         remote = ray.remote(num_gpus=gpus, num_cpus=0 if gpus else 0.01, max_restarts=-1)(ServerActor)
         self.actors: list[Any] = [
-            remote.remote(held, logs / f"server-{number}.log" if logs is not None else None) for number in range(self.count)
+            remote.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group is not None else None).remote(
+                open_to, logs / f"server-{number}.log" if logs is not None else None, carried()
+            )
+            for number, group in enumerate(self._held)
         ]
 
-    def start(self) -> tuple[Endpoint, ...]:
-        """Starts all servers at once and waits for all of them. Raises the first failure."""
+    def start(self, progress: Callable[[str], None] = lambda doing: None) -> tuple[Endpoint, ...]:
+        """Fetches the model, starts all servers at once and waits for all of them. Raises the first failure.
+
+        `progress` is told what is being done.
+        """
         try:
+            if not Path(self.config.model).exists():
+                progress(f"downloading {self.config.model}, or finding it in the cache")
+                nodes = ray.get([actor.node.remote() for actor in self.actors])
+                ray.get([actor.fetch.remote() for actor in dict(zip(nodes, self.actors, strict=True)).values()])
+            progress(f"vLLM loads {self.config.model}; this takes a while")
             return tuple(ray.get([actor.start.remote() for actor in self.actors]))
         except ray.exceptions.RayTaskError as error:
             self.stop()
-            raise error.as_instanceof_cause() from None
+            raise (error.cause if isinstance(error.cause, CotError) else error.as_instanceof_cause()) from None
 
     def failures(self) -> list[str]:
         """What went wrong with servers that were given up."""
@@ -101,6 +137,8 @@ class ServerPool:
             ray.wait([actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=30)
             for actor in actors:
                 ray.kill(actor)
+        held, self._held = self._held, []
+        release(held)
 
 
 @contextmanager

@@ -30,8 +30,33 @@ def test_a_gpu_server() -> None:
     assert json.loads(given["--limit-mm-per-prompt"]) == {"image": 2, "video": 0}
     assert json.loads(given["--mm-processor-kwargs"]) == {"max_pixels": 768 * 28 * 28}
     assert given["--host"] == "127.0.0.1"
+    assert given["--mm-encoder-tp-mode"] == "data"
     assert "--trust-remote-code" not in given
     assert "--enforce-eager" not in given
+    assert "--api-server-count" not in given
+    alone = pairs(config.model_copy(update={"tensor_parallel_size": 1, "api_servers": 3}))
+    assert "--mm-encoder-tp-mode" not in alone
+    assert alone["--api-server-count"] == "3"
+
+
+@pytest.mark.slow
+def test_vllms_own_parser_takes_every_argument() -> None:
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    config = ServerConfig(
+        model="m", revision="r", tensor_parallel_size=4, media_root=Path("/data"), max_queued=9, api_servers=2, min_pixels=28
+    )
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(config, 8123))
+    assert parsed.mm_encoder_tp_mode == "data"
+    assert parsed.api_server_count == 2
+    assert parsed.tensor_parallel_size == 4
+
+
+def test_vllm_takes_whole_gibibytes_on_cpu_only() -> None:
+    with pytest.raises(ValueError, match="cpu_kv_cache_gib"):
+        ServerConfig(model="m", device="cpu", cpu_kv_cache_gib=0.5)  # type: ignore[arg-type]
 
 
 def test_a_cpu_server() -> None:

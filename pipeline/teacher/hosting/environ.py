@@ -1,0 +1,43 @@
+"""What the driver's shell says to servers and annotators, wherever Ray puts them.
+
+Workers of a cluster that runs already have the environment of `ray start`, not the driver's: a token, a mirror or a proxy set
+in the user's shell would not be there. They get it as an argument of their actor. Ray's `runtime_env` would do it too, but it
+keeps variables in plain text in its state and logs, and some are secrets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+_PREFIXES: Final = ("HF_", "HUGGING_FACE_", "NCCL_", "VLLM_")
+_NAMES: Final = frozenset(
+    {"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"}
+    | {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+)
+_OF_A_NODE: Final = frozenset({"VLLM_HOST_IP", "VLLM_PORT"})
+"""True on the driver's machine only."""
+
+
+class Carried(dict[str, str]):
+    """Variables for another process. Values are never shown: some are secrets."""
+
+    def __repr__(self) -> str:
+        return f"Carried({', '.join(sorted(self))})"
+
+    __str__ = __repr__
+
+    def set(self) -> None:
+        """In this process, for it and its children; the driver's value goes before the node's own."""
+        os.environ.update(self)
+
+
+def carried(keys: Iterable[str | None] = (), environment: Mapping[str, str] = os.environ) -> Carried:
+    """What is passed on of `environment`, and the variables that `keys` name (those of `api_key_env`)."""
+    names = {key for key in keys if key}
+    return Carried(
+        (name, value)
+        for name, value in environment.items()
+        if name not in _OF_A_NODE and (name.startswith(_PREFIXES) or name in _NAMES or name in names)
+    )
