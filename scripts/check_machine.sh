@@ -41,8 +41,8 @@ fi
 place=$venv
 until [ -d "$place" ]; do place=$(dirname "$place"); done
 free_gib=$(($(df -Pk "$place" | awk 'NR == 2 {print $4}') / 1024 / 1024))
-# What an environment already holds is replaced or kept, not added.
-[ -x "$venv/bin/mbeir-cot" ] || [ "$free_gib" -ge "$disk_gib" ] ||
+# What an environment already holds is kept or replaced.
+[ -x "$venv/bin/python" ] || [ "$free_gib" -ge "$disk_gib" ] ||
   die "$free_gib GiB are free for $venv, $disk_gib are needed" "make room, or name another place: VENV=/scratch/venv scripts/setup.sh $extra"
 
 [ "$extra" = gpu ] || exit 0
