@@ -10,7 +10,7 @@ venv=${2:?usage: scripts/check_machine.sh cpu|gpu VENV}
 GLIBC=2.28            # torch and vLLM: manylinux_2_28 wheels
 GLIBC_LLGUIDANCE=2.31 # llguidance 1.7, which vLLM needs, has manylinux_2_31 wheels only
 DRIVER=580            # the first NVIDIA driver for CUDA 13, which torch 2.14 and vLLM 0.33 are built for
-case $extra in gpu) disk_gib=20 ;; *) disk_gib=7 ;; esac # installed, with room for what pip unpacks on its way
+case $extra in gpu) disk_gib=15 ;; *) disk_gib=6 ;; esac # installed it has 11 and 5
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
