@@ -9,7 +9,7 @@ PROCESSES ?= 1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
+.PHONY: help setup lock lock-gpu lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,3 +84,6 @@ bench-train: setup ## benchmarks of the trainer: step, memory, adaptive embeddin
 
 lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock
+
+lock-gpu: ## write requirements-gpu.lock (needs uv, no GPU; ARGS=--upgrade for newer versions)
+	@scripts/lock_gpu.sh $(ARGS)

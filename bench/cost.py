@@ -1,0 +1,369 @@
+"""What the paper's scale costs on 8 GPUs of 80 GB: the table of docs/at-scale.md, by arithmetic that can be read and changed.
+
+    python -m bench.cost [--card h100]
+
+Nothing is run. Every figure says how it was got:
+
+* counted: from the released sizes of M-BEIR and M-BEIR-CoT, the models' published shapes, and the prompts of `prompts/full` in
+  Qwen2.5's tokens;
+* measured: by us, in `MEASURED`, with the card's name (none of them is there yet);
+* estimated: the formulae here, at the shares in `ASSUMED` of a card's peak. They are what a measurement should replace.
+
+Shapes: rows of text and image tokens; N parameters of the language model without its embedding. A forward costs 2 N FLOP a
+token; attention (0.5% at 300 tokens) is left out, the vision tower is counted by patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+GIB, GB, HOUR = 2**30, 1e9, 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Data sheet, dense."""
+
+    name: str
+    bf16: float
+    """FLOP/s."""
+    fp32: float
+    """FLOP/s without tensor cores: exact search."""
+    bandwidth: float
+    """Bytes/s."""
+    memory: float = 80e9
+
+
+CARDS = {
+    "h100": Card("H100 SXM", 989e12, 67e12, 3.35e12),
+    "a100": Card("A100 SXM 80 GB", 312e12, 19.5e12, 2.04e12),
+    "h200": Card("H200 SXM", 989e12, 67e12, 4.8e12, 141e9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Qwen2.5-VL (its published configuration)."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    head_dim: int = 128
+    vision_hidden: int = 1280
+    vision_intermediate: int = 3420
+    vision_layers: int = 32
+
+    @property
+    def key_values(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """In and out of a layer's linear modules: what LoRA is put on."""
+        h, i, queries = self.hidden, self.intermediate, self.heads * self.head_dim
+        return (h, queries), (h, self.key_values), (h, self.key_values), (queries, h), (h, i), (h, i), (i, h)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of all layers: what a token is multiplied with."""
+        return self.layers * sum(a * b for a, b in self.linears)
+
+    @property
+    def vocabulary_parameters(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def vision_parameters(self) -> int:
+        v, i = self.vision_hidden, self.vision_intermediate
+        return self.vision_layers * (4 * v * v + 3 * v * i) + 3 * 2 * 14 * 14 * v
+
+    @property
+    def merger_parameters(self) -> int:
+        wide = 4 * self.vision_hidden
+        return wide * wide + wide * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Without norms and biases (0.01%); both vocabulary matrices (untied)."""
+        return self.layer_parameters + 2 * self.vocabulary_parameters + self.vision_parameters + self.merger_parameters
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of a token, in bfloat16."""
+        return 2 * 2 * self.key_values * self.layers
+
+    def lora_parameters(self, r: int) -> int:
+        return self.layers * sum(r * (a + b) for a, b in self.linears)
+
+    def image_flop(self, visual_tokens: float) -> float:
+        """Forward of the vision tower: four patches a visual token."""
+        return 2 * visual_tokens * (4 * self.vision_parameters + self.merger_parameters)
+
+
+QWEN_7B = Shape(3584, 28, 18944, 28, 4, 152064)
+QWEN_72B = Shape(8192, 80, 29568, 64, 8, 152064, vision_intermediate=3456)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Counted, where nothing else is said."""
+
+    queries: int = 1_150_000  # M-BEIR's training queries, all dataset-tasks (rounded in its paper)
+    query_images: float = 877 / 1150
+    train_rows: int = 575_442 + 518_311  # M-BEIR-CoT as the paper released its sizes
+    traces: int = 575_442
+    reasoned: int = 633_000  # CIRR, FashionIQ, InfoSeek, OVEN: asked for a trace
+    reasoned_target_images: float = 342 / 633  # a verification shows them beside the query's
+    positive_images: float = 615 / 1150
+    positive_passages: float = 591 / 1150  # Wikipedia: OVEN and InfoSeek
+    test_queries: int = 190_573
+    test_query_images: float = 135_843 / 190_573
+    candidates: int = 5_609_079
+    candidate_images: float = 3_152_220 / 5_609_079
+    candidate_passages: float = 2_105_235 / 5_609_079
+    image: int = 110  # visual tokens of 341x256 and their two marks
+    chat: int = 22  # the chat template's own
+    student_query: int = 116
+    student_candidate: int = 27
+    assess: int = 36  # beyond the constant part, which vLLM's prefix cache holds; so the next two
+    reason: int = 45
+    verify: int = 195
+    trace: int = 130  # assumed: worked examples have 62 to 107, the paper's bounds are 18 and 320
+    passage: int = 130  # assumed
+    caption: int = 15  # assumed
+
+    def candidate_tokens(self, images: float, passages: float) -> float:
+        text = passages * self.passage + (1 - passages) * self.caption
+        return self.chat + self.student_candidate + text + images * self.image
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What no one has measured here."""
+
+    flop_share: float = 0.4
+    """Of the bf16 peak, in training (recomputation counted as work), prefill and embedding."""
+    byte_share: float = 0.6
+    """Of the memory bandwidth, in decoding."""
+    attempts: float = 1.3
+    """Traces asked for each query that reasons (repair.attempts bounds it at 3)."""
+    think_rate: float = 0.5
+    """Test queries that TRACE answers with a trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """On one GPU, by its name. None: not measured, the assumption is used."""
+
+    on: str | None = None
+    train_share: float | None = None
+    """FLOP/s of a training step, as counted by `train_step_flop`, over the bf16 peak."""
+    embed_share: float | None = None
+    """The same of the embedding of candidates (forward only)."""
+    decode_7b: float | None = None
+    """Tokens/s of adaptive embedding's own decoding, 256 rows."""
+
+
+DATA, ASSUMED = Data(), Assumed()
+MEASURED = Measured()  # measured on one H100 or H200: fill in, and `python -m bench.cost` says so in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of the table."""
+
+    what: str
+    memory: str
+    rate: str
+    hours: float | None
+    """On 8 GPUs."""
+    how: str
+
+
+def train_tokens(data: Data = DATA, *, traces: bool) -> float:
+    """Of a training row: query, its trace where it has one, and its positive."""
+    query = data.chat + data.student_query + data.query_images * data.image
+    thought = data.trace * data.traces / data.train_rows if traces else 0.0
+    return query + thought + data.candidate_tokens(data.positive_images, data.positive_passages)
+
+
+def train_step_flop(
+    shape: Shape, rows: int, *, traces: bool, data: Data = DATA, r: int = 128, checkpointing: bool = True
+) -> float:
+    """A gradient-cached step: a forward without gradients, then forward, recomputation and backward.
+
+    The frozen weights have no gradient of their own, so a backward is 2 N like a forward, and 4 for LoRA's. The tower is frozen.
+    """
+    tokens = rows * train_tokens(data, traces=traces)
+    forwards = 3 if checkpointing else 2
+    language = 2 * (forwards + 1) * shape.layer_parameters + 2 * (forwards + 2) * shape.lora_parameters(r)
+    images = rows * (data.query_images + data.positive_images)
+    thought = rows * data.trace * data.traces / data.train_rows if traces else 0.0
+    vocabulary = (thought + rows) * 4 * shape.vocabulary_parameters  # cross-entropy, in the second pass
+    return tokens * language + 2 * images * shape.image_flop(data.image) + vocabulary
+
+
+def train_memory(shape: Shape, *, chunk: int = 16, r: int = 128, checkpointing: bool = True, tokens_row: float = 272) -> float:
+    """Bytes on a GPU: weights, LoRA with gradient and Adam in float32, what the backward keeps, one layer, the vocabulary.
+
+    0.88 and 7.65 MB a token were measured on CPU at a quarter of the width and scaled (28 layers of 3,584, bfloat16).
+    """
+    kept = chunk * tokens_row * (0.88e6 if checkpointing else 7.65e6)
+    return 2 * shape.parameters + 16 * shape.lora_parameters(r) + kept + 2e9 + 5e9
+
+
+def decode_s(shape: Shape, card: Card, *, rows: int, context: float, gpus: int = 1, kv_passes: float = 1) -> float:
+    """One token for each of `rows`: all weights and every row's keys and values are read, then multiplied; no overlap assumed.
+
+    `kv_passes` is 1 where attention reads the cache in place. transformers' DynamicCache with a mask copies it (2), repeats it for
+    every query head (7 written, 7 read) and reads it once: 17.
+    """
+    weights = 2 * (shape.layer_parameters + shape.vocabulary_parameters)
+    moved = weights + kv_passes * rows * context * shape.kv_bytes
+    return moved / (gpus * card.bandwidth * ASSUMED.byte_share) + rows * weights / (gpus * card.bf16 * ASSUMED.flop_share)
+
+
+def share_of(measured: float | None) -> tuple[float, str]:
+    """A share of the peak and how it was got."""
+    if measured is not None:
+        return measured, f"at {measured:.0%} of the peak, measured on one {MEASURED.on}"
+    return ASSUMED.flop_share, f"at {ASSUMED.flop_share:.0%} of the peak, assumed"
+
+
+def build_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
+    """Two servers of Qwen2.5-VL-72B, four GPUs each."""
+    shape, gpus = QWEN_72B, 8
+    room = 4 * card.memory * 0.92 - 2 * shape.parameters - 4 * 4e9
+    yield Line(
+        "teacher, weights and KV cache",
+        f"{2 * shape.parameters / 4 / GB:.0f} GB + {room / 4 / GB:.0f} GB a GPU",
+        f"{room / shape.kv_bytes / 1e3:.0f} k tokens of KV a server",
+        None,
+        "counted; 4 GB a GPU for activations and graphs assumed",
+    )
+    flop_s = gpus * card.bf16 * ASSUMED.flop_share
+    asked = data.reasoned * ASSUMED.attempts
+    shown = 1 + data.reasoned_target_images
+    kinds = (
+        ("assessments", data.queries, data.assess + data.chat + data.query_images * data.image, data.query_images),
+        ("traces, prefill", asked, data.reason + data.chat + data.image, 1.0),
+        ("verifications", asked, data.verify + data.chat + shown * data.image, shown),
+    )
+    for name, calls, tokens, images in kinds:
+        flop = calls * (tokens * 2 * shape.layer_parameters + images * shape.image_flop(data.image))
+        seconds = flop / flop_s
+        how = f"{calls / 1e6:.2f} M calls of {tokens:.0f} tokens beyond the cached prefix; estimated {share_of(None)[1]}"
+        yield Line(name, "", f"{calls * tokens / seconds / 1e3:.1f} k tokens/s", seconds / HOUR, how)
+    step = decode_s(shape, card, rows=256, context=500 + data.image + data.trace / 2, gpus=4)
+    rate = 2 * 256 / step
+    how = f"{asked * data.trace / 1e6:.0f} M tokens; 256 sequences a server, {step * 1e3:.0f} ms a step, estimated"
+    yield Line("traces, decoding", "", f"{rate / 1e3:.1f} k tokens/s", asked * data.trace / rate / HOUR, how)
+
+
+def train_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
+    """configs/train-trace-7b.yaml."""
+    shape, gpus, rows = QWEN_7B, 8, 1024
+    steps = -(-data.train_rows // rows)
+    share, how = share_of(MEASURED.train_share)
+    for name, traces in (("trace", True), ("direct", False)):
+        seconds = train_step_flop(shape, rows, traces=traces, data=data) / (gpus * card.bf16 * share)
+        tokens = rows * train_tokens(data, traces=traces)
+        yield Line(
+            f"`{name}`, an epoch of {steps:,} steps",
+            f"{train_memory(shape) / GB:.0f} GB a GPU" if traces else "",
+            f"{tokens / seconds / 1e3:.0f} k tokens/s",
+            steps * seconds / HOUR,
+            f"{tokens / 1e3:.0f} k tokens and {seconds:.1f} s a step; estimated {how}",
+        )
+    yield Line(
+        "without checkpointing",
+        f"{train_memory(shape, checkpointing=False) / GB:.0f} GB a GPU",
+        "",
+        steps * train_step_flop(shape, rows, traces=True, data=data, checkpointing=False) / (gpus * card.bf16 * share) / HOUR,
+        "activations measured on CPU at a quarter of the width, scaled",
+    )
+
+
+def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
+    """One model against all pools and the union: candidates once, queries by their route."""
+    shape, gpus = QWEN_7B, 8
+    share, how = share_of(MEASURED.embed_share)
+    flop_s = gpus * card.bf16 * share
+    tokens = data.candidate_tokens(data.candidate_images, data.candidate_passages)
+    flop = data.candidates * (tokens * 2 * shape.layer_parameters + data.candidate_images * shape.image_flop(data.image))
+    yield Line(
+        "candidates",
+        f"{2 * shape.parameters / GB:.0f} GB a GPU + activations",
+        f"{data.candidates * tokens / (flop / flop_s) / 1e3:.0f} k tokens/s",
+        flop / flop_s / HOUR,
+        f"5.6 M of {tokens:.0f} tokens, vectors {data.candidates * shape.hidden * 2 / GB:.0f} GB on disk; estimated {how}",
+    )
+    tokens = data.chat + data.student_query + data.test_query_images * data.image
+    flop = data.test_queries * (tokens * 2 * shape.layer_parameters + data.test_query_images * shape.image_flop(data.image))
+    yield Line(
+        "queries, prompts",
+        "",
+        f"{data.test_queries * tokens / (flop / flop_s) / 1e3:.0f} k tokens/s",
+        flop / flop_s / HOUR,
+        how,
+    )
+    thought = data.test_queries * ASSUMED.think_rate * data.trace
+    context = tokens + data.trace / 2
+    own = 256 / decode_s(shape, card, rows=256, context=context, kv_passes=17)
+    vllm = 256 / decode_s(shape, card, rows=256, context=context)
+    how = f"256 rows a GPU, {256 / own * 1e3:.0f} ms a step, estimated (vLLM's cache in place: {vllm / 1e3:.0f} k a GPU)"
+    if MEASURED.decode_7b is not None:
+        own, how = MEASURED.decode_7b, f"256 rows a GPU, measured on one {MEASURED.on}"
+    yield Line(
+        "queries, traces",
+        f"{(2 * shape.parameters + 256 * context * shape.kv_bytes) / GB:.0f} GB a GPU",
+        f"{gpus * own / 1e3:.0f} k tokens/s",
+        thought / (gpus * own) / HOUR,
+        f"{thought / 1e6:.0f} M tokens (think rate {ASSUMED.think_rate} assumed); {how}",
+    )
+    flop = 2.0 * data.test_queries * data.candidates * shape.hidden
+    yield Line(
+        "exact search, union pool",
+        "a block at a time",
+        "",
+        flop / (gpus * card.fp32 * ASSUMED.flop_share) / HOUR,
+        f"{flop:.1e} FLOP in float32 on GPUs; on CPU {flop / 90e9 / HOUR:.0f} core-hours (measured: 90 GFLOP/s a core)",
+    )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 0.95 else f"{hours:.2f}"
+
+
+def table(card: Card) -> str:
+    """The table in Markdown, with a sum for each part."""
+    lines = ["| | memory | tokens/s, all GPUs | hours | GPU-hours | how |", "|---|---|---|--:|--:|---|"]
+    for title, part in (
+        ("build, two servers of a 72B teacher", build_lines(card)),
+        ("training, 7B", train_lines(card)),
+        ("evaluation of one model", evaluation_lines(card)),
+    ):
+        rows = list(part)
+        counted = [row for row in rows if row.what != "without checkpointing"]  # an alternative, not a further step
+        total = sum(row.hours or 0 for row in counted)
+        lines.append(f"| **{title}** | | | **{_hours(total)}** | **{8 * total:.0f}** | |")
+        for row in rows:
+            hours = ("", "") if row.hours is None else (_hours(row.hours), f"{8 * row.hours:.1f}")
+            lines.append(f"| {row.what} | {row.memory} | {row.rate} | {hours[0]} | {hours[1]} | {row.how} |")
+    return "\n".join(lines)
+
+
+def main(card: Annotated[Literal["h100", "a100", "h200"], typer.Option()] = "h100") -> None:
+    """Prints the table for eight of a card."""
+    print(table(CARDS[card]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,79 @@
+"""The table of docs/at-scale.md is what the arithmetic gives, and the arithmetic is of the real shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import cost
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_docs_have_the_table() -> None:
+    assert cost.table(cost.CARDS["h100"]) in (ROOT / "docs" / "at-scale.md").read_text(), (
+        "put the output of `python -m bench.cost` into docs/at-scale.md, section 'What the paper's scale costs'"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [cost.QWEN_7B, cost.QWEN_72B])
+def test_a_shape_has_the_parameters_of_the_model(shape: cost.Shape) -> None:
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+    }
+    vision = {
+        "depth": shape.vision_layers,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_intermediate,
+        "out_hidden_size": shape.hidden,
+    }
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(shape.parameters, rel=1e-3)
+    layers = model.model.language_model.layers
+    linears = [m for m in layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(m.weight.numel() for m in linears) == shape.layer_parameters
+    assert shape.lora_parameters(8) == sum(8 * (m.in_features + m.out_features) for m in linears)
+
+
+def test_checkpointing_recomputes_a_forward_of_four() -> None:
+    """8 N T with it and 6 N T without, for what is frozen (see the docstring); LoRA, tower and vocabulary on top."""
+    with_, without = (
+        cost.train_step_flop(cost.QWEN_7B, 1024, traces=True, r=0, checkpointing=checkpointing)
+        for checkpointing in (True, False)
+    )
+    tokens = 1024 * cost.train_tokens(traces=True)
+    assert with_ - without == pytest.approx(2 * cost.QWEN_7B.layer_parameters * tokens)
+    assert with_ == pytest.approx(8 * cost.QWEN_7B.layer_parameters * tokens, rel=0.08)
+
+
+def test_more_rows_decode_faster_and_a_copied_cache_slower() -> None:
+    step = {
+        (rows, passes): cost.decode_s(cost.QWEN_7B, cost.CARDS["h100"], rows=rows, context=300, kv_passes=passes)
+        for rows in (1, 256)
+        for passes in (1, 17)
+    }
+    assert step[1, 1] < step[256, 1] < step[256, 17]
+    assert 256 / step[256, 1] > 50 * 1 / step[1, 1]
+
+
+def test_what_was_measured_replaces_the_assumption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "MEASURED", cost.Measured())
+    before = cost.table(cost.CARDS["h100"])
+    assert "measured on one" not in before
+    monkeypatch.setattr(cost, "MEASURED", cost.Measured(on="H100", train_share=0.2, decode_7b=1000.0))
+    after = cost.table(cost.CARDS["h100"])
+    assert "at 20% of the peak, measured on one H100" in after
+    assert "256 rows a GPU, measured on one H100" in after
+    assert "at 40% of the peak, assumed" in after  # candidates were not
