@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -9,6 +11,9 @@ import pytest
 from pocket.world.write import write_world
 from tests.builds import Oracle
 from tests.cli import mbeir_cot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # A deadline would time the machine: an example takes longer when others run beside it.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -38,3 +43,13 @@ def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) 
         done = mbeir_cot("build", config, "--quiet", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "out"
+
+
+@pytest.fixture(scope="session")
+def real_qwen(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """Qwen2.5's real tokenizer (151,665 entries)."""
+    from bench.real_vocabulary import real_tokenizer
+
+    directory = tmp_path_factory.getbasetemp()
+    shared = directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory
+    return real_tokenizer(shared / "real-vocabulary")
