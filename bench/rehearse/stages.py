@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from bench.real_vocabulary import CACHE
-from bench.rehearse.commands import StageFailed, await_steps, await_text, failed, kill, lines_of, mbeir_cot, run, started
+from bench.rehearse.commands import ROOT, StageFailed, await_steps, await_text, failed, kill, lines_of, mbeir_cot, run, started
 from bench.rehearse.data import thin_evaluation
 from bench.rehearse.layouts import Layout, write_checkpoint
 from tests.builds import Oracle
 
 BUILD: Final = "configs/mbeir-cot.yaml"
 TRAIN: Final = "configs/train-trace-7b.yaml"
+STAND_INS: Final = ("tests/pipeline/teacher/hosting/test_placement.py", "tests/pipeline/teacher/hosting/test_pool.py")
+"""Tests of what this machine has not: several nodes of GPUs."""
 LAYOUTS: Final[dict[str, Layout]] = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3": "qwen3-vl-8b"}
 CHECKPOINT: Final = 4
 
@@ -215,10 +217,10 @@ def merge(name: str) -> Callable[[Rehearsal], str]:
 
 
 def run_tests(*paths: str) -> Callable[[Rehearsal], str]:
-    """Tests that stand in for what this machine has not: fake GPUs, endpoints that are strict or think."""
+    """Runs those of these tests that are there."""
 
     def stage(rehearsal: Rehearsal) -> str:
-        there = [path for path in paths if Path(path).is_file()]
+        there = [path for path in paths if (ROOT / path).is_file()]
         if not there:
             raise StageSkipped("these tests are not in this checkout")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *there]
@@ -239,6 +241,7 @@ STAGES: Final = (
     Stage("eval-3b", "M-BEIR's table for it", evaluate("3b"), ("train-3b",)),
     Stage("train-qwen3", "the same recipe on Qwen3-VL", train_some("qwen3"), ("data",)),
     Stage("eval-qwen3", "M-BEIR's table for it", evaluate("qwen3"), ("train-qwen3",)),
+    Stage("placement", "where servers go, on fake GPUs", run_tests(*STAND_INS)),
 )
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from bench.real_vocabulary import write_tokenizer
+from bench.rehearse.commands import StageFailed
 from bench.rehearse.layouts import Layout, write_checkpoint
 from bench.rehearse.stages import LAYOUTS, Rehearsal, evaluate, train_and_resume, write_data
 from schemas.errors import InputError
@@ -70,7 +71,5 @@ def test_the_shipped_7b_recipe_trains_resumes_and_is_scored(rehearsal: Rehearsal
 
 
 def test_a_stage_that_fails_shows_its_command_and_the_end_of_its_output(rehearsal: Rehearsal, tmp_path: Path) -> None:
-    from bench.rehearse.commands import StageFailed
-
-    with pytest.raises(StageFailed, match=r"mbeir-cot eval .*run-7b(?s:.*)ended with 2(?s:.*)no training"):
+    with pytest.raises(StageFailed, match=r"mbeir-cot eval .*run-7b(?s:.*)ended with 2(?s:.*)cannot read the config"):
         evaluate("7b")(Rehearsal(tmp_path, "cpu", vocabulary=rehearsal.vocabulary))
