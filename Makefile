@@ -9,7 +9,7 @@ PROCESSES ?= 1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lint test test-fast bench bench-build bench-train rehearse pocket-world build-dataset pocket-models train eval push report
+.PHONY: help setup lock lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,7 @@ bench-train: setup ## benchmarks of the trainer: step, memory, adaptive embeddin
 	@$(BIN)/python -m bench.train adaptive
 	@$(BIN)/python -m bench.search
 
+.PHONY: rehearse
 rehearse: setup ## what ships for GPUs, on checkpoints real in all but size: teacher, train, eval, merge (DEVICE=cuda for a GPU)
 	@$(BIN)/python -m bench.rehearse --device $(or $(DEVICE),cpu) $(ARGS)
 

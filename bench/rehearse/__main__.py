@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from bench.rehearse.commands import StageFailed
 from bench.rehearse.stages import STAGES, Rehearsal, Stage, StageSkipped
@@ -31,6 +32,7 @@ def main(
     ] = False,
 ) -> None:
     """Rehearses on checkpoints that are real in everything but size what ships for GPUs."""
+    disable_progress_bar()
     known = {stage.name: stage for stage in STAGES}
     unknown = [name for name in only or () if name not in known]
     if unknown:
