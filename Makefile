@@ -82,6 +82,10 @@ bench-train: setup ## benchmarks of the trainer: step, memory, adaptive embeddin
 	@$(BIN)/python -m bench.train adaptive
 	@$(BIN)/python -m bench.search
 
+.PHONY: rehearse
+rehearse: setup ## what ships for GPUs, on checkpoints real in all but size: teacher, train, eval, merge (DEVICE=cuda for a GPU)
+	@$(BIN)/python -m bench.rehearse --device $(or $(DEVICE),cpu) $(ARGS)
+
 lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock
 

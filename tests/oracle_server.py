@@ -60,7 +60,8 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
             ]
         }
     else:
-        query = text.rsplit("Query:", 1)[-1].split("\n")[0].strip()
+        said_of_it = re.findall(r"^Query(?: text)?:(.*)$", text, re.MULTILINE)  # the pocket set's heading, and the full one's
+        query = said_of_it[-1].strip() if said_of_it else ""
         words = [_WORDS[(number >> (2 * i)) % len(_WORDS)] for i in range(12)]
         labels = _FACET.findall(body.get("structured_outputs", {}).get("grammar", ""))
         lines = "\n".join(
