@@ -34,11 +34,13 @@ def begin_emb_row(embedder: Embedder, chunks: Iterable[Chunk], world: World) -> 
     embedder.eval()
     for chunk in chunks:
         moved = chunk.to(embedder.device)
-        states.append(embedder.states(moved)[moved.labels == embedder.emb_id].float())
+        with embedder.casting():
+            states.append(embedder.states(moved)[moved.labels == embedder.emb_id].float())
     found = torch.cat(states) if states else row.new_zeros(0, len(row))
     if len(found):
         mean = found.mean(0)
-        logits = embedder.head(found.to(row.dtype)).float()
+        with embedder.casting():  # the head's weights may be bfloat16 while the trained row is float32
+            logits = embedder.head(found.to(row.dtype)).float()
         own = logits[:, embedder.emb_id].clone()
         logits[:, embedder.emb_id] = -torch.inf
         row += mean * (logits.logsumexp(-1) - own).mean() / mean.square().sum()
