@@ -146,6 +146,36 @@ def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Pat
     assert torch.allclose(torch.stack([one.vector for one in direct]), vectors, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [qwen25, qwen3])
+def test_the_trainers_vision_tower_attends_in_few_calls(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    torch.manual_seed(0)
+    make(tmp_path, tied=False)
+    real, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    vectors, counts = [], []
+    for attention in ("eager", "sdpa"):
+        embedder = fresh(config, base=str(tmp_path), attention=attention).eval()
+        chunks = [
+            chunk for chunk in source_of(config, embedder)[0].candidates if len(chunk.inputs.get("image_grid_thw", ())) > 1
+        ]
+        assert chunks
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+        calls.clear()
+        with torch.no_grad():
+            vectors.append(torch.cat([embedder(chunk, labelled=False)[0] for chunk in chunks]))
+        counts.append(len(calls))
+        monkeypatch.undo()
+    visual, text = embedder.model.config.vision_config.depth, embedder.model.config.text_config.num_hidden_layers
+    assert counts[1] == len(chunks) * (visual + text)  # pictures of one size: a call a block
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path: Path) -> None:
     """The shipped settings of model, batch, loss and optimiser; base, data and sizes alone are others."""
