@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.mbeir.images import ImageStore
@@ -151,21 +154,71 @@ class BatchSource(Dataset["Batch | CotError"]):
         return seeded(what, self.config.seed, epoch, item.id)
 
 
-def unwrapped(made: Batch | CotError) -> Batch:
+@dataclass(slots=True)
+class Packed:
+    """A batch whose tensors are one per dtype for the way from worker to trainer.
+
+    A tensor takes an open file on that way: with eight a chunk, a training with many chunks ran out of them.
+    """
+
+    batch: Batch
+    """Its chunks' tensors are `Place`s."""
+    flat: dict[torch.dtype, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in the flat one of its dtype."""
+
+    dtype: torch.dtype
+    begin: int
+    shape: tuple[int, ...]
+
+
+def packed(made: Batch | CotError) -> Packed | CotError:
+    if isinstance(made, CotError):
+        return made
+    parts: dict[torch.dtype, list[Tensor]] = {}
+    ends: dict[torch.dtype, int] = {}
+
+    def place(tensor: Tensor) -> Any:
+        begin = ends.get(tensor.dtype, 0)
+        ends[tensor.dtype] = begin + tensor.numel()
+        parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+        return Place(tensor.dtype, begin, tuple(tensor.shape))
+
+    batch = _with_tensors(made, place)
+    return Packed(batch, {dtype: torch.cat(tensors) for dtype, tensors in parts.items()})
+
+
+def unwrapped(made: Packed | CotError) -> Batch:
     """What a loader gives, with errors raised."""
     if isinstance(made, CotError):
         raise made
-    return made
+
+    def find(place: Any) -> Tensor:
+        return made.flat[place.dtype][place.begin : place.begin + math.prod(place.shape)].view(place.shape)
+
+    return _with_tensors(made.batch, find)
 
 
-def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Batch | CotError]:
+def _with_tensors(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    def changed(chunk: Chunk) -> Chunk:
+        inputs = {name: change(value) for name, value in chunk.inputs.items()}
+        return Chunk(inputs, change(chunk.labels), change(chunk.last), change(chunk.places), chunk.names)
+
+    return replace(batch, queries=[*map(changed, batch.queries)], candidates=[*map(changed, batch.candidates)])
+
+
+def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Packed | CotError]:
     """Steps `begin` to `end` in order, whatever the number of workers."""
     return DataLoader(
-        source,
+        source,  # type: ignore[arg-type]  # collate_fn packs what it gives
         batch_size=None,
         sampler=range(begin, end),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        collate_fn=packed,  # type: ignore[arg-type]  # without batch_size it is given one item
+        prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_single_thread,
         generator=torch.Generator(),  # its own: making a loader leaves the random state of training alone

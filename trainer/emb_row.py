@@ -39,7 +39,7 @@ def begin_emb_row(embedder: Embedder, chunks: Iterable[Chunk], world: World) -> 
     found = torch.cat(states) if states else row.new_zeros(0, len(row))
     if len(found):
         mean = found.mean(0)
-        with embedder.casting():
+        with embedder.casting():  # the head's weights may be bfloat16 while the trained row is float32
             logits = embedder.head(found.to(row.dtype)).float()
         own = logits[:, embedder.emb_id].clone()
         logits[:, embedder.emb_id] = -torch.inf

@@ -27,6 +27,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.loss import trace_losses
 from trainer.rows import Chunk, RowEncoder
+from trainer.vision_attention import batch_windows
 
 IDENTITY: Final = "embedder.json"
 EXTRAS: Final = "extras.safetensors"
@@ -282,5 +283,7 @@ def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:
             "shortest_edge": min(least or settings.max_pixels, settings.max_pixels),
             "longest_edge": settings.max_pixels,
         }
+    if settings.attention == "sdpa":
+        batch_windows(model)
     model.requires_grad_(False)
     return model, processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from pipeline.config import load_config
 from pocket.architecture import CHAT_TEMPLATE, build_processor
 from pocket.models import MODELS
 from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
@@ -28,6 +30,7 @@ from trainer.adaptive import AdaptiveEmbedder
 from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.step import train_step
+from trainer.train import train
 from trainer.world import World
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -141,3 +144,70 @@ def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Pat
     with torch.no_grad():
         vectors, _ = embedder(embedder.encoder().chunk(rows), labelled=False)
     assert torch.allclose(torch.stack([one.vector for one in direct]), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [qwen25, qwen3])
+def test_the_trainers_vision_tower_attends_in_few_calls(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    torch.manual_seed(0)
+    make(tmp_path, tied=False)
+    real, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    vectors, counts = [], []
+    for attention in ("eager", "sdpa"):
+        embedder = fresh(config, base=str(tmp_path), attention=attention).eval()
+        chunks = [
+            chunk for chunk in source_of(config, embedder)[0].candidates if len(chunk.inputs.get("image_grid_thw", ())) > 1
+        ]
+        assert chunks
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+        calls.clear()
+        with torch.no_grad():
+            vectors.append(torch.cat([embedder(chunk, labelled=False)[0] for chunk in chunks]))
+        counts.append(len(calls))
+        monkeypatch.undo()
+    visual, text = embedder.model.config.vision_config.depth, embedder.model.config.text_config.num_hidden_layers
+    assert counts[1] == len(chunks) * (visual + text)  # pictures of one size: a call a block
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path: Path) -> None:
+    """The shipped settings of model, batch, loss and optimiser; base, data and sizes alone are others."""
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    qwen25(base, tied=False)
+    shipped = load_config(Path("configs/train-trace-7b.yaml"), TrainConfig, ())
+    recipe = shipped.model_copy(
+        update={
+            "model": shipped.model.model_copy(update={"base": str(base), "max_pixels": None, "revision": None}),
+            "data": config.data,
+            "out": tmp_path / "run",
+            "device": "cpu",
+            "batch": shipped.batch.model_copy(update={"queries": 4, "chunk": 4}),
+            "optimiser": shipped.optimiser.model_copy(update={"steps": 3}),
+            "checkpoint": shipped.checkpoint.model_copy(update={"every": 2}),
+        }
+    )
+    done = train(recipe, "trace", quiet=True)
+    undisturbed = (recipe.out / "trace" / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(done)
+    for left in (recipe.out / "trace" / "checkpoints").glob("*3"):
+        shutil.rmtree(left)
+    assert train(recipe, "trace", quiet=True) == done
+    resumed = (recipe.out / "trace" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["total"] for line in resumed] == [json.loads(line)["total"] for line in undisturbed]
+
+    embedder = Embedder.load(done, recipe.model)
+    rows = some_rows(embedder.encoder())
+    settings = AdaptiveSettings(max_new_tokens=4, prefill_rows=3, decode_rows=2)
+    before = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-direct")
+    after = AdaptiveEmbedder(embedder.folded(), settings).embed(rows, route="always-direct")
+    for one, other in zip(before, after, strict=True):
+        assert float(one.vector @ other.vector) > 0.99
+    assert all(torch.isfinite(one.vector).all() for one in AdaptiveEmbedder(embedder, settings).embed(rows, route="learned"))
