@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from trainer.rows import Row
 COSINE: Final = 0.999
 REPORT: Final = "merge_report.json"
 _MAX_LENGTH: Final = 8192
+_MOST: Final = 0.92
+_SPARE: Final = 0.02
+"""Of the memory that is free: this process's own context, and what moves between the question and vLLM's own."""
 _ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
 
 
@@ -77,9 +81,11 @@ def merge(
     new.mkdir(parents=True)
     try:
         _write(embedder, new)
+        plan = _plan(embedder)
+        _free(embedder)
         spoil(new)
         progress("starting a pooling server")
-        least = float(np.min(list(_pooled_cosines(embedder, new, samples))))
+        least = float(np.min(list(_pooled_cosines(plan, new, samples))))
         if not least >= COSINE:  # a NaN is no agreement
             raise MergeError(
                 f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written",
@@ -87,7 +93,7 @@ def merge(
             )
         progress("starting a generating server")
         asked = [sample for sample in samples if sample.query]
-        equal = sum(_routes(embedder, new, asked))
+        equal = sum(_routes(plan, new, asked))
         if equal < len(asked):
             raise MergeError(
                 f"the export is not what was trained: {equal} of {len(asked)} routes equal; nothing was written", _ADVICE
@@ -122,39 +128,79 @@ def _write(embedder: Embedder, directory: Path) -> None:
     (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
 
 
-def _server(embedder: Embedder, directory: Path, *more: str) -> ManagedServer:
-    on_gpu = embedder.device.type == "cuda"
-    dtype = "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32"
+class Plan(NamedTuple):
+    """What the examining servers must know of the embedder."""
+
+    device: torch.device
+    dtype: Literal["bfloat16", "float32"]
+    max_model_len: int
+    ending: str
+    """What follows a row before it is pooled."""
+
+
+def _plan(embedder: Embedder) -> Plan:
     text = embedder.model.config.get_text_config()
-    return ManagedServer(
-        ServerConfig(
-            model=str(directory),
-            served_name="embedder",
-            device="cuda" if on_gpu else "cpu",
-            dtype=dtype,
-            max_model_len=min(_MAX_LENGTH, text.max_position_embeddings),
-            images_per_prompt=1,
-            max_num_seqs=32,
-            max_pixels=None,
-            extra_args=more,
-        )
+    return Plan(
+        embedder.device,
+        "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32",
+        min(_MAX_LENGTH, text.max_position_embeddings),
+        EMB_TOKEN if embedder.identity.pool == "token" else "",
     )
 
 
-def _pooled_cosines(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[float]:
+def _free(embedder: Embedder) -> None:
+    """Gives the GPU's memory to the servers, which need it for a second copy: the vectors to compare with are there."""
+    if embedder.device.type == "cuda":
+        embedder.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _share(device: torch.device) -> float:
+    """vLLM's share of the GPU's memory: it refuses to start where less is free, and others may be using some."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = math.floor(min(_MOST, free / total - _SPARE) * 100) / 100
+    if share <= 0:
+        raise ConfigError(
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free on {device}: too little for the server of the export",
+            "end what else uses that GPU, or name another in CUDA_VISIBLE_DEVICES",
+        )
+    return share
+
+
+def server_config(plan: Plan, directory: Path, *more: str) -> ServerConfig:
+    """The server that examines the export in `directory`."""
+    on_gpu = plan.device.type == "cuda"
+    memory = {"gpu_memory_utilization": _share(plan.device)} if on_gpu else {}
+    return ServerConfig(
+        model=str(directory),
+        served_name="embedder",
+        device="cuda" if on_gpu else "cpu",
+        dtype=plan.dtype,
+        max_model_len=plan.max_model_len,
+        images_per_prompt=1,
+        max_num_seqs=32,
+        max_pixels=None,
+        extra_args=more,
+        **memory,
+    )
+
+
+def _pooled_cosines(plan: Plan, directory: Path, samples: list[Sample]) -> list[float]:
     pooler = json.dumps({"seq_pooling_type": "LAST", "use_activation": True})
-    with _server(embedder, directory, "--runner", "pooling", "--convert", "embed", "--pooler-config", pooler) as server:
+    more = ("--runner", "pooling", "--convert", "embed", "--pooler-config", pooler)
+    with ManagedServer(server_config(plan, directory, *more)) as server:
         found = []
         for sample in samples:
-            ending = EMB_TOKEN if embedder.identity.pool == "token" else ""
-            answer = _ask(f"{server.endpoint.url}/embeddings", _messages(sample.row, ending) | {"encoding_format": "float"})
+            answer = _ask(
+                f"{server.endpoint.url}/embeddings", _messages(sample.row, plan.ending) | {"encoding_format": "float"}
+            )
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             found.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
     return found
 
 
-def _routes(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[bool]:
-    with _server(embedder, directory) as server:
+def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
+    with ManagedServer(server_config(plan, directory)) as server:
         found = []
         for sample in samples:
             body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}

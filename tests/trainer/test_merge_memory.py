@@ -1,0 +1,27 @@
+"""What the servers that examine an export ask of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.teacher.hosting.command import arguments
+from schemas.errors import ConfigError
+from trainer.merge import Plan, server_config
+
+ON_GPU = Plan(torch.device("cuda:0"), "bfloat16", 8192, "")
+
+
+@pytest.mark.parametrize(("free", "share"), [(79, 0.92), (62, 0.76), (40, 0.48)])
+def test_servers_ask_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch, free: int, share: float) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 79 << 30))
+    command = arguments(server_config(ON_GPU, Path("export")), 8000)
+    assert command[command.index("--gpu-memory-utilization") + 1] == str(share)
+
+
+def test_a_full_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 79 << 30))
+    with pytest.raises(ConfigError, match=r"1\.0 of 79\.0 GiB"):
+        server_config(ON_GPU, Path("export"))
