@@ -34,6 +34,9 @@ from trainer.embedder import IDENTITY, Embedder
 from trainer.rows import Row
 
 COSINE: Final = 0.999
+EVEN: Final = {"bfloat16": 0.25, "float32": 0.001}
+"""Log odds of a route within which rounding decides it. A logit between 16 and 32 has steps of 0.125 in bfloat16, and two are
+compared."""
 REPORT: Final = "merge_report.json"
 _MAX_LENGTH: Final = 8192
 _MOST: Final = 0.92
@@ -53,6 +56,7 @@ class Sample(NamedTuple):
     query: bool
     direct: bool
     vector: np.ndarray[Any, np.dtype[np.float32]]
+    p_direct: float = 0.0
 
 
 class Report(NamedTuple):
@@ -60,6 +64,8 @@ class Report(NamedTuple):
     least_cosine: float
     routes: int
     routes_equal: int
+    even: tuple[str, ...] = ()
+    """Queries of the other routes: as good as even, so that rounding decides (see `EVEN`)."""
 
 
 def merge(
@@ -93,17 +99,31 @@ def merge(
             )
         progress("starting a generating server")
         asked = [sample for sample in samples if sample.query]
-        equal = sum(_routes(plan, new, asked))
-        if equal < len(asked):
+        same = _routes(plan, new, asked)
+        even, wrong = sort_disagreements(asked, same, plan.dtype)
+        if wrong:
             raise MergeError(
-                f"the export is not what was trained: {equal} of {len(asked)} routes equal; nothing was written", _ADVICE
+                f"the export is not what was trained: {sum(same)} of {len(asked)} routes equal "
+                f"({len(even)} of the others are even to within rounding); nothing was written",
+                _ADVICE,
             )
-        report = Report(len(samples), least, len(asked), equal)
+        report = Report(len(samples), least, len(asked), sum(same), tuple(even))
         (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
         publish(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return report
+
+
+def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> tuple[list[str], list[str]]:
+    """Names of the queries with other routes: those that are even to within rounding, and those that are not."""
+    even: list[str] = []
+    wrong: list[str] = []
+    for sample, agrees in zip(samples, same, strict=True):
+        if not agrees:
+            p = min(max(sample.p_direct, 1e-9), 1 - 1e-9)
+            (even if abs(math.log(p / (1 - p))) <= EVEN[dtype] else wrong).append(sample.row.name)
+    return even, wrong
 
 
 def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], settings: AdaptiveSettings) -> Iterator[Sample]:
@@ -118,7 +138,8 @@ def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], sett
             vectors, _ = embedder(embedder.encoder().chunk([row]).to(embedder.device), labelled=False)
             is_query = i < len(queries)
             direct = is_query and not learned[i].reasoned
-            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy())
+            p_direct = learned[i].p_direct if is_query else 0.0
+            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy(), p_direct)
 
 
 def _write(embedder: Embedder, directory: Path) -> None:
