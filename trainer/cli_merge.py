@@ -41,6 +41,7 @@ def merge(
     console.print(
         f"{out}: least cosine with vLLM {report.least_cosine:.6f} over {report.samples} rows (at least {COSINE}), "
         f"{report.routes_equal} of {report.routes} routes equal"
+        + (f"; even to within rounding: {', '.join(report.even)}" if report.even else "")
     )
 
 

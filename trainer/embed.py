@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,12 +27,14 @@ from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
 from schemas.training import RouteChoice
 from trainer.adaptive import AdaptiveEmbedder, Embedded
 from trainer.embedder import Embedder
-from trainer.rows import Row, RowEncoder
+from trainer.rows import Chunk, Row, RowEncoder
 from trainer.uniir import Split, ids_path
 
 PART_ROWS: Final = 8_192
 WINDOW: Final = 1_024
 """Queries whose images are held at once."""
+AHEAD: Final = 4
+"""Groups of candidates that are prepared before the model asks for them: what a worker holds depends on nothing else."""
 
 
 class Range(NamedTuple):
@@ -78,18 +82,48 @@ class PoolEmbedder:
     def vectors(self, candidates: list[Candidate]) -> NDArray[np.float16]:
         """(n, dim), unit length, fp16."""
         found: NDArray[np.float16] | None = None
-        encoded = [self._row(candidate) for candidate in candidates]
-        for chunk in self.encoder.chunks(encoded, self.rows, 1 << 20):
+        for places, chunk in self._prepared(candidates):
             vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
             if found is None:
                 found = np.zeros((len(candidates), vectors.shape[1]), np.float16)
-            found[chunk.places.numpy()] = vectors.cpu().numpy().astype(np.float16)
+            found[np.array(places)[chunk.places.numpy()]] = vectors.cpu().numpy().astype(np.float16)
         return found if found is not None else np.zeros((0, 0), np.float16)
 
+    def _prepared(self, candidates: list[Candidate]) -> Iterator[tuple[list[int], Chunk]]:
+        """(places, chunk): a thread decodes and tokenises the next groups while the model works.
+
+        One thread, for tokenizers are not to be used by several at once. Rows are grouped by what is known before an image is
+        opened, in the order of `RowEncoder.chunks`.
+        """
+        order = sorted(range(len(candidates)), key=lambda i: (_shows(candidates[i]), len(self._text(candidates[i])), i))
+        groups = iter([order[start : start + self.rows] for start in range(0, len(order), self.rows)])
+        waiting: deque[tuple[list[int], Future[list[Chunk]]]] = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="candidates")
+        try:
+            while True:
+                while len(waiting) < AHEAD and (group := next(groups, None)) is not None:
+                    waiting.append((group, thread.submit(self._chunks, [candidates[i] for i in group])))
+                if not waiting:
+                    return
+                group, future = waiting.popleft()
+                for chunk in future.result():
+                    yield group, chunk
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    def _chunks(self, candidates: list[Candidate]) -> list[Chunk]:
+        return self.encoder.chunks([self._row(candidate) for candidate in candidates], self.rows, 1 << 20)
+
+    def _text(self, candidate: Candidate) -> str:
+        return candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
+
     def _row(self, candidate: Candidate) -> Row:
-        picture = self.images.open(candidate.img_path) if candidate.img_path and candidate.modality.has_image else None
-        text = candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
-        return self.encoder.candidate(candidate.did, text, picture)
+        picture = self.images.open(candidate.img_path or "") if _shows(candidate) else None
+        return self.encoder.candidate(candidate.did, self._text(candidate), picture)
+
+
+def _shows(candidate: Candidate) -> bool:
+    return bool(candidate.img_path) and candidate.modality.has_image
 
 
 def embed_pool(

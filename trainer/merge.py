@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +34,14 @@ from trainer.embedder import IDENTITY, Embedder
 from trainer.rows import Row
 
 COSINE: Final = 0.999
+EVEN: Final = {"bfloat16": 0.25, "float32": 0.001}
+"""Log odds of a route within which rounding decides it. A logit between 16 and 32 has steps of 0.125 in bfloat16, and two are
+compared."""
 REPORT: Final = "merge_report.json"
 _MAX_LENGTH: Final = 8192
+_MOST: Final = 0.92
+_SPARE: Final = 0.02
+"""Of the memory that is free: this process's own context, and what moves between the question and vLLM's own."""
 _ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
 
 
@@ -49,6 +56,7 @@ class Sample(NamedTuple):
     query: bool
     direct: bool
     vector: np.ndarray[Any, np.dtype[np.float32]]
+    p_direct: float = 0.0
 
 
 class Report(NamedTuple):
@@ -56,6 +64,8 @@ class Report(NamedTuple):
     least_cosine: float
     routes: int
     routes_equal: int
+    even: tuple[str, ...] = ()
+    """Queries of the other routes: as good as even, so that rounding decides (see `EVEN`)."""
 
 
 def merge(
@@ -77,9 +87,11 @@ def merge(
     new.mkdir(parents=True)
     try:
         _write(embedder, new)
+        plan = _plan(embedder)
+        _free(embedder)
         spoil(new)
         progress("starting a pooling server")
-        least = float(np.min(list(_pooled_cosines(embedder, new, samples))))
+        least = float(np.min(list(_pooled_cosines(plan, new, samples))))
         if not least >= COSINE:  # a NaN is no agreement
             raise MergeError(
                 f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written",
@@ -87,17 +99,31 @@ def merge(
             )
         progress("starting a generating server")
         asked = [sample for sample in samples if sample.query]
-        equal = sum(_routes(embedder, new, asked))
-        if equal < len(asked):
+        same = _routes(plan, new, asked)
+        even, wrong = sort_disagreements(asked, same, plan.dtype)
+        if wrong:
             raise MergeError(
-                f"the export is not what was trained: {equal} of {len(asked)} routes equal; nothing was written", _ADVICE
+                f"the export is not what was trained: {sum(same)} of {len(asked)} routes equal "
+                f"({len(even)} of the others are even to within rounding); nothing was written",
+                _ADVICE,
             )
-        report = Report(len(samples), least, len(asked), equal)
+        report = Report(len(samples), least, len(asked), sum(same), tuple(even))
         (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
         publish(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return report
+
+
+def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> tuple[list[str], list[str]]:
+    """Names of the queries with other routes: those that are even to within rounding, and those that are not."""
+    even: list[str] = []
+    wrong: list[str] = []
+    for sample, agrees in zip(samples, same, strict=True):
+        if not agrees:
+            p = min(max(sample.p_direct, 1e-9), 1 - 1e-9)
+            (even if abs(math.log(p / (1 - p))) <= EVEN[dtype] else wrong).append(sample.row.name)
+    return even, wrong
 
 
 def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], settings: AdaptiveSettings) -> Iterator[Sample]:
@@ -112,7 +138,8 @@ def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], sett
             vectors, _ = embedder(embedder.encoder().chunk([row]).to(embedder.device), labelled=False)
             is_query = i < len(queries)
             direct = is_query and not learned[i].reasoned
-            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy())
+            p_direct = learned[i].p_direct if is_query else 0.0
+            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy(), p_direct)
 
 
 def _write(embedder: Embedder, directory: Path) -> None:
@@ -122,39 +149,79 @@ def _write(embedder: Embedder, directory: Path) -> None:
     (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
 
 
-def _server(embedder: Embedder, directory: Path, *more: str) -> ManagedServer:
-    on_gpu = embedder.device.type == "cuda"
-    dtype = "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32"
+class Plan(NamedTuple):
+    """What the examining servers must know of the embedder."""
+
+    device: torch.device
+    dtype: Literal["bfloat16", "float32"]
+    max_model_len: int
+    ending: str
+    """What follows a row before it is pooled."""
+
+
+def _plan(embedder: Embedder) -> Plan:
     text = embedder.model.config.get_text_config()
-    return ManagedServer(
-        ServerConfig(
-            model=str(directory),
-            served_name="embedder",
-            device="cuda" if on_gpu else "cpu",
-            dtype=dtype,
-            max_model_len=min(_MAX_LENGTH, text.max_position_embeddings),
-            images_per_prompt=1,
-            max_num_seqs=32,
-            max_pixels=None,
-            extra_args=more,
-        )
+    return Plan(
+        embedder.device,
+        "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32",
+        min(_MAX_LENGTH, text.max_position_embeddings),
+        EMB_TOKEN if embedder.identity.pool == "token" else "",
     )
 
 
-def _pooled_cosines(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[float]:
+def _free(embedder: Embedder) -> None:
+    """Gives the GPU's memory to the servers, which need it for a second copy: the vectors to compare with are there."""
+    if embedder.device.type == "cuda":
+        embedder.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _share(device: torch.device) -> float:
+    """vLLM's share of the GPU's memory: it refuses to start where less is free, and others may be using some."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = math.floor(min(_MOST, free / total - _SPARE) * 100) / 100
+    if share <= 0:
+        raise ConfigError(
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free on {device}: too little for the server of the export",
+            "end what else uses that GPU, or name another in CUDA_VISIBLE_DEVICES",
+        )
+    return share
+
+
+def server_config(plan: Plan, directory: Path, *more: str) -> ServerConfig:
+    """The server that examines the export in `directory`."""
+    on_gpu = plan.device.type == "cuda"
+    memory = {"gpu_memory_utilization": _share(plan.device)} if on_gpu else {}
+    return ServerConfig(
+        model=str(directory),
+        served_name="embedder",
+        device="cuda" if on_gpu else "cpu",
+        dtype=plan.dtype,
+        max_model_len=plan.max_model_len,
+        images_per_prompt=1,
+        max_num_seqs=32,
+        max_pixels=None,
+        extra_args=more,
+        **memory,
+    )
+
+
+def _pooled_cosines(plan: Plan, directory: Path, samples: list[Sample]) -> list[float]:
     pooler = json.dumps({"seq_pooling_type": "LAST", "use_activation": True})
-    with _server(embedder, directory, "--runner", "pooling", "--convert", "embed", "--pooler-config", pooler) as server:
+    more = ("--runner", "pooling", "--convert", "embed", "--pooler-config", pooler)
+    with ManagedServer(server_config(plan, directory, *more)) as server:
         found = []
         for sample in samples:
-            ending = EMB_TOKEN if embedder.identity.pool == "token" else ""
-            answer = _ask(f"{server.endpoint.url}/embeddings", _messages(sample.row, ending) | {"encoding_format": "float"})
+            answer = _ask(
+                f"{server.endpoint.url}/embeddings", _messages(sample.row, plan.ending) | {"encoding_format": "float"}
+            )
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             found.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
     return found
 
 
-def _routes(embedder: Embedder, directory: Path, samples: list[Sample]) -> list[bool]:
-    with _server(embedder, directory) as server:
+def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
+    with ManagedServer(server_config(plan, directory)) as server:
         found = []
         for sample in samples:
             body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}

@@ -1,0 +1,62 @@
+"""Pools embedded by one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from schemas.mbeir import DATASET_TASKS
+from schemas.training import TrainConfig
+from tests.trainer.conftest import fresh
+from trainer.embed import AHEAD, PoolEmbedder, Range
+from trainer.pool_workers import pool_rows
+from trainer.rows import RowEncoder
+
+
+def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout.open(config.data.mbeir)
+    found = [path for task in DATASET_TASKS if (path := layout.local_pool(task, "val")) is not None and path.is_file()]
+    candidates = []
+    for path in found:
+        with CandidatePool.open(path, config.data.cache) as pool:
+            candidates += pool_rows(pool, Range(0, min(6, len(pool))))
+    assert {one.modality.has_image for one in candidates} == {True, False}
+    embedder = fresh(config).eval()
+    size = 2
+    assert len(candidates) > 3 * AHEAD * size
+    worker = PoolEmbedder(embedder, config.data.mbeir, rows=size, max_chars=200)
+    with torch.inference_mode():  # all rows prepared first, as they were once
+        encoded = [worker._row(one) for one in candidates]
+        wanted: dict[int, Any] = {}
+        for chunk in worker.encoder.chunks(encoded, size, 1 << 20):
+            vectors, _ = embedder(chunk, labelled=False)
+            wanted |= dict(zip(chunk.places.tolist(), vectors.numpy().astype(np.float16), strict=True))
+
+    prepared = used = most = 0
+    chunk_of, forward = RowEncoder.chunk, type(embedder).forward
+
+    def prepare(self: RowEncoder, rows: Sequence[Any], *args: Any, **more: Any) -> Any:
+        nonlocal prepared, most
+        prepared += len(rows)
+        most = max(most, prepared - used)
+        return chunk_of(self, rows, *args, **more)
+
+    def use(self: Any, chunk: Any, **more: Any) -> Any:
+        nonlocal used
+        used += len(chunk)
+        return forward(self, chunk, **more)
+
+    monkeypatch.setattr(RowEncoder, "chunk", prepare)
+    monkeypatch.setattr(type(embedder), "forward", use)
+    got = worker.vectors(candidates)
+    assert prepared == used == len(candidates)
+    assert most <= (AHEAD + 1) * size
+    np.testing.assert_array_equal(got, np.stack([wanted[i] for i in range(len(candidates))]))
