@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -33,7 +32,30 @@ TEXT = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "patch_size": 14,
           "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
 """Qwen2.5-VL-7B's published shape."""
-WORDS = "the small dog on a red sofa near an open window in the evening light of a quiet room with two plants".split()
+WORDS = [
+    "the",
+    "small",
+    "dog",
+    "on",
+    "a",
+    "red",
+    "sofa",
+    "near",
+    "an",
+    "open",
+    "window",
+    "in",
+    "the",
+    "evening",
+    "light",
+    "of",
+    "a",
+    "quiet",
+    "room",
+    "with",
+    "two",
+    "plants",
+]
 
 
 def build(tokenizer: object, layers: int, device: str) -> Qwen2_5_VLForConditionalGeneration:
@@ -123,8 +145,7 @@ def main() -> None:
     for _ in range(chosen.steps + 1):
         torch.cuda.synchronize()
         began = time.perf_counter()
-        with nullcontext():
-            train_step(embedder, batch, losses, world)
+        train_step(embedder, batch, losses, world)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         torch.cuda.synchronize()

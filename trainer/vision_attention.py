@@ -4,12 +4,13 @@ Transformers runs the tower's windows one by one unless flash-attn is installed:
 calls, and each block reads the windows' lengths back from the GPU. Here all windows of one length go through one call, and the
 lengths are read once for each list of them.
 
-It is registered as an attention function, whose name must contain "flash": that is how transformers' vision towers choose between
-one call with all lengths and one call for each. Nothing of flash-attn is needed, and gradients flow as through SDPA.
+It is registered as an attention function, whose name must contain "flash": that is how transformers' vision towers choose
+between one call with all lengths and one call for each. Nothing of flash-attn is needed, and gradients flow as through SDPA.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import MethodType
 from typing import Any, Final
 
@@ -56,20 +57,26 @@ def attend_by_length(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query, key, value (1, heads, tokens, dim), cu_seq_lens_q (windows + 1,): where each window begins -> (1, tokens, heads, dim)."""
+    """query, key, value (1, heads, tokens, dim) -> (1, tokens, heads, dim). cu_seq_lens_q (windows + 1,): where each begins."""
     assert attention_mask is None, "windows are told apart by their lengths"
     groups = _groups(cu_seq_lens_q)
     if len(groups) == 1:  # every window has this length: no copy
         (length, _rows) = groups[0]
-        parts = [states[0].unflatten(1, (-1, length)).transpose(0, 1) for states in (query, key, value)]
+        parts = [_windows(states[0], length) for states in (query, key, value)]
         found = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], dropout_p=dropout, scale=scaling)
         return found.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     out = torch.empty_like(query[0].transpose(0, 1))
     for length, rows in groups:
-        parts = [states[0][:, rows].unflatten(1, (-1, length)).transpose(0, 1) for states in (query, key, value)]
+        parts = [_windows(states[0][:, rows], length) for states in (query, key, value)]
         found = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], dropout_p=dropout, scale=scaling)
         out = out.index_copy(0, rows, found.transpose(1, 2).flatten(0, 1))
     return out.unsqueeze(0), None
+
+
+def _windows(states: Tensor, length: int) -> Tensor:
+    """(heads, windows * length, dim) -> (windows, heads, length, dim)."""
+    heads, tokens, dim = states.shape
+    return states.reshape(heads, tokens // length, length, dim).transpose(0, 1)
 
 
 def _groups(starts: Tensor) -> list[tuple[int, Tensor]]:
@@ -79,7 +86,7 @@ def _groups(starts: Tensor) -> list[tuple[int, Tensor]]:
         return known
     begins = starts.tolist()
     by_length: dict[int, list[int]] = {}
-    for begin, end in zip(begins, begins[1:], strict=False):
+    for begin, end in pairwise(begins):
         if end > begin:
             by_length.setdefault(end - begin, []).append(begin)
     groups = []

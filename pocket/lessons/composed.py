@@ -12,7 +12,6 @@ from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.reasons import Why
 from pocket.world.scene import sample_scene
 
-
 SEVERAL_CHANGES = 0.35
 """Share of the requests that ask for two changes or three."""
 

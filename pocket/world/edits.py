@@ -60,7 +60,10 @@ def sample_edit(scene: Scene, rng: random.Random, *, simple: float = 0.3) -> Edi
 
 def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
     """One request of `count` changes, each made to what the ones before it leave."""
-    target, texts, operations, whys = scene, [], [], []
+    target = scene
+    texts: list[str] = []
+    operations: list[str] = []
+    whys: list[Why] = []
     while len(texts) < count:
         edit = sample_edit(target, rng, simple=0)
         if edit.target.canonical == scene.canonical:
@@ -69,10 +72,7 @@ def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
         texts.append(edit.text)
         operations.append(edit.operation)
         whys.append(edit.why)
-    if rng.random() < 0.5:
-        text = ", then ".join(texts)
-    else:
-        text = f"first {texts[0]}, then {', then '.join(texts[1:])}"
+    text = ", then ".join(texts) if rng.random() < 0.5 else f"first {texts[0]}, then {', then '.join(texts[1:])}"
     deduced = [why for why in whys if why is not Why.EDIT]
     return Edit(text, target, ", ".join(operations), deduced[0] if deduced else Why.EDIT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ GRIDS = torch.tensor([[1, 18, 24], [1, 8, 8], [1, 18, 24], [1, 42, 58]])
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the queries that reach SDPA."""
     made: list[tuple[int, ...]] = []
     real = torch.nn.functional.scaled_dot_product_attention
@@ -28,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
         return real(query, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    yield made
+    return made
 
 
 def qwen25_tower() -> Any:
