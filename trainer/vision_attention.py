@@ -38,10 +38,7 @@ def batch_windows(model: Any) -> bool:
 
 
 def _embed_patches(conv: nn.Conv3d, patches: Tensor) -> Tensor:
-    """The patch embedding as the matrix product that it is: a kernel as large as its input.
-
-    cuDNN's Conv3d in bfloat16 takes a second and gigabytes for some ten thousand patches.
-    """
+    """The patch embedding as the matrix product that it is: its kernel is as large as its input."""
     return nn.functional.linear(patches.flatten(1), conv.weight.flatten(1), conv.bias)
 
 
