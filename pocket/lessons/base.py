@@ -13,6 +13,7 @@ from typing import Final
 
 from PIL import Image
 
+from pocket.lessons.demand import is_demanding
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_banner, draw_emblems, draw_garment, draw_news, draw_scene
 from pocket.world.edits import Edit, sample_edit, sample_edits
@@ -107,9 +108,13 @@ def see_banner(rng: random.Random) -> Lesson:
     return _about("see/banner", draw_banner(banner, rng), rng.choice(LOOKS), f"A banner of {banner[0]} and {banner[1]}.")
 
 
+GARMENT_CHANGES: Final = {False: (1, 1, 2), True: (1, 1, 2, 3)}
+"""How many attributes of a garment change, drawn by lot; by whether lessons are demanding."""
+
+
 def some_edit(scene: Scene, rng: random.Random) -> Edit:
-    """One change mostly, sometimes two or three."""
-    if rng.random() < 0.3:
+    """One change; sometimes two or three where lessons are demanding."""
+    if is_demanding() and rng.random() < 0.3:
         return sample_edits(scene, rng, rng.choice((2, 2, 3)))
     return sample_edit(scene, rng, simple=0.1)
 
@@ -129,7 +134,7 @@ def imagine_told(rng: random.Random) -> Lesson:
 
 def imagine_garment(rng: random.Random) -> Lesson:
     garment = sample_garment(rng)
-    edit = sample_garment_edit(garment, rng, simple=0.1, attributes=(1, 1, 2, 3))
+    edit = sample_garment_edit(garment, rng, simple=0.1, attributes=GARMENT_CHANGES[is_demanding()])
     question, reply = rng.choice(IMAGINES).format(f"it {edit.text}"), garment_sentence(edit.target)
     if rng.random() < 0.5:
         return _about("imagine/garment", draw_garment(garment, rng), question, reply)

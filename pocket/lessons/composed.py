@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from pocket.lessons.demand import is_demanding
 from pocket.lessons.known import Known, other_garment
 from pocket.world.draw import draw_garment, draw_scene
 from pocket.world.edits import sample_edit, sample_edits
@@ -13,12 +14,12 @@ from pocket.world.reasons import Why
 from pocket.world.scene import sample_scene
 
 SEVERAL_CHANGES = 0.35
-"""Share of the requests that ask for two changes or three."""
+"""Share of the requests that ask for two changes or three, where lessons are demanding."""
 
 
 def edited_scene(rng: random.Random) -> Known:
     scene = sample_scene(rng)
-    several = rng.random() < SEVERAL_CHANGES
+    several = is_demanding() and rng.random() < SEVERAL_CHANGES
     edit = sample_edits(scene, rng, rng.choice((2, 2, 3))) if several else sample_edit(scene, rng)
     kept = [str(thing) for thing in scene.things if thing in edit.target.things]
     kept += [scene.setting] if scene.setting == edit.target.setting and edit.why is not Why.NONE else []
@@ -38,7 +39,7 @@ def edited_scene(rng: random.Random) -> Known:
 
 def edited_garment(rng: random.Random) -> Known:
     garment = sample_garment(rng)
-    edit = sample_garment_edit(garment, rng, attributes=(1, 1, 2, 2, 3))
+    edit = sample_garment_edit(garment, rng, attributes=(1, 1, 2, 2, 3) if is_demanding() else (1, 1, 2))
     pairs = [
         (name, getattr(garment, name), getattr(edit.target, name)) for name in ("length", "colour", "pattern", "kind", "trim")
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from pocket.lessons.demand import is_demanding
 from pocket.lessons.known import Known, claim_words
 from pocket.world.draw import draw_banner, draw_emblems, draw_news
 from pocket.world.encyclopedia import Entity, encyclopedia
@@ -86,7 +87,7 @@ def about_picture(rng: random.Random) -> Known:
         question, name = which_of_two(entity, place, rng), "oven"
     elif chance < 0.65:
         question, name = one_hop(entity, who, rng), "infoseek"
-    elif chance < 0.88:
+    elif chance < 0.88 or not is_demanding():
         question, name = two_hops(entity, who, world, rng, towns_only=both), "infoseek"
     else:
         question, name = three_hops(entity, who, world, rng), "infoseek"
@@ -112,9 +113,9 @@ def question_by_name(rng: random.Random) -> Known:
     world = encyclopedia()
     entity = rng.choice(world.pictured)
     hops = rng.random()
-    if hops < 0.12:
+    if is_demanding() and hops < 0.12:
         question = three_hops(entity, f"the {entity.name}", world, rng)
-    elif hops < 0.42:
+    elif hops < (0.42 if is_demanding() else 0.4):
         question = two_hops(entity, f"the {entity.name}", world, rng)
     else:
         question = one_hop(entity, f"the {entity.name}", rng)

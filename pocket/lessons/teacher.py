@@ -12,6 +12,7 @@ from functools import cache
 from PIL import Image
 
 from pipeline.families import family_of
+from pocket.lessons.demand import demanding
 from pocket.lessons.judging import judging_lesson, matching_lesson, spoilt
 from pocket.lessons.known import Known
 from pocket.lessons.lesson import Lesson
@@ -146,7 +147,8 @@ def sample_closing_lesson(rng: random.Random) -> Lesson:
 
 def sample_long_lesson(rng: random.Random) -> Lesson:
     """The long course: judging and reasoning as the two courses before it have them, at once."""
-    return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
+    with demanding():
+        return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
 
 
 def _family(known: Known) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 from pipeline.families import FAMILIES, family_of
 from pocket.lessons.base import imagine_told, read, sample_practice_lesson, see_emblem, see_two_emblems
 from pocket.lessons.base import sample_lesson as sample_base_lesson
+from pocket.lessons.demand import demanding
 from pocket.lessons.known import Known
 from pocket.lessons.lesson import Lesson
 from pocket.lessons.queries import sample_known
@@ -105,5 +106,6 @@ _LONG: Final = {
 
 def sample_long_lesson(rng: random.Random) -> Lesson:
     """One lesson of the long course: every skill of the courses before, at once."""
-    lesson: Lesson = rng.choices(list(_LONG), list(_LONG.values()))[0](rng)
+    with demanding():
+        lesson: Lesson = rng.choices(list(_LONG), list(_LONG.values()))[0](rng)
     return lesson

@@ -8,7 +8,8 @@ from typing import Final
 
 from PIL import Image
 
-from pocket.lessons.base import IMAGINES, LOOKS, sample_practice_lesson, some_edit
+from pocket.lessons.base import GARMENT_CHANGES, IMAGINES, LOOKS, sample_practice_lesson, some_edit
+from pocket.lessons.demand import is_demanding
 from pocket.lessons.known import claim_words, garment_words
 from pocket.lessons.lesson import Lesson
 from pocket.world.draw import draw_emblems, draw_garment, draw_scene
@@ -39,7 +40,7 @@ def imagine_briefly(rng: random.Random) -> Lesson:
     """The change alone, or what is then seen."""
     if rng.random() < 0.35:
         garment = sample_garment(rng)
-        change = sample_garment_edit(garment, rng, simple=0.1, attributes=(1, 1, 2, 3))
+        change = sample_garment_edit(garment, rng, simple=0.1, attributes=GARMENT_CHANGES[is_demanding()])
         picture, said, before, after = (
             draw_garment(garment, rng),
             f"it {change.text}",

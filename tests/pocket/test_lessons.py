@@ -190,3 +190,19 @@ def test_fitting_learns_and_a_seed_decides_it(processor, tmp_path: Path) -> None
     model.load_state_dict(weights[0])
     inputs = collate([Lesson("x", ("yes or no?",), "")], processor, with_reply=False)
     assert processor.tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == "yes"
+
+
+def test_only_the_long_course_asks_for_several_changes_and_three_hops() -> None:
+    from pocket.lessons.composed import edited_scene
+    from pocket.lessons.demand import demanding
+    from pocket.lessons.knowledge import about_picture
+
+    def most(rng: random.Random) -> tuple[int, int]:
+        changes = max(edited_scene(rng).text.count(", then ") for _ in range(200))
+        hops = max(about_picture(rng).facets[2].count(", ") for _ in range(200))
+        return changes, hops
+
+    assert most(random.Random(1))[0] == 0
+    with demanding():
+        assert most(random.Random(1)) == (2, 2)
+    assert most(random.Random(1))[0] == 0
