@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -227,3 +229,15 @@ def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoade
 
 def _single_thread(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def allow_open_files() -> int:
+    """Raises this process's limit of open files to what the system allows, and returns it.
+
+    Loaders keep a file for each tensor on its way, and the 1024 that most shells begin with are few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems refuse their own hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft

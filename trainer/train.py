@@ -24,7 +24,7 @@ from pipeline.publish import publish, scratch
 from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
-from trainer.batches import BatchSource, loader, unwrapped
+from trainer.batches import BatchSource, allow_open_files, loader, unwrapped
 from trainer.dataset import Candidates, Records
 from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
@@ -42,6 +42,7 @@ _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluati
 
 def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
     """Fits one variant, or goes on where an earlier run stopped; returns the directory of the finished embedder."""
+    allow_open_files()
     world = World.join(config.device)
     directory = config.out / variant
     model_directory = directory / "model"

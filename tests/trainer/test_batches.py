@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 
 import torch
 
@@ -30,3 +32,12 @@ def test_a_batch_of_many_chunks_needs_few_open_files_and_arrives_as_it_was_made(
             assert torch.equal(one.labels, other.labels)
             assert torch.equal(one.places, other.places)
             assert torch.equal(one.last, other.last)
+
+
+def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
+    script = (
+        "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
+        "from trainer.batches import allow_open_files; assert allow_open_files() == hard;"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
