@@ -22,7 +22,7 @@ from pipeline.ledger.segment import SegmentStore
 from pipeline.progress_board import Board
 from pipeline.staging import Staging
 from pipeline.teacher.hosting.environ import carried
-from pipeline.teacher.hosting.pool import start_ray
+from pipeline.teacher.hosting.ray_session import start_ray
 from pipeline.teachers import Teachers
 from pipeline.worklist import WorkList
 from schemas.config import BuildConfig

@@ -88,7 +88,8 @@ class Teachers:
         if not managed:
             return found
         from pipeline.teacher.hosting.placement import Demand  # noqa: PLC0415 (Ray)
-        from pipeline.teacher.hosting.pool import ServerPool, start_ray  # noqa: PLC0415
+        from pipeline.teacher.hosting.pool import ServerPool  # noqa: PLC0415
+        from pipeline.teacher.hosting.ray_session import start_ray  # noqa: PLC0415
         from pipeline.teacher.hosting.reserve import reserve  # noqa: PLC0415
 
         for server in managed.values():

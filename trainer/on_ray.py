@@ -24,7 +24,7 @@ def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet:
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
 
-    from pipeline.teacher.hosting.pool import start_ray  # noqa: PLC0415
+    from pipeline.teacher.hosting.ray_session import start_ray  # noqa: PLC0415
 
     started = not ray.is_initialized()
     start_ray(show_workers=not quiet)

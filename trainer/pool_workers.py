@@ -70,7 +70,7 @@ class OnRay(AbstractContextManager["OnRay"]):
     def __init__(self, source: Source, workers: int, *, gpu: bool) -> None:
         import ray  # noqa: PLC0415
 
-        from pipeline.teacher.hosting.pool import start_ray  # noqa: PLC0415
+        from pipeline.teacher.hosting.ray_session import start_ray  # noqa: PLC0415
 
         self._ray = ray
         self._started = not ray.is_initialized()

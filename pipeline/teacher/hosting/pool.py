@@ -6,19 +6,19 @@ server lives in an actor that holds its GPUs; when the driver, the actor or the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+import ray
 from pipeline.teacher.hosting.environ import Carried, carried
 from pipeline.teacher.hosting.model_check import check_model
 from pipeline.teacher.hosting.placement import Demand
+from pipeline.teacher.hosting.ray_session import start_ray
 from pipeline.teacher.hosting.reserve import release, reserve
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.hosting.weights import fetch_model
@@ -149,14 +149,3 @@ def server_pool(config: ServerConfig, *, count: int | None = None, logs: Path | 
         yield pool.start()
     finally:
         pool.stop()
-
-
-def start_ray(*, show_workers: bool = False) -> None:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs.
-
-    A cluster that someone else has started on this machine, which Ray would join unasked, is left alone.
-    show_workers: what workers print is printed here.
-    """
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, include_dashboard=False, log_to_driver=show_workers, logging_level="WARNING")
