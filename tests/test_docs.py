@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from enum import EnumType
 from pathlib import Path
 
 import pytest
@@ -46,20 +47,24 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def unknown(command: str) -> str | None:
-    """What of a command does not exist: a sub-command or an option. `a|b` are alternatives."""
-    words = re.sub(r"\[(--[^]]+)\]", r"\1", command).split()
+    """What of a command does not exist: a sub-command, an option, or its listed values. `a|b` are alternatives."""
+    words = re.sub(r"\s*\|\s*", "|", re.sub(r"\[(--[^]]+)\]", r"\1", command)).split()
     found = [typer.main.get_command(app)]
     while words and all(hasattr(one, "commands") for one in found):
         names = words.pop(0).split("|")
         if absent := [name for name in names if any(name not in one.commands for one in found)]:  # type: ignore[attr-defined]
             return f"no command {absent[0]!r}" if not absent[0].startswith("--") else None
         found = [one.commands[name] for one in found for name in names]  # type: ignore[attr-defined]
-    for word in words:
-        options = {
-            option for one in found for parameter in one.params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
-        if word.startswith("--") and word.split("=")[0] not in options | {"--help"}:
+    options = {
+        name: parameter for one in found for parameter in one.params for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    for word, value in zip(words, [*words, ""][1:], strict=True):
+        if word.startswith("--") and word not in options and word != "--help":
             return f"no option {word}"
+        kind = options[word].type_descriptor.annotation if word in options else None
+        choices = {str(one) for one in kind} if isinstance(kind, EnumType) else set()
+        if choices and not value.isupper() and not ({value} < choices or set(value.split("|")) == choices):
+            return f"{word} takes {'|'.join(sorted(choices))}"
     return None
 
 
@@ -84,6 +89,8 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert unknown("ledger stats|mislay DIR") == "no command 'mislay'"
     assert unknown("builds CONFIG") == "no command 'builds'"
     assert unknown("build CONFIG [--limits N]") == "no option --limits"
+    assert unknown("export DIR --format lamra --out O") is None
+    assert str(unknown("export DIR --format lamra | vlm2vec --out O")).startswith("--format takes lamra|")
     assert is_setting(TrainConfig, "batch.chunk")
     assert not is_setting(TrainConfig, "batch.chunks")
     assert is_setting(BuildConfig, "verifier.server.count")
