@@ -9,7 +9,7 @@ PROCESSES ?= 1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lock-gpu lint test test-fast bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
+.PHONY: help setup lock lock-gpu lint test test-fast test-one bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ test: setup ## every test
 
 test-fast: setup ## the inner loop: no slow tests (under 60 s)
 	@$(BIN)/pytest -n 2 -m "not slow and not vllm"
+
+test-one: setup ## some tests by name: make test-one T=tests/trainer/test_topk.py [ARGS="-k ties"]
+	@test -n "$(T)" || { echo "name a test: make test-one T=tests/trainer/test_topk.py [ARGS=\"-k ties\"]"; exit 2; }
+	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(T) $(ARGS)
 
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
 	@$(BIN)/python bench/pools.py

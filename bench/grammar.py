@@ -171,7 +171,7 @@ def _write_model(directory: Path, cache: Path) -> None:
         )
     }
     rope = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6}
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": ROWS["7B"],
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -180,7 +180,7 @@ def _write_model(directory: Path, cache: Path) -> None:
     }
     text |= {"num_key_value_heads": 1, "max_position_embeddings": 2048, "rope_parameters": rope, "tie_word_embeddings": True}
     text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    vision = {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128}
+    vision: dict[str, Any] = {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128}
     vision |= {"fullatt_block_indexes": [0]}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **marks)
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)

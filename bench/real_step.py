@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.batches import Batch
@@ -58,7 +58,7 @@ WORDS = [
 ]
 
 
-def build(tokenizer: object, layers: int, device: str) -> Qwen2_5_VLForConditionalGeneration:
+def build(tokenizer: PreTrainedTokenizerBase, layers: int, device: str) -> Qwen2_5_VLForConditionalGeneration:
     ids = {
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("image_pad", "video_pad", "vision_start", "vision_end")

@@ -9,7 +9,6 @@ from typing import Any, Final
 import orjson
 
 from data_cards import render_dataset_card
-from pipeline import __version__
 from pipeline.assemble import Assembled
 from pipeline.card import examples, spreads
 from pipeline.families import FAMILIES
@@ -18,6 +17,7 @@ from pipeline.staging import Staging
 from pipeline.tokens import tokenizer_digest
 from pipeline.worklist import WorkList
 from prompts import PromptSet
+from schemas import __version__
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.manifest import InputDigest, Manifest, Model
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-from pipeline import __version__
 from pipeline.journey import Guide, Journey, Refusal
 from pipeline.question import reason_template, verify_template
 from pipeline.route import needs_assessment
 from pipeline.screen import normalised
+from schemas import __version__
 from schemas.judgement import Probability
 from schemas.mbeir import Query
 from schemas.record import EMB_TOKEN, Provenance, Record, RecordFacet, Rejection, Route, Stage, Verdict

@@ -1,35 +1,38 @@
-"""What README shows runs."""
+"""README is one page, and complete. That what it shows exists and runs is checked with the other pages, in test_docs.py."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import pytest
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
-from pocket.world.write import write_world
 
-ROOT = Path(__file__).parents[1]
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert "@@" not in (ROOT / "README.md").read_text()
+    assert "@@" not in README
 
 
-@pytest.mark.slow
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write_world(tmp_path / "build" / "pocket" / "world", train_queries=64)
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert isinstance(names["text"], str)
-    assert names["positives"]
-    assert names["line"] == 60
-
-
-def test_every_make_target_that_it_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert named <= targets
+def test_its_results_are_those_of_the_results_page() -> None:
+    """Means and think rates of the first table, against the tables of docs/results.md."""
+    results = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    local, union = re.findall(r"\| (?:local|union of all) pools \|.*?\n\n", results, re.DOTALL)
+    names = {
+        "TRACE": "trace",
+        "TRACE, teacher's traces given": "trace, teacher's traces",
+        "`direct`: never reasons": "direct",
+        "`always-reason`": "always-reason",
+        "base, untrained (one seed)": "base (one seed)",
+    }
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+%) \|$", README, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(names)
+    for name, *figures in rows:
+        found = [
+            re.search(rf"^\| {re.escape(names[name])} \|.*\| ([\d.]+)(?: \([\d.-]+\))? \| ([\d.]+%) \|$", table, re.MULTILINE)
+            for table in (local, union)
+        ]
+        assert all(found)
+        assert figures == [found[0][1], found[1][1], found[0][2]]  # type: ignore[index]

@@ -25,7 +25,7 @@ import pocket.cli
 import trainer.cli
 import trainer.cli_merge
 import trainer.cli_search
-from pipeline import __version__
+from schemas import __version__
 from schemas.errors import CotError
 
 app = typer.Typer(

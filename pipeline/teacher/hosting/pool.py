@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-import ray
 from pipeline.teacher.hosting.environ import Carried, carried
 from pipeline.teacher.hosting.model_check import check_model
 from pipeline.teacher.hosting.placement import Demand

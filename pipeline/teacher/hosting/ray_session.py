@@ -11,6 +11,7 @@ import socket
 from typing import Final
 
 import ray
+
 from schemas.errors import ConfigError, CotError
 
 _PROBE_S: Final = 5.0

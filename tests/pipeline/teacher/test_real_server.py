@@ -203,6 +203,7 @@ def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path
 
 def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
     import ray
+
     from pipeline.teacher.hosting.pool import ServerPool
 
     pool = ServerPool(config, logs=tmp_path)

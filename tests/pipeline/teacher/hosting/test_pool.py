@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import ray
+
 from pipeline.teacher.hosting.placement import Demand
 from pipeline.teacher.hosting.pool import ServerPool
 from pipeline.teacher.hosting.reserve import release, reserve
