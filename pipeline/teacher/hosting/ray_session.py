@@ -34,7 +34,7 @@ def start_ray(*, show_workers: bool = False) -> None:
     try:
         ray.init(address, include_dashboard=False, log_to_driver=show_workers, logging_level="WARNING")
     except Exception as error:
-        raise _explained(address, error) from error
+        raise explained(address, error) from error
 
 
 def _check(address: str) -> None:
@@ -62,7 +62,8 @@ def _check(address: str) -> None:
         ) from error
 
 
-def _explained(address: str, error: Exception) -> CotError:
+def explained(address: str, error: Exception) -> CotError:
+    """What Ray raised, as an error that says what to do."""
     said = str(error).strip().splitlines()
     first = said[0] if said else type(error).__name__
     if "AF_UNIX path length" in first:

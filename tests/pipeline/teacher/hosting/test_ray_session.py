@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.teacher.hosting.ray_session import explained
+
 START = "from pipeline.teacher.hosting.ray_session import start_ray\ntry:\n    start_ray()\nexcept Exception as error:\n    print(type(error).__name__, error)"
 
 
@@ -38,7 +40,6 @@ def closed_port() -> int:
     [
         ("127.0.0.1:{closed}", "no Ray cluster answers there"),
         ("no-such-host.invalid:6379", "no Ray cluster answers there"),
-        ("auto", "no Ray cluster runs on this machine"),
         ("ray://127.0.0.1:10001", "run the command on a node of the cluster"),
         ("http://127.0.0.1:8265", "ray job submit --address http://127.0.0.1:8265"),
         ("nonsense", "write HOST:PORT or auto"),
@@ -60,3 +61,10 @@ def test_a_temporary_directory_too_long_for_sockets(tmp_path: Path) -> None:
     assert "RAY_TMPDIR=/tmp" in told
     told, _ = start(RAY_ADDRESS="", TMPDIR=str(deep), RAY_TMPDIR="/tmp")
     assert told == ""
+
+
+def test_auto_where_nothing_runs() -> None:
+    """Unit-sized: whether `auto` finds anything depends on what else runs on the machine."""
+    error = explained("auto", ConnectionError("Could not find any running Ray instance."))
+    assert "no Ray cluster runs on this machine" in error.problem
+    assert "RAY_ADDRESS" in error.remedy
