@@ -22,6 +22,7 @@ from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.teacher.request import TeacherRequest
 from prompts import ImageSlot, Prompt
+from schemas.config import TeacherConfig
 from schemas.record import InputReason
 from schemas.teacher import Outcome, TeacherAnswer
 
@@ -59,13 +60,14 @@ class Asker:
 
     def __init__(
         self,
-        identity: Identity,
+        config: TeacherConfig,
         ledger: Ledger | None,
         encoder: ImageEncoder,
         client: Callable[[], Awaitable[TeacherClient]],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.identity = identity
+        self.identity = Identity(config)
+        self._config = config
         self.counters = Counters()
         self._ledger, self._encoder, self._client, self._stopping = ledger, encoder, client, stopping
         self._under_way: dict[bytes, asyncio.Future[TeacherAnswer]] = {}
@@ -91,7 +93,7 @@ class Asker:
         self._under_way[key] = future
         try:
             client = await self._client()
-            answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded), dict(fields)))
+            answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded, self._config), dict(fields)))
             if self._ledger is not None:
                 self._record(client, to_entry(answer, key, kind, attempt, time.time()))
             future.set_result(answer)

@@ -22,6 +22,7 @@ from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
 from pipeline.parse import parse_trace
 from pipeline.teacher.ask import reason_request
 from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.dialect import image_part
 from pipeline.teacher.hosting.preflight import preflight
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
@@ -40,6 +41,7 @@ from schemas.trace import Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
+BY_PATH = TeacherConfig(hosting="external", endpoints=(Endpoint(url="http://a/v1", model="teacher"),), images="path")
 TEXT = "What is left of the red circle?"
 
 
@@ -100,7 +102,7 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 "temperature": 1.0,
                 "structured_outputs": {"grammar": trace_grammar(family, max_facet_chars=30, max_answer_chars=20)},
             }
-            messages = [{"role": "user", "content": [image.part, {"type": "text", "text": TEXT}]}]
+            messages = [{"role": "user", "content": [image_part(image, BY_PATH), {"type": "text", "text": TEXT}]}]
             answers = await asyncio.gather(
                 *(asking.ask(TeacherRequest(str(n), messages, fields | {"seed": n})) for n in range(8))
             )
@@ -142,7 +144,7 @@ async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpo
     with torch.inference_mode():
         expected = torch.log_softmax(model(**inputs).logits[0, -1], -1)
     encoder = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE)
-    content = [*([encoder.encode(name).part] if name is not None else []), {"type": "text", "text": TEXT}]
+    content = [*([image_part(encoder.encode(name), BY_PATH)] if name is not None else []), {"type": "text", "text": TEXT}]
     async with client(endpoint) as asking:
         fields = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
         answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], fields))
