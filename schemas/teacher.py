@@ -64,6 +64,7 @@ class TeacherAnswer(BaseModel):
     key: str
     outcome: Outcome
     detail: str = ""
+    """Why it is no usable text; of a usable one, what stood beside it (thoughts)."""
     text: str = ""
     finish_reason: str | None = None
     first_token_logprobs: dict[str, float] = Field(default_factory=dict)

@@ -80,8 +80,20 @@ def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Promp
 def read_judgement(answer: TeacherAnswer, labels: Labels, config: TeacherConfig) -> Judgement | NoJudgement:
     """What a usable answer to a request for a judgement says."""
     if config.judgements == "logprobs":
-        return judgement_from_logprobs(answer.first_token_logprobs, labels)
-    return judgement_from_statement(answer.text)
+        found = judgement_from_logprobs(answer.first_token_logprobs, labels)
+    else:
+        found = judgement_from_statement(answer.text)
+    if isinstance(found, NoJudgement) and answer.detail:
+        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
+    return found
+
+
+def read_trace(answer: TeacherAnswer, family: Family) -> Trace | Malformed:
+    """What a usable answer to a request for a trace says."""
+    found = parse_trace(answer.text, family)
+    if isinstance(found, Malformed) and answer.detail:
+        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
+    return found
 
 
 def reason_request(
@@ -99,7 +111,7 @@ def judge_request(
 
 async def reason(client: TeacherClient, request: TeacherRequest, family: Family) -> Reasoned:
     answer = await client.ask(request)
-    return Reasoned(answer, parse_trace(answer.text, family) if answer.ok else None)
+    return Reasoned(answer, read_trace(answer, family) if answer.ok else None)
 
 
 async def judge(client: TeacherClient, request: TeacherRequest, labels: Labels, config: TeacherConfig) -> Judged:

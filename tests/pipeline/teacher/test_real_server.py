@@ -21,9 +21,10 @@ from pipeline.grammar import trace_grammar
 from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
 from pipeline.parse import parse_trace
 from pipeline.teacher.ask import reason_request
+from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
-from pipeline.teacher.hosting.preflight import preflight
+from pipeline.teacher.hosting.preflight import Example, Finding, preflight
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest
@@ -33,7 +34,7 @@ from pocket.models import MODELS
 from pocket.world.draw import SIDE, draw_scene
 from pocket.world.scene import sample_scene
 from prompts import PromptSet
-from schemas.config import Sampling, TeacherConfig
+from schemas.config import BuildConfig, Sampling, TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
 from schemas.teacher import Outcome, Transport
@@ -78,14 +79,25 @@ def client(endpoint: Endpoint) -> TeacherClient:
     return TeacherClient(Transport(try_timeout_s=120).client((endpoint,)))
 
 
-async def test_the_preflight_finds_every_ability(endpoint: Endpoint) -> None:
-    teacher = TeacherConfig(hosting="external", endpoints=(endpoint,))
-    found = await preflight(endpoint, teacher)
+async def asked_of(endpoint: Endpoint, world: Path, **teacher: object) -> list[Finding]:
+    settings = {"hosting": "external", "endpoints": [endpoint.model_dump()], "prompts": "pocket", "grammar": "bounded"}
+    bounds = {"max_facet_chars": 60, "max_answer_chars": 60}
+    config = BuildConfig.model_validate({"mbeir": world, "teacher": settings | bounds | teacher})
+    questions = Questions(config)
+    examples = [Example(sample) for sample in questions.samples(("val", "test"))]
+    assert len(examples) == 4
+    return (await preflight(endpoint, "teacher", config, questions, examples)).findings
+
+
+async def test_the_preflight_asks_what_the_work_asks(endpoint: Endpoint, small_world: Path) -> None:
+    found = await asked_of(endpoint, small_world)
     assert [finding for finding in found if not finding.ok] == []
-    assert len(found) == 6
-    wrong = await preflight(endpoint.model_copy(update={"model": "another"}), teacher)
-    assert [finding.detail for finding in wrong if not finding.ok] == ["it serves teacher, not another"]
-    absent = await preflight(endpoint.model_copy(update={"url": "http://127.0.0.1:9/v1"}), teacher)
+    assert [finding.ability for finding in found] == ["reachable", "model name", "assess", "reason", "verify"]
+    unread = [finding.trouble for finding in await asked_of(endpoint, small_world, images="path")]  # outside its directory
+    assert any(one is not None and one.stops and one.sets == {"teacher.images": "data_url"} for one in unread), unread
+    wrong = await asked_of(endpoint.model_copy(update={"model": "another"}), small_world)
+    assert [finding.trouble.detail for finding in wrong if finding.trouble] == ["it serves teacher, not another"]
+    absent = await asked_of(endpoint.model_copy(update={"url": "http://127.0.0.1:9/v1"}), small_world)
     assert [finding.ability for finding in absent] == ["reachable"]
 
 
