@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.teacher.hosting.pixels import PROCESSOR_FILES
 from schemas.errors import ConfigError
 from schemas.hosting import ServerConfig
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def check_model(config: ServerConfig) -> None:
@@ -44,8 +43,8 @@ def _problems(config: ServerConfig, directory: Path) -> list[str]:
     found = []
     if "vision_config" not in settings and config.images_per_prompt:
         found.append(f"{settings.get('model_type', 'this model')} has no vision tower (no vision_config)")
-    elif config.images_per_prompt and not any((directory / name).is_file() for name in _PROCESSOR_FILES):
-        found.append(f"it has no image processor ({' or '.join(_PROCESSOR_FILES)})")
+    elif config.images_per_prompt and not any((directory / name).is_file() for name in PROCESSOR_FILES):
+        found.append(f"it has no image processor ({' or '.join(PROCESSOR_FILES)})")
     if not any(directory.glob("*.safetensors")):
         found.append("it has no weights (*.safetensors)")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):

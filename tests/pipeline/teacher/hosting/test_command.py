@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipeline.teacher.hosting.command import arguments, command, environment
 from pipeline.teacher.hosting.model_check import check_model
@@ -37,6 +38,33 @@ def test_a_gpu_server() -> None:
     alone = pairs(config.model_copy(update={"tensor_parallel_size": 1, "api_servers": 3}))
     assert "--mm-encoder-tp-mode" not in alone
     assert alone["--api-server-count"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("processor", "limits", "sent"),
+    [
+        ({"min_pixels": 3136, "max_pixels": 12845056}, {"max_pixels": 5000}, {"shortest_edge": 3136, "longest_edge": 5000}),
+        ({"size": {"shortest_edge": 65536, "longest_edge": 16777216}}, {"max_pixels": 5000}, {"shortest_edge": 5000, "longest_edge": 5000}),
+        ({"image_processor": {"size": {"shortest_edge": 9, "longest_edge": 99}}}, {"min_pixels": 16, "max_pixels": None}, {"shortest_edge": 16, "longest_edge": 99}),
+        ({"size": {"height": 448, "width": 448}}, {"max_pixels": 5000}, None),
+    ],
+    ids=["Qwen2.5-VL", "Qwen3-VL", "processor_config", "none"],
+)  # fmt: skip
+def test_a_budget_has_both_edges(
+    tmp_path: Path, processor: dict[str, Any], limits: dict[str, Any], sent: dict[str, int] | None
+) -> None:
+    """As transformers 5.23 and later want it; those that know no such budget are told as before."""
+    directory = model(tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(processor))
+    given = json.loads(pairs(ServerConfig(model=directory, **limits))["--mm-processor-kwargs"])
+    assert given == ({"size": sent} if sent else limits)
+
+
+def test_the_processor_takes_the_budget() -> None:
+    processors = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+    processor, picture = processors.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056), Image.new("RGB", (1200, 900))
+    size = {"shortest_edge": 3136, "longest_edge": 602112}
+    assert processor(picture, size=size)["image_grid_thw"].tolist() == [[1, 46, 62]]  # as `max_pixels: 602112` had it
 
 
 @pytest.mark.slow
