@@ -128,6 +128,8 @@ class TeacherConfig(_Settings):
     def _complete(self) -> Self:
         if self.hosting == "managed" and self.server is None:
             raise ValueError("hosting: managed needs `server`, the settings of the vLLM server to start")
+        if self.hosting == "managed" and self.transport.trust_env:
+            raise ValueError("transport.trust_env is for `hosting: external`: servers of ours are asked past all proxies")
         if self.hosting == "external" and not self.endpoints:
             raise ValueError("hosting: external needs `endpoints`, a list of servers that run")
         return self

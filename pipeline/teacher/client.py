@@ -99,6 +99,7 @@ class TeacherClient:
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),  # attempts have their own
             auto_decompress=True,
+            trust_env=self.config.trust_env,
             headers={"User-Agent": self._agent},
         )
         return self

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.request import getproxies
 
 from pipeline.teacher.completion import THINKS
 from pipeline.teacher.request import TeacherRequest
@@ -21,7 +22,8 @@ _OF_VLLM: Final = VLLM_ONLY | {"structured_outputs", "uuid", "max_tokens"}
 _FILES: Final = re.compile(r"local file|allowed.local.media|file:/|image_url\.url|invalid (?:image )?url", re.IGNORECASE)
 _TOO_MANY: Final = re.compile(r"at most \d+ image", re.IGNORECASE)
 _BLIND: Final = re.compile(r"not a multimodal|not support (?:image|vision)|image input is not|unknown part type", re.IGNORECASE)
-_KEY: Final = re.compile(r"HTTP 40[13]:")
+_KEY: Final = re.compile(r"HTTP 40[13]\b")
+_NO_KEY: Final = "set api_key_env of {who}.endpoints to a variable that holds a key of this server"
 _PLACE: Final = re.compile(r"HTTP 404:")
 
 
@@ -66,6 +68,20 @@ def trouble(who: str, config: TeacherConfig, request: TeacherRequest, answer: Te
     return Trouble(answer.detail, "see the server's log")
 
 
+def unreachable(who: str, config: TeacherConfig, detail: str) -> Trouble:
+    """A server whose list of models cannot be asked for."""
+    if _KEY.match(detail):
+        return Trouble(detail, _NO_KEY.format(who=who), stops=True)
+    if config.transport.trust_env:
+        return Trouble(
+            detail, f"start the server, mend the URL in {who}.endpoints, or the proxy's variables (no_proxy leaves hosts out)"
+        )
+    if config.hosting == "external" and getproxies():
+        found = _set(who, detail, {"transport.trust_env": True}, " if it is reached only through your shell's proxy")
+        return Trouble(detail, f"start the server, mend the URL in {who}.endpoints, or {found.remedy}", sets=found.sets)
+    return Trouble(detail, f"start the server, or mend the URL in {who}.endpoints")
+
+
 def refused_field(detail: str, request: TeacherRequest) -> str | None:
     """The field that a 400 names, of those that were sent."""
     sent = [*request.fields, *{name for part in request.messages[0]["content"] for name in part if name != "type"}]
@@ -80,7 +96,7 @@ def refused_field(detail: str, request: TeacherRequest) -> str | None:
 
 def _refused(who: str, config: TeacherConfig, request: TeacherRequest, detail: str) -> Trouble:
     if _KEY.match(detail):
-        return Trouble(detail, f"set api_key_env of {who}.endpoints to a variable that holds a key of this server", stops=True)
+        return Trouble(detail, _NO_KEY.format(who=who), stops=True)
     if _PLACE.match(detail):
         return Trouble(detail, f"mend `url` (with its version, /v1) and `model` of {who}.endpoints", stops=True)
     if _FILES.search(detail) and config.images == "path":

@@ -14,7 +14,7 @@ from pipeline.route import needs_assessment
 from pipeline.teacher.ask import Judged, Reasoned, judge, reason
 from pipeline.teacher.check import STAND_IN, Questions, Sample
 from pipeline.teacher.client import AGENT, TeacherClient
-from pipeline.teacher.diagnosis import Trouble, trouble
+from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
 from pipeline.teacher.request import TeacherRequest
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.hosting import Endpoint
@@ -25,8 +25,8 @@ Who = Literal["teacher", "verifier"]
 
 _TRY: Final = {"max_attempts": 2, "try_timeout_s": 120.0, "deadline_s": 240.0}
 _LISTED_S: Final = 20.0
-_NO_LIST: Final = frozenset({404, 405, 501})
-"""A server without a list of models; whether it has this one is seen from its answers."""
+_NO_LIST: Final = frozenset({403, 404, 405, 501})
+"""A server without a list of models, or a key that may not see it; whether it has this one is seen from its answers."""
 
 
 class Finding(NamedTuple):
@@ -86,7 +86,7 @@ async def preflight(
     report = Report(endpoint, examples=list(examples))
     listed = await _listed(endpoint, settings)
     if isinstance(listed, str):
-        report.add("reachable", Trouble(listed, f"start the server, or mend the URL in {who}.endpoints"))
+        report.add("reachable", unreachable(who, settings, listed))
         return report
     report.add("reachable")
     names = [str(model["id"]) for model in listed] if listed is not None else [endpoint.model]
@@ -171,7 +171,10 @@ async def _listed(endpoint: Endpoint, settings: TeacherConfig) -> list[dict[str,
     try:
         timeout = aiohttp.ClientTimeout(total=_LISTED_S)
         url, headers = f"{endpoint.url.rstrip('/')}/models", client.headers(endpoint)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=settings.transport.trust_env) as session,
+            session.get(url, headers=headers) as response,
+        ):
             if response.status in _NO_LIST:
                 return None
             if response.status != 200:
