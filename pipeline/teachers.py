@@ -29,8 +29,8 @@ def server_config(config: TeacherConfig, mbeir: Path) -> ServerConfig | None:
 class Teachers:
     """Starts what must be started in a thread of its own, so that the driver stays responsive."""
 
-    def __init__(self, config: BuildConfig, logs: Path) -> None:
-        self._config, self._logs = config, logs
+    def __init__(self, config: BuildConfig, logs: Path, ledger: str) -> None:
+        self._config, self._logs, self._ledger = config, logs, ledger
         self._pools: list[object] = []
         self._thread: threading.Thread | None = None
         self._endpoints: Endpoints | None = None
@@ -81,7 +81,7 @@ class Teachers:
         external = {name: config for name, config in configs.items() if config.hosting == "external"}
         if external:
             self.doing = "asking the endpoints what they can do"
-            check_endpoints(self._config, external)
+            check_endpoints(self._config, external, self._ledger)
 
     def _hosted(self, configs: dict[Who, TeacherConfig]) -> dict[Who, tuple[Endpoint, ...]]:
         """Reached or reused where they run; the others are given their GPUs together, then started side by side."""

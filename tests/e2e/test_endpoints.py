@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +121,24 @@ def test_the_verifier_is_checked_by_its_own_settings(strict: Oracle, small_world
         assert "missing verify (" in said
         settings, said = followed(config)
     assert settings == ["verifier.dialect=openai", "verifier.images=data_url"]
+
+
+def test_another_model_under_the_same_name_is_noticed(small_world: Path, tmp_path: Path) -> None:
+    some = {"input__datasets": ["cirr"], "input__limit": 6}
+    with Oracle(tmp_path / "first.log", root="/models/a") as server:
+        built(server.config(tmp_path, small_world, **some))
+    with Oracle(tmp_path / "second.log", root="/models/b") as server:
+        config = server.config(tmp_path, small_world, **some)
+        assert "Nothing has changed" in built(config)  # nothing is asked
+        said = built(config, "--limit", "12", expect=2)
+        assert "serve oracle as /models/b, oracle; the ledger's answers under that name are of /models/a, oracle" in said
+        assert not server.answered()
+        revised = json.dumps([{"url": server.url, "model": "oracle", "revision": "b"}])
+        built(config, "--limit", "12", "--set", f"teacher.endpoints={revised}")
+        anew = server.answered().total()
+        kept = re.search(r"remove (\S+\.json)", said)
+        assert kept is not None
+        Path(kept[1]).unlink()
+        built(config, "--limit", "12")
+        assert anew > server.answered().total() - anew > 0  # the first six are not asked again
+    assert {row["provenance"]["revision"] for row in rows(tmp_path / "out" / "dataset")} == {"as served"}

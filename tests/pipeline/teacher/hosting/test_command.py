@@ -154,3 +154,27 @@ def test_a_broken_config_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         check_model(ServerConfig(model=directory))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tiles", "changes"),
+    [("internvl", "max_patches", {}), ("internvl_chat", "max_dynamic_patch", {"trust_remote_code": True})],
+)
+def test_internvl_is_refused_until_its_settings_are_those_named(
+    tmp_path: Path, kind: str, tiles: str, changes: dict[str, Any]
+) -> None:
+    directory = model(tmp_path / "m", VISION | {"model_type": kind})
+    usual = ServerConfig.model_validate({"model": directory, "max_model_len": 1024} | changes)
+    with pytest.raises(ConfigError, match="no pixel budget") as caught:
+        check_model(usual)
+    assert f"server.extra_args: [--mm-processor-kwargs, '{{\"{tiles}\": 4}}']" in caught.value.remedy
+    named = {"max_pixels": None, "extra_args": ("--mm-processor-kwargs", json.dumps({tiles: 4}))}
+    check_model(usual.model_copy(update=named))
+
+
+def test_an_internvl_with_code_of_its_own_is_told_before_it_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="code of its own") as caught:
+        check_model(ServerConfig(model="OpenGVLab/InternVL3-78B"))
+    assert "-hf" in caught.value.remedy
+    with pytest.raises(ConfigError, match="no pixel budget"):
+        check_model(ServerConfig(model="OpenGVLab/InternVL3-78B-hf"))
