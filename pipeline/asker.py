@@ -26,7 +26,7 @@ from schemas.config import TeacherConfig
 from schemas.record import InputReason
 from schemas.teacher import Outcome, TeacherAnswer
 
-_TOO_LONG: Final = re.compile(
+TOO_LONG: Final = re.compile(
     r"maximum (?:context|model) length|max_model_len|longer than the maximum|context length|prompt is too long", re.IGNORECASE
 )
 
@@ -130,6 +130,6 @@ class Asker:
 
 def failure_of(answer: TeacherAnswer) -> tuple[str, str]:
     """(reason, detail) of a rejection for an answer that is not usable."""
-    if answer.outcome is Outcome.PERMANENT_HTTP and _TOO_LONG.search(answer.detail):
+    if answer.outcome is Outcome.PERMANENT_HTTP and TOO_LONG.search(answer.detail):
         return InputReason.PROMPT_TOO_LONG, answer.detail
     return answer.outcome, answer.detail

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.request import getproxies
 
+from pipeline.asker import TOO_LONG
 from pipeline.teacher.completion import THINKS
 from pipeline.teacher.request import TeacherRequest
 from schemas.config import VLLM_ONLY, TeacherConfig
 from schemas.judgement import JudgementReason, NoJudgement
 from schemas.teacher import Outcome, TeacherAnswer
-from schemas.trace import Malformed
+from schemas.trace import FormatReason, Malformed
 
 _OF_VLLM: Final = VLLM_ONLY | {"structured_outputs", "uuid", "max_tokens"}
 """What `dialect: openai` does not send."""
@@ -62,7 +63,7 @@ def trouble(who: str, config: TeacherConfig, request: TeacherRequest, answer: Te
         return Trouble(meaning.detail, f"use another {who}, or {who}.judgements: logprobs where the server has them")
     if isinstance(meaning, Malformed):
         said = f"{meaning.reason}: {meaning.detail}; it wrote {answer.text[:80]!r}"
-        if config.grammar:
+        if config.grammar and meaning.reason is not FormatReason.PROMPT_LEAKAGE:
             return _set(who, said, {"grammar": False}, ": this server does not hold answers to a grammar")
         return Trouble(said, "repairs and screens go on from here; for many such answers use another teacher or prompt set")
     return Trouble(answer.detail, "see the server's log")
@@ -106,6 +107,11 @@ def _refused(who: str, config: TeacherConfig, request: TeacherRequest, detail: s
         return Trouble(detail, "start the server with --limit-mm-per-prompt '{\"image\": 2}'", stops=True)
     if _BLIND.search(detail):
         return Trouble(detail, "use a vision-language model", stops=True)
+    if TOO_LONG.search(detail):  # such a message names fields too
+        longer = (
+            f"raise {who}.server.max_model_len" if config.hosting == "managed" else "start the server with a longer context"
+        )
+        return Trouble(detail, f"{longer}, or lower {who}.max_pixels or {who}.sampling.max_tokens")
     name = refused_field(detail, request)
     if name is None:
         return Trouble(detail, "see the server's log for what it refuses; extra_body sends or leaves out any field", stops=True)
