@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from pipeline.publish import publish, scratch
+from pipeline.teacher.hosting.direct import opened
 from pipeline.teacher.hosting.server import ManagedServer
 from prompts import ImageSlot
 from schemas.errors import ConfigError, CotError
@@ -260,6 +261,6 @@ def _data_url(picture: Image.Image) -> str:
 
 def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310 (a server that this process has started)
+    with opened(request, timeout=300) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
