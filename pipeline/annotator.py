@@ -31,6 +31,7 @@ from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.hosting.environ import Carried
 from pipeline.teacher.images import ImageEncoder
 from pipeline.tokens import token_counter
+from pipeline.unread import state_of
 from pipeline.worklist import WorkItem, identity
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.errors import CotError, InputError
@@ -57,6 +58,7 @@ class Chunk:
         keys: for each record its near-duplicate key, 0 for none.
         owed: queries whose request got no answer for now; a later run asks again.
         tokens: of all answers that the journeys used, asked now or before.
+        unread: image that could not be used -> (reason, its state then; see `pipeline.unread`).
     """
 
     records: pa.Table
@@ -64,6 +66,7 @@ class Chunk:
     keys: NDArray[np.int64]
     owed: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +88,10 @@ class Tally:
     failure_share: float = 0.0
     unreachable_s: float = 0.0
     rejection_share: float = 0.0
+    unread_share: float = 0.0
+    """Of the last queries, those whose image could not be used for one reason, the commonest."""
+    unread_reason: str = ""
+    unread_last: str = ""
 
 
 class Annotator:
@@ -116,7 +123,8 @@ class Annotator:
         self._connecting = asyncio.Lock()
         self._tally = Tally()
         self._recent: deque[bool] = deque(maxlen=config.stop.window)
-        store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
+        self._recent_unread: deque[str] = deque(maxlen=config.stop.window)
+        self._store = store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
         self._teacher = self._asker("teacher", config.teacher, store)
         self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
         self.guide = Guide(config, self._teacher, self._verifier, token_counter(config))
@@ -177,6 +185,11 @@ class Annotator:
         tally.unreachable_s = max((client.unreachable_s() for client in self._clients.values()), default=0.0)
         window = self.config.stop.window
         tally.rejection_share = sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= window else 0.0
+        if len(self._recent_unread) * 2 >= window:
+            reasons = Counter(self._recent_unread)
+            usable = reasons.pop("", 0)
+            reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
+            tally.unread_share, tally.unread_reason = count / (usable + reasons.total() or 1), reason
         return tally
 
     async def drain(self) -> None:
@@ -230,6 +243,9 @@ class Annotator:
             journey.refusal = Refusal(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
         tally = self._tally
         tally.done += 1
+        unread = journey.unread
+        self._recent_unread.append(str(unread.reason) if unread is not None else "")
+        tally.unread_last = str(unread).splitlines()[0] if unread is not None else tally.unread_last
         if journey.refusal is not None:
             tally.rejected[f"{journey.refusal.stage}: {journey.refusal.reason}"] += 1
             tally.trouble = journey.refusal.detail
@@ -244,6 +260,7 @@ class Annotator:
         records: list[Record] = []
         rejections: list[Rejection] = []
         owed = prompt_tokens = completion_tokens = 0
+        unread = [journey.unread for journey in journeys if journey.unread is not None]
         for item, journey in zip(items, journeys, strict=True):
             record, rejection = self._rows.rows(journey)
             if record is not None:
@@ -261,6 +278,7 @@ class Annotator:
             np.array([near_duplicate_key(record) for record in records], np.int64),
             owed,
             {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+            {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
         )
 
     def _conflict(self, journey: Journey, line: bytes) -> Rejection:

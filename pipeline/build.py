@@ -29,6 +29,7 @@ from pipeline.assemble import Assembled, assemble
 from pipeline.crew import BuildError, BuildStopped, Crew
 from pipeline.durable import replace_text
 from pipeline.finished import SETTINGS
+from pipeline.guard import nothing_kept, refuse_worse, set_aside
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.segment import SegmentStore
 from pipeline.manifest import config_sha256, make_manifest, write_card
@@ -40,6 +41,7 @@ from pipeline.progress_board import Board
 from pipeline.publish import mend, publish, scratch
 from pipeline.staging import Staging
 from pipeline.tokens import token_counter
+from pipeline.unread import unchanged
 from pipeline.worklist import WorkList, collect
 from prompts import PromptSet
 from schemas.config import BuildConfig
@@ -79,9 +81,12 @@ class Places:
         return config.ledger.location or str(self.out / "ledger")
 
 
-def build(config: BuildConfig, *, retry_failed: bool = False, quiet: bool = False) -> tuple[Manifest, bool]:
+def build(
+    config: BuildConfig, *, retry_failed: bool = False, replace: bool = False, quiet: bool = False
+) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
+    replace: also a dataset that keeps much less than the one in its place (see `pipeline.guard`) is published.
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
@@ -90,23 +95,41 @@ def build(config: BuildConfig, *, retry_failed: bool = False, quiet: bool = Fals
         board = Board(places.progress, quiet=quiet)
         try:
             with _Interrupt() as interrupt:
-                return _Build(config, places, board, interrupt, retry_failed=retry_failed, quiet=quiet).run()
+                one = _Build(config, places, board, interrupt, retry_failed=retry_failed, replace=replace, quiet=quiet)
+                manifest, done = one.run()
+            _refuse_nothing(manifest)
         except BuildStopped:
             board.state("stopped")
             raise
         except BaseException as error:
             board.state("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise
+        else:
+            return manifest, done
         finally:
             board.end()
 
 
+def _refuse_nothing(manifest: Manifest) -> None:
+    """A dataset that keeps nothing is a failure also where it was published because that was asked for."""
+    if (nothing := nothing_kept(manifest)) is not None:
+        raise BuildError(nothing, "mend the cause and run again")
+
+
 class _Build:
     def __init__(
-        self, config: BuildConfig, places: Places, board: Board, interrupt: _Interrupt, *, retry_failed: bool, quiet: bool
+        self,
+        config: BuildConfig,
+        places: Places,
+        board: Board,
+        interrupt: _Interrupt,
+        *,
+        retry_failed: bool,
+        replace: bool,
+        quiet: bool,
     ) -> None:
         self.config, self.places, self.board, self.interrupt = config, places, board, interrupt
-        self.retry_failed, self.quiet = retry_failed, quiet
+        self.retry_failed, self.replace, self.quiet = retry_failed, replace, quiet
         self.ledger = places.ledger(config)
 
     def run(self) -> tuple[Manifest, bool]:
@@ -154,6 +177,9 @@ class _Build:
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                if not self.replace:
+                    refuse_worse(manifest, new, self.places.dataset, config.publish.least_share)
+                shutil.rmtree(set_aside(self.places.dataset), ignore_errors=True)
                 self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
@@ -165,7 +191,8 @@ class _Build:
             finally:
                 shutil.rmtree(new, ignore_errors=True)
         if not manifest.owed:
-            self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs, pools)}))
+            unread = {path: found for one in staging.unread.values() for path, found in one.items()}
+            self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs, pools), "unread": unread}))
         self.board.state("finished")
         return manifest, True
 
@@ -192,7 +219,7 @@ class _Build:
         return [found[path] for path in sorted(found)]
 
     def _state_key(self, inputs: list[InputDigest], pools: list[InputDigest]) -> str:
-        """Equal as long as nothing that decides the dataset has changed (images are taken to be what they were)."""
+        """Equal as long as nothing that decides the dataset has changed (images that were read are taken as unchanged)."""
         segments = SegmentStore(self.ledger).names()
         state = [config_sha256(self.config), [i.model_dump() for i in inputs], [p.model_dump() for p in pools], segments]
 
@@ -201,7 +228,8 @@ class _Build:
     def _finished(self, key: str) -> Manifest | None:
         """The manifest of the dataset that is there, if it is what this build would give."""
         try:
-            if orjson.loads(self.places.finished.read_bytes())["key"] != key:
+            finished = orjson.loads(self.places.finished.read_bytes())
+            if finished["key"] != key or not unchanged(self._images(), finished["unread"]):
                 return None
             manifest = Manifest.model_validate_json((self.places.dataset / "manifest.json").read_bytes())
             whole = all((self.places.dataset / file.path).stat().st_size == file.bytes for file in manifest.files)
@@ -209,10 +237,11 @@ class _Build:
             return None
         return manifest if whole else None
 
+    def _images(self) -> ImageStore:
+        return ImageStore(self.config.mbeir, allowed_roots=self.config.input.image_roots)
+
     def _assembled(self, staging: Staging, work: WorkList, directory: Path) -> Assembled:
-        images = None
-        if self.config.output.with_images:
-            images = ImageStore(self.config.mbeir, allowed_roots=self.config.input.image_roots)
+        images = self._images() if self.config.output.with_images else None
         return assemble(
             staging,
             directory,

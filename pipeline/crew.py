@@ -176,6 +176,14 @@ class Crew:
             rejected += tally.rejected
         reasons = ", ".join(f"{name} ({count})" for name, count in rejected.most_common(4))
         trouble = next((tally.trouble for tally in tallies if tally.trouble), "")
+        unread = max(tallies, key=lambda tally: tally.unread_share, default=None)
+        if unread is not None and unread.unread_share > stop.inputs:
+            raise BuildError(
+                f"more than {stop.inputs:.0%} of the last queries were refused for {unread.unread_reason}; the last: "
+                f"{unread.unread_last}",
+                f"are the images below {self._config.mbeir} all there, and the disk they lie on mounted? Then run again; leave "
+                "datasets out with input.datasets, or raise stop.inputs to go on",
+            )
         if any(tally.unreachable_s > stop.unreachable_s for tally in tallies):
             raise BuildError(
                 f"no server of the teacher can be reached for {stop.unreachable_s:g} s",

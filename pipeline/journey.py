@@ -66,6 +66,8 @@ class Journey:
     refusal: Refusal | None = None
     asked: int = 0
     """Requests that went to a teacher now; the others were in the ledger."""
+    unread: ImageProblem | None = None
+    """The image that could not be used, if that is why it ended."""
 
     @property
     def accepted(self) -> Attempt | None:
@@ -102,6 +104,7 @@ class Guide:
             journey.refusal = await self._steps(journey)
         except ImageProblem as problem:
             journey.refusal = Refusal(Stage.INPUT, problem.reason, problem.detail)
+            journey.unread = problem
         return journey
 
     async def _steps(self, journey: Journey) -> Refusal | None:
@@ -191,6 +194,7 @@ class Guide:
         except ImageProblem as problem:
             if problem.path == query.query_img_path:
                 raise
+            journey.unread = problem
             return Refusal(Stage.VERIFY, problem.reason, f"the target's {problem.path}: {problem.detail}")
         attempt.verify_answer = asked.answer
         journey.asked += not asked.known

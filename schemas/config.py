@@ -235,6 +235,17 @@ class StopConfig(_Settings):
     """Seconds for which no server may answer at all; a large model that is started again loads for minutes."""
     rejections: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of rejected reasoning journeys above which the build stops."""
+    inputs: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of queries refused for one fault of their image (a disk that is not mounted) above which the build stops."""
+
+
+class PublishConfig(_Settings):
+    """What may take the place of an older dataset."""
+
+    least_share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """A dataset with fewer than this share of the records of the one in its place is not published, nor one that has no record
+    of a dataset-task that the old one has, unless `--replace` is given. A screen or threshold moves a few per cent; a missing
+    folder of images or a refusing server moves more."""
 
 
 class LedgerConfig(_Settings):
@@ -284,6 +295,7 @@ class BuildConfig(_Settings):
     annotators: PositiveInt | None = None
     """Ray actors that run the queries' journeys [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
     stop: StopConfig = StopConfig()
+    publish: PublishConfig = PublishConfig()
     ledger: LedgerConfig = LedgerConfig()
     output: OutputConfig = OutputConfig()
 

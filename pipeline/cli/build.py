@@ -48,19 +48,21 @@ def build(
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
     overrides: Set = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Builds the dataset: assess, route, reason, screen, verify, write.
 
     Run it again after any interruption: what was answered is not asked again. With other thresholds, screens or routing it
-    builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one.
+    builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one that keeps about
+    as much (see publish.least_share).
     """
     from pipeline.build import build as run
     from pipeline.crew import BuildStopped
 
     settings = _settings(config, overrides, out, limit)
     try:
-        manifest, done = run(settings, retry_failed=retry_failed, quiet=quiet)
+        manifest, done = run(settings, retry_failed=retry_failed, replace=replace, quiet=quiet)
     except BuildStopped as stopped:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"{stopped.problem}; {stopped.remedy}")
         raise typer.Exit(130) from None
@@ -68,10 +70,14 @@ def build(
 
 
 def reroute(
-    config: Config, threshold: Annotated[float, typer.Option(min=0, max=1)], out: Out = None, overrides: Set = None
+    config: Config,
+    threshold: Annotated[float, typer.Option(min=0, max=1)],
+    out: Out = None,
+    overrides: Set = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
 ) -> None:
     """Builds again with another threshold on P(complex): nothing that the ledger knows is asked again."""
-    build(config, out=out, overrides=[*(overrides or ()), f"route.threshold={threshold}"])
+    build(config, out=out, overrides=[*(overrides or ()), f"route.threshold={threshold}"], replace=replace)
 
 
 def stats(directory: Dir, as_json: Json = False) -> None:
