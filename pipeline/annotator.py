@@ -38,8 +38,10 @@ from schemas.errors import CotError, InputError
 from schemas.hosting import Endpoint
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did
 from schemas.record import InputReason, Record, Rejection, Route, Stage
+from schemas.teacher import Outcome
 
 _TICK_S: Final = 0.5
+_IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Chunk:
     Args:
         keys: for each record its near-duplicate key, 0 for none.
         owed: queries whose request got no answer for now; a later run asks again.
+        suspects: those of them whose request was in flight when a server died.
         tokens: of all answers that the journeys used, asked now or before.
         unread: image that could not be used -> (reason, its state then; see `pipeline.unread`).
     """
@@ -67,6 +70,7 @@ class Chunk:
     owed: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
     unread: dict[str, tuple[str, str]] = field(default_factory=dict)
+    suspects: int = 0
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Tally:
     in_flight: int = 0
     limit: int = 0
     asked: int = 0
+    failed: int = 0
     known: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -94,15 +99,29 @@ class Tally:
     unread_last: str = ""
 
 
+def _is_lost(journey: Journey) -> bool:
+    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in journey.answers[-1:])
+
+
 class Annotator:
-    """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews)."""
+    """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews).
+
+    alone: it asks one question at a time, while nobody else asks: those that were in flight when a server died.
+    """
 
     def __init__(
-        self, config: BuildConfig, ledger: str | None, *, retry_failed: bool = False, environment: Carried | None = None
+        self,
+        config: BuildConfig,
+        ledger: str | None,
+        *,
+        retry_failed: bool = False,
+        alone: bool = False,
+        environment: Carried | None = None,
     ) -> None:
         if environment is not None:  # keys and the Hub's settings, from the driver's shell
             environment.set()
         self.config = config
+        self._alone = alone
         self._layout = Layout.open(config.mbeir)
         self._instructions = InstructionTable.load(self._layout.instructions)
         choice = config.input
@@ -136,7 +155,8 @@ class Annotator:
         async def client() -> TeacherClient:
             return await self._client(who)
 
-        return Asker(config, self._ledger, ImageEncoder.of(config, store), client, lambda: self._stopping)
+        encoder = ImageEncoder.of(config, store)
+        return Asker(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
 
     # The driver's end
 
@@ -175,6 +195,7 @@ class Annotator:
         tally = self._tally
         counters = {id(asker): asker.counters for asker in (self._teacher, self._verifier)}.values()
         tally.asked = sum(c.asked for c in counters)
+        tally.failed = sum(c.failed for c in counters)
         tally.known = sum(c.known for c in counters)
         tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
@@ -253,7 +274,7 @@ class Annotator:
             tally.reasoning += 1
         else:
             tally.bypass += 1
-        if journey.asked and (journey.refusal is not None or journey.route is Route.REASONING):
+        if journey.asked and not _is_lost(journey) and (journey.refusal is not None or journey.route is Route.REASONING):
             self._recent.append(journey.refusal is not None)
 
     def _chunk(self, items: list[WorkItem], journeys: list[Journey]) -> Chunk:
@@ -279,6 +300,7 @@ class Annotator:
             owed,
             {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
+            sum(journey.refusal is not None and _is_lost(journey) for journey in journeys),
         )
 
     def _conflict(self, journey: Journey, line: bytes) -> Rejection:
@@ -335,7 +357,11 @@ class Annotator:
                 found = endpoints.verifier if who == "verifier" else endpoints.teacher
                 if not found:
                     raise InputError(f"the {who} has no endpoint", "check the config")
-                self._clients[who] = await TeacherClient(config.transport.client(found)).__aenter__()
+                transport = config.transport
+                if self._alone:
+                    transport = transport.model_copy(update=dict.fromkeys(_IN_FLIGHT, 1))
+                client = TeacherClient(transport.client(found), ours=config.hosting == "managed")
+                self._clients[who] = await client.__aenter__()
         return self._clients[who]
 
     async def _keep_up(self) -> None:

@@ -30,6 +30,8 @@ TOO_LONG: Final = re.compile(
     r"maximum (?:context|model) length|max_model_len|longer than the maximum|context length|prompt is too long", re.IGNORECASE
 )
 
+_SUSPECT: Final = "in flight when a server died; it is asked again alone, at the end"
+
 
 class Stopped(Exception):
     """The build is stopping: nothing new is asked."""
@@ -56,6 +58,7 @@ class Asker:
     Args:
         client: gives the client when something must really be asked; waits for the servers the first time.
         stopping: whether the build is being stopped.
+        alone: nothing else is in flight anywhere, so that a server that dies has died of the question.
     """
 
     def __init__(
@@ -65,11 +68,14 @@ class Asker:
         encoder: ImageEncoder,
         client: Callable[[], Awaitable[TeacherClient]],
         stopping: Callable[[], bool] = lambda: False,
+        *,
+        alone: bool = False,
     ) -> None:
         self.identity = Identity(config)
         self._config = config
         self.counters = Counters()
         self._ledger, self._encoder, self._client, self._stopping = ledger, encoder, client, stopping
+        self._alone = alone
         self._under_way: dict[bytes, asyncio.Future[TeacherAnswer]] = {}
 
     async def ask(
@@ -84,6 +90,8 @@ class Asker:
         if self._ledger is not None and (known := self._ledger.get(key)) is not None:
             self.counters.known += 1
             return Asked(known, True)
+        if self._ledger is not None and not self._alone and key in self._ledger.suspects:
+            return Asked(TeacherAnswer(key=subject, outcome=Outcome.LOST_WITH_SERVER, detail=_SUSPECT), True)
         if self._stopping():
             raise Stopped
         if self._ledger is not None and self._ledger.failure is not None:
@@ -94,6 +102,8 @@ class Asker:
         try:
             client = await self._client()
             answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded, self._config), dict(fields)))
+            if self._alone and answer.outcome is Outcome.LOST_WITH_SERVER:
+                answer = answer.model_copy(update={"outcome": Outcome.KILLS_SERVER, "detail": f"asked alone, {answer.detail}"})
             if self._ledger is not None:
                 self._record(client, to_entry(answer, key, kind, attempt, time.time()))
             future.set_result(answer)

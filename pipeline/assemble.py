@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.durable import is_full
 from pipeline.families import family_of
 from pipeline.mbeir.images import ImageStore
 from pipeline.rows import RECORDS, REJECTIONS, with_features
 from pipeline.staging import Staging
 from schemas.errors import CotError
 from schemas.manifest import DataFile, TaskCounts
+from schemas.os_errors import explained
 from schemas.record import EMB_TOKEN, Route, ScreenReason, Stage
 from schemas.trace import FacetText, Trace
 
@@ -89,10 +89,10 @@ def assemble(
                     pictured.write(_with_bytes(records.slice(start, IMAGE_ROW_GROUP), images))
         files = [*data.close(), *rejected.close(), *(pictured.close() if pictured is not None else ())]
     except OSError as error:
-        full = is_full(error)
+        cause, remedy = explained(error)
         raise AssemblyError(
-            f"the dataset could not be written to {directory}: {'the disk is full' if full else error}",
-            "the published dataset is untouched and every answer is in the ledger: free space and run the same command again",
+            f"the dataset could not be written to {directory}: {cause}",
+            f"{remedy} and run the same command again: the published dataset is untouched and every answer is in the ledger",
         ) from error
     tasks = tuple(_task_counts(key, counter) for key, counter in sorted(counts.items()))
     return Assembled(tuple(file for file in files), tasks, total, sum(refused))

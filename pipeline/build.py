@@ -11,13 +11,10 @@ the same journeys are made again and find their answers.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import signal
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,8 +27,10 @@ from pipeline.crew import BuildError, BuildStopped, Crew
 from pipeline.durable import replace_text
 from pipeline.finished import SETTINGS
 from pipeline.guard import nothing_kept, refuse_worse, set_aside
-from pipeline.ledger.ledger import recover
+from pipeline.ledger.journal import check_journals
+from pipeline.ledger.ledger import journals_directory, recover
 from pipeline.ledger.segment import SegmentStore
+from pipeline.locks import only_one
 from pipeline.manifest import config_sha256, make_manifest, write_card
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
@@ -47,6 +46,7 @@ from prompts import PromptSet
 from schemas.config import BuildConfig
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
+from schemas.os_errors import explained
 
 _OLD_WRITER_S: Final = 30.0
 
@@ -90,7 +90,7 @@ def build(
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
-    with _locked(places.out):
+    with only_one(places.out, config.lock):
         mend(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
@@ -140,6 +140,7 @@ class _Build:
         self.board.state("reading")
         work = collect(layout, config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
         pools = self._pools(layout, work)
+        check_journals(journals_directory(SegmentStore(self.ledger), config.ledger.journal))
         recovered = recover(self.ledger, config.ledger.journal, wait_s=_OLD_WRITER_S)
         if recovered.busy and config.ledger.location is None:
             raise BuildError(
@@ -184,9 +185,10 @@ class _Build:
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
             except OSError as error:
+                cause, remedy = explained(error)
                 raise BuildError(
-                    f"the dataset could not be published: {error}",
-                    "the old dataset is untouched and every answer is in the ledger; free space and run again",
+                    f"the dataset could not be published to {self.places.dataset}: {cause}",
+                    f"{remedy}, then run again: the old dataset is untouched and every answer is in the ledger",
                 ) from error
             finally:
                 shutil.rmtree(new, ignore_errors=True)
@@ -198,6 +200,11 @@ class _Build:
 
     def _check(self) -> None:
         """What can be known to be wrong before any work."""
+        if self.places.dataset.is_symlink():  # the new one would take the link's place, on the link's disk
+            raise BuildError(
+                f"{self.places.dataset} is a link to {self.places.dataset.readlink()}, which cannot be replaced in one step",
+                "make the build's whole directory the link (or name the other disk's with --out), and move the dataset there",
+            )
         token_counter(self.config)
         for teacher in filter(None, (self.config.teacher, self.config.verifier)):
             PromptSet.load(teacher.prompts)
@@ -277,27 +284,6 @@ class _Interrupt:
         if self.asked:
             os._exit(130)
         self.asked = True
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One build in a directory at a time; a killed build's lock is free at once."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = os.open(out / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip()
-            raise BuildError(
-                f"another build is at work in {out}" + (f" ({holder})" if holder else ""),
-                "wait for it (`mbeir-cot status DIR` shows how far it is), or name another directory with --out",
-            ) from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(file)
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
+from schemas.os_errors import explained
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -19,7 +20,7 @@ def load_config(path: Path, model: type[Settings], overrides: tuple[str, ...] = 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}", "see configs/ for examples") from error
+        raise ConfigError(f"cannot read the config {path}: {explained(error).cause}", "see configs/ for examples") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "mend the file") from error
     if not isinstance(data, dict):

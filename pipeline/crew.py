@@ -16,7 +16,6 @@ from typing import Any, Final
 import ray
 
 from pipeline.annotator import Annotator, Chunk, Tally
-from pipeline.durable import is_full
 from pipeline.ledger.report import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
 from pipeline.progress_board import Board
@@ -28,6 +27,7 @@ from pipeline.worklist import WorkList
 from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.hosting import Endpoint
+from schemas.os_errors import explained
 
 _AHEAD: Final = 4
 """Queries that an annotator has at once, in requests in flight: a journey is several requests in a row, the next chunks fill
@@ -78,24 +78,29 @@ class Crew:
         self._teachers = Teachers(config, logs, ledger)
         self._tallies: dict[int, Tally] = {}
         self._watched = 0.0
+        self._answered = 0
         self._told = ""
 
     def run(self) -> None:
         chunks = -(-len(self._work) // self._size)
         try:
             self._annotate(list(range(chunks)), self._count, retry_failed=self._retry_failed)
+            suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
+            if suspected:  # a server died: which of the questions that it had was it?
+                self._annotate(suspected, 1, retry_failed=False, alone=True)
             disputed = self._disputed()
             if disputed:  # two annotators asked the same at once: all go by the ledger's choice
                 self._annotate(disputed, 1, retry_failed=False)
         finally:
             self._teachers.stop()
 
-    def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool) -> None:
+    def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool, alone: bool = False) -> None:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
             Annotator
         )
         given = carried(endpoint.api_key_env for endpoint in _endpoints(self._config))
-        crew = [remote.remote(self._config, self._ledger, retry_failed=retry_failed, environment=given) for _ in range(count)]
+        options = {"retry_failed": retry_failed, "alone": alone, "environment": given}
+        crew = [remote.remote(self._config, self._ledger, **options) for _ in range(count)]
         waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
         load = [0] * count
         done = sum(self._length(number) for number in range(len(self._staging)) if number not in numbers)
@@ -134,9 +139,10 @@ class Crew:
         try:
             self._staging.put(number, chunk)
         except OSError as error:
+            cause, remedy = explained(error)
             raise BuildError(
-                f"cannot write {self._staging.path}: {'the disk is full' if is_full(error) else error.strerror}",
-                "every answer is in the ledger: free space and run the same command again",
+                f"cannot write {self._staging.path}: {cause}",
+                f"{remedy} and run the same command again: every answer is in the ledger",
             ) from error
 
     def _length(self, number: int) -> int:
@@ -165,7 +171,11 @@ class Crew:
                     actor.connect.remote(endpoints)
                 self._board.state("running")
         failures = self._teachers.failures() if self._teachers.endpoints is not None and int(now) % int(_WATCH_S) == 0 else []
-        if failures:
+        answered = sum(tally.asked - tally.failed for tally in tallies)
+        if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
+            self._answered = answered
+            self._teachers.revive()
+        elif failures:
             raise BuildError(failures[0], "mend the server's trouble and run again: every answer so far is kept")
         self._give_up(tallies)
 

@@ -13,6 +13,7 @@ import pyarrow.dataset as pads
 from schemas.config import BuildConfig
 from schemas.errors import InputError
 from schemas.manifest import Manifest
+from schemas.os_errors import explained
 
 Part = Literal["data", "rejected", "with_images"]
 SETTINGS: Final = "config.json"
@@ -51,7 +52,9 @@ class FinishedDataset:
         try:
             return pads.dataset(paths, format="parquet").to_table(columns=list(columns) if columns is not None else None)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{self.directory / part} cannot be read: {error}", "build the dataset again") from error
+            raise InputError(
+                f"{self.directory / part} cannot be read: {error}", explained(error, "build the dataset again").remedy
+            ) from error
 
     def row(self, identifier: str) -> tuple[Part, dict[str, Any]]:
         """The record or rejection of that id. Raises InputError where there is none."""

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from pipeline.sampling import greedy_fields
@@ -90,15 +91,20 @@ def _pairs(labels: Labels) -> tuple[tuple[str, str], tuple[str, str]]:
 
 def _mass(top_logprobs: Mapping[str, float], label: str, other: str) -> float | None:
     """Log of the summed probability of tokens that begin `label` and cannot begin `other`."""
-    found = []
-    for token, logprob in top_logprobs.items():
-        word = token.strip().lower().lstrip("▁Ġ")
-        if word and label.lower().startswith(word) and not other.lower().startswith(word):
-            found.append(logprob)
+    found = [logprob for token, logprob in top_logprobs.items() if _begins(token, label, other)]
     if not found:
         return None
     most = max(found)
+    if len(found) == 1:
+        return most
     return most if most == -math.inf else most + math.log(sum(math.exp(value - most) for value in found))
+
+
+@lru_cache(maxsize=4096)
+def _begins(token: str, label: str, other: str) -> bool:
+    """Whether a token begins `label` and cannot begin `other`."""
+    word = token.strip().lower().lstrip("▁Ġ")
+    return bool(word) and label.lower().startswith(word) and not other.lower().startswith(word)
 
 
 def _share(positive: float, negative: float) -> float:

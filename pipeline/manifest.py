@@ -21,7 +21,7 @@ from schemas import __version__
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.manifest import InputDigest, Manifest, Model
 
-_PLACES: Final = {"mbeir", "out", "annotators", "ledger", "stop", "publish"}
+_PLACES: Final = {"mbeir", "out", "annotators", "ledger", "stop", "publish", "lock"}
 """Settings that say where and how, not what."""
 
 _TEACHER_PLACES: Final = {"hosting", "server", "endpoints", "reuse", "images", "transport"}

@@ -71,6 +71,7 @@ def keywords(text: str) -> frozenset[str]:
     return frozenset(_stem(word) for word in WORD.findall(text.lower()) if word not in STOP_WORDS)
 
 
+@lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
     word = word.removesuffix("'s")
     if len(word) > 4 and word.endswith("ies"):

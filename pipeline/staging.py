@@ -25,6 +25,7 @@ class Staging:
         self.keys: dict[int, NDArray[np.int64]] = {}
         self.owed: dict[int, int] = {}
         self.tokens: dict[int, dict[str, int]] = {}
+        self.suspects: dict[int, int] = {}
         self.unread: dict[int, dict[str, tuple[str, str]]] = {}
 
     def __enter__(self) -> Self:
@@ -49,7 +50,7 @@ class Staging:
         self._file.write(rejections)
         self._places[number] = (start, len(records), len(rejections))
         self.keys[number], self.owed[number], self.tokens[number] = chunk.keys, chunk.owed, chunk.tokens
-        self.unread[number] = chunk.unread
+        self.unread[number], self.suspects[number] = chunk.unread, chunk.suspects
 
     def get(self, number: int) -> tuple[pa.Table, pa.Table]:
         """(records, rejections) of a chunk."""

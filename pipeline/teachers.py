@@ -58,6 +58,11 @@ class Teachers:
         """Servers that were given up."""
         return [failure for pool in self._pools for failure in pool.failures()]  # type: ignore[attr-defined]
 
+    def revive(self) -> None:
+        """Starts the servers that were given up once more."""
+        for pool in self._pools:
+            pool.revive()  # type: ignore[attr-defined]
+
     def stop(self) -> None:
         for pool in self._pools:
             pool.stop()  # type: ignore[attr-defined]

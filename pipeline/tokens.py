@@ -72,6 +72,6 @@ def token_counter(config: BuildConfig) -> CountTokens:
 
     @lru_cache(maxsize=1024)
     def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])  # without offsets, which cost a fifth
 
     return count

@@ -58,6 +58,7 @@ class PromptSet:
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=False,
+            auto_reload=False,  # one look at the file for each prompt otherwise; a set is loaded once for a build
         )
         self._environment.globals["image"] = lambda role: f"\x00image:{role}\x00"
 

@@ -292,6 +292,9 @@ class BuildConfig(_Settings):
     """What becomes of a reasoning query without an accepted trace: a rejection, or a bypass record beside its rejection."""
     reveal_target: bool = False
     """For ablations: the teacher sees the target's text while it reasons. Stamped on every record."""
+    lock: Path | None = None
+    """The file that is locked while a build is at work in `out` [default: `.lock` in it]. Name one on a local disk where `out`
+    lies on a file system without locks (and set `ledger.journal`); builds of other machines are not kept out then."""
     annotators: PositiveInt | None = None
     """Ray actors that run the queries' journeys [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
     stop: StopConfig = StopConfig()

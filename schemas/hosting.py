@@ -69,7 +69,7 @@ class ServerConfig(BaseModel):
     silence_s: PositiveFloat = 180
     """A server whose health cannot be asked for this long is ended as if it had died."""
     restarts: NonNegativeInt = 3
-    """Times that a server that died is started again before the job gives up."""
+    """Times in a row, without an answer between, that a server that died is started again before the job gives up."""
 
 
 class Endpoint(BaseModel):

@@ -57,6 +57,10 @@ class Outcome(StrEnum):
     """A 4xx that asking again would not change."""
     EXHAUSTED_RETRIES = "exhausted_retries"
     DEADLINE = "deadline"
+    LOST_WITH_SERVER = "lost_with_server"
+    """In flight when its server died: maybe the cause, so it is asked again alone."""
+    KILLS_SERVER = "kills_server"
+    """The server died of it again when it was asked alone."""
 
 
 class TeacherAnswer(BaseModel):
@@ -90,4 +94,4 @@ class TeacherAnswer(BaseModel):
     @property
     def is_owed(self) -> bool:
         """Nothing was said of the question itself (the server did not answer): a later run asks again."""
-        return self.outcome in (Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE)
+        return self.outcome in (Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER)

@@ -4,7 +4,7 @@ Its answers are a function of the request's content alone (a hash of the texts a
 the same; it writes every request it answers to a log, from which a test can tell what was asked twice. It never fails by
 itself: see `fault_server` for that.
 
-    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND]
+    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND] [--die TEXT]
 
 Other kinds of server give the same answers in their own way: see `strict_server` and `thinking_server`. A preflight's requests are
 not in the log: it is of the work.
@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -117,6 +118,8 @@ def application(
     *,
     kind: str = "oracle",
     root: str = "",
+    die: str = "",
+    deaths: Path | None = None,
 ) -> web.Application:
     respond = respond_as(kind)
     file = log.open("a", buffering=1) if log is not None else None
@@ -130,6 +133,11 @@ def application(
             kept.flush()
         if delay:
             await asyncio.sleep(delay)
+        if die and die in content_of(body)[0]:
+            if deaths is not None:
+                with deaths.open("a") as lines:
+                    lines.write("died\n")
+            os._exit(1)
         if refuse and refuse in content_of(body)[0]:
             return web.json_response({"error": {"message": "refused, as the test wants it"}}, status=400)
         try:
@@ -142,12 +150,16 @@ def application(
             file.write(content_of(body)[1] + "\n")
         return web.Response(body=orjson.dumps(given), content_type="application/json")
 
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
     async def models(request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "oracle"} | ({"root": root} if root else {})]})
 
     app = web.Application(client_max_size=2**28)
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", models)
+    app.router.add_get("/health", health)
     return app
 
 
@@ -158,12 +170,15 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--garbage", default="")
     parser.add_argument("--refuse", default="", help="requests with these words get a 400")
+    parser.add_argument("--die", default="", help="a request with these words ends the server")
+    parser.add_argument("--deaths", type=Path, help="a file that gets a line each time")
     parser.add_argument("--kind", default="oracle", choices=KINDS)
     parser.add_argument("--root", default="", help="where its model lies, as it tells in its list of models")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
+    own = {"kind": given.kind, "root": given.root, "die": given.die, "deaths": given.deaths}
     web.run_app(
-        application(given.log, given.delay, given.garbage, given.bodies, given.refuse, kind=given.kind, root=given.root),
+        application(given.log, given.delay, given.garbage, given.bodies, given.refuse, **own),
         host="127.0.0.1",
         port=given.port,
         access_log=None,

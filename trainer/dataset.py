@@ -20,6 +20,7 @@ from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, hash_did
+from schemas.os_errors import explained
 from schemas.record import EMB_TOKEN
 
 COLUMNS: Final = (
@@ -83,7 +84,9 @@ class Records:
                     )
                 tables.append(pq.read_table(path, columns=list(COLUMNS)))
             except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(f"{path} cannot be read: {error}", "build or download the dataset again") from error
+                raise InputError(
+                    f"{path} cannot be read: {error}", explained(error, "build or download the dataset again").remedy
+                ) from error
             digest.update(path.read_bytes())
         table = pa.concat_tables(tables)
         ends = pc.all(pc.ends_with(table["target"], EMB_TOKEN)).as_py()

@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from pipeline.numerics import cpu_multiplies_bfloat16
 from prompts import PromptSet
 from schemas.errors import ConfigError, InputError
+from schemas.os_errors import explained
 from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.loss import trace_losses
@@ -55,7 +56,7 @@ class Identity(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise InputError(f"{directory} is no checkpoint of this trainer ({path.name}: {error.strerror})") from error
+            raise InputError(f"{directory} is no checkpoint of this trainer ({path.name}: {explained(error).cause})") from error
         except ValidationError as error:
             raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", "use another checkpoint of the run") from error
 

@@ -25,6 +25,7 @@ from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
+from schemas.os_errors import explained
 from trainer.embed import embed_pool
 from trainer.pool_workers import Workers
 from trainer.topk import MISSING, TopK, blocks, normalised, top_k
@@ -147,6 +148,8 @@ class Index:
             card = Card.model_validate_json((directory / _CARD).read_bytes())
             return cls(directory, card)
         except (OSError, ValidationError, ValueError) as error:
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise InputError(f"the index {directory} cannot be read: {error}", explained(error).remedy) from error
             raise InputError(f"{directory} is no index: {error}", "build it with `mbeir-cot index`") from error
 
     def search(self, queries: NDArray[np.floating], k: int, *, approximate: bool = False) -> TopK:

@@ -91,6 +91,7 @@ def stats(directory: Dir, as_json: Json = False) -> None:
 
 def status(directory: Dir, as_json: Json = False) -> None:
     """How far a running, stopped or finished build is."""
+    from pipeline.locks import is_held
     from pipeline.progress_board import Progress, facts
     from schemas.errors import InputError
 
@@ -100,7 +101,7 @@ def status(directory: Dir, as_json: Json = False) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
     running = progress.state not in ("finished", "stopped", "failed")
-    if running and not _alive(directory):
+    if running and not is_held(directory):
         progress = progress.model_copy(update={"state": "killed", "message": "run the same command again: it goes on"})
     if as_json:
         typer.echo(progress.model_dump_json(indent=1))
@@ -154,24 +155,6 @@ def estimate(
         f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight} in flight. "
         "Time scales with the rate of this sample on these servers; a short sample underestimates full servers."
     )
-
-
-def _alive(directory: Path) -> bool:
-    """Whether a process holds the build's lock."""
-    import fcntl
-    import os
-
-    try:
-        file = os.open(directory / ".lock", os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
 
 
 def _manifest(directory: Path) -> Manifest:

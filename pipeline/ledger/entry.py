@@ -35,8 +35,10 @@ SCHEMA: Final = pa.schema(
 )
 """`kind`: assess, reason or verify. `subject`: the id of the query that asked first. `asked_at`: Unix time."""
 
-TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE})
+TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER})
 """Outcomes that say nothing of the question: they are recorded for the account, and the question is owed again."""
+
+_OUTCOMES: Final = {str(outcome): outcome for outcome in Outcome}
 
 _LEAST_LOGPROB: Final = -40.0
 """Tokens that a grammar masked have logarithms near minus infinity: they are no alternatives."""
@@ -70,18 +72,25 @@ def to_entry(answer: TeacherAnswer, fingerprint: bytes, kind: str, attempt: int,
 
 def to_answer(entry: Entry) -> TeacherAnswer:
     """The answer as it was, but for the endpoint (addresses are not kept) and for masked log-probabilities."""
-    return TeacherAnswer.model_construct(
-        key=entry["subject"],
-        outcome=Outcome(entry["outcome"]),
-        detail=entry["detail"],
-        text=entry["text"],
-        finish_reason=entry["finish_reason"],
-        first_token_logprobs={item["token"]: item["logprob"] for item in entry["logprobs"]},
-        prompt_tokens=entry["prompt_tokens"],
-        completion_tokens=entry["completion_tokens"],
-        latency_s=entry["latency_s"],
-        total_s=entry["total_s"],
-        attempts=entry["http_attempts"],
-        model=entry["model"],
-        fingerprint=entry["system_fingerprint"],
-    )
+    answer = TeacherAnswer.__new__(TeacherAnswer)  # what `model_construct` does, in a tenth of its time
+    fields = {
+        "key": entry["subject"],
+        "outcome": _OUTCOMES[entry["outcome"]],
+        "detail": entry["detail"],
+        "text": entry["text"],
+        "finish_reason": entry["finish_reason"],
+        "first_token_logprobs": {item["token"]: item["logprob"] for item in entry["logprobs"]},
+        "prompt_tokens": entry["prompt_tokens"],
+        "completion_tokens": entry["completion_tokens"],
+        "latency_s": entry["latency_s"],
+        "total_s": entry["total_s"],
+        "attempts": entry["http_attempts"],
+        "model": entry["model"],
+        "fingerprint": entry["system_fingerprint"],
+        "endpoint": "",
+    }
+    object.__setattr__(answer, "__dict__", fields)
+    object.__setattr__(answer, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(answer, "__pydantic_extra__", None)
+    object.__setattr__(answer, "__pydantic_private__", None)
+    return answer

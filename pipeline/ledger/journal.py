@@ -7,7 +7,6 @@ cuts. A torn last line is what was in flight and is passed over; so is a damaged
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import threading
 import zlib
@@ -16,9 +15,12 @@ from typing import NamedTuple
 
 import orjson
 
-from pipeline.durable import is_full
 from pipeline.ledger.entry import Entry
+from pipeline.locks import LockError, try_lock
 from schemas.errors import CotError
+from schemas.os_errors import explained
+
+_LOCKS = "set `ledger.journal` to a directory on a local disk of each node"
 
 
 class LedgerError(CotError):
@@ -31,12 +33,16 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[Entry] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         unlocked = path.with_name(f"{path.name}.new")  # nobody takes it for one that was left behind
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(self._file, path, _LOCKS)
             unlocked.rename(path)
+        except LockError as error:
+            os.close(self._file)
+            unlocked.unlink()
+            raise LedgerError(error.problem, error.remedy) from error
         except OSError as error:
             raise _explained(error, path) from error
         self._size = 0
@@ -67,6 +73,16 @@ class Journal:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
+
+
+def check_journals(directory: Path) -> None:
+    """Raises LedgerError where no journal can be written and locked: before anything is asked."""
+    journal = Journal(directory / f".probe-{os.getpid()}")
+    try:
+        journal.append({"fingerprint": ""})
+    finally:
+        journal.close()
+        journal.path.unlink(missing_ok=True)
 
 
 class Recovered(NamedTuple):
@@ -102,18 +118,18 @@ def take_lock(path: Path) -> int | None:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return None
+    held = True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        return None
-    return file
+        held = not try_lock(file, path, _LOCKS)
+    finally:
+        if held:
+            os.close(file)
+    return None if held else file
 
 
 def _explained(error: OSError, path: Path) -> LedgerError:
-    if is_full(error):
-        return LedgerError(
-            f"the disk is full: an answer could not be written to {path}",
-            "free space and run the same command again: every answer written so far is kept",
-        )
-    return LedgerError(f"cannot write {path}: {error.strerror}", "check the directory and its permissions")
+    cause, remedy = explained(error)
+    return LedgerError(
+        f"{cause}: an answer could not be written to {path}",
+        f"{remedy} and run the same command again: every answer written so far is kept",
+    )

@@ -67,6 +67,8 @@ class Ledger:
         self._number = 0
         self.failure: LedgerError | None = None
         """Why the last answer could not be kept, if it could not: nothing more should be asked then."""
+        self.suspects: set[bytes] = set()
+        """Requests that were in flight when a server died. Whether one has been answered since, `get` tells."""
         self._journal: Journal | None = None
         self._fresh: dict[bytes, Entry] = {}
         self._segments: list[str] = []
@@ -110,8 +112,11 @@ class Ledger:
         except LedgerError as error:
             self.failure = error
             raise
-        if Outcome(entry["outcome"]) not in TRANSIENT:
+        outcome = Outcome(entry["outcome"])
+        if outcome not in TRANSIENT:
             self._fresh[bytes.fromhex(entry["fingerprint"])] = entry
+        elif outcome is Outcome.LOST_WITH_SERVER:
+            self.suspects.add(bytes.fromhex(entry["fingerprint"]))
         if len(self._journal.entries) >= self._segment_answers:
             self._rotate()
 
@@ -173,6 +178,8 @@ class Ledger:
                 continue
             raw = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
             outcome = np.asarray(table["outcome"].to_pylist())
+            for row in np.flatnonzero(outcome == str(Outcome.LOST_WITH_SERVER)).tolist():
+                self.suspects.add(table["fingerprint"][row].as_py())
             kept = (outcome == "ok") if retry_failed else ~np.isin(outcome, [str(o) for o in TRANSIENT])
             rows = np.flatnonzero(kept).astype(np.uint64)
             keys.append(raw[kept])

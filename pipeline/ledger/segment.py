@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.durable import is_full, sync
+from pipeline.durable import sync
 from pipeline.ledger.entry import SCHEMA, Entry
 from pipeline.ledger.journal import LedgerError
+from schemas.os_errors import explained
 
 ROW_GROUP: Final = 512
 """Answers that are read together by a look-up."""
@@ -37,7 +38,11 @@ class SegmentStore:
                 raise LedgerError(
                     f"cannot open the ledger at {text}: {error}", "give a directory or a URI pyarrow opens"
                 ) from error
-        self.filesystem.create_dir(self.root, recursive=True)
+        try:
+            self.filesystem.create_dir(self.root, recursive=True)
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise LedgerError(f"cannot make the ledger's directory {self.root}: {cause}", remedy) from error
 
     def names(self) -> list[str]:
         """In the order of their names, which begin with the time at which their writer began."""
@@ -71,11 +76,10 @@ class SegmentStore:
         except OSError as error:
             if self.filesystem.get_file_info(temporary).type == fs.FileType.File:
                 self.filesystem.delete_file(temporary)
-            full = is_full(error)
+            cause, remedy = explained(error)
             raise LedgerError(
-                f"{'the disk is full: ' if full else ''}the segment {self.path(name)} could not be written"
-                + ("" if full else f": {error}"),
-                "free space and run the same command again: the answers are in the writer's journal until they are sealed",
+                f"{cause}: the segment {self.path(name)} could not be written",
+                f"{remedy} and run the same command again: the answers are in the writer's journal until they are sealed",
             ) from error
 
     def open(self, name: str) -> pq.ParquetFile:

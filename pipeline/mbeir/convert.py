@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.mbeir.jsonl import MAX_LISTED, LinePolicy, LineProblem, MalformedInput, RejectsFile, read_rows
 from schemas.errors import CotError, InputError
 from schemas.mbeir import DID_HASH_BASE, Candidate
+from schemas.os_errors import explained
 
 CONVERTER_VERSION: Final = 1
 BATCH_ROWS: Final = 16_384
@@ -77,9 +78,14 @@ def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRIC
             if read_meta(entry) is None:
                 _build(path, entry, policy)
     except OSError as error:
+        cause, remedy = explained(error)
         raise CotError(
-            f"cannot convert {path} in the cache {cache_dir}: {error.strerror or error}",
-            "make space there (a pool needs about the size of its file), or name another cache directory (MBEIR_COT_CACHE)",
+            f"cannot convert {path} in the cache {cache_dir}: {cause}",
+            f"{remedy} (a pool needs about the size of its file), or name another cache directory (MBEIR_COT_CACHE)",
+        ) from error
+    except NotImplementedError as error:  # what FileLock says of a file system without locks
+        raise CotError(
+            f"the file system of the cache {cache_dir} has no locks", "name a cache on a local disk (MBEIR_COT_CACHE)"
         ) from error
     return entry
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, line_problems
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_NAMES, Instruction, Modality
+from schemas.os_errors import explained
 
 _HEADER: Final = ("query_modality", "cand_modality", "dataset_name", "dataset_id")
 _Key = tuple[int, Modality, Modality]
@@ -83,7 +84,7 @@ class InstructionTable:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise InputError(
-                f"cannot read the instructions {path}: {error.strerror}",
+                f"cannot read the instructions {path}: {explained(error).cause}",
                 "it is a small file of M-BEIR: `mbeir-cot mbeir fetch DIR --no-images` brings it",
             ) from error
         except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TextIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError, InputError
+from schemas.os_errors import explained
 
 BLOCK_BYTES: Final = 4 << 20
 MAX_LINE_BYTES: Final = 64 << 20
@@ -114,7 +115,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     except FileNotFoundError:
         raise InputError(f"no file {path}", "check the path; `mbeir-cot mbeir check DIR` tells which are missing") from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check that it is a file, and its permissions") from error
+        raise InputError(f"cannot read {path}: {explained(error).cause}", explained(error).remedy) from error
     with file:
         number, rest = 0, b""
         while block := file.read(BLOCK_BYTES):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections import deque
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -31,7 +33,12 @@ _CONGESTION: Final = frozenset({429, 503})
 _DETAIL_CHARACTERS: Final = 300
 _DETAIL_BYTES: Final = 1 << 16
 _WORST_RETRY_AFTER_S: Final = 60.0
+_ENGINE_DIED: Final = re.compile(r"EngineDead|EngineCore .*(?:died|encountered an issue)", re.IGNORECASE)
+"""What vLLM's API answers to all in flight when its engine has died, before it ends itself."""
+
 _CONNECT_S: Final = 15.0
+_LOOKS_S: Final = (0.1, 0.2, 0.3, 0.3)
+"""Shorter in all than a server takes to be started again."""
 """A host that has vanished refuses nothing: it does not answer."""
 
 
@@ -72,6 +79,10 @@ class _Server:
         return f"_Server({self.endpoint.url})"
 
 
+class _Lost(Exception):
+    """The server died while it had this request."""
+
+
 class _Retry(Exception):
     """This attempt failed in a way that another may not."""
 
@@ -83,9 +94,12 @@ class _Retry(Exception):
 class TeacherClient:
     """Use as an async context manager, within one event loop."""
 
-    def __init__(self, config: ClientConfig, *, agent: str = AGENT) -> None:
-        """`agent`: as which servers' logs show it."""
-        self.config, self._agent = config, agent
+    def __init__(self, config: ClientConfig, *, agent: str = AGENT, ours: bool = False) -> None:
+        """agent: as which servers' logs show it.
+
+        ours: servers that this program started: one that dies may have died of what it was asked (`LOST_WITH_SERVER`).
+        """
+        self.config, self._agent, self._ours = config, agent, ours
         self._servers = [_Server(endpoint, config) for endpoint in config.endpoints]
         self._waiting: deque[asyncio.Future[_Server]] = deque()
         self._wake: asyncio.TimerHandle | None = None
@@ -125,7 +139,8 @@ class TeacherClient:
         except TimeoutError:
             detail = f"no answer within {self.config.deadline_s:g} s"
             answer = TeacherAnswer(key=request.key, outcome=Outcome.DEADLINE, detail=detail, total_s=time.monotonic() - began)
-        self._recent.append(not answer.ok)
+        if answer.outcome is not Outcome.LOST_WITH_SERVER:  # a death takes all in flight with it, and they are asked again
+            self._recent.append(not answer.ok)
         self._answered += answer.ok
         self._failed += not answer.ok
         self._prompt_tokens += answer.prompt_tokens
@@ -179,6 +194,17 @@ class TeacherClient:
                     )
                 most = min(self.config.backoff_cap_s, self.config.backoff_s * 2 ** (attempt - 1))
                 await asyncio.sleep(random.uniform(0, most))  # noqa: S311 (full jitter)
+            except _Lost as lost:
+                self._release(server)
+                return TeacherAnswer(
+                    key=request.key,
+                    outcome=Outcome.LOST_WITH_SERVER,
+                    detail=f"its server died with it in flight: {lost}",
+                    attempts=attempt,
+                    latency_s=time.monotonic() - started,
+                    total_s=time.monotonic() - began,
+                    endpoint=server.endpoint.url,
+                )
             except BaseException:
                 self._release(server)
                 raise
@@ -208,6 +234,9 @@ class TeacherClient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             server.limiter.unreachable()
             self._wake_later()
+            sent = not isinstance(error, aiohttp.ClientConnectorError)
+            if sent and self._ours and await _is_gone(server.url):
+                raise _Lost(server.redacted(f"{type(error).__name__}: {error}")) from None
             raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
         except aiohttp.ClientError as error:  # an answer that is no HTTP
             raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
@@ -218,6 +247,8 @@ class TeacherClient:
         if status in _CONGESTION:
             server.limiter.congested(_retry_after(headers.get("Retry-After")))
             self._wake_later()
+        if status >= 500 and self._ours and _ENGINE_DIED.search(said):
+            raise _Lost(detail)
         if status in RETRIED_STATUS or status >= 500:
             raise _Retry(detail)
         return TeacherAnswer(key=request.key, outcome=Outcome.PERMANENT_HTTP, detail=detail, endpoint=server.endpoint.url)
@@ -308,6 +339,20 @@ class TeacherClient:
             waits.append(0.0)  # whose time has come between another look at the clock and this one
         if waits:
             self._wake = asyncio.get_running_loop().call_later(min(waits), self._hand_out)
+
+
+async def _is_gone(url: str) -> bool:
+    """Whether nobody listens there any more: a broken connection alone may be an idle one that the server closed."""
+    parts = urlsplit(url)
+    for pause in _LOOKS_S:  # a process that ends lets go of what it listens on last
+        await asyncio.sleep(pause)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+        except (OSError, TimeoutError):
+            return True
+        writer.close()
+    return False
 
 
 def _malformed(text: str) -> str:

@@ -28,6 +28,7 @@ from pocket.world.pairs import add_edis, add_fashion200k, add_mscoco, add_nights
 from pocket.world.truth import CANDIDATES, IMAGES, QUERIES
 from schemas.errors import CotError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, DatasetTask, hash_did, hash_qid
+from schemas.os_errors import explained
 
 GENERATOR_VERSION: Final = 1
 DEFAULT_SEED: Final = 7
@@ -87,9 +88,7 @@ def write_world(out: Path, *, seed: int = DEFAULT_SEED, train_queries: int = DEF
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
-        raise CotError(
-            f"cannot write the world to {out}: {error.strerror or error}", "check the disk and permissions"
-        ) from error
+        raise CotError(f"cannot write the world to {out}: {explained(error).cause}", explained(error).remedy) from error
     return True
 
 

@@ -1,7 +1,9 @@
-"""Builds of this process, which share one Ray: a build in a process of its own costs seconds more."""
+"""Builds of this process, which share one Ray (a build in a process of its own costs seconds more), and faults in Ray's workers."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,33 @@ import pytest
 from pipeline.config import load_config
 from schemas.config import BuildConfig
 from schemas.manifest import Manifest
+from tests.builds import ROOT, Oracle, digests
 
 Build = Callable[..., tuple[Manifest, bool]]
+Inject = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
-def shared_ray() -> Iterator[None]:
+def faults_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ray of this session, whose workers look for faults in this file."""
     import ray
 
-    from pipeline.teacher.hosting.pool import start_ray
+    from pipeline.teacher.hosting.ray_session import start_ray
 
-    before = ray.is_initialized()
-    start_ray()
-    yield
-    if not before:
+    if ray.is_initialized():
+        ray.shutdown()
+    file = tmp_path_factory.mktemp("faults") / "faults.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBEIR_COT_FAULTS", str(file))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "faults" / "inject"), str(ROOT)]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        start_ray()
+        yield file
         ray.shutdown()
 
 
 @pytest.fixture
-def build(shared_ray: None) -> Build:
+def build(faults_file: Path) -> Build:
     """Builds a config file: (manifest, whether anything was done). Raises what the command would print."""
     from pipeline.build import build as run
 
@@ -37,3 +47,27 @@ def build(shared_ray: None) -> Build:
         return run(load_config(config, BuildConfig, overrides), quiet=True, **given)
 
     return built
+
+
+@pytest.fixture
+def inject(faults_file: Path) -> Iterator[Inject]:
+    """Arms faults by their point (see inject/sitecustomize.py); called without any it disarms all."""
+
+    def arm(**faults: Any) -> None:
+        faults_file.write_text(json.dumps(faults))
+
+    yield arm
+    faults_file.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    small_world: Path, tmp_path_factory: pytest.TempPathFactory, faults_file: Path
+) -> tuple[dict[str, str], set[str]]:
+    """What a build of 60 queries gives that nothing disturbs: its files' digests, and what it asks."""
+    from pipeline.build import build as run
+
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with Oracle(directory / "oracle.log") as oracle:
+        run(load_config(oracle.config(directory, small_world, input__limit=60), BuildConfig), quiet=True)
+        return digests(directory / "out" / "dataset"), set(oracle.answered())

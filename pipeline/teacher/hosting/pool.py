@@ -58,6 +58,9 @@ class ServerActor:
     def pid(self) -> int | None:
         return self._server.pid
 
+    def revive(self) -> None:
+        self._server.revive()
+
     def stop(self) -> None:
         self._server.stop()
 
@@ -129,6 +132,10 @@ class ServerPool:
                 failure = _LOST
             found += [failure] if failure is not None else []
         return found
+
+    def revive(self) -> None:
+        """Starts the servers that were given up once more; restarts are counted anew."""
+        ray.wait([actor.revive.remote() for actor in self.actors], num_returns=len(self.actors), timeout=_ANSWER_S)
 
     def stop(self) -> None:
         """Stops the servers and gives their GPUs back. Safe to call again."""

@@ -96,9 +96,23 @@ class ManagedServer:
         self._launch()
         atexit.register(self.stop)
         self._await_health(progress)
-        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-server")
-        self._watcher.start()
+        self._begin_watching(self.config.silence_s)
         return self.endpoint
+
+    def revive(self) -> None:
+        """Starts a server that was given up once more, with all its restarts. Does nothing for others."""
+        if self.failure is None:
+            return
+        with self._launching:
+            if self._stopped.is_set():
+                return
+            self.failure, self.restarts = None, 0
+            self._launch()
+        self._begin_watching(self.config.startup_timeout_s)
+
+    def _begin_watching(self, allowed: float) -> None:
+        self._watcher = threading.Thread(target=self._watch, args=(allowed,), daemon=True, name="watch-server")
+        self._watcher.start()
 
     def healthy(self) -> bool:
         return self._health() is None
@@ -166,10 +180,9 @@ class ManagedServer:
             progress(elapsed, self._last_line())
             time.sleep(_POLL_SECONDS)
 
-    def _watch(self) -> None:
-        """Starts the server again when it has died, or has been silent for too long."""
+    def _watch(self, allowed: float) -> None:
+        """Starts the server again when it has died, or has been silent for too long (first `allowed` seconds)."""
         heard = looked = time.monotonic()
-        allowed = self.config.silence_s
         while not self._stopped.wait(_POLL_SECONDS):
             process = self._process
             if process is None:

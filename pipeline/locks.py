@@ -1,0 +1,78 @@
+"""Locks of files, which end with their process. A file system without locks is told apart from a lock that is held."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.errors import CotError
+from schemas.os_errors import HELD, NO_LOCKS, explained, number_of
+
+
+class LockError(CotError):
+    """A lock that cannot be had for another reason than that somebody has it."""
+
+
+def try_lock(file: int, path: Path | str, remedy: str) -> bool:
+    """Locks an open file; False where somebody else has it. Raises LockError; `remedy` is for file systems without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        number = number_of(error)
+        if number in HELD:
+            return False
+        if number in NO_LOCKS:
+            raise LockError(f"the file system of {path} has no locks ({error.strerror})", remedy) from error
+        raise LockError(f"cannot lock {path}: {explained(error).cause}", explained(error).remedy) from error
+    return True
+
+
+@contextlib.contextmanager
+def only_one(out: Path, lock: Path | None) -> Iterator[None]:
+    """One build in a directory at a time; a killed build's lock is free at once. `lock`: where its file lies instead."""
+    place = out / ".lock"
+    try:
+        if out.is_symlink():
+            out.stat()  # one that leads nowhere or in a circle; `mkdir` only says that something is there
+        out.mkdir(parents=True, exist_ok=True)
+        if lock is not None:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            if not place.is_symlink() or place.readlink() != lock.absolute():
+                place.unlink(missing_ok=True)
+                place.symlink_to(lock.absolute())  # so that `status` finds it
+        elif place.is_symlink():
+            place.unlink()
+        file = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise LockError(f"cannot write {place}: {explained(error).cause}", explained(error).remedy) from error
+    try:
+        remedy = f"set `lock` to a file on a local disk (as /tmp/{out.name}.lock) and `ledger.journal` to a directory there"
+        if not try_lock(file, place, remedy):
+            holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip()
+            raise LockError(
+                f"another build is at work in {out}" + (f" ({holder})" if holder else ""),
+                "wait for it (`mbeir-cot status DIR` shows how far it is), or name another directory with --out",
+            )
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_held(out: Path) -> bool:
+    """Whether a process holds the lock of the build in `out`. False where there are no locks."""
+    try:
+        file = os.open(out / ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not try_lock(file, out, "")
+    except LockError:
+        return False
+    finally:
+        os.close(file)

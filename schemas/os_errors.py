@@ -1,0 +1,92 @@
+"""What the operating system's refusals mean: an `OSError` as cause and remedy. The number decides, never the place alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, NamedTuple
+
+
+class Explained(NamedTuple):
+    cause: str
+    remedy: str
+
+
+_KNOWN: Final[dict[int, Explained]] = {
+    errno.ENOSPC: Explained("the disk is full", "free space (`df -h`; `df -i` for files)"),
+    errno.EDQUOT: Explained("your quota on this file system is used up", "delete something, or ask for more (`quota -s`)"),
+    errno.EROFS: Explained("the file system is mounted read-only", "name a directory elsewhere, or mount it writable"),
+    errno.EACCES: Explained(
+        "permission is denied", "check the owner and permissions of the file and of each directory above it"
+    ),
+    errno.EPERM: Explained("the operation is not permitted", "check owner, permissions and attributes (`lsattr`)"),
+    errno.ENOENT: Explained("there is no such file or directory", "check the path; a link may lead nowhere"),
+    errno.ENOTDIR: Explained("a part of the path is a file, not a directory", "check the path"),
+    errno.EISDIR: Explained("it is a directory, not a file", "check the path"),
+    errno.EEXIST: Explained("something of that name is there already", "move it away, or name another place"),
+    errno.ENOTEMPTY: Explained("the directory is not empty", "another process may have written into it: run again"),
+    errno.ELOOP: Explained("symbolic links lead in a circle", "mend the links (`namei -l PATH` shows them)"),
+    errno.ENAMETOOLONG: Explained("the path is too long", "name a shorter directory"),
+    errno.EINVAL: Explained(
+        "the file system does not offer what was asked of it", "name a directory on a local file system (ext4, xfs)"
+    ),
+    errno.EXDEV: Explained("it lies on another file system", "name a directory, not a link or mount point"),
+    errno.EBUSY: Explained("it is in use, or a mount point", "name a directory below it"),
+    errno.EMFILE: Explained("this process has too many open files", "raise the limit: `ulimit -n 65536`"),
+    errno.ENFILE: Explained("this machine has too many open files", "end what holds them (`lsof`), or raise fs.file-max"),
+    errno.ENOMEM: Explained("there is no memory left", "free memory, or take less at once"),
+    errno.EIO: Explained(
+        "the disk or its connection fails", "look at `dmesg`; then run again, from a copy if the disk is damaged"
+    ),
+    errno.ESTALE: Explained("the network file system has lost the file", "mount it again, then run again"),
+    errno.ETIMEDOUT: Explained("the network file system does not answer", "look at its server, then run again"),
+    errno.EFBIG: Explained("the file is larger than allowed", "raise `ulimit -f`, or use another file system"),
+    errno.ENOLCK: Explained(
+        "the file system has no locks", "mount it with locks (NFS: lockd; Lustre: -o flock), or lock elsewhere"
+    ),
+    errno.EOPNOTSUPP: Explained("the file system does not offer this", "use another file system for it"),
+    errno.ENOSYS: Explained("the file system does not offer this", "use another file system for it"),
+    errno.ETXTBSY: Explained("the file is being run", "end that program first"),
+}
+
+_IN_WORDS: Final = (  # Arrow and others tell it in words only
+    ("No space left", errno.ENOSPC),
+    ("quota exceeded", errno.EDQUOT),
+    ("Read-only file system", errno.EROFS),
+    ("Too many open files", errno.EMFILE),
+    ("Input/output error", errno.EIO),
+    ("Permission denied", errno.EACCES),
+    ("Stale file handle", errno.ESTALE),
+)
+
+NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+"""What flock answers where a file system has no locks."""
+
+HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+"""What flock answers where somebody else has the lock."""
+
+STARVED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Of the process or machine, not of the file: another file would have failed as well."""
+
+
+def number_of(error: BaseException) -> int | None:
+    """The errno, from the words where a library gives no other."""
+    found = getattr(error, "errno", None)
+    if isinstance(found, int) and found in errno.errorcode:
+        return found
+    said = str(error)
+    return next((number for words, number in _IN_WORDS if words.lower() in said.lower()), None)
+
+
+def explained(error: BaseException, remedy: str = "") -> Explained:
+    """Cause and remedy. `remedy`: what to do where the number says nothing better."""
+    number = number_of(error)
+    if number in _KNOWN:
+        return _KNOWN[number]
+    words = os.strerror(number) if number is not None else str(error).partition("\n")[0] or type(error).__name__
+    return Explained(words, remedy or "check the path, the disk and the permissions")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room left."""
+    return number_of(error) in (errno.ENOSPC, errno.EDQUOT)
