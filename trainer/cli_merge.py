@@ -32,12 +32,15 @@ def merge(
     """
     from trainer.merge import COSINE
     from trainer.merge import merge as run_merge
+    from trainer.publish import card_of
 
     console = Console(highlight=False, soft_wrap=True)
     settings = load_settings(run, overrides, None)
     embedder = source_of(settings, run, variant).load()
     queries, candidates = _rows(settings, embedder)
-    report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, progress=console.print)
+    results = settings.out / "eval" / f"results_{settings.evaluation.split}.json"
+    card = card_of(settings, variant, embedder.identity.model_copy(update={"merged": True}), out.name, results)
+    report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, card=card, progress=console.print)
     console.print(
         f"{out}: least cosine with vLLM {report.least_cosine:.6f} over {report.samples} rows (at least {COSINE}), "
         f"{report.routes_equal} of {report.routes} routes equal"
