@@ -149,7 +149,11 @@ def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], sett
 
 def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
     """Whole weights, processor, identity, what sentence-transformers reads, and the card."""
-    identity = embedder.identity.model_copy(update={"merged": True})
+    base = embedder.identity.base
+    named = (
+        Path(base).name if Path(base).is_absolute() else base
+    )  # nothing is loaded from it, and the directory may be published
+    identity = embedder.identity.model_copy(update={"merged": True, "base": named})
     embedder.merged_model().save_pretrained(directory)
     embedder.processor.save_pretrained(directory)
     (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")

@@ -46,6 +46,9 @@ def test_the_cards_example_gives_the_bypass_embeddings(
     whole.mkdir()
     identity = embedder.identity.model_copy(update={"merged": True})
     write_whole(embedder, whole, card_of(config, "trace", identity, "whole"))
+    assert str(MODELS) not in "".join(
+        path.read_text() for path in (*whole.glob("*.json"), whole / "README.md") if path.stat().st_size < 99_999
+    )
     example = (whole / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
