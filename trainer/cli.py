@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from trainer.evaluate import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
-Run = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="The config file, or the directory of the run.")]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG|RUN|MODEL", help="A config file, a run's or a model's directory, or ORG/NAME."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -31,9 +34,12 @@ if not console.is_terminal:
 def load_settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
     from pipeline.config import load_config
     from schemas.training import TrainConfig
+    from trainer.places import checkpoint_settings, is_checkpoint
     from trainer.train import SETTINGS
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
+    if is_checkpoint(config):
+        return checkpoint_settings(config, given)
     return load_config(config / SETTINGS if config.is_dir() else config, TrainConfig, tuple(given))
 
 
@@ -86,10 +92,15 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from pipeline.durable import replace_text
-    from schemas.errors import InputError
+    from schemas.errors import ConfigError, InputError
     from trainer.controls import modality_routes, random_routes, teacher_traces
     from trainer.evaluate import ROUTES, Evaluation, as_json
+    from trainer.places import is_checkpoint, located
 
+    config = located(config)
+    alone = is_checkpoint(config)
+    if alone and out is None:
+        raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
     settings = load_settings(config, overrides, out)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
@@ -106,8 +117,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
         notices = evaluation.notices
         results.append(evaluation.run("base", "base", "always-direct")[0])
     for variant in settings.variants:
-        model = settings.out / variant / "model"
-        if not (model / "finished.json").is_file():
+        model = config if alone else settings.out / variant / "model"
+        if not alone and not (model / "finished.json").is_file():
             raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
         evaluation = Evaluation(settings, model, directory, quiet=quiet)
         evaluation.pools(variant)

@@ -126,8 +126,8 @@ class Embedder(nn.Module):
             raise ConfigError(
                 f"{directory} was trained with pool: {identity.pool}, not {pool}", f"set model.pool: {identity.pool}"
             )
-        base = str(directory) if identity.merged else identity.base
-        known = settings or ModelSettings(base=base, revision=identity.revision)
+        known = settings or ModelSettings(base=identity.base, revision=identity.revision)
+        base = str(directory) if identity.merged else known.base  # a base may be elsewhere here
         known = known.model_copy(update={"base": base, "max_pixels": identity.max_pixels})
         model, processor = _load(base, known)
         if identity.merged:
