@@ -166,7 +166,8 @@ class EvaluationSettings(_Settings):
     rows: PositiveInt = 64
     """Candidates in a forward pass."""
     workers: PositiveInt = 1
-    """Ray actors that embed candidate pools, each with a copy of the model (and a GPU, where there are); 1: this process."""
+    """Ray actors that embed candidate pools and queries, each with a copy of the model (and a GPU, where there are); 1: this
+    process."""
     union: bool = True
     """Search the union of all local pools too."""
     traces: str | None = None

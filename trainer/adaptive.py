@@ -36,6 +36,8 @@ class Embedded(NamedTuple):
     p_direct: probability of the embedding token as the first token: the route's own confidence.
     tokens: written before the embedding token.
     seconds: from the start of its prefill to its embedding.
+    bypass: with `pre` pooling, what a query that reasoned would have been without its trace; its prefill computes that anyway.
+    bypass_seconds: from the start of its prefill to that.
     """
 
     vector: Tensor
@@ -45,6 +47,8 @@ class Embedded(NamedTuple):
     p_direct: float
     tokens: int
     seconds: float
+    bypass: Tensor | None = None
+    bypass_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -67,13 +71,17 @@ class _Lanes:
     """With `token` pooling: the embedding token is fed, its state will be the embedding."""
     ended: list[bool]
     p_direct: list[float]
+    bypass: list[Tensor]
+    """(dim,), on CPU."""
+    bypass_seconds: list[float]
 
     def __len__(self) -> int:
         return len(self.owner)
 
     def take(self, kept: list[int]) -> _Lanes:
         at = torch.tensor(kept, device=self.mask.device)
-        lists = (self.owner, self.written, self.began, self.closing, self.ended, self.p_direct)
+        states = (self.owner, self.written, self.began, self.closing, self.ended)
+        lists = (*states, self.p_direct, self.bypass, self.bypass_seconds)
         mask = self.mask[at]
         used = mask.any(0).nonzero()
         length = int(used.max()) + 1 if len(used) else 0
@@ -112,6 +120,8 @@ class _Lanes:
             self.closing + other.closing,
             self.ended + other.ended,
             self.p_direct + other.p_direct,
+            self.bypass + other.bypass,
+            self.bypass_seconds + other.bypass_seconds,
         )
 
 
@@ -206,6 +216,8 @@ class AdaptiveEmbedder:
             [False] * len(rows),
             [True] * len(rows),
             p_direct,
+            list(kept),
+            [now - began] * len(rows),
         ).take(on)
         self._settle(lanes)
         return done, lanes
@@ -258,7 +270,10 @@ class AdaptiveEmbedder:
         written = lanes.written[i]
         text: str = self.embedder.processor.tokenizer.decode(written, skip_special_tokens=True)
         seconds = now - lanes.began[i]
-        return Embedded(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
+        found = Embedded(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
+        if self.embedder.identity.pool != "pre" or not written:
+            return found
+        return found._replace(bypass=lanes.bypass[i], bypass_seconds=lanes.bypass_seconds[i])
 
     def _logits(self, states: Tensor) -> Tensor:
         with self.embedder.casting():

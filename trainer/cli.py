@@ -112,30 +112,27 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     results: list[Result] = []
     notices: list[str] = []  # of the pools: the same for every model
     if settings.evaluation.base:
-        evaluation = Evaluation(settings, None, directory, quiet=quiet)
-        evaluation.pools("base")
-        notices = evaluation.notices
-        results.append(evaluation.run("base", "base", "always-direct")[0])
+        with Evaluation(settings, None, directory, quiet=quiet) as evaluation:
+            evaluation.pools("base")
+            notices = evaluation.notices
+            results.append(evaluation.run("base", "base", "always-direct")[0])
     for variant in settings.variants:
         model = config if alone else settings.out / variant / "model"
         if not alone and not (model / "finished.json").is_file():
             raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
-        evaluation = Evaluation(settings, model, directory, quiet=quiet)
-        evaluation.pools(variant)
-        notices = evaluation.notices
-        result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
-        results.append(result)
-        if variant != "trace":
-            continue
-        by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
-        for name, routes in (("by modality", modality_routes(evaluation)), ("by lot", by_lot)):
-            results.append(
-                evaluation.run(
-                    f"trace, routed {name}", f"{variant}-{name.replace(' ', '-')}", "given", given=routes, answers=answers
-                )[0]
-            )
-        if given is not None:
-            results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
+        with Evaluation(settings, model, directory, quiet=quiet) as evaluation:
+            evaluation.pools(variant)
+            notices = evaluation.notices
+            result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
+            results.append(result)
+            if variant != "trace":
+                continue
+            by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
+            for name, routes in (("by modality", modality_routes(evaluation)), ("by lot", by_lot)):
+                suffix = f"{variant}-{name.replace(' ', '-')}"
+                results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
+            if given is not None:
+                results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
     replace_text(directory / f"results_{split}.json", as_json(results) + "\n")
     _show(results, split)
     for notice in notices:
@@ -164,6 +161,7 @@ def _show(results: list[Result], split: str) -> None:
                 costs.add_row(f"trace, {task.task}", *_cost_cells([task]))
     console.print(costs)
     console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
+    console.print("queries/s: of all workers; not measured where a routing shares embeddings with an earlier one")
 
 
 _COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
@@ -177,8 +175,8 @@ def _cost_cells(tasks: list[TaskResult]) -> list[str]:
         f"{sum(cost.reasoned for cost in costs) / max(1, queries):.1%}",
         f"{sum(cost.tokens for cost in costs) / max(1, queries):.1f}",
         f"{queries / seconds:.0f}" if seconds else "",
-        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if seconds else "",
-        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if seconds else "",
+        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if any(cost.p50_s for cost in costs) else "",
+        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if any(cost.p95_s for cost in costs) else "",
         f"{sum(cost.cut for cost in costs):,}",
         f"{sum(known) / len(known):.1%}" if known else "",
     ]

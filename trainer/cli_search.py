@@ -70,7 +70,7 @@ def index(
         dim=0,
     )
     count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
-    with nullcontext(Here(source.embedder())) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
+    with nullcontext(Here(source.embedder(), settings)) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
         made = build_index(out, card, paths, workers, quiet=quiet)
     console.print(f"{out}: {made.card.count:,} candidates, {made.card.dim} dimensions")
     if approximate is not None:

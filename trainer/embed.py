@@ -7,7 +7,6 @@ are independent of each other; the result does not depend on who computes them.
 from __future__ import annotations
 
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,15 +23,12 @@ from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
-from schemas.training import RouteChoice
-from trainer.adaptive import AdaptiveEmbedder, Embedded
+from trainer.adaptive import Embedded
 from trainer.embedder import Embedder
 from trainer.rows import Chunk, Row, RowEncoder
 from trainer.uniir import Split, ids_path
 
 PART_ROWS: Final = 8_192
-WINDOW: Final = 1_024
-"""Queries whose images are held at once."""
 AHEAD: Final = 4
 """Groups of candidates that are prepared before the model asks for them: what a worker holds depends on nothing else."""
 
@@ -46,28 +42,6 @@ class Range(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self.start:010d}-{self.stop:010d}.npy"
-
-
-class QueryCosts(NamedTuple):
-    """What embedding a query file took, and how its queries were routed."""
-
-    queries: int
-    reasoned: int
-    cut: int
-    """Traces that did not end by themselves."""
-    tokens: int
-    seconds: float
-    p50_s: float
-    p95_s: float
-
-    @property
-    def think_rate(self) -> float:
-        return self.reasoned / self.queries if self.queries else 0.0
-
-    @property
-    def rate(self) -> float:
-        """Queries per second."""
-        return self.queries / self.seconds if self.seconds else 0.0
 
 
 class PoolEmbedder:
@@ -151,6 +125,19 @@ def embed_pool(
     shutil.rmtree(parts)
 
 
+class Asked(NamedTuple):
+    """A query as the student is shown it. `image`: its path below the M-BEIR root."""
+
+    qid: str
+    instruction: str
+    text: str | None
+    image: str | None
+
+    def row(self, encoder: RowEncoder, images: ImageStore, written: str = "") -> Row:
+        picture = images.open(self.image) if self.image else None
+        return encoder.query(self.qid, self.instruction, self.text, picture, written=written)
+
+
 class QueryFile:
     """The queries of one dataset-task as rows, with their instructions."""
 
@@ -160,54 +147,20 @@ class QueryFile:
         self._instructions = InstructionTable.load(layout.instructions)
         self._choice = choice or SeededChoice()
 
-    def rows(self, encoder: RowEncoder, images: ImageStore, start: int = 0, stop: int | None = None) -> list[Row]:
-        """Of the queries from `start` to `stop`; their images are decoded and held."""
-        return [self._row(query, encoder, images) for query in self.queries[start:stop]]
+    def rows(self, encoder: RowEncoder, images: ImageStore) -> list[Row]:
+        """Of all queries; their images are decoded and held."""
+        return [self.asked(place).row(encoder, images) for place in range(len(self.queries))]
 
-    def windows(self, encoder: RowEncoder, images: ImageStore, size: int = WINDOW) -> Iterator[tuple[int, list[Row]]]:
-        """(index of the first, rows) of stretches of the file: no more images are held than a stretch has."""
-        for start in range(0, len(self.queries), size):
-            yield start, self.rows(encoder, images, start, start + size)
+    def asked(self, place: int) -> Asked:
+        query = self.queries[place]
+        shown = query.query_modality.has_image and bool(query.query_img_path)
+        return Asked(query.qid, self.instruction(query), query.query_txt, query.query_img_path if shown else None)
 
     def instruction(self, query: Query) -> str:
         task = query.dataset_task
         return self._instructions.choose(
             query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=self.split, qid=query.qid
         )
-
-    def _row(self, query: Query, encoder: RowEncoder, images: ImageStore) -> Row:
-        shown = query.query_modality.has_image and bool(query.query_img_path)
-        picture = images.open(query.query_img_path or "") if shown else None
-        return encoder.query(query.qid, self.instruction(query), query.query_txt, picture)
-
-
-def embed_queries(
-    adaptive: AdaptiveEmbedder,
-    file: QueryFile,
-    images: ImageStore,
-    *,
-    route: RouteChoice,
-    given: list[bool] | None = None,
-    advance: Callable[[int], None] = lambda rows: None,
-) -> tuple[list[Embedded], QueryCosts]:
-    """All queries of a file, and what it took (reading and encoding of text and images included)."""
-    began = time.perf_counter()
-    found: list[Embedded] = []
-    for start, rows in file.windows(adaptive.encoder, images):
-        flags = given[start : start + len(rows)] if given is not None else None
-        found += adaptive.embed(rows, route=route, given=flags)
-        advance(len(rows))
-    took = time.perf_counter() - began
-    seconds = np.array([one.seconds for one in found] or [0.0])
-    return found, QueryCosts(
-        len(found),
-        sum(one.reasoned for one in found),
-        sum(not one.ended for one in found),
-        sum(one.tokens for one in found),
-        took,
-        float(np.percentile(seconds, 50)),
-        float(np.percentile(seconds, 95)),
-    )
 
 
 def save_queries(found: list[Embedded], file: QueryFile, out: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
@@ -19,9 +18,7 @@ from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DatasetTask, unhash_did
 from schemas.training import EvaluationSettings, TrainConfig
 from tests.cli import mbeir_cot
-from tests.trainer.conftest import fresh
 from trainer.controls import teacher_traces
-from trainer.embed import QueryFile
 from trainer.evaluate import Evaluation
 from trainer.index import Index, pools_of
 
@@ -145,15 +142,6 @@ def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Pa
     assert "which count as misses" in notice
     with pytest.raises(InputError, match="holds no positive of any of the 12 queries of cirr_task7"):
         notices({did for dids in wanted for did in dids})
-
-
-def test_a_query_file_is_read_in_windows(config: TrainConfig, tiny_world: Path) -> None:
-    encoder, images = fresh(config).encoder(), ImageStore(tiny_world)
-    file = QueryFile(Layout.open(tiny_world), DatasetTask("cirr", 7), "val")
-    whole = file.rows(encoder, images)
-    parts = list(file.windows(encoder, images, 5))
-    assert [start for start, _ in parts] == [0, 5, 10]
-    assert [row for _, rows in parts for row in rows] == whole
 
 
 def dids_of(path: Path) -> list[str]:
