@@ -22,11 +22,11 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, candidate_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
-from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
+from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid, unhash_did, unhash_qid
 from trainer.adaptive import Embedded
 from trainer.embedder import Embedder
 from trainer.rows import Chunk, Row, RowEncoder
-from trainer.uniir import Split, ids_path
+from trainer.uniir import Split, ids_path, not_finite
 
 PART_ROWS: Final = 8_192
 AHEAD: Final = 4
@@ -118,6 +118,7 @@ def embed_pool(
     owed = [one for one in ranges if not (parts / one.file).is_file()]
     advance(len(ids) - sum(one.stop - one.start for one in owed))
     for one, vectors in embed(owed):
+        _finite(str(out), vectors, ids[one.start : one.stop], unhash_did)
         _write(parts / one.file, vectors)
         advance(len(vectors))
     _join([parts / one.file for one in ranges], out)
@@ -166,8 +167,17 @@ class QueryFile:
 def save_queries(found: list[Embedded], file: QueryFile, out: Path) -> None:
     """UniIR's files for one query file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, torch.stack([one.vector for one in found]).numpy().astype(np.float16))
-    _write(ids_path(out), np.array([hash_qid(query.qid) for query in file.queries], np.int64))
+    vectors = torch.stack([one.vector for one in found]).numpy().astype(np.float16)
+    ids = np.array([hash_qid(query.qid) for query in file.queries], np.int64)
+    _finite(str(out), vectors, ids, unhash_qid)
+    _write(out, vectors)
+    _write(ids_path(out), ids)
+
+
+def _finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
+    rows = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(rows):
+        not_finite(where, rows, ids, name_of)
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:

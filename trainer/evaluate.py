@@ -32,6 +32,7 @@ from trainer.embed import QueryFile, embed_pool, save_queries
 from trainer.index import fingerprint
 from trainer.pool_workers import Here, OnRay, Source, Workers
 from trainer.queries import QueryCosts, QueryEmbeddings
+from trainer.topk import search_device
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
 from trainer.world import World
 
@@ -86,6 +87,9 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         self.notices: list[str] = []
         """What the reader of the table must know."""
         self.files = {task: QueryFile(self.layout, task, self.split) for task in self.tasks}
+        for task, file in self.files.items():
+            if not file.queries:
+                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", "download the file again")
         self._open = ExitStack()
         self._workers: Workers | None = None
         self._queries: QueryEmbeddings | None = None
@@ -237,7 +241,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _scores(self, files: EmbeddingFiles) -> list[Score]:
         pools = ("single", "union") if self.config.evaluation.union else ("single",)
         found: list[Score] = []
-        for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools):  # type: ignore[arg-type]
+        device = search_device(self.config.device)
+        for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools, device=device):  # type: ignore[arg-type]
             found += scores
         files.tables.mkdir(parents=True, exist_ok=True)
         (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="")

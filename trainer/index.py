@@ -27,8 +27,8 @@ from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
 from trainer.embed import embed_pool
 from trainer.pool_workers import Workers
-from trainer.topk import MISSING, TopK, blocks, normalised, top_k
-from trainer.uniir import load_embeddings
+from trainer.topk import MISSING, TopK, Vectors, blocks, normalised, top_k
+from trainer.uniir import load_embeddings, not_finite
 
 _CARD: Final = "index.json"
 _VECTORS: Final = "corpus_embed.npy"
@@ -162,9 +162,15 @@ class Index:
             raise InputError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.card.dim}", "use the embedder that made the index"
             )
+        if not np.isfinite(queries).all():
+            rows = np.flatnonzero(~np.isfinite(queries).all(1))
+            raise InputError(
+                f"{len(rows):,} of {len(queries):,} query vectors are not finite (NaN or inf): rows {_few(rows)}",
+                "embed them again; where a model gives such vectors, it diverged or needs another model.dtype",
+            )
         wanted = normalised(queries)
         if not approximate:
-            return top_k(wanted, blocks(self.vectors), k)
+            return top_k(wanted, self._blocks(), k)
         scores, positions = self._faiss().search(wanted, k)
         return TopK(positions, scores)
 
@@ -180,7 +186,7 @@ class Index:
             raise ConfigError(
                 f"--approximate {factory}: {_said(error)}", "see faiss's index factory; HNSW32 fits most"
             ) from error
-        for block in blocks(self.vectors):
+        for block in self._blocks():
             found.add(block)
         faiss.write_index(found, str(self.directory / _APPROXIMATE))
         self.card = self.card.model_copy(update={"approximate": factory})
@@ -210,6 +216,10 @@ class Index:
             found |= dict(zip(there, pool.fetch(there), strict=True))
         return [found[did] for did in dids]
 
+    def _blocks(self) -> Iterator[Vectors]:
+        where = str(self.directory / _VECTORS)
+        return blocks(self.vectors, wrong=lambda rows: not_finite(where, rows, self.ids, unhash_did))
+
     def _faiss(self) -> Any:
         if self._approximate is None:
             path = self.directory / _APPROXIMATE
@@ -219,6 +229,10 @@ class Index:
                 )
             self._approximate = faiss.read_index(str(path))
         return self._approximate
+
+
+def _few(rows: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, rows[:5].tolist())) + (", …" if len(rows) > 5 else "")
 
 
 def _said(error: Exception) -> str:

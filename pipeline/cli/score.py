@@ -16,18 +16,25 @@ def score(
     suffix: Annotated[str, typer.Option(help="The experiment's path suffix.")],
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     union: Annotated[bool, typer.Option("--union/--no-union", help="Search the union of all pools too.")] = True,
+    device: Annotated[
+        str, typer.Option(help="Where products are made: cpu, cuda, or auto for a GPU where there is one.")
+    ] = "auto",
 ) -> None:
     """Scores saved embeddings as UniIR does: exact search, hit rates, local and union pools, run files and the table.
 
-    Pools are streamed from disk; order and choice of equal scores are those of CPU faiss. Writes
+    Pools are streamed from disk, the union once for all tasks; order and choice of equal scores are those of CPU faiss.
+    Embeddings with NaN or inf are refused. Writes
     retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
     """
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
+    from trainer.topk import search_device
     from trainer.uniir import EmbeddingFiles, headline_k, score_directory, table
 
     if split not in ("test", "val"):
         raise ConfigError(f"--split {split}: unknown", "test or val")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: unknown", "auto, cpu or cuda")
     files = EmbeddingFiles(uniir_dir, suffix)
     found = []
     console = Console(highlight=False, soft_wrap=True)
@@ -37,6 +44,7 @@ def score(
         Layout.open(mbeir_dir),
         split=known,  # type: ignore[arg-type]
         pools=("single", "union") if union else ("single",),
+        device=search_device(device),
     ):
         found += scores
         first = scores[0]
