@@ -41,21 +41,21 @@ def main(
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
     files = {task: QueryFile(layout, task, split) for task in tasks}  # type: ignore[arg-type]
     worker = Here(Source(settings, None).embedder(), settings)
-    places = [(task, place) for task, file in files.items() for place in range(len(file.queries))]
+    places = [(task, query.qid) for task, file in files.items() for query in file.queries]
     chosen = set(seeded("bench", 0).permutation(len(places))[: len(places) // 2].tolist())
     own = {place: number in chosen for number, place in enumerate(places)}
     chosen = set(seeded("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
     lot = {place: number in chosen for number, place in enumerate(places)}
-    modality = {(task, place): task.query_modality is Modality.IMAGE_TEXT for task, place in places}
+    modality = {place: place[0].query_modality is Modality.IMAGE_TEXT for place in places}
     embedder = QueryEmbedder(worker._worker.embedder, settings, ImageStore(settings.data.mbeir))
 
     def alone() -> None:
         for routes in (own, modality, lot):
             for task, file in files.items():
                 for start in range(0, len(file.queries), 1024):
-                    part = range(start, min(start + 1024, len(file.queries)))
-                    rows = [file.asked(i).row(embedder._adaptive.encoder, embedder._images) for i in part]
-                    embedder._adaptive.embed(rows, route="given", given=[routes[task, i] for i in part])
+                    part = file.queries[start : start + 1024]
+                    rows = [file.asked(query).row(embedder._adaptive.encoder, embedder._images) for query in part]
+                    embedder._adaptive.embed(rows, route="given", given=[routes[task, query.qid] for query in part])
 
     def shared() -> None:
         embeddings = QueryEmbeddings(files, worker)

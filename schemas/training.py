@@ -84,6 +84,9 @@ class DataSettings(_Settings):
     """Listed negatives added per query."""
     repeat: bool = False
     """Repeat rows as often as the up-sampled union file has them."""
+    skip_unreadable: bool = False
+    """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
+    list it, in training, evaluation and index; otherwise the first one ends the work. Training then looks at them all first."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
 

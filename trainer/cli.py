@@ -13,7 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.evaluate import Result, TaskResult
+    from trainer.results import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
 Run = Annotated[
@@ -83,6 +83,12 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         for variant in settings.variants:
             console.print(f"{variant}: {settings.out / variant / 'model'}")
+        if settings.data.skip_unreadable:
+            from trainer.unreadable import load_list, told
+
+            file = settings.out / "unreadable.json"
+            if left_out := load_list(file):
+                console.print(f"[yellow]{escape(told('rows', left_out, file))}[/]")
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
@@ -94,8 +100,9 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     from pipeline.durable import replace_text
     from schemas.errors import ConfigError, InputError
     from trainer.controls import modality_routes, random_routes, teacher_traces
-    from trainer.evaluate import ROUTES, Evaluation, as_json
+    from trainer.evaluate import ROUTES, Evaluation
     from trainer.places import is_checkpoint, located
+    from trainer.results import as_json
 
     config = located(config)
     alone = is_checkpoint(config)

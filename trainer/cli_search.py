@@ -45,9 +45,10 @@ def index(
 
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.index import Card, build_index, fingerprint, pools_of
+    from trainer.index import UNREADABLE, Card, build_index, fingerprint, pools_of
     from trainer.places import is_checkpoint, located
     from trainer.pool_workers import Here, OnRay
+    from trainer.unreadable import load_list, told
     from trainer.world import World
 
     if split not in ("train", "val", "test"):
@@ -71,8 +72,10 @@ def index(
     )
     count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
     with nullcontext(Here(source.embedder(), settings)) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
-        made = build_index(out, card, paths, workers, quiet=quiet)
+        made = build_index(out, card, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
     console.print(f"{out}: {made.card.count:,} candidates, {made.card.dim} dimensions")
+    if left_out := load_list(out / UNREADABLE):
+        console.print(f"[yellow]{escape(told('candidates', left_out, out / UNREADABLE))}[/]")
     if approximate is not None:
         made.make_approximate(approximate)
         queries = _some_queries(source, settings, split)

@@ -10,16 +10,14 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from pipeline.durable import replace_text
-from pipeline.families import family_of
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
@@ -28,49 +26,17 @@ from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.adaptive import Embedded
-from trainer.embed import QueryFile, embed_pool, save_queries
+from trainer.embed import QueryFile, embed_pool, left_out_path, save_queries
 from trainer.index import fingerprint
 from trainer.pool_workers import Here, OnRay, Source, Workers
-from trainer.queries import QueryCosts, QueryEmbeddings
+from trainer.queries import Place, QueryCosts, QueryEmbeddings
+from trainer.results import Result, TaskResult
 from trainer.topk import search_device
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
+from trainer.unreadable import LeftOut, save_list, told
 from trainer.world import World
 
 ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "always-direct", "always-reason": "always-reason"}
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """One line of a table: hit rates at the headline k, and what the queries cost."""
-
-    task: str
-    k: int
-    local: float
-    union: float | None
-    costs: QueryCosts
-    trace_accuracy: float | None = None
-    """Share of the queries with a known right answer whose own trace ends in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    name: str
-    tasks: list[TaskResult]
-
-    def mean(self, family: str | None = None, *, union: bool = False) -> float:
-        """Unweighted mean over the dataset-tasks (of a family)."""
-        wanted = [
-            value
-            for one in self.tasks
-            if family in (None, family_of(int(one.task[-1])).name)
-            for value in [one.union if union else one.local]
-            if value is not None
-        ]
-        return float(np.mean(wanted)) if wanted else float("nan")
-
-    @property
-    def think_rate(self) -> float:
-        return sum(t.costs.reasoned for t in self.tasks) / max(1, sum(t.costs.queries for t in self.tasks))
 
 
 class Evaluation(AbstractContextManager["Evaluation"]):
@@ -112,7 +78,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                embed_pool(out, partial(workers.embed, pool), ids, meter.advance)
+                self._say_left_out(task, embed_pool(out, partial(workers.embed, pool), ids, meter.advance), left_out_path(out))
                 pool.close()
 
     def _look_for_positives(self, task: DatasetTask, pool: CandidatePool) -> None:
@@ -131,6 +97,23 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 f"which count as misses ({named})"
             )
 
+    def _say_left_out(self, task: DatasetTask, left_out: Sequence[LeftOut], file: Path) -> None:
+        """A positive that is not in the pool's vectors cannot be found."""
+        if left_out:
+            gone = {one.name for one in left_out}
+            missed = sum(
+                bool(query.pos_cand_list) and gone.issuperset(query.pos_cand_list) for query in self.files[task].queries
+            )
+            counted = f"; {missed:,} queries have no other positive and count as misses"
+            self.notices.append(f"{task.name}: " + told("candidates", left_out, file) + counted)
+
+    def _say_queries_left_out(self, left_out: Mapping[Place, LeftOut]) -> None:
+        if left_out:
+            file = self.directory / f"unreadable_queries_{self.split}.json"
+            found = [one._replace(name=f"{task.name}/{one.name}") for (task, _), one in left_out.items()]
+            save_list(file, found)
+            self.notices.append(told("queries", found, file) + "; they are in no number of the table")
+
     def _claim(self, suffix: str, pools: dict[str, str]) -> None:
         """Removes vectors that other weights, pools or settings have made."""
         config = self.config
@@ -139,6 +122,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             "seed": config.seed if self.model is None else None,  # the base's new token row
             "prompts": config.data.prompts,
             "max_candidate_chars": config.data.max_candidate_chars,
+            **({"skip_unreadable": True} if config.data.skip_unreadable else {}),
             "pools": pools,
         }
         place = self.directory / "embed" / suffix
@@ -176,12 +160,13 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         """
         files = EmbeddingFiles(self.directory, suffix)
         self._share_pools(files)
+        first = self._queries is None
         if self._queries is None:
             self._queries = QueryEmbeddings(self.files, self.workers())
         ids = {
-            (task, place): record_id(self.split, task.dataset, task.task_id, query.qid)
+            (task, query.qid): record_id(self.split, task.dataset, task.task_id, query.qid)
             for task, file in self.files.items()
-            for place, query in enumerate(file.queries)
+            for query in file.queries
         }
         with Meter(name, len(ids), unit="queries", quiet=self.quiet) as meter:
             of_task = self._queries.embed(
@@ -192,11 +177,13 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 else None,
                 advance=meter.advance,
             )
+        if first:
+            self._say_queries_left_out(self._queries.left_out)
         every: dict[str, Embedded] = {}
         accuracy: dict[DatasetTask, float | None] = {}
         for task, (found, _) in of_task.items():
             save_queries(found, self.files[task], files.queries(task, self.split))
-            named = {ids[task, place]: one for place, one in enumerate(found)}
+            named = {ids[task, query.qid]: one for query, one in zip(self.files[task].queries, found, strict=True)}
             every |= named
             accuracy[task] = _accuracy(named, answers) if answers else None
         scores = self._scores(files)
@@ -277,10 +264,3 @@ def _task_result(task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, 
     k = headline_k(task)
     values = {score.pool: score.value for score in scores if score.task == task and score.k == k}
     return TaskResult(task.name, k, values["single"], values.get("union"), costs, accuracy)
-
-
-def as_json(results: Sequence[Result]) -> str:
-    def plain(result: Result) -> dict[str, Any]:
-        return {"name": result.name, "tasks": [asdict(t) | {"costs": t.costs._asdict()} for t in result.tasks]}
-
-    return json.dumps([plain(result) for result in results], indent=1)

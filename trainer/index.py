@@ -3,6 +3,7 @@
 INDEX/index.json              what it is: embedder, pools, dimension
 INDEX/corpus_embed.npy        fp16 vectors, and their int64 ids in corpus_ids.npy (UniIR's layout)
 INDEX/approximate.faiss       for serving only, where it was asked for
+INDEX/unreadable.json         candidates that were left out (data.skip_unreadable), where there are any
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
-from trainer.embed import embed_pool
+from trainer.embed import embed_pool, left_out_path
 from trainer.pool_workers import Workers
 from trainer.topk import MISSING, TopK, Vectors, blocks, normalised, top_k
-from trainer.uniir import load_embeddings, not_finite
+from trainer.uniir import ids_path, load_embeddings, not_finite
+from trainer.unreadable import LeftOut, load_list, save_list
 
 _CARD: Final = "index.json"
 _VECTORS: Final = "corpus_embed.npy"
 _APPROXIMATE: Final = "approximate.faiss"
+UNREADABLE: Final = "unreadable.json"
 _TRAINING_VECTORS: Final = 200_000
 
 
@@ -97,15 +100,19 @@ def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, *, quiet: bool = False) -> Index:
+def build_index(
+    out: Path, card: Card, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
+) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index."""
     file = out / _CARD
     if file.is_file() and (old := Index.open(out).card).embedder_sha256 == card.embedder_sha256 and old.pools == card.pools:
-        return Index.open(out)
+        if skip or not load_list(out / UNREADABLE):
+            return Index.open(out)
+        raise ConfigError(f"{out} was built without what cannot be read", "name another --out, or data.skip_unreadable=true")
     if file.exists() or (out.exists() and any(out.iterdir()) and not (out / "parts.json").is_file()):
         raise ConfigError(f"{out} holds something else", "name another --out, or remove that directory")
     out.mkdir(parents=True, exist_ok=True)
-    owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools})
+    owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools} | ({"skip_unreadable": True} if skip else {}))
     marker = out / "parts.json"
     if marker.is_file() and marker.read_text() != owner:
         raise ConfigError(f"{out} holds the parts of another index", "name another --out, or remove that directory")
@@ -113,8 +120,13 @@ def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, 
     pools = [CandidatePool.open(path, card.cache) for path in paths]
     parts = [out / f"{path.stem}_embed.npy" for path in paths]
     with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
+        left_out: list[LeftOut] = []
         for pool, part in zip(pools, parts, strict=True):
-            embed_pool(part, partial(workers.embed, pool), np.asarray(pool.hashed_dids, np.int64), meter.advance)
+            ids = np.asarray(pool.hashed_dids, np.int64)
+            left_out += embed_pool(part, partial(workers.embed, pool), ids, meter.advance)
+    (out / UNREADABLE).unlink(missing_ok=True)
+    if left_out:
+        save_list(out / UNREADABLE, left_out)
     found = [load_embeddings(part) for part in parts]
     dim = found[0].vectors.shape[1]
     whole = sum(len(one.ids) for one in found)
@@ -128,7 +140,8 @@ def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, 
     replace_text(file, card.model_copy(update={"count": whole, "dim": dim}).model_dump_json(indent=1) + "\n")
     for part in parts:
         part.unlink()
-        part.with_name(part.name.replace("_embed.npy", "_ids.npy")).unlink()
+        ids_path(part).unlink()
+        left_out_path(part).unlink(missing_ok=True)
     marker.unlink()
     return Index.open(out)
 

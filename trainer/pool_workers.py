@@ -12,12 +12,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.mbeir.pools import CandidatePool
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
-from trainer.embed import PoolEmbedder, Range
+from trainer.embed import PoolEmbedder, PoolPart, Range
 from trainer.embedder import Embedder
 from trainer.queries import QueryEmbedder, QueryPart, QueryUnit
 
@@ -46,6 +45,7 @@ class Source(NamedTuple):
             self.config.data.mbeir,
             rows=self.config.evaluation.rows,
             max_chars=self.config.data.max_candidate_chars,
+            skip=self.config.data.skip_unreadable,
         )
 
 
@@ -53,7 +53,7 @@ class Workers(Protocol):
     count: int
     """How many embed at once."""
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         """The vectors of these rows of a pool, range by range, in any order."""
 
     def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
@@ -68,9 +68,9 @@ class Here:
     def __init__(self, worker: PoolEmbedder, config: TrainConfig) -> None:
         self._worker, self._config = worker, config
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         for one in ranges:
-            yield one, self._worker.vectors(pool_rows(pool, one))
+            yield one, self._worker.part(pool_rows(pool, one))
 
     def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
         embedder = QueryEmbedder(self._worker.embedder, self._config, self._worker.images)
@@ -92,7 +92,7 @@ class OnRay(AbstractContextManager["OnRay"]):
         self._actors = [actor.remote(source) for _ in range(workers)]
         self.count = workers
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         from ray.util import ActorPool  # noqa: PLC0415
 
         def ask(actor: Any, one: Range) -> Any:
@@ -120,8 +120,8 @@ class _Actor:
         self._worker = source.embedder()
         self._queries = QueryEmbedder(self._worker.embedder, source.config, self._worker.images)
 
-    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, NDArray[np.float16]]:
-        return one, self._worker.vectors(pool_rows(pool, one))
+    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, PoolPart]:
+        return one, self._worker.part(pool_rows(pool, one))
 
     def queries(self, unit: QueryUnit) -> QueryPart:
         return self._queries.part(unit)

@@ -27,12 +27,14 @@ from schemas.training import RouteChoice, TrainConfig
 from trainer.adaptive import AdaptiveEmbedder, Embedded
 from trainer.embed import Asked, QueryFile
 from trainer.embedder import Embedder
+from trainer.rows import Row
+from trainer.unreadable import LeftOut, Unreadable
 
 WINDOW: Final = 1_024
 """Queries whose images are held at once, and that go to a worker together."""
 
-Place = tuple[DatasetTask, int]
-"""A query: its file, and where it stands there."""
+Place = tuple[DatasetTask, str]
+"""A query: its file and its qid."""
 
 
 class QueryUnit(NamedTuple):
@@ -45,10 +47,13 @@ class QueryUnit(NamedTuple):
 
 
 class QueryPart(NamedTuple):
-    """What a unit gave, in its order, with vectors in float16. seconds: of the worker, reading and decoding included."""
+    """What a unit gave, by its places but for those that were left out, with vectors in float16.
 
-    unit: QueryUnit
-    found: list[Embedded]
+    seconds: of the worker, reading and decoding included.
+    """
+
+    found: dict[Place, Embedded]
+    left_out: dict[Place, LeftOut]
     seconds: float
 
 
@@ -96,24 +101,32 @@ class QueryEmbedder:
 
     def __init__(self, embedder: Embedder, config: TrainConfig, images: ImageStore) -> None:
         self._adaptive, self._images = AdaptiveEmbedder(embedder, config.adaptive), images
-        self._rows = config.evaluation.rows
+        self._rows, self._skip = config.evaluation.rows, config.data.skip_unreadable
 
     def part(self, unit: QueryUnit) -> QueryPart:
+        """Raises InputError for an image that cannot be read, unless such queries are left out."""
         began = time.perf_counter()
-        found = self._after(unit, unit.written) if unit.written is not None else self._routed(unit)
-        return QueryPart(unit, [_compact(one) for one in found], time.perf_counter() - began)
-
-    def _routed(self, unit: QueryUnit) -> list[Embedded]:
-        rows = [asked.row(self._adaptive.encoder, self._images) for asked in unit.asked]
-        return self._adaptive.embed(rows, route=unit.route)
+        rows: dict[Place, Row] = {}
+        left_out: dict[Place, LeftOut] = {}
+        for place, asked, trace in zip(unit.places, unit.asked, unit.written or [""] * len(unit.places), strict=True):
+            try:
+                rows[place] = asked.row(self._adaptive.encoder, self._images, trace)
+            except Unreadable as error:
+                if not self._skip:
+                    raise
+                left_out[place] = error.left_out
+        kept = list(rows.values())
+        found = self._after(kept) if unit.written is not None else self._adaptive.embed(kept, route=unit.route)
+        compact = {place: _compact(one) for place, one in zip(rows, found, strict=True)}
+        return QueryPart(compact, left_out, time.perf_counter() - began)
 
     @torch.inference_mode()
-    def _after(self, unit: QueryUnit, traces: Sequence[str]) -> list[Embedded]:
-        """After these traces: no word is the student's own."""
+    def _after(self, rows: Sequence[Row]) -> list[Embedded]:
+        """After the rows' own traces: no word is the student's."""
         embedder, encoder = self._adaptive.embedder.eval(), self._adaptive.encoder
-        rows = [asked.row(encoder, self._images, trace) for asked, trace in zip(unit.asked, traces, strict=True)]
+        traces = [row.written for row in rows]
         found: dict[int, Embedded] = {}
-        for chunk in encoder.chunks(rows, self._rows, 1 << 20):
+        for chunk in encoder.chunks(rows, self._rows, 1 << 20) if rows else []:
             vectors, _ = embedder(chunk.to(embedder.device), labelled=False)
             for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
                 found[place] = Embedded(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
@@ -137,6 +150,7 @@ class QueryEmbeddings:
 
     def __init__(self, files: Mapping[DatasetTask, QueryFile], workers: QueryWorkers, *, window: int = WINDOW) -> None:
         self._files, self._workers, self._window = files, workers, window
+        self.left_out: dict[Place, LeftOut] = {}
         self._direct: dict[Place, Embedded] = {}
         self._reasoned: dict[Place, Embedded] = {}
         self._spent: dict[DatasetTask, float] = defaultdict(float)
@@ -150,8 +164,11 @@ class QueryEmbeddings:
         written: Mapping[Place, str] | None = None,
         advance: Callable[[int], None] = lambda rows: None,
     ) -> dict[DatasetTask, tuple[list[Embedded], QueryCosts]]:
-        """Of every file, in its order. given: which reason, for ``route="given"``. written: traces to follow; "" for none."""
-        places = [(task, place) for task, file in self._files.items() for place in range(len(file.queries))]
+        """Of every file, in its order. Queries that cannot be read leave their file, where that is allowed.
+
+        given: which reason, for ``route="given"``. written: traces to follow; "" for none.
+        """
+        places = [(task, query.qid) for task, file in self._files.items() for query in file.queries]
         self._spent.clear()
         self._shared = False
         if written is not None:
@@ -168,7 +185,9 @@ class QueryEmbeddings:
             found = self._each([place for place in places if place in told], "always-reason", advance)
             found |= self._each([place for place in places if place not in told], "always-direct", advance)
         seconds = {task: 0.0 if self._shared else self._spent[task] / self._workers.count for task in self._files}
-        of_file = {task: [found[task, place] for place in range(len(file.queries))] for task, file in self._files.items()}
+        for task, file in self._files.items():
+            file.queries = [query for query in file.queries if (task, query.qid) not in self.left_out]
+        of_file = {task: [found[task, query.qid] for query in file.queries] for task, file in self._files.items()}
         return {task: (rows, QueryCosts.of(rows, seconds[task])) for task, rows in of_file.items()}
 
     def _each(self, places: Sequence[Place], route: RouteChoice, advance: Callable[[int], None]) -> dict[Place, Embedded]:
@@ -180,7 +199,7 @@ class QueryEmbeddings:
             advance(len(places) - len(owed))
         for place, one in self._ask(owed, route, advance).items():
             self._keep(place, one)
-        return {place: store[place] for place in places}
+        return {place: store[place] for place in places if place not in self.left_out}
 
     def _keep(self, place: Place, one: Embedded) -> None:
         if not one.reasoned:
@@ -201,15 +220,18 @@ class QueryEmbeddings:
         written: Mapping[Place, str] | None = None,
     ) -> dict[Place, Embedded]:
         units = []
+        wanted = set(places)
         for task, file in self._files.items():
-            of_file = [place for place in places if place[0] == task]
-            for start in range(0, len(of_file), self._window):
-                part = tuple(of_file[start : start + self._window])
-                traces = tuple(written[place] for place in part) if written is not None else None
-                units.append(QueryUnit(part, tuple(file.asked(index) for _, index in part), route, traces))
+            queries = [query for query in file.queries if (task, query.qid) in wanted]
+            for part in (queries[start : start + self._window] for start in range(0, len(queries), self._window)):
+                of_part = tuple((task, query.qid) for query in part)
+                traces = tuple(written[place] for place in of_part) if written is not None else None
+                units.append(QueryUnit(of_part, tuple(map(file.asked, part)), route, traces))
         found: dict[Place, Embedded] = {}
         for done in self._workers.queries(units):
-            found |= dict(zip(done.unit.places, done.found, strict=True))
-            self._spent[done.unit.places[0][0]] += done.seconds
-            advance(len(done.found))
+            found |= done.found
+            self.left_out |= done.left_out
+            every = [*done.found, *done.left_out]
+            self._spent[every[0][0]] += done.seconds
+            advance(len(every))
         return found

@@ -24,13 +24,14 @@ from pipeline.publish import publish, scratch
 from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
-from trainer.batches import BatchSource, allow_open_files, loader, unwrapped
+from trainer.batches import allow_open_files, loader, unwrapped
 from trainer.dataset import Candidates, Records
 from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.order import seeded
 from trainer.step import DivergedError, StepLosses, train_step
 from trainer.student_traces import written_by
+from trainer.unreadable import StudentBatches, readable_records
 from trainer.world import World
 
 SETTINGS: Final = "train.json"
@@ -49,6 +50,12 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # What to learn from
     records = Records.load(config.data.dataset)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    if config.data.skip_unreadable:
+        if world.first:
+            readable_records(config, records, candidates, quiet=quiet)
+        world.wait()  # the others take what was found
+        records = readable_records(config, records, candidates, quiet=True)
     traces = _traces(config, variant, records)
     torch.manual_seed(config.seed)
     embedder = Embedder.create(
@@ -59,13 +66,13 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     )
     embedder.to(world.device).train()
     torch.manual_seed(int(seeded("process", config.seed, world.rank).integers(2**62)))  # dropout of its own
-    source = BatchSource(
+    source = StudentBatches(
         config,
         variant,
         records,
         traces,
         embedder.encoder(),
-        Candidates(config.data.mbeir, records.split, config.data.cache),
+        candidates,
         rank=world.rank,
         world=world.size,
     )
@@ -204,6 +211,8 @@ def _identity(config: TrainConfig, variant: Variant, records: Records, steps: in
     settings = config.model_dump(mode="json", exclude=_FREE)
     settings["data"].pop("workers")
     settings["data"].pop("cache")
+    if not config.data.skip_unreadable:  # runs that were begun before there was such a setting go on
+        settings["data"].pop("skip_unreadable")
     if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}

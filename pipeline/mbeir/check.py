@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from pipeline.mbeir.findings import Findings, Report, Severity
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
 from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
@@ -68,7 +68,7 @@ class Checker:
         self.layout, self.meter = layout, meter
         self.found = Findings(layout.root, max_examples)
         self.images, self.decode = images or decode, decode
-        self.store = ImageStore(layout.root)
+        self.store = ImageStore(layout.root, max_ratio=MAX_RATIO)
         self.pools: dict[Path, NDArray[np.int64]] = {}
         self.instructions: InstructionTable | None = None
 
@@ -291,7 +291,7 @@ def check(root: Path, *, images: bool = True, decode: bool = False, max_examples
 
     Args:
         images: also look whether every image is there and inside the root.
-        decode: also decode every image (slow; finds truncated files and decompression bombs).
+        decode: also decode every image (slow; finds damaged files, bombs, and shapes that image processors refuse).
         max_examples: occurrences shown per kind of problem and file; counts are exact in any case.
     """
     layout = Layout.open(root)

@@ -24,6 +24,10 @@ MAX_PIXELS: Final = 64_000_000
 """M-BEIR's images have a shorter side of 256 pixels; a picture a thousand times as large is a decompression bomb."""
 
 
+MAX_RATIO: Final = 200
+"""Of the longer side to the shorter: what the image processors of Qwen2-VL to Qwen3-VL take."""
+
+
 class ImageReason(StrEnum):
     MISSING = "image_missing"
     OUTSIDE_ROOT = "image_outside_root"
@@ -32,6 +36,7 @@ class ImageReason(StrEnum):
     TRUNCATED = "image_truncated"
     TOO_MANY_PIXELS = "image_too_many_pixels"
     UNREADABLE = "image_unreadable"
+    ASPECT_RATIO = "image_aspect_ratio"
 
 
 _REMEDIES: Final = {
@@ -43,6 +48,7 @@ _REMEDIES: Final = {
     ImageReason.TRUNCATED: "the file is damaged; download it again",
     ImageReason.TOO_MANY_PIXELS: "scale the image down, or raise the cap (max_pixels) if it is genuine",
     ImageReason.UNREADABLE: "check the permissions of the file",
+    ImageReason.ASPECT_RATIO: "crop or pad the image: the image processors of Qwen's models refuse it",
 }
 
 
@@ -65,10 +71,14 @@ class ImageStore:
         allowed_roots: further directories that symbolic links below `root` may lead into (many keep ``mbeir_images``
             on another disk). Nothing else outside the root is opened.
         max_pixels: width x height above which an image is refused before it is decoded.
+        max_ratio: of the longer side to the shorter, above which an image is refused; None for any.
     """
 
-    def __init__(self, root: Path, *, allowed_roots: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, root: Path, *, allowed_roots: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS, max_ratio: float | None = None
+    ) -> None:
         self.root = root
+        self.max_ratio = max_ratio
         self.max_pixels = max_pixels
         self._allowed_roots = allowed_roots
         self._real_roots = tuple(os.path.realpath(place) for place in (root, *allowed_roots))
@@ -118,6 +128,9 @@ class ImageStore:
                     if width * height > self.max_pixels:
                         detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
                         raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
+                    if self.max_ratio is not None and max(width, height) > self.max_ratio * min(width, height):
+                        detail = f"{width}x{height} pixels, sides in a ratio above {self.max_ratio:g}"
+                        raise ImageProblem(ImageReason.ASPECT_RATIO, relative, detail)
                     return image.convert("RGB")
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error

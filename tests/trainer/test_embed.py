@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
@@ -17,7 +16,7 @@ from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, hash_did
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh
-from trainer.embed import AHEAD, PoolEmbedder, Range, embed_pool
+from trainer.embed import AHEAD, PoolEmbedder, PoolPart, Range, embed_pool
 from trainer.index import Card, Index
 from trainer.pool_workers import pool_rows
 from trainer.rows import RowEncoder
@@ -71,9 +70,9 @@ def test_vectors_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     given = np.ones((6, 3), np.float16)
     given[4, 1] = np.nan
 
-    def embed(owed: list[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def embed(owed: list[Range]) -> Iterator[tuple[Range, PoolPart]]:
         for one in owed:
-            yield one, given[one.start : one.stop]
+            yield one, PoolPart(given[one.start : one.stop], {})
 
     out = tmp_path / "x_embed.npy"
     with pytest.raises(InputError, match=r"x_embed.npy: 1 of 2 vectors are not finite \(NaN or inf\): 8:5"):

@@ -52,7 +52,7 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
     mixed_routes(embedder, [row for of_file in rows.values() for row in of_file])
     worker = Counting(QueryEmbedder(embedder, config, images))
     shared = QueryEmbeddings(files, worker, window=12)
-    places = [(task, place) for task, file in files.items() for place in range(len(file.queries))]
+    places = [(task, query.qid) for task, file in files.items() for query in file.queries]
     lot = {place: number % 2 == 0 for number, place in enumerate(places)}
     traces = {place: "Answer: the same\n" for number, place in enumerate(places) if number % 3 == 0}
 
@@ -60,7 +60,7 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
         got = shared.embed(route, given=given)
         every: list[Embedded] = []
         for task, of_file in rows.items():
-            flags = [given[task, place] for place in range(len(of_file))] if given is not None else None
+            flags = [given[task, query.qid] for query in files[task].queries] if given is not None else None
             wanted = alone.embed(of_file, route=route, given=flags)
             found, costs = got[task]
             for one, other in zip(found, wanted, strict=True):
@@ -93,7 +93,8 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
     assert worker.taken() == owed
 
     after = shared.embed("given", written=traces)
-    assert all(one.trace == traces.get((task, i), "") for task, (found, _) in after.items() for i, one in enumerate(found))
+    wanted = [one.trace for found, _ in after.values() for one in found]
+    assert wanted == [traces.get(place, "") for place in places]
     taken = worker.taken()
     assert taken.pop("written") == len(traces)
     assert pool == "token" or not taken
