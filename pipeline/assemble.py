@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.durable import is_full
 from pipeline.families import family_of
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.rows import RECORDS, REJECTIONS, with_features
 from pipeline.staging import Staging
 from schemas.errors import CotError
@@ -252,10 +252,7 @@ def _has_bytes(schema: pa.Schema) -> bool:
 
 
 def _with_bytes(records: pa.Table, images: ImageStore) -> pa.Table:
-    rows = [
-        {"bytes": images.read_bytes(path), "path": path.rsplit("/", 1)[-1]} if path else None
-        for path in records["query_image"].to_pylist()
-    ]
+    rows = [picture_value(images, path) if path else None for path in records["query_image"].to_pylist()]
     schema = _image_schema()
     at = schema.get_field_index("query_image")
     return records.set_column(at, schema.field(at), pa.array(rows, schema.field(at).type))

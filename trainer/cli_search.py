@@ -105,7 +105,8 @@ def search(
     if fingerprint(source.model) != found.card.embedder_sha256:
         raise InputError(f"{source.model} is not the embedder that made {where}", "build the index again")
     embedder = source.load()
-    picture = ImageStore(image.absolute().parent).open(image.name) if image is not None else None
+    shown_file = image.resolve() if image is not None else None  # the user's own file: a link to anywhere is meant
+    picture = ImageStore(shown_file.parent).open(shown_file.name) if shown_file is not None else None
     adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
     row = adaptive.encoder.query("query", instruction, text, picture)
     (one,) = adaptive.embed([row], route=route)  # type: ignore[arg-type]

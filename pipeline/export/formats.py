@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.export.samples import Sample, Side, side_of
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.mbeir.layout import Layout
 
 Writer = Callable[[Iterable[Sample], Path, Path], int]
@@ -43,7 +43,7 @@ def sentence_transformers(found: Iterable[Sample], mbeir: Path, out: Path) -> in
 
 def _input(side: Side, images: ImageStore) -> Any:
     """What sentence-transformers takes: a text, an image, or both by their names."""
-    image = {"bytes": images.read_bytes(side.image), "path": Path(side.image).name} if side.image else None
+    image = picture_value(images, side.image) if side.image else None
     if image is None:
         return side.text
     return {"image": image, "text": side.text} if side.text else image

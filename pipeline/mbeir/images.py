@@ -5,17 +5,23 @@ A picture that cannot be used is an `ImageProblem` whose `reason` becomes the co
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.mbeir.pictures import PictureFile, as_file, is_plain, normalised
 from schemas.errors import InputError
+
+T = TypeVar("T")
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Decoders that are let near a file; Pillow knows many more, which M-BEIR never uses."""
@@ -108,22 +114,52 @@ class ImageStore:
             raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
 
     def open(self, relative: str) -> Image.Image:
-        """The decoded image in RGB, as UniIR converts it (no EXIF rotation)."""
-        path = self.resolve(relative)
+        """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`)."""
+        return self._decoded(relative, self.resolve(relative), normalised)
+
+    def portable(self, relative: str) -> PictureFile:
+        """A file that shows what `open` gives whoever decodes it: the file itself where it is plain, else a PNG."""
+        data = self.read_bytes(relative)
+        return self._decoded(relative, io.BytesIO(data), lambda image: as_file(image, data))
+
+    def is_plain(self, relative: str, data: bytes) -> bool:
+        """Whether the file, whose content is `data`, may be handed on as it is. False too for what cannot be opened."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path, formats=FORMATS) as image:
-                    width, height = image.size
-                    if width * height > self.max_pixels:
-                        detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
-                        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
-                    return image.convert("RGB")
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
-        except UnidentifiedImageError as error:
-            raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
-        except PermissionError as error:
-            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged data
-            raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error
+            return self._decoded(relative, io.BytesIO(data), is_plain)
+        except ImageProblem:
+            return False
+
+    def _decoded(self, relative: str, source: Path | io.BytesIO, take: Callable[[Image.Image], T]) -> T:
+        with _explained(relative), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > self.max_pixels:
+                    detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
+                    raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
+                return take(image)
+
+
+def picture_value(store: ImageStore, relative: str) -> dict[str, Any]:
+    """A picture as `datasets.Image` keeps it. The file's name gets the suffix of what it holds now."""
+    file = store.portable(relative)
+    name = relative.rsplit("/", 1)[-1]
+    plain = file.media_type != "image/png" or name.lower().endswith(".png")
+    return {"bytes": file.content, "path": name if plain else f"{name.rpartition('.')[0] or name}.png"}
+
+
+@contextmanager
+def _explained(relative: str) -> Iterator[None]:
+    """Whatever Pillow raises for a file, as an ImageProblem."""
+    try:
+        yield
+    except (ImageProblem, MemoryError):
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
+    except PermissionError as error:
+        raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+    except Exception as error:  # decoders of damaged data raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+        raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error
