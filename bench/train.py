@@ -25,8 +25,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config import load_config
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig
 from trainer.adaptive import AdaptiveEmbedder
@@ -179,7 +179,7 @@ def adaptive(
     config = load_config(run / "train.json", TrainConfig)
     embedder = Embedder.load(run / "trace" / "model", config.model).folded()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)
-    layout, images = Layout.open(config.data.mbeir), ImageStore(config.data.mbeir)
+    layout, images = Layout.open(config.data.mbeir), training_store(config)
     rows = [
         row
         for task in DATASET_TASKS

@@ -26,6 +26,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.records import RowMaker, near_duplicate_key
 from pipeline.rows import records_table, rejections_table
 from pipeline.teacher.client import TeacherClient
@@ -117,7 +118,7 @@ class Annotator:
         self._connecting = asyncio.Lock()
         self._tally = Tally()
         self._recent: deque[bool] = deque(maxlen=config.stop.window)
-        store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
+        store = build_store(config)
         self._teacher = self._asker("teacher", config.teacher, store)
         self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
         self.guide = Guide(config, self._teacher, self._verifier, token_counter(config))

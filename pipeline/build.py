@@ -32,10 +32,10 @@ from pipeline.finished import SETTINGS
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.segment import SegmentStore
 from pipeline.manifest import config_sha256, make_manifest, write_card
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.progress_board import Board
 from pipeline.publish import mend, publish, scratch
 from pipeline.staging import Staging
@@ -212,7 +212,7 @@ class _Build:
     def _assembled(self, staging: Staging, work: WorkList, directory: Path) -> Assembled:
         images = None
         if self.config.output.with_images:
-            images = ImageStore(self.config.mbeir, allowed_roots=self.config.input.image_roots)
+            images = build_store(self.config)
         return assemble(
             staging,
             directory,

@@ -11,9 +11,9 @@ from pipeline.asker import Asker, Stopped
 from pipeline.journey import Guide, Journey
 from pipeline.ledger.fingerprint import Identity
 from pipeline.ledger.ledger import Ledger
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.tokens import token_counter
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Journey]:
     """Row id -> its journey, for rows of a dataset (or rejections). Asks nobody: journeys with unknown answers are left out."""
-    store = ImageStore(settings.mbeir, allowed_roots=settings.input.image_roots)
+    store = build_store(settings)
     ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"))
 
     async def nobody() -> TeacherClient:

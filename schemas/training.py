@@ -74,6 +74,9 @@ class DataSettings(_Settings):
     """The same queries built with every query reasoning (`route.threshold=0`): what `always-reason` learns from."""
     mbeir: Path
     """The M-BEIR root: candidates and images."""
+    image_roots: tuple[Path, ...] = ()
+    """Further directories that symbolic links below the M-BEIR root may lead into; those of the build whose directory
+    `dataset` is are added."""
     cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
     prompts: str = "full"

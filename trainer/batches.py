@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import candidate_text
+from pipeline.mbeir.stores import training_store
 from schemas.errors import CotError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
@@ -66,7 +66,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         self.traces, self.candidates = traces, candidates
         self.rank, self.world = rank, world
         self.own: dict[str, str] = {}
-        self.images = ImageStore(config.data.mbeir)
+        self.images = training_store(config)
         batch = config.batch
         groups = records.groups(repeat=config.data.repeat)
         self.order = Order(groups, batch.queries, config.seed, batch.sampling, batch.balance)

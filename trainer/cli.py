@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli.options import ImageRoots
+
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
     from trainer.evaluate import Result, TaskResult
@@ -28,13 +30,16 @@ if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=max(140, console.width))
 
 
-def load_settings(config: Path, overrides: list[str] | None, out: Path | None) -> TrainConfig:
+def load_settings(
+    config: Path, overrides: list[str] | None, out: Path | None, image_roots: list[Path] | None = None
+) -> TrainConfig:
     from pipeline.config import load_config
     from schemas.training import TrainConfig
     from trainer.train import SETTINGS
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
-    return load_config(config / SETTINGS if config.is_dir() else config, TrainConfig, tuple(given))
+    path = config / SETTINGS if config.is_dir() else config
+    return load_config(path, TrainConfig, tuple(given), image_roots=image_roots or ())
 
 
 def train(
@@ -46,6 +51,7 @@ def train(
         int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
     ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
+    image_roots: ImageRoots = None,
     quiet: Quiet = False,
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
@@ -56,7 +62,7 @@ def train(
     """
     from schemas.errors import ConfigError
 
-    settings = load_settings(config, overrides, out)
+    settings = load_settings(config, overrides, out, image_roots)
     if ray_restarts and ray_workers is None:
         raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
@@ -79,7 +85,7 @@ def train(
             console.print(f"{variant}: {settings.out / variant / 'model'}")
 
 
-def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet = False) -> None:
+def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
     """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
@@ -90,7 +96,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, quiet: Quiet =
     from trainer.controls import modality_routes, random_routes, teacher_traces
     from trainer.evaluate import ROUTES, Evaluation, as_json
 
-    settings = load_settings(config, overrides, out)
+    settings = load_settings(config, overrides, out, image_roots)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
     directory = settings.out / "eval"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.cli.options import ImageRoots
 from trainer.cli import Set, load_settings
 from trainer.cli_search import source_of
 
@@ -25,6 +26,7 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the export goes; it must not exist.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     overrides: Set = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Exports whole weights with tokenizer and pooling rule, after a real vLLM server has reproduced embeddings and routes.
 
@@ -34,7 +36,7 @@ def merge(
     from trainer.merge import merge as run_merge
 
     console = Console(highlight=False, soft_wrap=True)
-    settings = load_settings(run, overrides, None)
+    settings = load_settings(run, overrides, None, image_roots)
     embedder = source_of(settings, run, variant).load()
     queries, candidates = _rows(settings, embedder)
     report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, progress=console.print)

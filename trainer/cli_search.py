@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli.options import ImageRoots
 from trainer.cli import Set, load_settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def index(
         str | None, typer.Option(help="Also a faiss index for serving, e.g. HNSW32; recall is printed.")
     ] = None,
     overrides: Set = None,
+    image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Embeds a corpus with a trained embedder. Run it again after an interruption: parts that are written are kept."""
@@ -51,7 +53,7 @@ def index(
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
-    settings = load_settings(run, overrides, None)
+    settings = load_settings(run, overrides, None, image_roots)
     source = source_of(settings, run, variant)
     assert source.model is not None
     layout = Layout.open(settings.data.mbeir)
@@ -89,7 +91,7 @@ def search(
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
 ) -> None:
     """Embeds one query, adaptively, and shows how it was routed, the trace it wrote, and what it found."""
-    from pipeline.mbeir.images import ImageStore
+    from pipeline.mbeir.stores import plain_store
     from schemas.errors import ConfigError, InputError
     from trainer.adaptive import AdaptiveEmbedder
     from trainer.index import Index, fingerprint
@@ -106,7 +108,7 @@ def search(
         raise InputError(f"{source.model} is not the embedder that made {where}", "build the index again")
     embedder = source.load()
     shown_file = image.resolve() if image is not None else None  # the user's own file: a link to anywhere is meant
-    picture = ImageStore(shown_file.parent).open(shown_file.name) if shown_file is not None else None
+    picture = plain_store(shown_file.parent).open(shown_file.name) if shown_file is not None else None
     adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
     row = adaptive.encoder.query("query", instruction, text, picture)
     (one,) = adaptive.embed([row], route=route)  # type: ignore[arg-type]
@@ -136,13 +138,13 @@ def _some_queries(source: Source, settings: TrainConfig, split: str) -> NDArray[
     """Vectors of a few queries of every dataset-task, embedded as in service."""
     import torch
 
-    from pipeline.mbeir.images import ImageStore
     from pipeline.mbeir.layout import Layout
+    from pipeline.mbeir.stores import training_store
     from schemas.mbeir import DATASET_TASKS
     from trainer.adaptive import AdaptiveEmbedder
     from trainer.embed import QueryFile
 
-    layout, images = Layout.open(settings.data.mbeir), ImageStore(settings.data.mbeir)
+    layout, images = Layout.open(settings.data.mbeir), training_store(settings)
     adaptive = AdaptiveEmbedder(source.load(), settings.adaptive)
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
     rows = []

@@ -73,9 +73,9 @@ class QueryCosts(NamedTuple):
 class PoolEmbedder:
     """Embeds candidates; picklable pieces are made in the process that uses it."""
 
-    def __init__(self, embedder: Embedder, mbeir: Path, *, rows: int, max_chars: int) -> None:
+    def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int) -> None:
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
-        self.images = ImageStore(mbeir)
+        self.images = images
         self.rows, self.max_chars = rows, max_chars
 
     @torch.inference_mode()

@@ -19,9 +19,9 @@ import numpy as np
 
 from pipeline.durable import replace_text
 from pipeline.families import family_of
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import training_store
 from pipeline.progress import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask
@@ -78,7 +78,7 @@ class Evaluation:
         self.config, self.model, self.directory, self.quiet = config, model, directory, quiet
         self.split = config.evaluation.split
         self.layout = Layout.open(config.data.mbeir)
-        self.images = ImageStore(config.data.mbeir)
+        self.images = training_store(config)
         self.embedder = Source(config, model).load()
         self.adaptive = AdaptiveEmbedder(self.embedder, config.adaptive)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]

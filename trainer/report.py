@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline.families import FAMILIES, family_of
 from pipeline.finished import FinishedDataset
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.qrels import read_qrels
+from pipeline.mbeir.stores import training_store
 from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
 from pipeline.report.thumbnails import Thumbnails
@@ -33,9 +33,11 @@ _OUTCOMES: Final = {(True, True): "both hit", (True, False): "win", (False, True
 Entry = dict[str, Any]
 
 
-def run_page(run: Path, *, examples: int = 300) -> Page:
+def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
     """Of a run that was trained and evaluated. Raises InputError otherwise."""
     config = TrainConfig.model_validate_json((run / "train.json").read_bytes()).model_copy(update={"out": run})
+    data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
+    config = config.model_copy(update={"data": data})
     split = config.evaluation.split
     file = run / "eval" / f"results_{split}.json"
     if not file.is_file():
@@ -43,7 +45,7 @@ def run_page(run: Path, *, examples: int = 300) -> Page:
     results = json.loads(file.read_text())
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
     found = _compared(config, split)
-    pictures = Thumbnails(ImageStore(config.data.mbeir))
+    pictures = Thumbnails(training_store(config))
     return Page(
         title=f"TRACE: training report of {run.name}",
         banner="SYNTHETIC: fitted and scored in an invented miniature world (pocket)." if synthetic else "",

@@ -204,6 +204,7 @@ def _identity(config: TrainConfig, variant: Variant, records: Records, steps: in
     settings = config.model_dump(mode="json", exclude=_FREE)
     settings["data"].pop("workers")
     settings["data"].pop("cache")
+    settings["data"].pop("image_roots")
     if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}

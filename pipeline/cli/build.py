@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli.options import ImageRoots
+
 if TYPE_CHECKING:
     from pipeline.journey import Attempt, Journey
     from schemas.config import BuildConfig
@@ -30,7 +32,14 @@ if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=max(_NARROWEST, console.width))
 
 
-def _settings(config: Path, overrides: list[str] | None, out: Path | None, limit: int | None = None) -> BuildConfig:
+def _settings(
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    limit: int | None = None,
+    *,
+    image_roots: list[Path] | None = None,
+) -> BuildConfig:
     from pipeline.config import load_config
     from schemas.config import BuildConfig
 
@@ -39,7 +48,7 @@ def _settings(config: Path, overrides: list[str] | None, out: Path | None, limit
         given.append(f"out={out}")
     if limit is not None:
         given.append(f"input.limit={limit}")
-    return load_config(config, BuildConfig, tuple(given))
+    return load_config(config, BuildConfig, tuple(given), image_roots=image_roots or ())
 
 
 def build(
@@ -48,6 +57,7 @@ def build(
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
     overrides: Set = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
+    image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Builds the dataset: assess, route, reason, screen, verify, write.
@@ -58,7 +68,7 @@ def build(
     from pipeline.build import build as run
     from pipeline.crew import BuildStopped
 
-    settings = _settings(config, overrides, out, limit)
+    settings = _settings(config, overrides, out, limit, image_roots=image_roots)
     try:
         manifest, done = run(settings, retry_failed=retry_failed, quiet=quiet)
     except BuildStopped as stopped:
@@ -68,10 +78,14 @@ def build(
 
 
 def reroute(
-    config: Config, threshold: Annotated[float, typer.Option(min=0, max=1)], out: Out = None, overrides: Set = None
+    config: Config,
+    threshold: Annotated[float, typer.Option(min=0, max=1)],
+    out: Out = None,
+    overrides: Set = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Builds again with another threshold on P(complex): nothing that the ledger knows is asked again."""
-    build(config, out=out, overrides=[*(overrides or ()), f"route.threshold={threshold}"])
+    build(config, out=out, overrides=[*(overrides or ()), f"route.threshold={threshold}"], image_roots=image_roots)
 
 
 def stats(directory: Dir, as_json: Json = False) -> None:
@@ -111,12 +125,13 @@ def preview(
     count: Annotated[int, typer.Option("-n", min=1, help="Queries.")] = 3,
     overrides: Set = None,
     out: Out = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """The journeys of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
     from pipeline.cli.teacher import hosted
     from pipeline.preview import journeys
 
-    settings = _settings(config, overrides, out, count)
+    settings = _settings(config, overrides, out, count, image_roots=image_roots)
     with hosted(settings) as endpoints:
         found = asyncio.run(journeys(settings, endpoints))
     for journey in found:
@@ -129,12 +144,13 @@ def estimate(
     overrides: Set = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs behind the endpoints, for GPU-hours.")] = 0,
     as_json: Json = False,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Asks a small sample and predicts calls, tokens, time and GPU-hours of the whole build."""
     from pipeline.cli.teacher import hosted
     from pipeline.estimate import estimate as run
 
-    settings = _settings(config, overrides, None)
+    settings = _settings(config, overrides, None, image_roots=image_roots)
     with hosted(settings) as endpoints:
         found = asyncio.run(run(settings, endpoints, sample, gpus))
     if as_json:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.cli.options import ImageRoots
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,11 +33,13 @@ def export(
     out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
     mbeir: Annotated[Path | None, typer.Option(help="The M-BEIR directory [default: the build's].")] = None,
     negatives: Annotated[int, typer.Option(min=0, help="Hard negatives for each record, as far as it lists them.")] = 1,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Writes the records as a training project reads them, joined with M-BEIR's candidates, and a README on how to use them."""
     from pipeline.export.formats import FORMATS, readme
     from pipeline.export.samples import Skipped, samples
     from pipeline.finished import FinishedDataset
+    from pipeline.mbeir.stores import plain_store
     from pipeline.progress import Meter
     from pipeline.publish import publish, scratch
     from schemas.errors import InputError
@@ -45,6 +49,7 @@ def export(
     root = mbeir or (settings.mbeir if settings is not None else None)
     if root is None or not root.is_dir():
         raise InputError(f"the M-BEIR directory of {directory} is not known or not here", "name it with --mbeir")
+    roots = [*(image_roots or ()), *(settings.input.image_roots if settings is not None else ())]
     if out.exists():
         raise InputError(f"{out} exists", "name a new directory, or remove this one")
     skipped = 0
@@ -63,7 +68,7 @@ def export(
         new.mkdir(parents=True, exist_ok=True)
         for left in new.iterdir():  # of an export that was interrupted
             _remove(left)
-        count = FORMATS[format](found(), root, new)
+        count = FORMATS[format](found(), plain_store(root, roots), new)
     text = readme(format, out, dataset.manifest.name, count, skipped, synthetic=dataset.manifest.synthetic)
     (new / "README.md").write_text(text, encoding="utf-8")
     publish(new, out)

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pipeline.cli.options import ImageRoots
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -26,6 +28,7 @@ def report(
     rejections: Annotated[int, typer.Option(min=0, help="Rejections to show.")] = 100,
     price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read, for the cost.")] = None,
     price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Writes one HTML file to look at: figures, tables, and examples with their images, prompts and raw answers.
 
@@ -38,7 +41,7 @@ def report(
     if (directory / "train.json").is_file():
         from trainer.report import run_page
 
-        page = run_page(directory, examples=records)
+        page = run_page(directory, examples=records, image_roots=image_roots or ())
         target = out or directory / "report.html"
     else:
         from pipeline.finished import FinishedDataset
@@ -46,7 +49,7 @@ def report(
 
         dataset = FinishedDataset.open(directory)
         prices = (price_in or 0.0, price_out or 0.0) if price_in is not None or price_out is not None else None
-        page = build_page(dataset, records=records, rejections=rejections, prices=prices)
+        page = build_page(dataset, records=records, rejections=rejections, prices=prices, image_roots=image_roots or ())
         # beside the dataset and never in it: what is pushed is the dataset alone
         target = out or (dataset.build or dataset.directory.parent) / "report.html"
     html = render(page)

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipeline.cli.options import ImageRoots
+
 app = typer.Typer(no_args_is_help=True)
 
 Root = Annotated[Path, typer.Argument(metavar="DIR", help="The M-BEIR root: the directory with query/ and cand_pool/ in it.")]
@@ -21,6 +23,7 @@ def stats(
     as_json: Json = False,
     images: Images = True,
     cache: Annotated[Path | None, typer.Option(help="Where converted pools are kept [default: $MBEIR_COT_CACHE].")] = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Counts queries, positives, pools and missing images per split and dataset-task.
 
@@ -29,7 +32,7 @@ def stats(
     """
     from pipeline.mbeir.stats import collect_stats, render
 
-    collected = collect_stats(root, images=images, cache_dir=cache)
+    collected = collect_stats(root, images=images, image_roots=image_roots or (), cache_dir=cache)
     if as_json:
         typer.echo(collected.model_dump_json(indent=1))
     else:
@@ -43,6 +46,7 @@ def check(
     images: Images = True,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image too: finds truncated ones. Slow.")] = False,
     max_examples: Annotated[int, typer.Option(min=1, help="Occurrences shown per kind of problem and file.")] = 5,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Finds every problem of an M-BEIR directory in one pass.
 
@@ -51,7 +55,7 @@ def check(
     from pipeline.mbeir.check import check as run_check
     from pipeline.mbeir.findings import render
 
-    report = run_check(root, images=images, decode=decode, max_examples=max_examples)
+    report = run_check(root, images=images, decode=decode, max_examples=max_examples, image_roots=image_roots or ())
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:

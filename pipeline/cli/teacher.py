@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pipeline.cli.options import ImageRoots
+
 if TYPE_CHECKING:
     from pipeline.teacher.check import Example
     from pipeline.teacher.hosting.preflight import Finding
@@ -36,7 +38,10 @@ def teacher() -> None:
 
 @app.command()
 def check(
-    config: Config, overrides: Set = None, skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0
+    config: Config,
+    overrides: Set = None,
+    skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Starts (or reaches) the teacher, asks what it can do, and shows one worked answer per task family.
 
@@ -45,7 +50,7 @@ def check(
     from pipeline.config import load_config
     from schemas.config import BuildConfig
 
-    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())
     with hosted(settings) as endpoints:
         ok = asyncio.run(_check(settings, endpoints, skip))
     raise typer.Exit(0 if ok else 1)

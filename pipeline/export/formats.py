@@ -19,16 +19,15 @@ from pipeline.export.samples import Sample, Side, side_of
 from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.mbeir.layout import Layout
 
-Writer = Callable[[Iterable[Sample], Path, Path], int]
-"""(samples, M-BEIR root, empty directory) -> how many were written."""
+Writer = Callable[[Iterable[Sample], ImageStore, Path], int]
+"""(samples, M-BEIR's images, empty directory) -> how many were written."""
 
 _VLM2VEC_IMAGE: Final = "<|image_1|>"
 _ROW_GROUP: Final = 200
 
 
-def sentence_transformers(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
+def sentence_transformers(found: Iterable[Sample], images: ImageStore, out: Path) -> int:
     """Parquet, a file for each dataset-task: anchor, positive and, where all rows have one, negative, images inside."""
-    images = ImageStore(mbeir)
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for sample in found:
         row = {"anchor": _input(sample.query, images), "positive": _input(side_of(sample.positive), images)}
@@ -64,7 +63,7 @@ def _write_inputs(path: Path, rows: list[dict[str, Any]], columns: list[str]) ->
     pq.write_table(table, path, row_group_size=_ROW_GROUP)
 
 
-def llama_factory(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
+def llama_factory(found: Iterable[Sample], images: ImageStore, out: Path) -> int:
     """ShareGPT messages with `<image>`, and the entry of dataset_info.json."""
     rows = [{"messages": _conversation(sample), "images": _images(sample.query)} for sample in found]
     (out / "m_beir_cot.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -80,7 +79,7 @@ def llama_factory(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
     return len(rows)
 
 
-def ms_swift(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
+def ms_swift(found: Iterable[Sample], images: ImageStore, out: Path) -> int:
     """sft.jsonl: the query and the target to write. embedding.jsonl: anchor, positive and negative messages."""
     count = 0
     with (out / "sft.jsonl").open("w", encoding="utf-8") as sft, (out / "embedding.jsonl").open("w", encoding="utf-8") as pairs:
@@ -103,7 +102,7 @@ def ms_swift(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
     return count
 
 
-def vlm2vec(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
+def vlm2vec(found: Iterable[Sample], images: ImageStore, out: Path) -> int:
     """Parquet with MMEB-train's columns, a folder for each dataset-task."""
     parts: dict[str, list[dict[str, str]]] = defaultdict(list)
     for sample in found:
@@ -122,7 +121,7 @@ def vlm2vec(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
     return sum(map(len, parts.values()))
 
 
-def lamra(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
+def lamra(found: Iterable[Sample], images: ImageStore, out: Path) -> int:
     """Query, candidate and instruction files in M-BEIR's own format, which LamRA reads, with route and target added."""
     candidates: dict[str, dict[str, Any]] = {}
     count = 0
@@ -150,7 +149,7 @@ def lamra(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
     with (out / "mbeir_cot_train_cand_pool.jsonl").open("w", encoding="utf-8") as pool:
         for did in sorted(candidates, key=lambda did: tuple(map(int, did.split(":")))):
             _line(pool, candidates[did])
-    shutil.copyfile(Layout.open(mbeir).instructions, out / "query_instructions.tsv")
+    shutil.copyfile(Layout.open(images.root).instructions, out / "query_instructions.tsv")
     return count
 
 

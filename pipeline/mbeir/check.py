@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
 from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
 from pipeline.mbeir.qrels import load_relevant
+from pipeline.mbeir.stores import plain_store
 from pipeline.progress import Meter
 from schemas.errors import InputError
 from schemas.mbeir import (
@@ -64,11 +66,13 @@ class _Positives:
 
 
 class Checker:
-    def __init__(self, layout: Layout, *, images: bool, decode: bool, max_examples: int, meter: Meter) -> None:
+    def __init__(
+        self, layout: Layout, *, store: ImageStore, images: bool, decode: bool, max_examples: int, meter: Meter
+    ) -> None:
         self.layout, self.meter = layout, meter
         self.found = Findings(layout.root, max_examples)
         self.images, self.decode = images or decode, decode
-        self.store = ImageStore(layout.root)
+        self.store = store
         self.pools: dict[Path, NDArray[np.int64]] = {}
         self.instructions: InstructionTable | None = None
 
@@ -286,18 +290,28 @@ class Checker:
         return [path for task in tasks if (path := self.layout.local_pool(task, split)) is not None]
 
 
-def check(root: Path, *, images: bool = True, decode: bool = False, max_examples: int = 5, quiet: bool = False) -> Report:
+def check(
+    root: Path,
+    *,
+    images: bool = True,
+    decode: bool = False,
+    max_examples: int = 5,
+    image_roots: Sequence[Path] = (),
+    quiet: bool = False,
+) -> Report:
     """Reads the whole directory and reports everything that is wrong or unusual.
 
     Args:
         images: also look whether every image is there and inside the root.
         decode: also decode every image (slow; finds truncated files and decompression bombs).
+        image_roots: further directories that links below `root` may lead into.
         max_examples: occurrences shown per kind of problem and file; counts are exact in any case.
     """
     layout = Layout.open(root)
     paths = [file.path for file in layout.pool_files()] + [file.path for file in layout.query_files()]
     with Meter("checking", sum(path.stat().st_size for path in paths), quiet=quiet) as meter:
-        checker = Checker(layout, images=images, decode=decode, max_examples=max_examples, meter=meter)
+        store = plain_store(root, image_roots)
+        checker = Checker(layout, store=store, images=images, decode=decode, max_examples=max_examples, meter=meter)
         files = checker.run()
     return Report(root=str(root), files=files, findings=list(checker.found))
 

@@ -42,8 +42,9 @@ class ImageReason(StrEnum):
 
 _REMEDIES: Final = {
     ImageReason.MISSING: "extract the images again (`mbeir-cot mbeir fetch DIR` continues where it stopped)",
-    ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; "
-    "images kept elsewhere behind a symbolic link need that place among the allowed roots",
+    ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; of images that "
+    "are kept elsewhere behind a symbolic link, name the directory with --image-root DIR (in configs: input.image_roots of a "
+    "build, data.image_roots of a training)",
     ImageReason.NOT_A_FILE: "a regular file is expected",
     ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected; download the file again",
     ImageReason.TRUNCATED: "the file is damaged; download it again",

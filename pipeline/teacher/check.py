@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pipeline.families import FAMILIES, Family, family_of
 from pipeline.judge import ASSESS, VERIFY
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import build_store
 from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
 from pipeline.teacher.ask import Judged, Reasoned, judge, judge_request, reason, reason_request
 from pipeline.teacher.client import TeacherClient
@@ -39,7 +39,7 @@ async def examples(config: BuildConfig, client: TeacherClient, *, skip: int = 0)
     """An example of each family that the directory has, from its validation or test queries (`skip` passes over some)."""
     layout, teacher = Layout.open(config.mbeir), config.teacher
     prompts, table = PromptSet.load(teacher.prompts), InstructionTable.load(layout.instructions)
-    encoder = ImageEncoder(ImageStore(config.mbeir), ImageMode(teacher.images), max_pixels=teacher.max_pixels)
+    encoder = ImageEncoder(build_store(config), ImageMode(teacher.images), max_pixels=teacher.max_pixels)
     for family in FAMILIES.values():
         found = _pick(layout, family, skip)
         if found is None:

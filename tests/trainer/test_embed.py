@@ -11,6 +11,7 @@ import torch
 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh
@@ -32,7 +33,7 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     embedder = fresh(config).eval()
     size = 2
     assert len(candidates) > 3 * AHEAD * size
-    worker = PoolEmbedder(embedder, config.data.mbeir, rows=size, max_chars=200)
+    worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
     with torch.inference_mode():  # all rows prepared first, as they were once
         encoded = [worker._row(one) for one in candidates]
         wanted: dict[int, Any] = {}
