@@ -272,7 +272,7 @@ class Annotator:
         return self._rows.rejected(other, Stage.INPUT, InputReason.CONFLICTING_ROWS, "another row of this id came first")
 
     def _targets(self, queries: list[Query], split: str) -> list[Candidate | None]:
-        """The first positive that a pool holds: of the local pool, else of the split's global pool."""
+        """The first positive that a pool holds, pools in the order of `Layout.target_pools`."""
         found: list[Candidate | None] = [None] * len(queries)
         for task in {query.dataset_task for query in queries}:
             places = [i for i, query in enumerate(queries) if query.dataset_task == task]
@@ -295,8 +295,7 @@ class Annotator:
 
     def _pool_paths(self, task: DatasetTask, split: str) -> list[Path]:
         known: Split = "train" if split == "train" else "val" if split == "val" else "test"
-        paths = (self._layout.local_pool(task, known), self._layout.global_pool(known))
-        return [path for path in paths if path is not None and path.is_file()]
+        return self._layout.target_pools(task, known)
 
     def _pool(self, path: Path) -> CandidatePool:
         if path not in self._pools:

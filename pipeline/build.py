@@ -43,6 +43,7 @@ from pipeline.tokens import token_counter
 from pipeline.worklist import WorkList, collect
 from prompts import PromptSet
 from schemas.config import BuildConfig
+from schemas.errors import InputError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 
@@ -185,8 +186,17 @@ class _Build:
         split: Any = work.split
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
-            for path in (layout.local_pool(task, split), layout.global_pool(split)):
-                if (task.dataset, task.task_id) in wanted and path is not None and path.is_file() and path not in found:
+            if (task.dataset, task.task_id) not in wanted:
+                continue
+            paths = layout.target_pools(task, split)
+            if not paths and (self.config.verify.enabled or self.config.reveal_target):
+                raise InputError(
+                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {split}: "
+                    "no trace could be verified",
+                    f"{layout.fetch_remedy(task.dataset, split)}; or leave it out (input.datasets)",
+                )
+            for path in paths:
+                if path not in found:
                     with CandidatePool.open(path, self.config.input.cache) as pool:
                         found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
         return [found[path] for path in sorted(found)]

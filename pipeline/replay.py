@@ -82,9 +82,7 @@ def first_positives(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Can
 
 def _of_task(layout: Layout, settings: BuildConfig, split: Split, task: DatasetTask, rows: list[Row]) -> dict[str, Candidate]:
     found: dict[str, Candidate] = {}
-    for path in (layout.local_pool(task, split), layout.global_pool(split)):
-        if path is None or not path.is_file():
-            continue
+    for path in layout.target_pools(task, split):
         with CandidatePool.open(path, settings.input.cache) as pool:
             for row in rows:
                 if row["id"] in found:

@@ -78,13 +78,18 @@ def fetch(
 ) -> None:
     """Downloads M-BEIR from the Hugging Face Hub and extracts its images.
 
-    Run it again after an interruption: downloads resume, and extraction writes only what is missing. All parts of the image
+    Run it again after an interruption, or where images were lost or damaged: downloads resume, and extraction writes only
+    what is missing or of another size. All parts of the image
     archive are needed even for one dataset. HF_TOKEN and HF_ENDPOINT are honoured.
     """
     from pipeline.mbeir.fetch import fetch_mbeir
 
     names = [name.strip() for name in datasets.split(",") if name.strip()] or None
     summary = fetch_mbeir(dest, datasets=names, images=images, union=union, remove_parts=remove_parts, revision=revision)
+    if summary.lost:
+        typer.echo(f"{summary.lost:,} images were missing or of another size since they were extracted")
     if summary.images is not None:
         typer.echo(f"{summary.images.files:,} images, {summary.images.written:,} of them written now")
+    if summary.lacks:
+        typer.echo(summary.lacks)
     typer.echo(f"M-BEIR is at {summary.dest}; check it with: mbeir-cot mbeir check {summary.dest}")

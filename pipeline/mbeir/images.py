@@ -41,13 +41,14 @@ class ImageReason(StrEnum):
 
 
 _REMEDIES: Final = {
-    ImageReason.MISSING: "extract the images again (`mbeir-cot mbeir fetch DIR` continues where it stopped)",
+    ImageReason.MISSING: "`mbeir-cot mbeir fetch DIR` extracts what is missing",
     ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; of images that "
     "are kept elsewhere behind a symbolic link, name the directory with --image-root DIR (in configs: input.image_roots of a "
     "build, data.image_roots of a training)",
     ImageReason.NOT_A_FILE: "a regular file is expected",
-    ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected; download the file again",
-    ImageReason.TRUNCATED: "the file is damaged; download it again",
+    ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected: remove the file, then `mbeir-cot mbeir fetch DIR` "
+    "extracts what is missing",
+    ImageReason.TRUNCATED: "the file is damaged: remove it, then `mbeir-cot mbeir fetch DIR` extracts what is missing",
     ImageReason.TOO_MANY_PIXELS: "scale the image down, or raise the cap (max_pixels) if it is genuine",
     ImageReason.UNREADABLE: "check the permissions of the file",
 }
