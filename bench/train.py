@@ -164,7 +164,11 @@ def memory(config: Config = POCKET, chunk: int = 16, batches: Annotated[str, typ
     table = Table("global batch", "peak of the step, MiB", "the batch's own tensors, MiB")
     for queries in batches.split(","):
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(config), queries, str(chunk)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEASURED, str(config), queries, str(chunk)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=True,
         )
         found = json.loads(done.stdout.splitlines()[-1])
         table.add_row(queries, f"{found['beyond']:,.0f}", f"{found['batch']:,.0f}")

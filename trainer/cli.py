@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 _FAMILIES = ("visual", "text", "composed", "knowledge")
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=max(140, console.width))
+console = printing.console(least_width=140)
 
 
 def load_settings(
@@ -82,7 +80,7 @@ def train(
             run(settings, variant, quiet=quiet)
     if os.environ.get("RANK", "0") == "0":
         for variant in settings.variants:
-            console.print(f"{variant}: {settings.out / variant / 'model'}")
+            console.print(escape(f"{variant}: {settings.out / variant / 'model'}"))
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
@@ -135,28 +133,28 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     _show(results, split)
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
-    console.print(f"{directory}: embeddings, run files and tables in UniIR's layout; results_{split}.json")
+    console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; results_{escape(split)}.json")
 
 
 def _show(results: list[Result], split: str) -> None:
-    hits = Table("hit@k on " + split, "k", *(result.name for result in results))
+    hits = Table("hit@k on " + escape(split), "k", *(escape(result.name) for result in results))
     for row, first in enumerate(results[0].tasks):
         cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
-        hits.add_row(first.task, str(first.k), *cells)
+        hits.add_row(escape(first.task), str(first.k), *cells)
     hits.add_section()
     for family in _FAMILIES:
-        hits.add_row(f"mean {family}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
+        hits.add_row(f"mean {escape(family)}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
     hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
     console.print(hits)
     console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
     costs = Table("what it costs", *_COSTS)
     for result in results:
-        costs.add_row(result.name, *_cost_cells(result.tasks))
+        costs.add_row(escape(result.name), *_cost_cells(result.tasks))
     for result in results:
         if result.name == "trace":
             costs.add_section()
             for task in result.tasks:
-                costs.add_row(f"trace, {task.task}", *_cost_cells([task]))
+                costs.add_row(f"trace, {escape(task.task)}", *_cost_cells([task]))
     console.print(costs)
     console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
 

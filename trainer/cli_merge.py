@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 from trainer.cli import Set, load_settings
 from trainer.cli_search import source_of
@@ -35,15 +36,16 @@ def merge(
     from trainer.merge import COSINE
     from trainer.merge import merge as run_merge
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = printing.console()
     settings = load_settings(run, overrides, None, image_roots)
     embedder = source_of(settings, run, variant).load()
     queries, candidates = _rows(settings, embedder)
     report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, progress=console.print)
     console.print(
-        f"{out}: least cosine with vLLM {report.least_cosine:.6f} over {report.samples} rows (at least {COSINE}), "
-        f"{report.routes_equal} of {report.routes} routes equal"
-        + (f"; even to within rounding: {', '.join(report.even)}" if report.even else "")
+        f"{escape(str(out))}: least cosine with vLLM {report.least_cosine:.6f} "
+        f"over {report.samples:,} rows (at least {COSINE:g}), "
+        f"{report.routes_equal:,} of {report.routes:,} routes equal"
+        + (f"; even to within rounding: {escape(', '.join(report.even))}" if report.even else "")
     )
 
 

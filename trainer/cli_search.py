@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 from trainer.cli import Set, load_settings
 
@@ -24,7 +24,7 @@ _RECALL_QUERIES = 256
 _RECALL_K = 10
 _DEFAULT_INSTRUCTION = "Find what the query describes."
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def index(
@@ -71,13 +71,14 @@ def index(
     count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
     with nullcontext(Here(source.embedder())) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
         made = build_index(out, card, paths, workers, quiet=quiet)
-    console.print(f"{out}: {made.card.count:,} candidates, {made.card.dim} dimensions")
+    console.print(f"{escape(str(out))}: {made.card.count:,} candidates, {made.card.dim:,} dimensions")
     if approximate is not None:
         made.make_approximate(approximate)
         queries = _some_queries(source, settings, split)
         recall = made.recall(queries, _RECALL_K)
         console.print(
-            f"{approximate}: recall@{_RECALL_K} against exact search {recall:.4f} ({len(queries)} queries of {split})"
+            f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
+            f"({len(queries):,} queries of {escape(split)})"
         )
 
 
@@ -113,14 +114,16 @@ def search(
     row = adaptive.encoder.query("query", instruction, text, picture)
     (one,) = adaptive.embed([row], route=route)  # type: ignore[arg-type]
     said = "reasons" if one.reasoned else "goes straight to its embedding"
-    console.print(f"{said} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
+    console.print(f"{escape(said)} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
     if one.trace:
         console.print(escape(one.trace.strip()) + ("" if one.ended else " […] (cut)"), style="italic")
     table = Table("", "score", "candidate", "text", "image")
     (hits,) = found.hits(found.search(one.vector.numpy()[None], k, approximate=approximate))
     for rank, hit in enumerate(hits, 1):
         shown = found.card.mbeir / hit.candidate.img_path if hit.candidate.img_path else ""
-        table.add_row(str(rank), f"{hit.score:.4f}", hit.candidate.did, escape(hit.candidate.txt or ""), escape(str(shown)))
+        table.add_row(
+            str(rank), f"{hit.score:.4f}", escape(hit.candidate.did), escape(hit.candidate.txt or ""), escape(str(shown))
+        )
     console.print(table)
 
 

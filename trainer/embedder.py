@@ -197,7 +197,7 @@ class Embedder(nn.Module):
         self.processor.save_pretrained(directory)
         temperature = 1 / float(self.scale.detach())
         identity = self.identity.model_copy(update={"temperature": temperature})
-        (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+        (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
 
     def extras(self) -> dict[str, Tensor]:
         """What is trained and is not the adapter's: the temperature, and the projector when it is trained."""

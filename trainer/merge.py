@@ -108,7 +108,7 @@ def merge(
                 _ADVICE,
             )
         report = Report(len(samples), least, len(asked), sum(same), tuple(even))
-        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
+        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n", encoding="utf-8")
         publish(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -146,7 +146,7 @@ def _write(embedder: Embedder, directory: Path) -> None:
     identity = embedder.identity.model_copy(update={"merged": True})
     embedder.merged_model().save_pretrained(directory)
     embedder.processor.save_pretrained(directory)
-    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
 
 
 class Plan(NamedTuple):

@@ -33,7 +33,7 @@ def uploads(run: Path, variant: str, repo: str) -> list[Upload]:
         config,
         variant,
         Identity.read(model),
-        json.loads(results.read_text()) if results.is_file() else [],
+        json.loads(results.read_text(encoding="utf-8")) if results.is_file() else [],
         repo=repo,
         synthetic=(config.data.mbeir.parent / "truth").is_dir(),
     )
@@ -51,7 +51,7 @@ def _cleaned(path: Path) -> Upload:
     """The base by its last name where it is a directory of this machine."""
     if path.name not in ("embedder.json", "adapter_config.json"):
         return Upload(path.name, path)
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     key = "base" if path.name == "embedder.json" else "base_model_name_or_path"
     if found.get(key) and Path(found[key]).is_absolute():
         found[key] = Path(found[key]).name

@@ -42,7 +42,7 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
     file = run / "eval" / f"results_{split}.json"
     if not file.is_file():
         raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
     found = _compared(config, split)
     pictures = Thumbnails(training_store(config))
@@ -87,7 +87,7 @@ def _curves(run: Path, config: TrainConfig) -> list[Chart]:
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = {"retrieval": {}, "generation": {}}
     for variant in config.variants:
         path = run / variant / "metrics.jsonl"
-        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         for name, found in series.items():
             found[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
     notes = {
@@ -184,7 +184,7 @@ def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], 
         if not path.is_file() or not qrels.is_file():
             continue
         relevant = {(qrel.qid, qrel.did) for qrel in read_qrels(qrels) if qrel.relevance > 0}
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             qid, _, did, rank, *_ = line.split()
             if (qid, did) in relevant:
                 key = (task.name, qid)

@@ -135,7 +135,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         embedder.save(new)
-        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n")
+        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n", encoding="utf-8")
         publish(new, model_directory)
     world.wait()
     return model_directory
@@ -217,7 +217,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     """Writes what this run is; raises ConfigError where the directory holds another one."""
     file = directory / "run.json"
     if file.is_file():
-        old = json.loads(file.read_text())
+        old = json.loads(file.read_text(encoding="utf-8"))
         if differing := _differing(old, identity):
             raise ConfigError(
                 f"{directory} holds a run with other settings or data: {', '.join(differing)}",
@@ -242,7 +242,7 @@ class _Log:
         self.path = directory / "metrics.jsonl"
         if self.path.is_file():
             kept = []
-            for line in self.path.read_text().splitlines():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:  # torn by a kill
@@ -259,7 +259,7 @@ class _Log:
 
     def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")
         if self._board is not None:
             for name, value in values.items():

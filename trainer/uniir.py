@@ -209,5 +209,5 @@ def score_directory(
             scores, hits, ids = score_task(task, split, pool, queries, candidates, qrels)
             run = f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
             path = files.runs / f"{run}_run.txt"
-            path.write_text("\n".join(run_lines(task, hits, ids, queries.ids, run)) + "\n")
+            path.write_text("\n".join(run_lines(task, hits, ids, queries.ids, run)) + "\n", encoding="utf-8")
             yield scores, path

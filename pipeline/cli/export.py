@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.samples import Sample
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 class Format(StrEnum):
@@ -72,7 +73,7 @@ def export(
     text = readme(format, out, dataset.manifest.name, count, skipped, synthetic=dataset.manifest.synthetic)
     (new / "README.md").write_text(text, encoding="utf-8")
     publish(new, out)
-    console.print(f"Wrote {count:,} records for {format} to {out}; see {out / 'README.md'}")
+    console.print(f"Wrote {count:,} records for {escape(format)} to {escape(str(out))}; see {escape(str(out / 'README.md'))}")
     if skipped:
         console.print(f"[yellow]{skipped:,} records were left out[/]: no candidate pool holds their positives")
 

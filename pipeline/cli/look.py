@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.journey import Journey
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def report(
@@ -54,7 +54,7 @@ def report(
         target = out or (dataset.build or dataset.directory.parent) / "report.html"
     html = render(page)
     replace_text(target, html)
-    console.print(f"Wrote {target} ({len(html.encode()) / 1e6:.1f} MB): open it in a browser")
+    console.print(f"Wrote {escape(str(target))} ({len(html.encode()) / 1e6:.1f} MB): open it in a browser")
 
 
 def show(
@@ -70,7 +70,7 @@ def show(
     settings = dataset.settings()
     here = settings is not None and settings.mbeir.is_dir()
     root = f"{settings.mbeir}/" if here and settings is not None else ""
-    console.rule(f"[bold]{identifier}[/]  {'rejected' if part == 'rejected' else row['route']}", align="left")
+    console.rule(f"[bold]{escape(identifier)}[/]  {escape('rejected' if part == 'rejected' else row['route'])}", align="left")
     if dataset.manifest.synthetic:
         console.print("[bold]SYNTHETIC[/] (pocket world)")
     _lines(
@@ -109,13 +109,13 @@ def show(
 def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
     for label, value in pairs:
         if value is not None and value != "":
-            console.print(f"[dim]{label:<15}[/]{escape(str(value))}")
+            console.print(f"[dim]{escape(label):<15}[/]{escape(str(value))}")
 
 
 def _journey(journey: Journey) -> None:
     from pipeline.report.build import exchanges
 
     for exchange in exchanges(journey):
-        console.print(f"\n[bold]{exchange.title}[/]")
+        console.print(f"\n[bold]{escape(exchange.title)}[/]")
         console.print(escape("\n".join(f"    {line}" for line in exchange.prompt.strip().splitlines())), style="dim")
         console.print(escape("\n".join(f"  > {line}" for line in exchange.answer.strip().splitlines())))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 app = typer.Typer(no_args_is_help=True)
@@ -36,7 +36,7 @@ def stats(
     if as_json:
         typer.echo(collected.model_dump_json(indent=1))
     else:
-        Console().print(render(collected))
+        printing.console().print(render(collected))
 
 
 @app.command()
@@ -59,7 +59,7 @@ def check(
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:
-        Console(highlight=False, soft_wrap=True).print(render(report))
+        printing.console().print(render(report))
     raise typer.Exit(0 if report.ok else 1)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from pipeline.cli import printing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ Private = Annotated[bool, typer.Option("--private", help="Create the repository 
 Revision = Annotated[str | None, typer.Option(help="Branch to push to; it is created [default: main].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, show what would be uploaded, send nothing.")]
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def push(
@@ -62,7 +63,7 @@ def push(
     found = uploads(dataset, repo, with_images=with_images, accepted=accepted)
     _push(Target(repo, "dataset", revision), found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run)
     if not dry_run:
-        console.print(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})')
+        console.print(escape(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})'))
 
 
 def push_model(
@@ -106,14 +107,14 @@ def _push(
     plan = target.plan(uploads, final=final, known=belongs)
     _show(plan)
     if plan.nothing:
-        console.print(f"{target.address} holds this already: nothing to do")
+        console.print(f"{escape(target.address)} holds this already: nothing to do")
         return
     if dry_run:
         console.print("A dry run: nothing was sent.")
         return
     with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
         target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
-    console.print(f"Published {target.address}")
+    console.print(f"Published {escape(target.address)}")
 
 
 def _lines(path: Path) -> list[str]:
@@ -121,13 +122,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _show(plan: Plan) -> None:
-    table = Table(f"{plan.kind} {plan.repo} at {plan.revision}", "file", "bytes")
+    table = Table(escape(f"{plan.kind} {plan.repo} at {plan.revision}"), "file", "bytes")
     for action, uploads in (("upload", plan.large), ("upload last", plan.last)):
         for upload in uploads:
-            table.add_row(action, upload.path, f"{upload.size:,}")
+            table.add_row(action, escape(upload.path), f"{upload.size:,}")
     for path in plan.delete:
-        table.add_row("delete", path, "")
+        table.add_row("delete", escape(path), "")
     if not plan.nothing:
         console.print(table)
     state = "" if plan.exists else "; the repository is to be created"
-    console.print(f"{len(plan.large) + len(plan.last)} files, {plan.size:,} bytes; {plan.unchanged} are there already{state}")
+    console.print(
+        f"{len(plan.large) + len(plan.last):,} files, {plan.size:,} bytes; {plan.unchanged:,} are there already{escape(state)}"
+    )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ app = typer.Typer(no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/pocket.yaml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = printing.console()
+errors = printing.console(stderr=True)
 
 
 @app.callback()
@@ -71,10 +71,10 @@ def fetch(config: Config, overrides: Set = None) -> None:
         if one is None:
             continue
         if one.hosting != "managed" or one.server is None:
-            console.print(f"{name}: runs elsewhere, nothing to fetch")
+            console.print(f"{escape(name)}: runs elsewhere, nothing to fetch")
             continue
-        errors.print(f"{name}: fetching {escape(one.server.model)}")
-        console.print(f"{name}: {escape(str(fetch_model(one.server)))}")
+        errors.print(f"{escape(name)}: fetching {escape(one.server.model)}")
+        console.print(f"{escape(name)}: {escape(str(fetch_model(one.server)))}")
 
 
 def serve(config: Config, overrides: Set = None) -> None:
@@ -89,7 +89,8 @@ def serve(config: Config, overrides: Set = None) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with hosted(settings, register=True) as endpoints:
-        console.print(f"serving {settings.teacher.server.model if settings.teacher.server else ''} at {endpoints[0].url}")
+        model = settings.teacher.server.model if settings.teacher.server else ""
+        console.print(f"serving {escape(model)} at {escape(endpoints[0].url)}")
         console.print("Ctrl-C stops it.")
         try:
             stop.wait()
@@ -111,14 +112,14 @@ def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[E
         yield config.endpoints
         return
     if config.reuse and not register and (found := running(managed)) is not None:
-        errors.print(f"using the server at {found.url}")
+        errors.print(f"using the server at {escape(found.url)}")
         yield (found,)
         return
     if not Path(managed.model).exists():
-        errors.print(f"downloading {managed.model}, or finding it in the cache")
+        errors.print(f"downloading {escape(managed.model)}, or finding it in the cache")
         fetch_model(managed)
     server = ManagedServer(managed)
-    with errors.status(f"starting vLLM with {managed.model}") as status:
+    with errors.status(f"starting vLLM with {escape(managed.model)}") as status:
         endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
     try:
         with registered(managed, endpoint, server.pid or 0) if register else nullcontext():
@@ -158,9 +159,9 @@ def _show(example: Example, settings: BuildConfig) -> None:
     from schemas.trace import Trace
 
     query = example.query
-    console.rule(f"[bold]{example.family.name}[/]  {query.dataset_task.name}  {query.qid}", align="left")
+    console.rule(f"[bold]{escape(example.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left")
     if query.query_img_path:
-        console.print(f"[dim]image [/] {settings.mbeir / query.query_img_path}")
+        console.print(f"[dim]image [/] {escape(str(settings.mbeir / query.query_img_path))}")
     prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in example.reason_prompt)
     console.print(f"[dim]prompt[/] {escape(prompt.strip())}")
     for name, judged, labels in (("P(complex)", example.assessed, ASSESS), ("P(yes)", example.verified, VERIFY)):
@@ -171,19 +172,19 @@ def _show(example: Example, settings: BuildConfig) -> None:
             shown = f"{value.probability:.3f} ({value.source}; {labels.positive} or {labels.negative})"
         else:
             shown = f"none: {value.detail if value else judged.answer.detail}"
-        console.print(f"[dim]{name}[/] {shown}")
+        console.print(f"[dim]{escape(name)}[/] {escape(shown)}")
     answer, trace = example.reasoned.answer, example.reasoned.trace
     if isinstance(trace, Trace):
         for facet in trace.facets:
-            console.print(f"  [cyan]{facet.label}[/]: {escape(facet.text)}")
+            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
         console.print(f"  [bold cyan]Answer[/]: {escape(trace.answer)}")
     else:
         console.print(
-            f"  [red]{trace.reason if trace else answer.outcome}[/]: {escape(trace.detail if trace else answer.detail)}"
+            f"  [red]{escape(trace.reason if trace else answer.outcome)}[/]: {escape(trace.detail if trace else answer.detail)}"
         )
         console.print(f"  raw: {escape(answer.text)}")
     target = " ".join(
         filter(None, (example.target.txt, str(settings.mbeir / example.target.img_path) if example.target.img_path else ""))
     )
     console.print(f"[dim]target[/] {escape(target)}")
-    console.print(f"[dim]cost  [/] {answer.prompt_tokens} + {answer.completion_tokens} tokens, {answer.latency_s:.2f} s")
+    console.print(f"[dim]cost  [/] {answer.prompt_tokens:,} + {answer.completion_tokens:,} tokens, {answer.latency_s:.2f} s")

@@ -75,7 +75,7 @@ def llama_factory(found: Iterable[Sample], images: ImageStore, out: Path) -> int
             "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
         }
     }
-    (out / "dataset_info.json").write_text(json.dumps(entry, indent=2) + "\n")
+    (out / "dataset_info.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
     return len(rows)
 
 

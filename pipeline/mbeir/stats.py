@@ -203,7 +203,7 @@ def render(stats: MbeirStats) -> RenderableType:
             footer = "" if column == "pool" else _number(_sum(numbers))
             table.add_column(column, footer, justify="right", no_wrap=True)
         for row, cells in zip(rows, values, strict=True):
-            table.add_row(row.dataset_task, *map(_number, cells))
+            table.add_row(Text(row.dataset_task), *map(_number, cells))
         tables.append(table)
     if stats.pools:
         table = _table("candidate pools")
@@ -212,7 +212,7 @@ def render(stats: MbeirStats) -> RenderableType:
             table.add_column(column, justify="right", no_wrap=True)
         for pool in stats.pools:
             counts = [pool.by_modality.get(name, 0) for name in ("text", "image", "image,text")]
-            table.add_row(pool.pool, *map(_number, [pool.candidates, *counts, pool.missing_images]))
+            table.add_row(Text(pool.pool), *map(_number, [pool.candidates, *counts, pool.missing_images]))
         tables.append(table)
     return Group(*tables, Text(_LEGEND, style="dim"))
 

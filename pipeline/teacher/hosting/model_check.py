@@ -36,7 +36,7 @@ def check_files(config: ServerConfig, directory: Path) -> None:
 
 def _problems(config: ServerConfig, directory: Path) -> list[str]:
     try:
-        settings: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        settings: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ["it has no config.json"]
     except (OSError, json.JSONDecodeError) as error:
