@@ -154,7 +154,7 @@ class _Build:
                 assembled = self._assembled(staging, work, new)
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
-                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
                 self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
@@ -230,6 +230,7 @@ class _Build:
             rows_per_shard=self.config.output.rows_per_shard,
             bypass_duplicates=self.config.on_reject == "bypass",
             images=images,
+            image_group_bytes=self.config.output.image_row_group_mb * 1_000_000,
         )
 
 

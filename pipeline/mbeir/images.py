@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ _REMEDIES: Final = {
     ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected: remove the file, then `mbeir-cot mbeir fetch DIR` "
     "extracts what is missing",
     ImageReason.TRUNCATED: "the file is damaged: remove it, then `mbeir-cot mbeir fetch DIR` extracts what is missing",
-    ImageReason.TOO_MANY_PIXELS: "scale the image down, or raise the cap (max_pixels) if it is genuine",
+    ImageReason.TOO_MANY_PIXELS: "scale the image down: 64 million pixels are allowed",
     ImageReason.UNREADABLE: "check the permissions of the file",
 }
 
@@ -84,7 +85,31 @@ class ImageStore:
         self._real_folder = lru_cache(maxsize=65_536)(lambda folder: os.path.realpath(os.path.join(root, folder)))  # noqa: PTH118
 
     def resolve(self, relative: str) -> Path:
-        """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content."""
+        """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content.
+
+        A name with accents may be written in two ways in Unicode (NFC and NFD: some disks and archives change the one into the
+        other): the file is also found under the other one.
+        """
+        try:
+            return self._resolved(relative)
+        except ImageProblem as problem:
+            if problem.reason is not ImageReason.MISSING or relative.isascii():
+                raise
+            found = [path for name in _other_forms(relative) if (path := self._there(name)) is not None]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                detail = "no such file; there are two whose names differ from it in the form of their accents only (NFC, NFD)"
+                raise ImageProblem(ImageReason.MISSING, relative, detail) from None
+            raise
+
+    def _there(self, relative: str) -> Path | None:
+        try:
+            return self._resolved(relative)
+        except ImageProblem:
+            return None
+
+    def _resolved(self, relative: str) -> Path:
         parts = relative.split("/")
         if not relative or "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in parts:
             raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, "not a plain path below the M-BEIR root")
@@ -148,6 +173,11 @@ def picture_value(store: ImageStore, relative: str) -> dict[str, Any]:
     name = relative.rsplit("/", 1)[-1]
     plain = file.media_type != "image/png" or name.lower().endswith(".png")
     return {"bytes": file.content, "path": name if plain else f"{name.rpartition('.')[0] or name}.png"}
+
+
+def _other_forms(relative: str) -> list[str]:
+    forms = (unicodedata.normalize(form, relative) for form in ("NFC", "NFD"))
+    return [form for form in dict.fromkeys(forms) if form != relative]
 
 
 @contextmanager
