@@ -38,7 +38,7 @@ from schemas.mbeir import (
     unhash_did,
 )
 
-_SKIP: Final = "mend the line, or build with the line policy 'skip', which records it among the rejects"
+_SKIP: Final = "mend the line, or build with --set input.malformed_lines=skip, which records it among the rejects"
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
