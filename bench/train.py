@@ -80,6 +80,7 @@ def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
     sides = []
     for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
         inputs = dict(source.encoder.chunk(rows).inputs)
+        del inputs["position_ids"]  # (3, rows, length) cannot be cut by rows: the model looks for them itself
         inputs["num_images_per_sample"] = torch.tensor([len(row.pictures) for row in rows])
         sides.append(inputs)
     return sides

@@ -21,6 +21,7 @@ from torch import Tensor
 from prompts import ImageSlot, Prompt, PromptSet
 from schemas.record import EMB_TOKEN
 from schemas.training import Pooling
+from trainer.positions import mrope_positions
 
 IGNORE: Final = -100
 LENGTH_STEP: Final = 16
@@ -48,8 +49,8 @@ class Row:
 class Chunk:
     """Rows of one forward pass, right-padded.
 
-    inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `pixel_values` (patches, values) and
-        `image_grid_thw` (images, 3) where rows have images.
+    inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `position_ids` (3, rows, length);
+        `pixel_values` (patches, values) and `image_grid_thw` (images, 3) where rows have images.
     labels: (rows, length); the token that should *follow* each position, IGNORE where nothing is learnt.
     last: (rows,); the position of the embedding.
     places: (rows,); which of the batch's embeddings a row gives, -1 for none.
@@ -116,10 +117,14 @@ class RowEncoder:
             if row.labelled:
                 after = sequence[start:] if self.pool == "token" else [*sequence[start:], self.emb_id]
                 labels[i, start - 1 : start - 1 + len(after)] = torch.tensor(after)
+        visible = (ids == self.processor.image_token_id).int()
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
-            "mm_token_type_ids": (ids == self.processor.image_token_id).int(),
+            "mm_token_type_ids": visible,
+            "position_ids": mrope_positions(
+                visible, mask, visual.get("image_grid_thw"), self.processor.image_processor.merge_size
+            ),
             **{name: visual[name] for name in ("pixel_values", "image_grid_thw") if name in visual},
         }
         given = torch.tensor(list(places) if places else list(range(len(rows))))
