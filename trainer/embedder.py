@@ -27,6 +27,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.loss import trace_losses
 from trainer.rows import Chunk, RowEncoder
+from trainer.tower import Seen, TowerPlan, vision_tower
 from trainer.vision_attention import batch_windows
 
 IDENTITY: Final = "embedder.json"
@@ -172,22 +173,45 @@ class Embedder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
     def encoder(self, prompts: PromptSet | None = None) -> RowEncoder:
-        return RowEncoder(self.processor, prompts or PromptSet.load(self.identity.prompts), self.identity.pool, self.emb_id)
+        known = prompts or PromptSet.load(self.identity.prompts)
+        return RowEncoder(self.processor, known, self.identity.pool, self.emb_id, tower=TowerPlan.of(self.model))
 
-    def states(self, chunk: Chunk) -> Tensor:
-        """Final states, normalised by the model's own last norm: (rows, length, dim)."""
-        return cast(Tensor, self.model.model(**chunk.inputs, use_cache=False).last_hidden_state)
+    def states(self, chunk: Chunk, *, seen: Seen | None = None) -> Tensor:
+        """Final states, normalised by the model's own last norm: (rows, length, dim). What stands on padding means nothing.
 
-    def forward(self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0) -> tuple[Tensor, Tensor]:
+        No mask is given: rows are padded on the right and attention looks back, so padding is never looked at.
+        """
+        chunk = chunk.to(self.device, pixels=seen is None)
+        inputs: dict[str, Any] = {name: chunk.inputs[name] for name in ("input_ids", "position_ids", "mm_token_type_ids")}
+        if seen is not None:
+            shown = seen.merged(vision_tower(self.model), chunk.host["image_grid_thw"], chunk.tower.get("window_index"))
+            inputs["mm_encoder_outputs"] = {"image": shown}
+        elif "pixel_values" in chunk.inputs:
+            inputs["mm_encoder_outputs"] = {"image": self._look(chunk)}
+        return cast(Tensor, self.model.model(**inputs, use_cache=False).last_hidden_state)
+
+    def _look(self, chunk: Chunk) -> Any:
+        grids = chunk.host.get("image_grid_thw", chunk.inputs["image_grid_thw"])
+        host = {name: value for name, value in chunk.host.items() if name != "image_grid_thw"}
+        tower = vision_tower(self.model)
+        if tower is not None and str(tower.config._attn_implementation).startswith("flash"):  # its kernels read lengths there
+            grids, host = grids.to(self.device), {name: value.to(self.device) for name, value in host.items()}
+        placed = {f"image_{name}": value for name, value in (chunk.tower | host).items()}
+        return self.model.model.get_image_features(chunk.inputs["pixel_values"], grids, return_dict=True, **placed)
+
+    def forward(
+        self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0, seen: Seen | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0.
 
-        `route`: see `trace_losses`.
+        `route`: see `trace_losses`. `seen`: what the vision tower gave for these pictures before.
         """
+        chunk = chunk.to(self.device, pixels=seen is None)
         with self.casting():
-            states = self.states(chunk)
-            losses = states.new_zeros(len(states)).float()
+            states = self.states(chunk, seen=seen)
+            losses = states.new_zeros(len(states), dtype=torch.float32)
             if labelled:
-                losses = trace_losses(states, chunk.labels, self.head, route=route)
+                losses = trace_losses(states, chunk.labels, self.head, route=route, learnt=chunk.learnt)
         return pooled(states, chunk.last), losses
 
     def save(self, directory: Path) -> None:

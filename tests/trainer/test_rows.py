@@ -42,7 +42,7 @@ def test_chunks_keep_to_their_bounds_and_every_row_has_its_place(config: TrainCo
     picture = Image.new("RGB", (112, 112), "red")
     rows = [encoder.query(f"q{i}", "Find.", "word " * i, picture if i % 2 else None) for i in range(7)]
     rows.append(Row("extra", rows[0].prompt, rows[0].pictures, "trace", labelled=True, pooled=False))
-    each = encoder._patches(rows[1])
+    each = encoder.patches(rows[1])
     chunks = encoder.chunks(rows, size=3, patches=2 * each)
     assert all(len(chunk) <= 3 for chunk in chunks)
     assert all(len(chunk.inputs.get("image_grid_thw", ())) <= 2 for chunk in chunks)
