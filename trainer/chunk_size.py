@@ -83,7 +83,7 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, world: Worl
 
 def _probe(embedder: Embedder, source: BatchSource, world: World) -> int:
     batch, device = source.config.batch, world.device
-    rows = sorted(source.sample(SAMPLE), key=lambda row: weight(source, row), reverse=True)
+    rows = sorted(source.sample(SAMPLE), key=lambda row: length(source, row), reverse=True)
     share = -(-batch.queries // world.size) * (2 + source.config.data.hard_negatives)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
@@ -105,14 +105,12 @@ def _probe(embedder: Embedder, source: BatchSource, world: World) -> int:
             embedder.zero_grad(set_to_none=True)
         return float(torch.cuda.max_memory_allocated(device)) + later
 
-    with torch.random.fork_rng([device]):  # trying changes nothing of what follows
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # trying changes nothing of what follows
         found: int = largest(takes, batch.memory_share * total - others, share)
     torch.cuda.empty_cache()
     return found
 
 
-def weight(source: BatchSource, row: Row) -> int:
-    """Tokens of a row, nearly: of its pictures, and four characters each of its text."""
-    merge: int = source.encoder.processor.image_processor.merge_size**2
-    text = len(row.written) + sum(len(part) for part in row.prompt if isinstance(part, str))
-    return source.encoder.patches(row) // merge + text // 4
+def length(source: BatchSource, row: Row) -> int:
+    """Tokens of a row, those of its pictures among them."""
+    return int(source.encoder.chunk([row]).last[0]) + 1

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from pipeline.numerics import cpu_multiplies_bfloat16
 from prompts import PromptSet
@@ -74,10 +74,19 @@ class Embedder(nn.Module):
 
     @classmethod
     def create(
-        cls, settings: ModelSettings, prompts: str, *, temperature: float = 0.02, learn_temperature: bool = False
+        cls,
+        settings: ModelSettings,
+        prompts: str,
+        *,
+        temperature: float = 0.02,
+        learn_temperature: bool = False,
+        weights: bool = True,
     ) -> Embedder:
-        """The base with a fresh adapter. Seed torch before calling for a deterministic start."""
-        model, processor = _load(settings.base, settings)
+        """The base with a fresh adapter. Seed torch before calling for a deterministic start.
+
+        `weights=False`: shapes only, on the meta device.
+        """
+        model, processor = _load(settings.base, settings, weights=weights)
         emb_id = add_emb_token(model, processor.tokenizer)
         trained = [emb_id] if settings.tokens == "emb" else list(range(model.get_input_embeddings().weight.shape[0]))
         rows = {"embed_tokens": trained}
@@ -291,13 +300,18 @@ def _check_token(directory: Path, emb_id: int) -> None:
         )
 
 
-def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:
+def _load(base: str, settings: ModelSettings, *, weights: bool = True) -> tuple[Any, Any]:
     known = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    made = {"dtype": getattr(torch, settings.dtype), "attn_implementation": settings.attention}
     try:
         processor = AutoProcessor.from_pretrained(base, **known)
-        model = AutoModelForImageTextToText.from_pretrained(
-            base, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **known
-        )
+        if weights:
+            model = AutoModelForImageTextToText.from_pretrained(base, **made, **known)
+        else:
+            made.pop("attn_implementation")  # its package may be missing where nothing is run
+            config = AutoConfig.from_pretrained(base, **known)
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(config, **made)
     except (OSError, ValueError, ImportError) as error:  # ImportError: an attention whose package is missing
         raise InputError(f"the model {base} cannot be loaded: {error}", "name a directory or Hub repository with it") from error
     if settings.max_pixels is not None:

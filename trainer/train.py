@@ -52,7 +52,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # What to learn from
     records = Records.load(config.data.dataset)
-    traces = _traces(config, variant, records)
+    traces = learnt_traces(config, variant, records)
     torch.manual_seed(config.seed)
     embedder = Embedder.create(
         config.model,
@@ -148,7 +148,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     return model_directory
 
 
-def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
+def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
     """Record id -> the trace that is learnt."""
     if variant == "direct":
         return {}

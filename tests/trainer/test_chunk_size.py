@@ -17,7 +17,7 @@ from tests.trainer.conftest import fresh, source_of
 from tests.trainer.test_step import ONE
 from trainer import chunk_size, shared_memory
 from trainer.batches import packed
-from trainer.chunk_size import largest, settle_chunk, weight
+from trainer.chunk_size import largest, length, settle_chunk
 from trainer.shared_memory import check_shared_memory
 from trainer.train import train
 from trainer.world import World
@@ -106,9 +106,40 @@ def test_processes_agree_on_what_the_smallest_gpu_holds(
         settle_chunk(embedder, source, run, world)
 
 
+def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU, with a memory that counts the tokens of a chunk: twenty rows' worth, and one crash."""
+    embedder = fresh(config).train()
+    source = source_of(auto(config), embedder)
+    each = max(source.encoder.chunk([row]).labels.shape[1] for row in source.sample(chunk_size.SAMPLE))
+    seen: list[int] = []
+    forward = type(embedder).forward
+
+    def counted(self: Any, chunk: Any, **losses: Any) -> Any:
+        seen.append(chunk.labels.numel())
+        if len(chunk) > 28:
+            raise torch.cuda.OutOfMemoryError("as many as that")
+        return forward(self, chunk, **losses)
+
+    monkeypatch.setattr(type(embedder), "forward", counted)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    later = 8 * sum(p.numel() for p in embedder.parameters() if p.requires_grad) + 4 * 2**30
+    total = int((20 * each + later) / source.config.batch.memory_share) + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: seen[-1])
+    before = torch.get_rng_state()
+    assert chunk_size._probe(embedder, source, World(0, 1, torch.device("cpu"))) == 16, "all rows of a process"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in embedder.parameters())
+    many = source.config.model_copy(update={"batch": source.config.batch.model_copy(update={"queries": 200})})
+    source.config = many
+    assert chunk_size._probe(embedder, source, World(0, 1, torch.device("cpu"))) == 20
+
+
 def test_the_largest_rows_are_tried(config: TrainConfig) -> None:
     source = source_of(auto(config), fresh(config))
-    rows = sorted(source.sample(24), key=lambda row: weight(source, row))
+    rows = sorted(source.sample(24), key=lambda row: length(source, row))
     small, large = (source.encoder.chunk(part).inputs["attention_mask"].sum() for part in (rows[:8], rows[-8:]))
     assert large > 1.3 * small
 
