@@ -63,6 +63,7 @@ def measured(model: Embedder, batch: Batch, gib: float, rounds: int) -> tuple[in
     """(passes through the tower, seconds of a step, of them in the tower's blocks, gradients)."""
     calls, in_tower, began = [], [0.0], [0.0]
     tower = vision_tower(model.model)
+    assert tower is not None
 
     def first(*_: Any) -> None:
         calls.append(1)
