@@ -52,6 +52,17 @@ def train(
         int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
     ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what it would be: parameters, tokens, memory, steps, hours.")
+    ] = False,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="With --dry-run: useful share of the peak (default: what was measured)."),
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
@@ -67,6 +78,16 @@ def train(
         raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
+    if dry_run:
+        from trainer.cost import PEAK
+        from trainer.dry_run import plan, table
+
+        devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
+        found = plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        console.print(found.model_dump_json(indent=1) if as_json else table(found), markup=False)
+        return
+    if as_json or mfu is not None or peak is not None:
+        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
     if ray_workers is not None:
         from trainer.on_ray import train_on_ray
 
