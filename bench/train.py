@@ -2,9 +2,11 @@
 
     python -m bench.train step       # samples/s of a step, beside sentence-transformers' cached in-batch loss
     python -m bench.train memory     # peak memory of a step by global batch, with the chunk fixed
+    python -m bench.train vision     # passes through the vision tower and their time, with and without keeping its output
     python -m bench.train adaptive   # queries/s of adaptive embedding, beside what its share of reasoning allows
 
-All on the pocket base and the pocket dataset (`make build-dataset`); `adaptive` on a trained run (`make train`).
+All on the pocket base and the pocket dataset (`make build-dataset`); `adaptive` on a trained run (`make train`), `vision` on random
+weights.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
     found = source.candidates.fetch(source.batch(step).dids)
     sides = []
     for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
-        inputs = dict(source.encoder.chunk(rows).inputs)
+        inputs = source.encoder.chunk(rows).to(ONE.device).inputs  # with pixel values as the processor gives them
+        del inputs["position_ids"]  # (3, rows, length) cannot be cut by rows: the model looks for them itself
         inputs["num_images_per_sample"] = torch.tensor([len(row.pictures) for row in rows])
         sides.append(inputs)
     return sides
@@ -173,6 +176,14 @@ def memory(config: Config = POCKET, chunk: int = 16, batches: Annotated[str, typ
         found = json.loads(done.stdout.splitlines()[-1])
         table.add_row(queries, f"{found['beyond']:,.0f}", f"{found['batch']:,.0f}")
     console.print(table)
+
+
+@app.command()
+def vision(pairs: int = 4, chunk: int = 4, width: int = 64, rounds: int = 2) -> None:
+    """The 32 blocks and windows of Qwen2.5-VL's tower at a reduced width (`bench/vision.py`)."""
+    from bench.vision import table
+
+    console.print(table(pairs, chunk, width, rounds))
 
 
 @app.command()

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pipeline.asker import Asker, Stopped
 from pipeline.journey import Guide, Journey, Refusal
-from pipeline.ledger.fingerprint import Identity
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
@@ -31,7 +30,7 @@ from pipeline.records import RowMaker, near_duplicate_key
 from pipeline.rows import records_table, rejections_table
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.hosting.environ import Carried
-from pipeline.teacher.images import ImageEncoder, ImageMode
+from pipeline.teacher.images import ImageEncoder
 from pipeline.tokens import token_counter
 from pipeline.worklist import WorkItem, identity
 from schemas.config import BuildConfig, TeacherConfig
@@ -127,12 +126,10 @@ class Annotator:
         self._trouble: CotError | None = None
 
     def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> Asker:
-        encoder = ImageEncoder(store, ImageMode(config.images), max_pixels=config.max_pixels)
-
         async def client() -> TeacherClient:
             return await self._client(who)
 
-        return Asker(Identity(config), self._ledger, encoder, client, lambda: self._stopping)
+        return Asker(config, self._ledger, ImageEncoder.of(config, store), client, lambda: self._stopping)
 
     # The driver's end
 

@@ -22,10 +22,11 @@ from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.teacher.request import TeacherRequest
 from prompts import ImageSlot, Prompt
+from schemas.config import TeacherConfig
 from schemas.record import InputReason
 from schemas.teacher import Outcome, TeacherAnswer
 
-_TOO_LONG: Final = re.compile(
+TOO_LONG: Final = re.compile(
     r"maximum (?:context|model) length|max_model_len|longer than the maximum|context length|prompt is too long", re.IGNORECASE
 )
 
@@ -59,13 +60,14 @@ class Asker:
 
     def __init__(
         self,
-        identity: Identity,
+        config: TeacherConfig,
         ledger: Ledger | None,
         encoder: ImageEncoder,
         client: Callable[[], Awaitable[TeacherClient]],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.identity = identity
+        self.identity = Identity(config)
+        self._config = config
         self.counters = Counters()
         self._ledger, self._encoder, self._client, self._stopping = ledger, encoder, client, stopping
         self._under_way: dict[bytes, asyncio.Future[TeacherAnswer]] = {}
@@ -91,7 +93,7 @@ class Asker:
         self._under_way[key] = future
         try:
             client = await self._client()
-            answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded), dict(fields)))
+            answer = await client.ask(TeacherRequest(subject, messages(prompt, encoded, self._config), dict(fields)))
             if self._ledger is not None:
                 self._record(client, to_entry(answer, key, kind, attempt, time.time()))
             future.set_result(answer)
@@ -128,6 +130,6 @@ class Asker:
 
 def failure_of(answer: TeacherAnswer) -> tuple[str, str]:
     """(reason, detail) of a rejection for an answer that is not usable."""
-    if answer.outcome is Outcome.PERMANENT_HTTP and _TOO_LONG.search(answer.detail):
+    if answer.outcome is Outcome.PERMANENT_HTTP and TOO_LONG.search(answer.detail):
         return InputReason.PROMPT_TOO_LONG, answer.detail
     return answer.outcome, answer.detail

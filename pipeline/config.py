@@ -30,6 +30,13 @@ def load_config(
         raise ConfigError(f"{path} is not valid YAML: {error}", "mend the file") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no settings", "a config is a mapping of keys to values; see configs/")
+    return settings_of(data, model, overrides, path, image_roots=image_roots)
+
+
+def settings_of(
+    data: dict[str, Any], model: type[Settings], overrides: tuple[str, ...], path: Path, *, image_roots: Sequence[Path] = ()
+) -> Settings:
+    """`data` with the overrides as `model`; `path` is named where they do not fit."""
     for override in overrides:
         _set(data, override)
     if image_roots:

@@ -75,7 +75,7 @@ class Crew:
         in_flight = config.teacher.transport.max_in_flight
         self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
         self._count = min(count, max(1, -(-len(work) // self._size)))
-        self._teachers = Teachers(config, logs)
+        self._teachers = Teachers(config, logs, ledger)
         self._tallies: dict[int, Tally] = {}
         self._watched = 0.0
         self._told = ""

@@ -12,11 +12,10 @@ from pipeline.asker import Asker, failure_of
 from pipeline.families import family_of
 from pipeline.judge import ASSESS, VERIFY
 from pipeline.mbeir.images import ImageProblem
-from pipeline.parse import parse_trace
 from pipeline.question import assess_prompt, image_paths, reason_prompt, reason_template, verify_prompt
 from pipeline.route import needs_assessment, route
 from pipeline.screen import CountTokens, Fault, Screened, screen, word_ngrams
-from pipeline.teacher.ask import judge_fields, judge_prompt, read_judgement, reason_fields
+from pipeline.teacher.ask import judge_fields, judge_prompt, read_judgement, read_trace, reason_fields
 from prompts import Prompt, PromptSet
 from schemas.config import BuildConfig
 from schemas.judgement import Judgement
@@ -162,7 +161,7 @@ class Guide:
         if not attempt.answer.ok:
             return Refusal(Stage.REASON, *failure_of(attempt.answer))
         query = journey.query
-        trace = parse_trace(attempt.answer.text, family_of(query.task_id))
+        trace = read_trace(attempt.answer, family_of(query.task_id))
         if isinstance(trace, Malformed):
             return Refusal(Stage.REASON, trace.reason, trace.detail)
         attempt.trace = trace

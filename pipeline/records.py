@@ -82,15 +82,16 @@ class RowMaker:
         )
 
     def _provenance(self, journey: Journey) -> Provenance:
-        sampling, identity = self._config.teacher.sampling, self._guide.teacher.identity
+        teacher, identity = self._config.teacher, self._guide.teacher.identity
+        sampling, left_out = teacher.sampling, teacher.left_out
         answers = journey.answers
         hotter = max(0, len(journey.attempts) - 2) * self._config.repair.temperature_step
         return Provenance(
             teacher=identity.name,
             revision=identity.revision,
             prompt_sha256=self._prompts_sha256(journey.query),
-            temperature=round(sampling.temperature + hotter, 4),
-            seed=sampling.seed + max(0, len(journey.attempts) - 1),
+            temperature=None if "temperature" in left_out else round(sampling.temperature + hotter, 4),
+            seed=None if "seed" in left_out else sampling.seed + max(0, len(journey.attempts) - 1),
             attempts=len(journey.attempts),
             prompt_tokens=sum(answer.prompt_tokens for answer in answers),
             completion_tokens=sum(answer.completion_tokens for answer in answers),

@@ -9,13 +9,12 @@ from typing import Any
 
 from pipeline.asker import Asker, Stopped
 from pipeline.journey import Guide, Journey
-from pipeline.ledger.fingerprint import Identity
 from pipeline.ledger.ledger import Ledger
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.stores import build_store
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder, ImageMode
+from pipeline.teacher.images import ImageEncoder
 from pipeline.tokens import token_counter
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.mbeir import Candidate, DatasetTask, Query
@@ -32,8 +31,7 @@ def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Journey]:
         raise Stopped
 
     def asker(teacher: TeacherConfig) -> Asker:
-        encoder = ImageEncoder(store, ImageMode(teacher.images), max_pixels=teacher.max_pixels)
-        return Asker(Identity(teacher), ledger, encoder, nobody)
+        return Asker(teacher, ledger, ImageEncoder.of(teacher, store), nobody)
 
     teacher = asker(settings.teacher)
     verifier = asker(settings.verifier) if settings.verifier is not None else teacher

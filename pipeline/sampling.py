@@ -11,9 +11,6 @@ from typing import Any, Final
 
 from schemas.config import Sampling
 
-VLLM_ONLY: Final = frozenset({"top_k", "min_p", "repetition_penalty"})
-"""Fields that vLLM and its kin know and OpenAI's own API refuses."""
-
 _PLAIN: Final[dict[str, float]] = {
     "top_p": 1.0,
     "top_k": -1,

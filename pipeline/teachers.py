@@ -7,7 +7,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pipeline.annotator import Endpoints
+from pipeline.teacher.endpoints import check_endpoints
 from pipeline.teacher.hosting.model_check import check_model
+from pipeline.teacher.hosting.preflight import Who
 from pipeline.teacher.hosting.registry import running
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.errors import CotError
@@ -27,8 +29,8 @@ def server_config(config: TeacherConfig, mbeir: Path) -> ServerConfig | None:
 class Teachers:
     """Starts what must be started in a thread of its own, so that the driver stays responsive."""
 
-    def __init__(self, config: BuildConfig, logs: Path) -> None:
-        self._config, self._logs = config, logs
+    def __init__(self, config: BuildConfig, logs: Path, ledger: str) -> None:
+        self._config, self._logs, self._ledger = config, logs, ledger
         self._pools: list[object] = []
         self._thread: threading.Thread | None = None
         self._endpoints: Endpoints | None = None
@@ -63,9 +65,10 @@ class Teachers:
 
     def _start(self) -> None:
         try:
-            configs = {"teacher": self._config.teacher}
+            configs: dict[Who, TeacherConfig] = {"teacher": self._config.teacher}
             if self._config.verifier is not None:
                 configs["verifier"] = self._config.verifier
+            self._check(configs)
             found = self._hosted(configs)
             self._endpoints = Endpoints(found["teacher"], found.get("verifier", found["teacher"]))
         except CotError as error:
@@ -73,10 +76,17 @@ class Teachers:
         except Exception as error:  # noqa: BLE001 (carried to the driver's thread)
             self._error = error
 
-    def _hosted(self, configs: dict[str, TeacherConfig]) -> dict[str, tuple[Endpoint, ...]]:
+    def _check(self, configs: dict[Who, TeacherConfig]) -> None:
+        """Asks external endpoints a few of the work's questions. Raises ConfigError for what no query would survive."""
+        external = {name: config for name, config in configs.items() if config.hosting == "external"}
+        if external:
+            self.doing = "asking the endpoints what they can do"
+            check_endpoints(self._config, external, self._ledger)
+
+    def _hosted(self, configs: dict[Who, TeacherConfig]) -> dict[Who, tuple[Endpoint, ...]]:
         """Reached or reused where they run; the others are given their GPUs together, then started side by side."""
-        found: dict[str, tuple[Endpoint, ...]] = {}
-        managed: dict[str, ServerConfig] = {}
+        found: dict[Who, tuple[Endpoint, ...]] = {}
+        managed: dict[Who, ServerConfig] = {}
         for name, config in configs.items():
             server = server_config(config, self._config.mbeir)
             if server is None:

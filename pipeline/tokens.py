@@ -25,28 +25,50 @@ def tokenizer_source(config: BuildConfig) -> str:
     )
 
 
-def load_tokenizer(source: str) -> Tokenizer:
+def tokenizer_revision(config: BuildConfig) -> str | None:
+    """The commit of a Hub repository that the tokenizer is of: the teacher's own, where it is the teacher's."""
+    server = config.teacher.server
+    return server.revision if server is not None and tokenizer_source(config) == server.model else None
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Tokenizer:
+    """Of a directory or a Hub repository, by its tokenizer.json, or made from the older files (vocab.json and merges.txt)."""
     path = Path(source)
     try:
-        if path.is_dir():
+        if not path.is_dir():
+            return Tokenizer.from_pretrained(source, revision=revision or "main")
+        if (path / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(path / "tokenizer.json"))
-        return Tokenizer.from_pretrained(source)
     except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception)
+        return _made(source, revision, error)
+    return _made(source, revision, FileNotFoundError("it has no tokenizer.json"))
+
+
+def _made(source: str, revision: str | None, why: Exception) -> Tokenizer:
+    """By transformers, which is slow to import, and without code of the repository's own."""
+    try:
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        found: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision).backend_tokenizer
+    except Exception as error:  # noqa: BLE001 (whatever it is, there is no tokenizer)
         raise ConfigError(
-            f"no tokenizer at {source!r} ({error})",
+            f"no tokenizer at {source!r}{f' at {revision}' if revision else ''} ({why}; {str(error).splitlines()[0][:200]})",
             "set screen.tokenizer to a directory or Hub repository with a tokenizer.json",
         ) from None
+    return found
 
 
 def tokenizer_digest(config: BuildConfig) -> str:
-    """Of a tokenizer in a directory, whose place does not matter; of another one its name."""
-    source = tokenizer_source(config)
+    """Of a tokenizer in a directory, whose place does not matter; of another one its name, and its commit if it is pinned."""
+    source, revision = tokenizer_source(config), tokenizer_revision(config)
     file = Path(source) / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else source
+    if file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{source}@{revision}" if revision else source
 
 
 def token_counter(config: BuildConfig) -> CountTokens:
-    tokenizer = load_tokenizer(tokenizer_source(config))
+    tokenizer = load_tokenizer(tokenizer_source(config), tokenizer_revision(config))
 
     @lru_cache(maxsize=1024)
     def count(text: str) -> int:

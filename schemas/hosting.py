@@ -81,5 +81,8 @@ class Endpoint(BaseModel):
     """Base URL with the version, e.g. `http://127.0.0.1:8000/v1`."""
     model: str
     """The name that requests use."""
+    revision: str | None = None
+    """A name of your own for what is served, part of every request's fingerprint: change it when another model comes to answer
+    under the same name. None: `as served`; what the servers tell of their model is compared all the same."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""

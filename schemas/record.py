@@ -115,8 +115,9 @@ class Provenance(_Frozen):
     revision: str
     prompt_sha256: str
     """First 16 digits for each template of its journey, as far as the build uses them: assess+reason+verify."""
-    temperature: float
-    seed: NonNegativeInt
+    temperature: float | None
+    """None, like the seed's, where none was sent (`extra_body: {temperature: null}`): the server's own."""
+    seed: NonNegativeInt | None
     attempts: NonNegativeInt
     """Traces asked for; 0 for a query that bypasses."""
     prompt_tokens: NonNegativeInt

@@ -28,6 +28,9 @@ class Transport(BaseModel):
     backoff_s: PositiveFloat = 0.5
     """The first wait before another attempt is up to this; it doubles each time."""
     backoff_cap_s: PositiveFloat = 30
+    trust_env: bool = False
+    """Ask through the proxy that `http_proxy`, `https_proxy` and `no_proxy` name, for endpoints that are reached in no other
+    way. Never for servers of ours."""
     window: PositiveInt = 200
     """Last answers over which the share of failures is taken, for stopping a run early."""
 
@@ -64,6 +67,7 @@ class TeacherAnswer(BaseModel):
     key: str
     outcome: Outcome
     detail: str = ""
+    """Why it is no usable text; of a usable one, what stood beside it (thoughts)."""
     text: str = ""
     finish_reason: str | None = None
     first_token_logprobs: dict[str, float] = Field(default_factory=dict)

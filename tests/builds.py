@@ -29,8 +29,18 @@ class Oracle:
     """The stand-in teacher of `tests.oracle_server`."""
 
     def __init__(
-        self, log: Path, *, delay: float = 0.0, garbage: str = "", bodies: Path | None = None, refuse: str = ""
+        self,
+        log: Path,
+        *,
+        delay: float = 0.0,
+        garbage: str = "",
+        bodies: Path | None = None,
+        refuse: str = "",
+        kind: str = "oracle",
+        root: str = "",
     ) -> None:
+        """`kind`: one of `tests.oracle_server.KINDS`."""
+        self.kind, self.root = kind, root
         self.log, self.delay, self.garbage, self.bodies, self.refuse = log, delay, garbage, bodies, refuse
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -39,6 +49,7 @@ class Oracle:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.oracle_server", str(self.port), "--log", str(self.log)]
         command += ["--delay", str(self.delay), "--garbage", self.garbage, "--refuse", self.refuse]
+        command += ["--kind", self.kind, "--root", self.root]
         command += ["--bodies", str(self.bodies)] if self.bodies is not None else []
         self.process = subprocess.Popen(command, cwd=ROOT)
         for _ in range(200):

@@ -4,7 +4,10 @@ Its answers are a function of the request's content alone (a hash of the texts a
 the same; it writes every request it answers to a log, from which a test can tell what was asked twice. It never fails by
 itself: see `fault_server` for that.
 
-    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT]
+    python -m tests.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND]
+
+Other kinds of server give the same answers in their own way: see `strict_server` and `thinking_server`. A preflight's requests are
+not in the log: it is of the work.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ import asyncio
 import hashlib
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+KINDS = ("oracle", "strict", "strict-newest", "thinking-hidden", "thinking-first", "thinking-aloud")
+PREFLIGHT = "preflight"
 _FACET = re.compile(r'"([A-Z][a-z]+): "')
 _WORDS = ("red", "blue", "green", "small", "large", "round", "square", "left")
 
@@ -28,7 +35,7 @@ def content_of(body: dict[str, Any]) -> tuple[str, str]:
     """(text, digest of texts, images and attempt) of a request."""
     texts, digest = [], hashlib.sha256()
     for part in body["messages"][0]["content"]:
-        said = part["text"] if part["type"] == "text" else part.get("uuid", "")
+        said = part["text"] if part["type"] == "text" else part.get("uuid") or part["image_url"]["url"]
         digest.update(said.encode() + b"\0")
         if part["type"] == "text":
             texts.append(said)
@@ -82,9 +89,36 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
     }
 
 
+class Refused(Exception):
+    """What a kind of server does not take: a 400 with this error."""
+
+    def __init__(self, message: str, parameter: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.error = {"message": message, "type": "invalid_request_error", "param": parameter, "code": code}
+
+
+def respond_as(kind: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    """The answers of a kind of server; each is the oracle's in the end."""
+    if kind == "oracle":
+        return answer
+    from tests import strict_server, thinking_server
+
+    if kind.startswith("strict"):
+        return partial(strict_server.answer, newest=kind == "strict-newest")
+    return partial(thinking_server.answer, kind=kind.removeprefix("thinking-"))
+
+
 def application(
-    log: Path | None = None, delay: float = 0.0, garbage: str = "", bodies: Path | None = None, refuse: str = ""
+    log: Path | None = None,
+    delay: float = 0.0,
+    garbage: str = "",
+    bodies: Path | None = None,
+    refuse: str = "",
+    *,
+    kind: str = "oracle",
+    root: str = "",
 ) -> web.Application:
+    respond = respond_as(kind)
     file = log.open("a", buffering=1) if log is not None else None
     kept = bodies.open("ab") if bodies is not None else None
 
@@ -98,13 +132,18 @@ def application(
             await asyncio.sleep(delay)
         if refuse and refuse in content_of(body)[0]:
             return web.json_response({"error": {"message": "refused, as the test wants it"}}, status=400)
-        given = answer(body, garbage)
-        if file is not None:  # before the answer is sent: what the log lacks was never answered
+        try:
+            given = respond(body, garbage)
+        except Refused as refused:
+            return web.json_response({"error": refused.error}, status=400)
+        if file is not None and PREFLIGHT not in request.headers.get(
+            "User-Agent", ""
+        ):  # before the answer is sent: what the log lacks was never answered
             file.write(content_of(body)[1] + "\n")
         return web.Response(body=orjson.dumps(given), content_type="application/json")
 
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "oracle"}]})
+        return web.json_response({"data": [{"id": "oracle"} | ({"root": root} if root else {})]})
 
     app = web.Application(client_max_size=2**28)
     app.router.add_post("/v1/chat/completions", chat)
@@ -119,10 +158,12 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--garbage", default="")
     parser.add_argument("--refuse", default="", help="requests with these words get a 400")
+    parser.add_argument("--kind", default="oracle", choices=KINDS)
+    parser.add_argument("--root", default="", help="where its model lies, as it tells in its list of models")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
     web.run_app(
-        application(given.log, given.delay, given.garbage, given.bodies, given.refuse),
+        application(given.log, given.delay, given.garbage, given.bodies, given.refuse, kind=given.kind, root=given.root),
         host="127.0.0.1",
         port=given.port,
         access_log=None,
@@ -132,4 +173,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tests.oracle_server import main as imported  # the kinds of server know this module by that name
+
+    imported()

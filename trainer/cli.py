@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from trainer.evaluate import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
-Run = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="The config file, or the directory of the run.")]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG|RUN|MODEL", help="A config file, a run's or a model's directory, or ORG/NAME."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -33,9 +36,12 @@ def load_settings(
 ) -> TrainConfig:
     from pipeline.config import load_config
     from schemas.training import TrainConfig
+    from trainer.places import checkpoint_settings, is_checkpoint
     from trainer.train import SETTINGS
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
+    if is_checkpoint(config):
+        return checkpoint_settings(config, given, image_roots or ())
     path = config / SETTINGS if config.is_dir() else config
     return load_config(path, TrainConfig, tuple(given), image_roots=image_roots or ())
 
@@ -50,6 +56,17 @@ def train(
     ] = None,
     ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
     image_roots: ImageRoots = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what it would be: parameters, tokens, memory, steps, hours.")
+    ] = False,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="With --dry-run: useful share of the peak (default: what was measured)."),
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
@@ -65,6 +82,16 @@ def train(
         raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
+    if dry_run:
+        from trainer.cost import PEAK
+        from trainer.dry_run import plan, table
+
+        devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
+        found = plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        console.print(found.model_dump_json(indent=1) if as_json else table(found), markup=False)
+        return
+    if as_json or mfu is not None or peak is not None:
+        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
     if ray_workers is not None:
         from trainer.on_ray import train_on_ray
 
@@ -90,10 +117,15 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from pipeline.durable import replace_text
-    from schemas.errors import InputError
+    from schemas.errors import ConfigError, InputError
     from trainer.controls import modality_routes, random_routes, teacher_traces
     from trainer.evaluate import ROUTES, Evaluation, as_json
+    from trainer.places import is_checkpoint, located
 
+    config = located(config)
+    alone = is_checkpoint(config)
+    if alone and out is None:
+        raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
     settings = load_settings(config, overrides, out, image_roots)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
@@ -110,8 +142,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
         notices = evaluation.notices
         results.append(evaluation.run("base", "base", "always-direct")[0])
     for variant in settings.variants:
-        model = settings.out / variant / "model"
-        if not (model / "finished.json").is_file():
+        model = config if alone else settings.out / variant / "model"
+        if not alone and not (model / "finished.json").is_file():
             raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
         evaluation = Evaluation(settings, model, directory, quiet=quiet)
         evaluation.pools(variant)

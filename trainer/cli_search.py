@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
-from trainer.cli import Set, load_settings
+from trainer.cli import Run, Set, load_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ console = printing.console()
 
 
 def index(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a training run (or its config file).")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="The index's directory.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     split: Annotated[str, typer.Option(help="Whose candidate pools: train, val or test.")] = "test",
@@ -48,11 +48,13 @@ def index(
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
     from trainer.index import Card, build_index, fingerprint, pools_of
+    from trainer.places import is_checkpoint, located
     from trainer.pool_workers import Here, OnRay
     from trainer.world import World
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
+    run = located(run)
     settings = load_settings(run, overrides, None, image_roots)
     source = source_of(settings, run, variant)
     assert source.model is not None
@@ -62,6 +64,7 @@ def index(
         run=run.absolute(),
         variant=variant,
         embedder_sha256=fingerprint(source.model),
+        base=settings.model.base if is_checkpoint(run) else None,
         mbeir=settings.data.mbeir.absolute(),
         cache=settings.data.cache,
         pools=tuple(layout.relative(path) for path in paths),
@@ -102,7 +105,7 @@ def search(
     if route not in ("learned", "always-direct", "always-reason"):
         raise ConfigError(f"--route {route}: unknown", "learned, always-direct or always-reason")
     found = Index.open(where)
-    settings = load_settings(found.card.run, None, None)
+    settings = load_settings(found.card.run, found.card.overrides, None)
     source = source_of(settings, found.card.run, found.card.variant)
     assert source.model is not None
     if fingerprint(source.model) != found.card.embedder_sha256:
@@ -129,8 +132,11 @@ def search(
 
 def source_of(settings: TrainConfig, run: Path, variant: str) -> Source:
     from schemas.errors import InputError
+    from trainer.places import is_checkpoint
     from trainer.pool_workers import Source
 
+    if is_checkpoint(run):
+        return Source(settings, run)
     model = (run if run.is_dir() else settings.out) / variant / "model"
     if not (model / "embedder.json").is_file():
         raise InputError(f"{model} holds no embedder", "run `mbeir-cot train` first, or name another --variant")

@@ -46,6 +46,8 @@ class Card(BaseModel):
     """The run (or exported model) whose embedder made it."""
     variant: str
     embedder_sha256: str
+    base: str | None = None
+    """What a model that is no run was laid on; a run knows."""
     mbeir: Path
     cache: Path | None
     pools: tuple[str, ...]
@@ -54,6 +56,11 @@ class Card(BaseModel):
     dim: int
     approximate: str | None = None
     """faiss's factory string."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings that a run has in it and a model has not."""
+        return [f"data.mbeir={self.mbeir}", f"model.base={self.base}"] if self.base is not None else []
 
 
 class Hit(NamedTuple):

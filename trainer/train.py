@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +26,12 @@ from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
 from trainer.batches import BatchSource, allow_open_files, loader, unwrapped
+from trainer.chunk_size import settle_chunk
 from trainer.dataset import Candidates, Records
 from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.order import seeded
+from trainer.shared_memory import check_shared_memory
 from trainer.step import DivergedError, StepLosses, train_step
 from trainer.student_traces import written_by
 from trainer.world import World
@@ -49,7 +52,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # What to learn from
     records = Records.load(config.data.dataset)
-    traces = _traces(config, variant, records)
+    traces = learnt_traces(config, variant, records)
     torch.manual_seed(config.seed)
     embedder = Embedder.create(
         config.model,
@@ -77,6 +80,10 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     if (model_directory / "finished.json").is_file():
         return model_directory
 
+    for told in (settle_chunk(embedder, source, directory / "run.json", world), check_shared_memory(source, world)):
+        if told is not None and world.first and not quiet:
+            sys.stderr.write(f"{told}\n")
+
     # Where to begin
     optimiser = _optimiser(embedder, config.optimiser)
     last = checkpoint.latest(directory / "checkpoints") if world.first else None
@@ -97,12 +104,12 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 source.own = written_by(embedder, source, needed, config.adaptive, world)
             until = _next_stop(config, variant, step, steps)
             began = time.monotonic()
-            for made in loader(source, step, until, config.data.workers):
+            for made in loader(source, step, until, config.data.workers, pin=world.device.type == "cuda"):
                 batch = unwrapped(made)
                 for group in optimiser.param_groups:
                     group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
-                losses = train_step(embedder, batch, config.loss, world)
+                losses = train_step(embedder, batch, config.loss, world, vision_cache_gib=config.batch.vision_cache_gib)
                 norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
                 if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
                     raise DivergedError(
@@ -141,7 +148,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     return model_directory
 
 
-def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
+def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
     """Record id -> the trace that is learnt."""
     if variant == "direct":
         return {}
@@ -202,9 +209,12 @@ def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> 
 
 def _identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_FREE)
-    settings["data"].pop("workers")
-    settings["data"].pop("cache")
-    settings["data"].pop("image_roots")
+    for part, free in (
+        ("data", ("workers", "prefetch", "cache", "image_roots")),
+        ("batch", ("vision_cache_gib", "memory_share")),
+    ):
+        for key in free:
+            settings[part].pop(key)
     if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
@@ -218,6 +228,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     file = directory / "run.json"
     if file.is_file():
         old = json.loads(file.read_text(encoding="utf-8"))
+        old.pop("chunk", None)  # what `batch.chunk: auto` came to
         if differing := _differing(old, identity):
             raise ConfigError(
                 f"{directory} holds a run with other settings or data: {', '.join(differing)}",

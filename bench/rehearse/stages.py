@@ -21,6 +21,8 @@ BUILD: Final = "configs/mbeir-cot.yaml"
 TRAIN: Final = "configs/train-trace-7b.yaml"
 STAND_INS: Final = ("tests/pipeline/teacher/hosting/test_placement.py", "tests/pipeline/teacher/hosting/test_pool.py")
 """Tests of what this machine has not: several nodes of GPUs."""
+ENDPOINTS: Final = ("tests/e2e/test_endpoints.py", "tests/pipeline/teacher/test_proxy.py")
+"""And endpoints that others run: one that takes OpenAI's fields only, one whose model thinks, one behind a proxy."""
 LAYOUTS: Final[dict[str, Layout]] = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3": "qwen3-vl-8b"}
 CHECKPOINT: Final = 4
 
@@ -134,7 +136,8 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
     } | cpu
     sets = rehearsal.sets_of_build() + _sets(
         **{f"teacher.server.{key}": value for key, value in server.items()},
-        **{"teacher.sampling.max_tokens": 48, "teacher.reuse": "true"},
+        **{"teacher.sampling.max_tokens": 160, "teacher.reuse": "true"},
+        **{"teacher.grammar": "bounded", "teacher.max_facet_chars": 12, "teacher.max_answer_chars": 12},  # drawn weights run on
     )
     serve, log = mbeir_cot("serve", BUILD, *sets), rehearsal.log("serve")
     with started(serve, log=log) as process:
@@ -146,7 +149,7 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
         preview = mbeir_cot("preview", BUILD, "-n", "2", *sets)
         run(preview, log=rehearsal.log("preview"))
     abilities = sum(line.startswith("ok ") for line in checked.splitlines())
-    return f"{abilities} abilities ok, 2 journeys"
+    return f"{abilities} kinds of request ok, 2 journeys"
 
 
 def train_and_resume(
@@ -242,6 +245,7 @@ STAGES: Final = (
     Stage("train-qwen3", "the same recipe on Qwen3-VL", train_some("qwen3"), ("data",)),
     Stage("eval-qwen3", "M-BEIR's table for it", evaluate("qwen3"), ("train-qwen3",)),
     Stage("placement", "where servers go, on fake GPUs", run_tests(*STAND_INS)),
+    Stage("endpoints", "check, remedies and build with stand-ins that are strict or think, and a proxy", run_tests(*ENDPOINTS)),
 )
 
 

@@ -17,8 +17,8 @@ from pipeline.cli import printing
 from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
-    from pipeline.teacher.check import Example
-    from pipeline.teacher.hosting.preflight import Finding
+    from pipeline.teacher.check import Questions
+    from pipeline.teacher.hosting.preflight import Example, Finding, Who
     from schemas.config import BuildConfig
     from schemas.hosting import Endpoint
 
@@ -43,16 +43,27 @@ def check(
     skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Starts (or reaches) the teacher, asks what it can do, and shows one worked answer per task family.
+    """Starts (or reaches) teacher and verifier, asks them what a build would ask, and shows one worked answer per task family.
 
-    Exits with 1 if the teacher lacks something that the config needs.
+    Exits with 1 if anything does not go, and names the setting that mends it.
     """
     from pipeline.config import load_config
+    from pipeline.teacher.check import Questions
+    from pipeline.teacher.hosting.preflight import Example
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())
-    with hosted(settings) as endpoints:
-        ok = asyncio.run(_check(settings, endpoints, skip))
+    questions = Questions(settings)
+    examples = [Example(sample) for sample in questions.samples(("val", "test", "train"), skip=skip)]
+    whose: tuple[Who, ...] = (
+        ("teacher", "verifier") if settings.verifier is not None and settings.verify.enabled else ("teacher",)
+    )
+    ok = True
+    for who in whose:  # one after the other: managed ones may not fit beside each other
+        with hosted(settings, who) as endpoints:
+            ok &= asyncio.run(_check(settings, who, endpoints, questions, examples))
+    for example in examples:
+        _show(example, settings, questions)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -99,14 +110,14 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 
 @contextmanager
-def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
-    """The endpoints of the config; a managed server lives as long as the context."""
+def hosted(settings: BuildConfig, who: Who = "teacher", *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
+    """The endpoints of the config's teacher or verifier; a managed server lives as long as the context."""
     from pipeline.teacher.hosting.registry import registered, running
     from pipeline.teacher.hosting.server import ManagedServer
     from pipeline.teacher.hosting.weights import fetch_model
     from pipeline.teachers import server_config
 
-    config = settings.teacher
+    config = settings.verifier if who == "verifier" and settings.verifier is not None else settings.teacher
     managed = server_config(config, settings.mbeir)
     if managed is None:
         yield config.endpoints
@@ -128,41 +139,45 @@ def hosted(settings: BuildConfig, *, register: bool = False) -> Iterator[tuple[E
         server.stop()
 
 
-async def _check(settings: BuildConfig, endpoints: tuple[Endpoint, ...], skip: int) -> bool:
-    from pipeline.teacher.check import examples
-    from pipeline.teacher.client import TeacherClient
-    from pipeline.teacher.hosting.preflight import preflight
+async def _check(
+    settings: BuildConfig, who: Who, endpoints: tuple[Endpoint, ...], questions: Questions, examples: list[Example]
+) -> bool:
+    """Whether all goes. The first endpoint's answers are those that are shown."""
+    from pipeline.teacher.hosting.preflight import Example, preflight
 
-    found = [finding for each in await asyncio.gather(*(preflight(e, settings.teacher) for e in endpoints)) for finding in each]
-    for finding in found:
-        console.print(_line(finding))
-    if not all(finding.ok for finding in found):
-        return False
-    async with TeacherClient(settings.teacher.transport.client(endpoints)) as client:
-        async for example in examples(settings, client, skip=skip):
-            _show(example, settings)
-    return True
+    shown = [examples, *([Example(example.sample, reasoned=example.reasoned) for example in examples] for _ in endpoints[1:])]
+    reports = await asyncio.gather(
+        *(preflight(endpoint, who, settings, questions, each) for endpoint, each in zip(endpoints, shown, strict=True))
+    )
+    console.print(f"[bold]{escape(who)}[/]")
+    for report in reports:
+        for finding in report.findings:
+            console.print(_line(finding))
+    return all(report.ok for report in reports)
 
 
 def _line(finding: Finding) -> str:
-    place = f"{finding.ability:<11} {finding.endpoint}"
-    if finding.ok:
+    place = f"{escape(finding.ability):<11} {finding.endpoint}"
+    if finding.trouble is None:
         return f"[green]ok[/]      {place}"
-    remedy = f"\n        what to do: {escape(finding.remedy)}"
-    return f"[red]missing[/] {place}: {escape(finding.detail)}{remedy}"
+    remedy = f"\n        what to do: {escape(finding.trouble.remedy)}"
+    return f"[red]missing[/] {place}: {escape(finding.trouble.detail)}{remedy}"
 
 
-def _show(example: Example, settings: BuildConfig) -> None:
+def _show(example: Example, settings: BuildConfig, questions: Questions) -> None:
     from pipeline.judge import ASSESS, VERIFY
     from prompts import ImageSlot
     from schemas.judgement import Judgement
     from schemas.trace import Trace
 
-    query = example.query
-    console.rule(f"[bold]{escape(example.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left")
+    query, target = example.sample.query, example.sample.target
+    console.rule(
+        f"[bold]{escape(example.sample.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left"
+    )
     if query.query_img_path:
         console.print(f"[dim]image [/] {escape(str(settings.mbeir / query.query_img_path))}")
-    prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in example.reason_prompt)
+    asked = questions.reason_prompt(example.sample)
+    prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in asked)
     console.print(f"[dim]prompt[/] {escape(prompt.strip())}")
     for name, judged, labels in (("P(complex)", example.assessed, ASSESS), ("P(yes)", example.verified, VERIFY)):
         if judged is None:
@@ -173,6 +188,8 @@ def _show(example: Example, settings: BuildConfig) -> None:
         else:
             shown = f"none: {value.detail if value else judged.answer.detail}"
         console.print(f"[dim]{escape(name)}[/] {escape(shown)}")
+    if example.reasoned is None:
+        return
     answer, trace = example.reasoned.answer, example.reasoned.trace
     if isinstance(trace, Trace):
         for facet in trace.facets:
@@ -183,8 +200,6 @@ def _show(example: Example, settings: BuildConfig) -> None:
             f"  [red]{escape(trace.reason if trace else answer.outcome)}[/]: {escape(trace.detail if trace else answer.detail)}"
         )
         console.print(f"  raw: {escape(answer.text)}")
-    target = " ".join(
-        filter(None, (example.target.txt, str(settings.mbeir / example.target.img_path) if example.target.img_path else ""))
-    )
-    console.print(f"[dim]target[/] {escape(target)}")
+    image = str(settings.mbeir / target.img_path) if target.img_path else ""
+    console.print(f"[dim]target[/] {escape(' '.join(filter(None, (target.txt, image))))}")
     console.print(f"[dim]cost  [/] {answer.prompt_tokens:,} + {answer.completion_tokens:,} tokens, {answer.latency_s:.2f} s")

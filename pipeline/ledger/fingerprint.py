@@ -8,6 +8,7 @@ the pixel budgets of server and client                  whether images travel by
 the rendered messages, every character                  which template or prompt set rendered them
 the SHA-256 of each image's file, in its place          the images' paths and the M-BEIR root
 sampling, all of it (pipeline/sampling.py)              the query's id, dataset and split
+all other fields as they are sent (extra_body)          a field that the dialect does not send
 the output grammar or the labels of a choice            what is done with the answer: thresholds, screens, routing
 the attempt's number                                    dtype, parallelism and memory settings of the server
 
@@ -47,13 +48,19 @@ class Identity:
             known_as = "" if local else server.model  # a directory is what is in it, wherever it lies
         else:
             names = sorted({endpoint.model for endpoint in config.endpoints})
+            revisions = sorted({endpoint.revision or "as served" for endpoint in config.endpoints})
             if len(names) > 1:
                 raise ConfigError(
                     f"the endpoints serve different models ({', '.join(names)})",
                     "list endpoints of one model; they share the work",
                 )
             self.name = known_as = names[0]
-            self.revision, budget = "as served", []
+            if len(revisions) > 1:
+                raise ConfigError(
+                    f"the endpoints have different revisions ({', '.join(revisions)})",
+                    "give all the same `revision`, or list those of one model only",
+                )
+            self.revision, budget = revisions[0], []
         self.prefix = orjson.dumps([FINGERPRINT_VERSION, known_as, self.revision, budget, config.max_pixels])
 
 

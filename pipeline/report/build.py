@@ -309,9 +309,10 @@ def _provenance(found: Mapping[str, Any]) -> str:
     attempts = f"{found['attempts']} attempt{'s' if found['attempts'] != 1 else ''}"
     target = ", saw the target" if found["reveal_target"] else ""
     tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
+    temperature = "the server's own" if found["temperature"] is None else f"{found['temperature']:g}"
     return (
         f"{found['teacher']} {found['revision']}, {attempts}, {tokens}, "
-        f"temperature {found['temperature']:g}, seed {found['seed']}, prompts {found['prompt_sha256']}{target}"
+        f"temperature {temperature}, seed {found['seed']}, prompts {found['prompt_sha256']}{target}"
     )
 
 

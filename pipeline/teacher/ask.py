@@ -6,6 +6,7 @@ it is none. An answer that did not arrive (see `Outcome`) means neither.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.judge import Labels, choice_fields, judgement_from_logprobs, judge
 from pipeline.parse import parse_trace
 from pipeline.sampling import draw_fields, greedy_fields
 from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.dialect import image_part, spoken
 from pipeline.teacher.images import EncodedImage
 from pipeline.teacher.request import TeacherRequest
 from prompts import ImageSlot, Prompt
@@ -42,9 +44,12 @@ class Judged:
     judgement: Judgement | NoJudgement | None
 
 
-def messages(prompt: Prompt, images: dict[str, EncodedImage]) -> list[dict[str, Any]]:
+def messages(prompt: Prompt, images: Mapping[str, EncodedImage], config: TeacherConfig) -> list[dict[str, Any]]:
     """A prompt as one user turn; `images` holds the image of each role."""
-    parts = [images[part.role].part if isinstance(part, ImageSlot) else {"type": "text", "text": part} for part in prompt]
+    parts = [
+        image_part(images[part.role], config) if isinstance(part, ImageSlot) else {"type": "text", "text": part}
+        for part in prompt
+    ]
     return [{"role": "user", "content": parts}]
 
 
@@ -53,7 +58,7 @@ def reason_fields(family: Family, config: TeacherConfig, *, attempt: int = 0, ho
     fields = draw_fields(config.sampling, attempt=attempt, hotter=hotter)
     if config.grammar:
         fields["structured_outputs"] = {"grammar": _grammar(family, config)}
-    return fields
+    return spoken(fields, config)
 
 
 def _grammar(family: Family, config: TeacherConfig) -> str:
@@ -64,7 +69,7 @@ def _grammar(family: Family, config: TeacherConfig) -> str:
 
 def judge_fields(labels: Labels, config: TeacherConfig) -> dict[str, Any]:
     """What a request for a judgement holds besides its messages."""
-    return choice_fields(labels) if config.judgements == "logprobs" else greedy_fields(32)
+    return spoken(choice_fields(labels) if config.judgements == "logprobs" else greedy_fields(32), config)
 
 
 def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Prompt:
@@ -75,25 +80,38 @@ def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Promp
 def read_judgement(answer: TeacherAnswer, labels: Labels, config: TeacherConfig) -> Judgement | NoJudgement:
     """What a usable answer to a request for a judgement says."""
     if config.judgements == "logprobs":
-        return judgement_from_logprobs(answer.first_token_logprobs, labels)
-    return judgement_from_statement(answer.text)
+        found = judgement_from_logprobs(answer.first_token_logprobs, labels)
+    else:
+        found = judgement_from_statement(answer.text)
+    if isinstance(found, NoJudgement) and answer.detail:
+        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
+    return found
+
+
+def read_trace(answer: TeacherAnswer, family: Family) -> Trace | Malformed:
+    """What a usable answer to a request for a trace says."""
+    found = parse_trace(answer.text, family)
+    if isinstance(found, Malformed) and answer.detail:
+        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
+    return found
 
 
 def reason_request(
     key: str, prompt: Prompt, images: dict[str, EncodedImage], family: Family, config: TeacherConfig
 ) -> TeacherRequest:
-    return TeacherRequest(key, messages(prompt, images), reason_fields(family, config))
+    return TeacherRequest(key, messages(prompt, images, config), reason_fields(family, config))
 
 
 def judge_request(
     key: str, prompt: Prompt, images: dict[str, EncodedImage], labels: Labels, config: TeacherConfig
 ) -> TeacherRequest:
-    return TeacherRequest(key, messages(judge_prompt(prompt, labels, config), images), judge_fields(labels, config))
+    asked = messages(judge_prompt(prompt, labels, config), images, config)
+    return TeacherRequest(key, asked, judge_fields(labels, config))
 
 
 async def reason(client: TeacherClient, request: TeacherRequest, family: Family) -> Reasoned:
     answer = await client.ask(request)
-    return Reasoned(answer, parse_trace(answer.text, family) if answer.ok else None)
+    return Reasoned(answer, read_trace(answer, family) if answer.ok else None)
 
 
 async def judge(client: TeacherClient, request: TeacherRequest, labels: Labels, config: TeacherConfig) -> Judged:

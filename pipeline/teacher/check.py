@@ -1,77 +1,138 @@
-"""One worked example per task family, asked of the teacher for real: what `mbeir-cot teacher check` prints."""
+"""The work's own requests for a few real queries: what `mbeir-cot teacher check` and a build's preflight ask.
+
+They are made by the functions that a build makes its requests by, images included, so what a server does with them is what it
+will do with the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from pipeline.families import FAMILIES, Family, family_of
 from pipeline.judge import ASSESS, VERIFY
+from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
-from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.jsonl import scan_rows
+from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import build_store
 from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
-from pipeline.teacher.ask import Judged, Reasoned, judge, judge_request, reason, reason_request
-from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import EncodedImage, ImageEncoder, ImageMode
+from pipeline.teacher.ask import judge_request, reason_request
+from pipeline.teacher.images import EncodedImage, ImageEncoder
+from pipeline.teacher.request import TeacherRequest
 from prompts import Prompt, PromptSet
-from schemas.config import BuildConfig
-from schemas.mbeir import DATASET_TASKS, Candidate, Query
-from schemas.trace import Trace
+from schemas.config import BuildConfig, TeacherConfig
+from schemas.errors import InputError
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Query
+
+STAND_IN: Final = "a picture that fits the request"
+"""The answer to verify where the teacher has given none."""
+
+_LOOKED_AT: Final = 200
+"""Queries of a file among which one is sought that can be asked: an image may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A query of one family and all that the teacher said of it."""
+class Sample:
+    """A query that is asked for real, with its first positive."""
 
     family: Family
     query: Query
     target: Candidate
-    reason_prompt: Prompt
-    assessed: Judged
-    reasoned: Reasoned
-    verified: Judged | None
+    instruction: str
 
 
-async def examples(config: BuildConfig, client: TeacherClient, *, skip: int = 0) -> AsyncIterator[Example]:
-    """An example of each family that the directory has, from its validation or test queries (`skip` passes over some)."""
-    layout, teacher = Layout.open(config.mbeir), config.teacher
-    prompts, table = PromptSet.load(teacher.prompts), InstructionTable.load(layout.instructions)
-    encoder = ImageEncoder(build_store(config), ImageMode(teacher.images), max_pixels=teacher.max_pixels)
-    for family in FAMILIES.values():
-        found = _pick(layout, family, skip)
-        if found is None:
-            continue
-        query, target = found
-        task = query.dataset_task
-        instruction = table.choose(
-            query.dataset_id, task.query_modality, task.cand_modality, FixedChoice(), split="val", qid=query.qid
-        )
-        images: dict[str, EncodedImage] = {role: encoder.encode(path) for role, path in image_paths(query, target).items()}
-        prompt = reason_prompt(prompts, query, instruction)
-        assess = judge_request(f"{query.qid}/assess", assess_prompt(prompts, query, instruction), images, ASSESS, teacher)
-        assessed = await judge(client, assess, ASSESS, teacher)
-        reasoned = await reason(client, reason_request(f"{query.qid}/reason", prompt, images, family, teacher), family)
-        verified = None
-        if isinstance(reasoned.trace, Trace):
-            asked = verify_prompt(prompts, query, instruction, reasoned.trace.answer, target)
-            request = judge_request(f"{query.qid}/verify", asked, images, VERIFY, teacher)
-            verified = await judge(client, request, VERIFY, teacher)
-        yield Example(family, query, target, prompt, assessed, reasoned, verified)
+class Questions:
+    """The requests of a build, for samples."""
 
+    def __init__(self, config: BuildConfig) -> None:
+        self._config = config
+        self._verifier = config.verifier or config.teacher
+        self._layout = Layout.open(config.mbeir)
+        store = build_store(config)
+        self._encoders = [ImageEncoder.of(one, store) for one in (config.teacher, self._verifier)]
+        self._prompts = [PromptSet.load(one.prompts) for one in (config.teacher, self._verifier)]
 
-def _pick(layout: Layout, family: Family, skip: int) -> tuple[Query, Candidate] | None:
-    """The query number `skip` of the family's last dataset-task that is there, with its first positive."""
-    for task in reversed(DATASET_TASKS):
-        if family_of(task.task_id) is not family:
-            continue
-        for split in ("val", "test"):
-            path, pool_path = layout.queries(split, task), layout.local_pool(task, split)
-            if path.is_file() and pool_path is not None and pool_path.is_file():
-                for number, (_, query) in enumerate(read_queries(path)):
-                    if number == skip:
-                        with CandidatePool.open(pool_path) as pool:
-                            return query, pool.fetch([query.pos_cand_list[0]])[0]
-    return None
+    def samples(self, splits: tuple[Split, ...], *, each: int = 1, skip: int = 0) -> list[Sample]:
+        """Of each family that the config's datasets have: `each` queries of the first split there is, after `skip` others.
+
+        Only queries whose images can be used. Raises InputError where there is none at all.
+        """
+        table = InstructionTable.load(self._layout.instructions)
+        found = []
+        for family in FAMILIES.values():
+            for query, target in islice(self._askable(family, splits), skip, skip + each):
+                task = query.dataset_task
+                modalities = task.query_modality, task.cand_modality
+                said = table.choose(query.dataset_id, *modalities, FixedChoice(), split="val", qid=query.qid)
+                found.append(Sample(family, query, target, said))
+        if not found:
+            raise InputError(
+                f"{self._config.mbeir} has no query to ask the teacher for a try",
+                "`mbeir-cot mbeir check` tells what is missing; name other datasets or a smaller --skip",
+            )
+        return found
+
+    def assess(self, sample: Sample) -> TeacherRequest:
+        prompt = assess_prompt(self._prompts[0], sample.query, sample.instruction)
+        return judge_request(f"{sample.query.qid}/assess", prompt, self._images(sample, 0), ASSESS, self._config.teacher)
+
+    def reason_prompt(self, sample: Sample) -> Prompt:
+        revealed = sample.target if self._config.reveal_target else None
+        return reason_prompt(self._prompts[0], sample.query, sample.instruction, revealed=revealed)
+
+    def reason(self, sample: Sample) -> TeacherRequest:
+        prompt, images = self.reason_prompt(sample), self._images(sample, 0)
+        return reason_request(f"{sample.query.qid}/reason", prompt, images, sample.family, self._config.teacher)
+
+    def verify(self, sample: Sample, answer: str) -> TeacherRequest:
+        prompt = verify_prompt(self._prompts[1], sample.query, sample.instruction, answer, sample.target)
+        return judge_request(f"{sample.query.qid}/verify", prompt, self._images(sample, 1), VERIFY, self._verifier)
+
+    @property
+    def verifier(self) -> TeacherConfig:
+        """The settings by which verifications are asked."""
+        return self._verifier
+
+    def _images(self, sample: Sample, whose: int) -> dict[str, EncodedImage]:
+        paths = image_paths(sample.query, sample.target)
+        return {role: self._encoders[whose].encode(path) for role, path in paths.items()}
+
+    def _askable(self, family: Family, splits: tuple[Split, ...]) -> Iterator[tuple[Query, Candidate]]:
+        """Queries of the family's last dataset-task that is there and chosen."""
+        chosen = self._config.input
+        for task in reversed(DATASET_TASKS):
+            if family_of(task.task_id) is not family or (chosen.datasets and task.dataset not in chosen.datasets):
+                continue
+            if chosen.tasks and task.task_id not in chosen.tasks:
+                continue
+            for split in splits:
+                there = False
+                for found in self._of_task(task, split):
+                    there = True
+                    yield found
+                if there:
+                    return
+
+    def _of_task(self, task: DatasetTask, split: Split) -> Iterator[tuple[Query, Candidate]]:
+        path = self._layout.queries(split, task)
+        pools = [pool for pool in (self._layout.local_pool(task, split), self._layout.global_pool(split)) if pool]
+        pool_path = next((pool for pool in pools if pool.is_file()), None)
+        if pool_path is None or not path.is_file():
+            return
+        with CandidatePool.open(pool_path, self._config.input.cache) as pool:
+            rows = (row for _, _, row in scan_rows(path, Query) if isinstance(row, Query))  # malformed ones are the build's
+            of_task = (query for query in rows if query.dataset_task == task)
+            for query in islice(of_task, _LOOKED_AT):
+                if query.defects or not query.pos_cand_list or query.pos_cand_list[0] not in pool:
+                    continue
+                target = pool.fetch([query.pos_cand_list[0]])[0]
+                try:
+                    for path_ in image_paths(query, target).values():
+                        self._encoders[0].encode(path_)
+                except ImageProblem:
+                    continue
+                yield query, target

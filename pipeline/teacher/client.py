@@ -23,6 +23,7 @@ from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
 
+AGENT: Final = "mbeir-cot"
 RETRIED_STATUS: Final = frozenset({408, 409, 425, 429})
 """Besides 5xx."""
 
@@ -82,8 +83,9 @@ class _Retry(Exception):
 class TeacherClient:
     """Use as an async context manager, within one event loop."""
 
-    def __init__(self, config: ClientConfig) -> None:
-        self.config = config
+    def __init__(self, config: ClientConfig, *, agent: str = AGENT) -> None:
+        """`agent`: as which servers' logs show it."""
+        self.config, self._agent = config, agent
         self._servers = [_Server(endpoint, config) for endpoint in config.endpoints]
         self._waiting: deque[asyncio.Future[_Server]] = deque()
         self._wake: asyncio.TimerHandle | None = None
@@ -97,6 +99,8 @@ class TeacherClient:
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),  # attempts have their own
             auto_decompress=True,
+            trust_env=self.config.trust_env,
+            headers={"User-Agent": self._agent},
         )
         return self
 
@@ -227,10 +231,11 @@ class TeacherClient:
                 _malformed(server.redacted(content.decode("utf-8", "replace"))), Outcome.MALFORMED_COMPLETION
             ) from None
         finished = done.finish_reason == "stop"
+        stopped = "" if finished else f"the server stopped for {done.finish_reason!r}"
         return TeacherAnswer.model_construct(  # built from checked parts, thousands of times a second
             key=request.key,
             outcome=Outcome.OK if finished else Outcome.INVALID_FINISH,
-            detail="" if finished else f"the server stopped for {done.finish_reason!r}",
+            detail="; ".join(filter(None, (stopped, done.note))),
             text=done.text,
             finish_reason=done.finish_reason,
             first_token_logprobs=done.first_token_logprobs,

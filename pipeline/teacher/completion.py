@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
+THINKS: Final = "the model thinks before it answers"
+"""Begins the note on an answer beside which, or before which, there are thoughts."""
+
+_SHOWN: Final = 60
+
 
 class Completion(NamedTuple):
-    """What a well-formed chat completion holds."""
+    """What a well-formed chat completion holds.
+
+    first_token_logprobs: empty where the first token is one of thinking, which says nothing of the answer.
+    note: what stands beside the answer or in its place, in words; empty for an ordinary one.
+    """
 
     text: str
     finish_reason: str | None
@@ -17,6 +26,7 @@ class Completion(NamedTuple):
     completion_tokens: int
     model: str
     fingerprint: str | None
+    note: str = ""
 
 
 def read_completion(body: bytes) -> Completion:
@@ -27,29 +37,46 @@ def read_completion(body: bytes) -> Completion:
         raise ValueError(f"the body is no JSON ({error}): {body[:80]!r}") from None
     try:
         choice = data["choices"][0]
-        text = choice["message"]["content"]
+        message = choice["message"]
+        text = message["content"]
         usage = data.get("usage") or {}
         if text is None:
             text = ""
         if not isinstance(text, str):
             raise TypeError("content is no string")
+        note = _note(text, message)
         return Completion(
             text,
             _optional_text(choice.get("finish_reason")),
-            _first_token(choice.get("logprobs")),
+            {} if note.startswith(THINKS) else _first_token(choice.get("logprobs")),
             _count(usage.get("prompt_tokens")),
             _count(usage.get("completion_tokens")),
             str(data.get("model") or ""),
             _optional_text(data.get("system_fingerprint")),
+            note,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the body is no chat completion ({type(error).__name__}: {error}): {body[:120]!r}") from None
 
 
+def _note(text: str, message: dict[str, Any]) -> str:
+    thoughts = message.get("reasoning") or message.get("reasoning_content")  # vLLM's name for it, and most others'
+    if thoughts and isinstance(thoughts, str):
+        place = "" if text else ", and all that it wrote was taken for thinking"
+        return f"{THINKS}{place}: {thoughts[:_SHOWN]!r}"
+    if text.lstrip().lower().startswith("<think>"):
+        return f"{THINKS}: {text.lstrip()[:_SHOWN]!r}"
+    if not text and message.get("refusal"):
+        return f"the model refused: {str(message['refusal'])[:_SHOWN]!r}"
+    return ""
+
+
 def _first_token(logprobs: Any) -> dict[str, float]:
+    """Of the first token's alternatives; of the token alone where a server lists no others."""
     if not logprobs or not logprobs.get("content"):
         return {}
-    return {str(item["token"]): float(item["logprob"]) for item in logprobs["content"][0].get("top_logprobs") or ()}
+    first = logprobs["content"][0]
+    return {str(item["token"]): float(item["logprob"]) for item in first.get("top_logprobs") or (first,)}
 
 
 def _optional_text(value: Any) -> str | None:

@@ -7,11 +7,12 @@ import hashlib
 import io
 from collections import OrderedDict
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from PIL import Image
 
 from pipeline.mbeir.images import ImageStore
+from schemas.config import TeacherConfig
 
 _SEEN: Final = b"upright, on white, 8 bits"
 """Goes into the digest of a file that is shown otherwise than it is: an answer to what a server made of it is another one."""
@@ -33,11 +34,6 @@ class EncodedImage(NamedTuple):
     url: str
     sha256: str
 
-    @property
-    def part(self) -> dict[str, object]:
-        """As a part of a chat message. The digest serves the server as its cache key."""
-        return {"type": "image_url", "image_url": {"url": self.url}, "uuid": self.sha256}
-
 
 class ImageEncoder:
     """Encodes images of one store; the last `keep` of them are remembered (by default as many as memory bears).
@@ -52,6 +48,11 @@ class ImageEncoder:
         self._keep = keep or (_PATHS_KEPT if mode is ImageMode.PATH else _IMAGES_KEPT)
         self._known: OrderedDict[str, EncodedImage] = OrderedDict()
         self._digests: OrderedDict[str, str] = OrderedDict()
+
+    @classmethod
+    def of(cls, config: TeacherConfig, store: ImageStore) -> Self:
+        """As a build sends images to this teacher."""
+        return cls(store, ImageMode(config.images), max_pixels=config.max_pixels)
 
     def digest(self, relative: str) -> str:
         """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none.

@@ -1,4 +1,4 @@
-"""How a vLLM server is started: its command line and environment, as pure functions of the settings."""
+"""How a vLLM server is started: its command line and environment, as functions of the settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 
 from pipeline.numerics import cpu_multiplies_bfloat16
+from pipeline.teacher.hosting.pixels import processor_kwargs
 from schemas.hosting import ServerConfig
 
 
@@ -20,9 +21,8 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
         *("--max-num-seqs", str(config.max_num_seqs), "--seed", str(config.seed)),
         *("--limit-mm-per-prompt", json.dumps({"image": config.images_per_prompt, "video": 0})),
     ]
-    pixels = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    if set_pixels := {name: value for name, value in pixels.items() if value is not None}:
-        found += ["--mm-processor-kwargs", json.dumps(set_pixels)]
+    if pixels := processor_kwargs(config):
+        found += ["--mm-processor-kwargs", json.dumps(pixels)]
     if config.revision:
         found += ["--revision", config.revision]
     if config.device == "cuda":

@@ -7,8 +7,6 @@ process lives and it answers.
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from pipeline.mbeir.cache import default_cache_dir
+from pipeline.teacher.hosting.direct import health
 from schemas.hosting import Endpoint, ServerConfig
 
 
@@ -53,9 +52,4 @@ def running(config: ServerConfig) -> Endpoint | None:
     if Path("/proc").is_dir() and not Path(f"/proc/{entry.supervisor}").is_dir():
         path.unlink(missing_ok=True)  # its process is gone without having said so
         return None
-    try:
-        health = entry.endpoint.url.removesuffix("/v1") + "/health"
-        with urllib.request.urlopen(health, timeout=5) as answer:  # noqa: S310 (an address that we wrote)
-            return entry.endpoint if answer.status == 200 else None
-    except (OSError, urllib.error.URLError):
-        return None
+    return entry.endpoint if health(entry.endpoint.url.removesuffix("/v1") + "/health") is None else None

@@ -11,8 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipeline.teacher.hosting.command import command, environment
+from pipeline.teacher.hosting.direct import health
 from pipeline.teacher.hosting.model_check import check_model
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
@@ -28,6 +27,9 @@ _POLL_SECONDS: Final = 0.25
 _LOOK_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 12.0
 _TAIL_LINES: Final = 25
+_SERVES: Final = re.compile(rb"Application startup complete|Uvicorn running on")
+_SERVES_SECONDS: Final = 30.0
+"""So long may a server that says that it serves be out of reach."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
 
 _CAUSES: Final = (
@@ -62,6 +64,7 @@ class ManagedServer:
         self.restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._log_from = 0
         self._stopped = threading.Event()
         self._launching = threading.Lock()  # so that no server is started after `stop`
         self._watcher: threading.Thread | None = None
@@ -98,11 +101,7 @@ class ManagedServer:
         return self.endpoint
 
     def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+        return self._health() is None
 
     def stop(self) -> None:
         """Ends the server and all its processes. Safe to call again."""
@@ -121,6 +120,9 @@ class ManagedServer:
                 process.wait()
         _kill_group(process.pid)
 
+    def _health(self) -> str | None:
+        return health(f"http://127.0.0.1:{self._port}/health")
+
     def _launch(self) -> None:
         """Starts the process; again on the same port, so that clients find a restarted server where it was."""
         if not self._port:
@@ -129,6 +131,7 @@ class ManagedServer:
             self._port = self.config.port or _free_port()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_from = log.tell()
             self._process = subprocess.Popen(
                 command(self.config, self._port, os.getpid()),
                 stdin=subprocess.DEVNULL,
@@ -139,8 +142,8 @@ class ManagedServer:
             )
 
     def _await_health(self, progress: Callable[[float, str], None]) -> None:
-        began = time.monotonic()
-        while not self.healthy():
+        began, serves_since = time.monotonic(), None
+        while (ill := self._health()) is not None:
             process = self._process
             elapsed = time.monotonic() - began
             if process is None or self._stopped.is_set():
@@ -151,6 +154,15 @@ class ManagedServer:
                 error = self._explained(f"the teacher's server was not ready after {self.config.startup_timeout_s:.0f} s")
                 self.stop()
                 raise error
+            if ill.startswith("HTTP") or not self._says_it_serves():
+                serves_since = None
+            elif elapsed - (serves_since := elapsed if serves_since is None else serves_since) > _SERVES_SECONDS:
+                self.stop()
+                raise HostingError(
+                    f"the teacher's server says that it serves, but 127.0.0.1:{self._port} cannot be reached: {ill}\n"
+                    f"  its log: {self.log}",
+                    "look for what stands between (a firewall, a container's network, --host or --port in extra_args)",
+                )
             progress(elapsed, self._last_line())
             time.sleep(_POLL_SECONDS)
 
@@ -187,6 +199,12 @@ class ManagedServer:
                 self.restarts += 1
                 self._launch()
             heard, allowed = time.monotonic(), self.config.startup_timeout_s
+
+    def _says_it_serves(self) -> bool:
+        with suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(self._log_from, self.log.stat().st_size - 64_000))
+            return _SERVES.search(file.read()) is not None
+        return False
 
     def _last_line(self) -> str:
         lines = self._tail(3)

@@ -61,9 +61,10 @@ FIELDS = {"temperature": 0.2, "seed": 0}
         (PROMPT, DIGESTS, FIELDS | {"structured_outputs": {"grammar": "root ::= x"}}, 0, {}),
         (PROMPT, DIGESTS, FIELDS, 1, {}),
         (PROMPT, DIGESTS, FIELDS, 0, {"endpoints": [{"url": "http://a/v1", "model": "other"}]}),
+        (PROMPT, DIGESTS, FIELDS, 0, {"endpoints": [{"url": "http://a/v1", "model": "m", "revision": "r"}]}),
         (PROMPT, DIGESTS, FIELDS, 0, {"max_pixels": 10}),
     ],
-    ids=["text", "order", "image", "sampling", "grammar", "attempt", "model", "pixels"],
+    ids=["text", "order", "image", "sampling", "grammar", "attempt", "model", "revision", "pixels"],
 )
 def test_what_decides_the_answer_decides_the_fingerprint(
     prompt: Any, digests: Any, fields: Any, attempt: int, teacher: dict[str, Any]

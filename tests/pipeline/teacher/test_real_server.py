@@ -21,8 +21,10 @@ from pipeline.grammar import trace_grammar
 from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
 from pipeline.parse import parse_trace
 from pipeline.teacher.ask import reason_request
+from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.hosting.preflight import preflight
+from pipeline.teacher.dialect import image_part
+from pipeline.teacher.hosting.preflight import Example, Finding, preflight
 from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest
@@ -32,7 +34,7 @@ from pocket.models import MODELS
 from pocket.world.draw import SIDE, draw_scene
 from pocket.world.scene import sample_scene
 from prompts import PromptSet
-from schemas.config import Sampling, TeacherConfig
+from schemas.config import BuildConfig, Sampling, TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
 from schemas.teacher import Outcome, Transport
@@ -40,6 +42,7 @@ from schemas.trace import Trace
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
+BY_PATH = TeacherConfig(hosting="external", endpoints=(Endpoint(url="http://a/v1", model="teacher"),), images="path")
 TEXT = "What is left of the red circle?"
 
 
@@ -76,14 +79,25 @@ def client(endpoint: Endpoint) -> TeacherClient:
     return TeacherClient(Transport(try_timeout_s=120).client((endpoint,)))
 
 
-async def test_the_preflight_finds_every_ability(endpoint: Endpoint) -> None:
-    teacher = TeacherConfig(hosting="external", endpoints=(endpoint,))
-    found = await preflight(endpoint, teacher)
+async def asked_of(endpoint: Endpoint, world: Path, **teacher: object) -> list[Finding]:
+    settings = {"hosting": "external", "endpoints": [endpoint.model_dump()], "prompts": "pocket", "grammar": "bounded"}
+    bounds = {"max_facet_chars": 60, "max_answer_chars": 60}
+    config = BuildConfig.model_validate({"mbeir": world, "teacher": settings | bounds | teacher})
+    questions = Questions(config)
+    examples = [Example(sample) for sample in questions.samples(("val", "test"))]
+    assert len(examples) == 4
+    return (await preflight(endpoint, "teacher", config, questions, examples)).findings
+
+
+async def test_the_preflight_asks_what_the_work_asks(endpoint: Endpoint, small_world: Path) -> None:
+    found = await asked_of(endpoint, small_world)
     assert [finding for finding in found if not finding.ok] == []
-    assert len(found) == 6
-    wrong = await preflight(endpoint.model_copy(update={"model": "another"}), teacher)
-    assert [finding.detail for finding in wrong if not finding.ok] == ["it serves teacher, not another"]
-    absent = await preflight(endpoint.model_copy(update={"url": "http://127.0.0.1:9/v1"}), teacher)
+    assert [finding.ability for finding in found] == ["reachable", "model name", "assess", "reason", "verify"]
+    unread = [finding.trouble for finding in await asked_of(endpoint, small_world, images="path")]  # outside its directory
+    assert any(one is not None and one.stops and one.sets == {"teacher.images": "data_url"} for one in unread), unread
+    wrong = await asked_of(endpoint.model_copy(update={"model": "another"}), small_world)
+    assert [finding.trouble.detail for finding in wrong if finding.trouble] == ["it serves teacher, not another"]
+    absent = await asked_of(endpoint.model_copy(update={"url": "http://127.0.0.1:9/v1"}), small_world)
     assert [finding.ability for finding in absent] == ["reachable"]
 
 
@@ -100,7 +114,7 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 "temperature": 1.0,
                 "structured_outputs": {"grammar": trace_grammar(family, max_facet_chars=30, max_answer_chars=20)},
             }
-            messages = [{"role": "user", "content": [image.part, {"type": "text", "text": TEXT}]}]
+            messages = [{"role": "user", "content": [image_part(image, BY_PATH), {"type": "text", "text": TEXT}]}]
             answers = await asyncio.gather(
                 *(asking.ask(TeacherRequest(str(n), messages, fields | {"seed": n})) for n in range(8))
             )
@@ -142,7 +156,7 @@ async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpo
     with torch.inference_mode():
         expected = torch.log_softmax(model(**inputs).logits[0, -1], -1)
     encoder = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE)
-    content = [*([encoder.encode(name).part] if name is not None else []), {"type": "text", "text": TEXT}]
+    content = [*([image_part(encoder.encode(name), BY_PATH)] if name is not None else []), {"type": "text", "text": TEXT}]
     async with client(endpoint) as asking:
         fields = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
         answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], fields))

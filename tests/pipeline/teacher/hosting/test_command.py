@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipeline.teacher.hosting.command import arguments, command, environment
 from pipeline.teacher.hosting.model_check import check_model
@@ -37,6 +38,33 @@ def test_a_gpu_server() -> None:
     alone = pairs(config.model_copy(update={"tensor_parallel_size": 1, "api_servers": 3}))
     assert "--mm-encoder-tp-mode" not in alone
     assert alone["--api-server-count"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("processor", "limits", "sent"),
+    [
+        ({"min_pixels": 3136, "max_pixels": 12845056}, {"max_pixels": 5000}, {"shortest_edge": 3136, "longest_edge": 5000}),
+        ({"size": {"shortest_edge": 65536, "longest_edge": 16777216}}, {"max_pixels": 5000}, {"shortest_edge": 5000, "longest_edge": 5000}),
+        ({"image_processor": {"size": {"shortest_edge": 9, "longest_edge": 99}}}, {"min_pixels": 16, "max_pixels": None}, {"shortest_edge": 16, "longest_edge": 99}),
+        ({"size": {"height": 448, "width": 448}}, {"max_pixels": 5000}, None),
+    ],
+    ids=["Qwen2.5-VL", "Qwen3-VL", "processor_config", "none"],
+)  # fmt: skip
+def test_a_budget_has_both_edges(
+    tmp_path: Path, processor: dict[str, Any], limits: dict[str, Any], sent: dict[str, int] | None
+) -> None:
+    """As transformers 5.23 and later want it; those that know no such budget are told as before."""
+    directory = model(tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(processor))
+    given = json.loads(pairs(ServerConfig(model=directory, **limits))["--mm-processor-kwargs"])
+    assert given == ({"size": sent} if sent else limits)
+
+
+def test_the_processor_takes_the_budget() -> None:
+    processors = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+    processor, picture = processors.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056), Image.new("RGB", (1200, 900))
+    size = {"shortest_edge": 3136, "longest_edge": 602112}
+    assert processor(picture, size=size)["image_grid_thw"].tolist() == [[1, 46, 62]]  # as `max_pixels: 602112` had it
 
 
 @pytest.mark.slow
@@ -126,3 +154,27 @@ def test_a_broken_config_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         check_model(ServerConfig(model=directory))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tiles", "changes"),
+    [("internvl", "max_patches", {}), ("internvl_chat", "max_dynamic_patch", {"trust_remote_code": True})],
+)
+def test_internvl_is_refused_until_its_settings_are_those_named(
+    tmp_path: Path, kind: str, tiles: str, changes: dict[str, Any]
+) -> None:
+    directory = model(tmp_path / "m", VISION | {"model_type": kind})
+    usual = ServerConfig.model_validate({"model": directory, "max_model_len": 1024} | changes)
+    with pytest.raises(ConfigError, match="no pixel budget") as caught:
+        check_model(usual)
+    assert f"server.extra_args: [--mm-processor-kwargs, '{{\"{tiles}\": 4}}']" in caught.value.remedy
+    named = {"max_pixels": None, "extra_args": ("--mm-processor-kwargs", json.dumps({tiles: 4}))}
+    check_model(usual.model_copy(update=named))
+
+
+def test_an_internvl_with_code_of_its_own_is_told_before_it_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="code of its own") as caught:
+        check_model(ServerConfig(model="OpenGVLab/InternVL3-78B"))
+    assert "-hf" in caught.value.remedy
+    with pytest.raises(ConfigError, match="no pixel budget"):
+        check_model(ServerConfig(model="OpenGVLab/InternVL3-78B-hf"))

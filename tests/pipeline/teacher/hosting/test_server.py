@@ -34,7 +34,9 @@ if mode == "crash":
 if mode == "strange":
     print("Traceback\\nRuntimeError: the moon is full", flush=True)
     sys.exit(3)
-if mode == "hang":
+if mode == "elsewhere":
+    print("INFO:     Application startup complete.", flush=True)
+if mode in ("hang", "elsewhere"):
     time.sleep(600)
 engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 sys.path.insert(0, os.environ["ROOT"])
@@ -175,6 +177,25 @@ def test_a_server_that_hangs_is_ended(config: ServerConfig, tmp_path: Path, monk
         server.start(lambda seconds, line: seen.append((seconds, line)))
     assert seen[-1][1] == "loading"
     assert server.pid is None
+
+
+def test_a_server_that_serves_where_nobody_reaches_it_is_said(
+    config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", "elsewhere")
+    monkeypatch.setattr(server_module, "_SERVES_SECONDS", 0.5)
+    with pytest.raises(HostingError, match=r"says that it serves, but 127.0.0.1:\d+ cannot be reached: .*refused"):
+        ManagedServer(config, log=tmp_path / "server.log").start()
+
+
+def test_a_former_servers_log_says_nothing_of_this_one(
+    config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN", "hang")
+    monkeypatch.setattr(server_module, "_SERVES_SECONDS", 0.1)
+    (tmp_path / "server.log").write_text("INFO:     Application startup complete.\n")
+    with pytest.raises(HostingError, match="was not ready after 2 s"):
+        ManagedServer(config.model_copy(update={"startup_timeout_s": 1.5}), log=tmp_path / "server.log").start()
 
 
 def test_a_port_in_use_is_said_at_once(config: ServerConfig, tmp_path: Path) -> None:

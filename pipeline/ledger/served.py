@@ -1,0 +1,39 @@
+"""What external servers told of the model behind a name, kept beside the answers: a name may come to serve another model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import orjson
+from pyarrow import fs
+
+from pipeline.ledger.fingerprint import Identity
+from pipeline.ledger.segment import SegmentStore
+from schemas.errors import ConfigError
+
+
+def same_as_before(location: str, who: str, identity: Identity, told: Iterable[str]) -> None:
+    """Keeps what the servers of `identity` tell, the first time; afterwards raises ConfigError where they tell something else.
+
+    told: where the model lies and as what it answers. location: the ledger's.
+    """
+    store, now = SegmentStore(location), sorted(set(told))
+    path = store.path(f"served-{hashlib.sha256(identity.prefix).hexdigest()[:16]}.json")
+    if not now:
+        return
+    if store.filesystem.get_file_info(path).type == fs.FileType.File:
+        with store.filesystem.open_input_stream(path) as file:
+            before = orjson.loads(file.read())["told"]
+        if not set(now) <= set(before):
+            raise ConfigError(
+                f"the {who}'s endpoints serve {identity.name} as {', '.join(now)}; the ledger's answers under that name are of "
+                f"{', '.join(before)}",
+                f"for another model, set `revision` of {who}.endpoints to a name of your own (its answers are kept apart); "
+                f"if it is the same, remove {path}",
+            )
+        return
+    content = {"model": identity.name, "revision": identity.revision, "told": now}
+    with store.filesystem.open_output_stream(f"{path}.tmp") as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    store.filesystem.move(f"{path}.tmp", path)

@@ -1,0 +1,40 @@
+"""What a request says to this or that kind of server: vLLM's own fields, or only those that OpenAI's API takes.
+
+Fields are translated before a request's fingerprint is taken, so that it is of what was really sent. Images are no part of
+that: a server gets the same picture with a cache key beside it or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pipeline.teacher.images import EncodedImage
+from schemas.config import VLLM_ONLY, TeacherConfig
+
+_GUIDES: Final = frozenset({"structured_outputs"})
+_OF_JUDGEMENTS: Final = frozenset({"logprobs", "top_logprobs"})
+
+
+def spoken(fields: Mapping[str, Any], config: TeacherConfig) -> dict[str, Any]:
+    """The fields of a request as these endpoints take them, with those of the user's own."""
+    found = dict(fields)
+    if config.dialect == "openai":
+        found = {name: value for name, value in found.items() if name not in VLLM_ONLY | _GUIDES}
+        found["max_completion_tokens"] = found.pop("max_tokens")
+    if config.chat_template_kwargs:
+        found["chat_template_kwargs"] = config.chat_template_kwargs
+    for name, value in config.extra_body.items():
+        if name in _OF_JUDGEMENTS and name not in found:
+            continue  # servers refuse the one without the other
+        if value is None:
+            found.pop(name, None)
+        else:
+            found[name] = value
+    return found
+
+
+def image_part(image: EncodedImage, config: TeacherConfig) -> dict[str, Any]:
+    """An image as a part of a chat message. The file's digest serves vLLM as its cache key."""
+    part = {"type": "image_url", "image_url": {"url": image.url}}
+    return part | ({"uuid": image.sha256} if config.dialect == "vllm" else {})

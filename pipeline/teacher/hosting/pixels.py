@@ -1,0 +1,55 @@
+"""The pixel budget as a model's image processor takes it.
+
+transformers 5.23 no longer knows `max_pixels` and `min_pixels`: a budget is `size`, with both edges. The edge that is not set
+is the model's own, from its files; where these are not to be seen, or know no such budget, the older names are sent.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from schemas.hosting import ServerConfig
+
+PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
+
+
+def processor_kwargs(config: ServerConfig) -> dict[str, Any]:
+    """What the server's image processor is told of the budget; empty where none is set."""
+    given = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    budget = {name: value for name, value in given.items() if value is not None}
+    if not budget or (own := _own_size(config)) is None:
+        return budget
+    longest = config.max_pixels or own[1]
+    return {"size": {"shortest_edge": min(config.min_pixels or own[0], longest), "longest_edge": longest}}
+
+
+def _own_size(config: ServerConfig) -> tuple[int, int] | None:
+    """(fewest, most) pixels of the model's own processor."""
+    for name in PROCESSOR_FILES:
+        file = _file(config, name)
+        if file is None:
+            continue
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # told by `model_check`, or by the server itself
+            continue
+        settings = settings.get("image_processor", settings)
+        size = settings.get("size") or {}
+        least = settings.get("min_pixels") or size.get("shortest_edge")
+        most = settings.get("max_pixels") or size.get("longest_edge")
+        if isinstance(least, int) and isinstance(most, int):
+            return least, most
+    return None
+
+
+def _file(config: ServerConfig, name: str) -> Path | None:
+    """In the model's directory, or where `weights` has brought it."""
+    directory = Path(config.model)
+    if directory.is_dir():
+        return directory / name if (directory / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (reads HF_* when imported)
+
+    found = try_to_load_from_cache(config.model, name, revision=config.revision)
+    return Path(found) if isinstance(found, str) else None
