@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS, Modality
 from schemas.training import TrainConfig
 from trainer.embed import QueryFile
@@ -47,7 +47,7 @@ def main(
     chosen = set(seeded("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
     lot = {place: number in chosen for number, place in enumerate(places)}
     modality = {place: place[0].query_modality is Modality.IMAGE_TEXT for place in places}
-    embedder = QueryEmbedder(worker._worker.embedder, settings, ImageStore(settings.data.mbeir))
+    embedder = QueryEmbedder(worker._worker.embedder, settings, training_store(settings))
 
     def alone() -> None:
         for routes in (own, modality, lot):

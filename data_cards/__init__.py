@@ -36,8 +36,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
     """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.measure`)."""
-    heads = [line for line in map(json.loads, log.read_text().splitlines()) if "recipe" in line]
-    stem = json.loads(stem_log.read_text().splitlines()[0])
+    heads = [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "recipe" in line]
+    stem = json.loads(stem_log.read_text(encoding="utf-8").splitlines()[0])
     return (
         _environment()
         .get_template("pocket_model.md.jinja")

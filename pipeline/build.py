@@ -32,10 +32,10 @@ from pipeline.finished import SETTINGS
 from pipeline.ledger.ledger import recover
 from pipeline.ledger.segment import SegmentStore
 from pipeline.manifest import config_sha256, make_manifest, write_card
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.progress_board import Board
 from pipeline.publish import mend, publish, scratch
 from pipeline.staging import Staging
@@ -43,6 +43,7 @@ from pipeline.tokens import token_counter
 from pipeline.worklist import WorkList, collect
 from prompts import PromptSet
 from schemas.config import BuildConfig
+from schemas.errors import InputError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 
@@ -153,7 +154,7 @@ class _Build:
                 assembled = self._assembled(staging, work, new)
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
-                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
                 self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 publish(new, self.places.dataset)
@@ -185,8 +186,17 @@ class _Build:
         split: Any = work.split
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
-            for path in (layout.local_pool(task, split), layout.global_pool(split)):
-                if (task.dataset, task.task_id) in wanted and path is not None and path.is_file() and path not in found:
+            if (task.dataset, task.task_id) not in wanted:
+                continue
+            paths = layout.target_pools(task, split)
+            if not paths and (self.config.verify.enabled or self.config.reveal_target):
+                raise InputError(
+                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {split}: "
+                    "no trace could be verified",
+                    f"{layout.fetch_remedy(task.dataset, split)}; or leave it out (input.datasets)",
+                )
+            for path in paths:
+                if path not in found:
                     with CandidatePool.open(path, self.config.input.cache) as pool:
                         found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
         return [found[path] for path in sorted(found)]
@@ -212,7 +222,7 @@ class _Build:
     def _assembled(self, staging: Staging, work: WorkList, directory: Path) -> Assembled:
         images = None
         if self.config.output.with_images:
-            images = ImageStore(self.config.mbeir, allowed_roots=self.config.input.image_roots)
+            images = build_store(self.config)
         return assemble(
             staging,
             directory,
@@ -220,6 +230,7 @@ class _Build:
             rows_per_shard=self.config.output.rows_per_shard,
             bypass_duplicates=self.config.on_reject == "bypass",
             images=images,
+            image_group_bytes=self.config.output.image_row_group_mb * 1_000_000,
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.embedder import Embedder, pooled
-from trainer.rows import Chunk, Row, RowEncoder
+from trainer.rows import Row, RowEncoder
 
 _NEVER: Final = torch.finfo(torch.float32).min
 
@@ -180,12 +180,11 @@ class AdaptiveEmbedder:
     ) -> tuple[list[tuple[int, Embedded]], _Lanes | None]:
         began = time.perf_counter()
         chunk = self.encoder.chunk(rows, prompts_only=True).to(self.embedder.device)
-        positions, deltas = self._positions(chunk)
+        # what is written after a row goes on after its last position
+        following = chunk.inputs["position_ids"].amax((0, 2)).unsqueeze(1) + 1
         cache = DynamicCache()
         with self.embedder.casting():
-            states = self.embedder.model.model(
-                **chunk.inputs, position_ids=positions, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            states = self.embedder.model.model(**chunk.inputs, past_key_values=cache, use_cache=True).last_hidden_state
         vectors = pooled(states, chunk.last)
         logits = self._logits(states[torch.arange(len(rows)), chunk.last])
         p_direct = logits.softmax(-1)[:, self._emb].tolist()
@@ -208,7 +207,7 @@ class AdaptiveEmbedder:
             [layer.keys for layer in cache.layers],
             [layer.values for layer in cache.layers],
             chunk.inputs["attention_mask"],
-            (chunk.last + 1).unsqueeze(1) + deltas,
+            following,
             tokens,
             list(owners),
             [[] for _ in rows],
@@ -279,17 +278,3 @@ class AdaptiveEmbedder:
         with self.embedder.casting():
             logits: Tensor = self.embedder.head(states)
         return logits.float()
-
-    def _positions(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """(position ids of shape (3, rows, length), offsets of shape (rows, 1) of what follows a row)."""
-        inputs = chunk.inputs
-        if "image_grid_thw" in inputs:
-            found: tuple[Any, Any] = self.embedder.model.model.get_rope_index(
-                inputs["input_ids"],
-                mm_token_type_ids=inputs["mm_token_type_ids"],
-                image_grid_thw=inputs["image_grid_thw"],
-                attention_mask=inputs["attention_mask"],
-            )
-            return found
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        return positions.unsqueeze(0).expand(3, -1, -1), positions.new_zeros(len(positions), 1)

@@ -28,7 +28,7 @@ from trainer.adaptive import Embedded
 from trainer.embedder import Embedder
 from trainer.rows import Chunk, Row, RowEncoder
 from trainer.uniir import Split, ids_path, not_finite
-from trainer.unreadable import LeftOut, load_list, refused, save_list, student_images
+from trainer.unreadable import LeftOut, load_list, refused, save_list
 
 PART_ROWS: Final = 8_192
 AHEAD: Final = 4
@@ -56,10 +56,10 @@ class PoolPart(NamedTuple):
 class PoolEmbedder:
     """Embeds candidates; picklable pieces are made in the process that uses it."""
 
-    def __init__(self, embedder: Embedder, mbeir: Path, *, rows: int, max_chars: int, skip: bool = False) -> None:
+    def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int, skip: bool = False) -> None:
         """`skip`: leave candidates out whose images cannot be read, instead of refusing them."""
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
-        self.images = student_images(mbeir)
+        self.images = images
         self.rows, self.max_chars, self.skip = rows, max_chars, skip
 
     @torch.inference_mode()

@@ -127,7 +127,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         }
         place = self.directory / "embed" / suffix
         marker, text = place / "made_by.json", json.dumps(made_by, sort_keys=True)
-        if not marker.is_file() or marker.read_text() != text:
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         replace_text(marker, text)
@@ -232,7 +232,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools, device=device):  # type: ignore[arg-type]
             found += scores
         files.tables.mkdir(parents=True, exist_ok=True)
-        (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="")
+        (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="", encoding="utf-8")
         return found
 
     def _pool(self, task: DatasetTask) -> Path:

@@ -114,9 +114,9 @@ def build_index(
     out.mkdir(parents=True, exist_ok=True)
     owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools} | ({"skip_unreadable": True} if skip else {}))
     marker = out / "parts.json"
-    if marker.is_file() and marker.read_text() != owner:
+    if marker.is_file() and marker.read_text(encoding="utf-8") != owner:
         raise ConfigError(f"{out} holds the parts of another index", "name another --out, or remove that directory")
-    marker.write_text(owner)
+    marker.write_text(owner, encoding="utf-8")
     pools = [CandidatePool.open(path, card.cache) for path in paths]
     parts = [out / f"{path.stem}_embed.npy" for path in paths]
     with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
@@ -203,7 +203,7 @@ class Index:
             found.add(block)
         faiss.write_index(found, str(self.directory / _APPROXIMATE))
         self.card = self.card.model_copy(update={"approximate": factory})
-        (self.directory / _CARD).write_text(self.card.model_dump_json(indent=1) + "\n")
+        (self.directory / _CARD).write_text(self.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self._approximate = found
 
     def recall(self, queries: NDArray[np.floating], k: int) -> float:

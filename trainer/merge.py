@@ -114,7 +114,7 @@ def merge(
                 _ADVICE,
             )
         report = Report(len(samples), least, len(asked), sum(same), tuple(even))
-        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
+        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n", encoding="utf-8")
         publish(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -157,7 +157,7 @@ def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
     identity = embedder.identity.model_copy(update={"merged": True, "base": named})
     embedder.merged_model().save_pretrained(directory)
     embedder.processor.save_pretrained(directory)
-    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
     write_modules(embedder, directory)
     if card:
         (directory / "README.md").write_text(card, encoding="utf-8")

@@ -47,7 +47,7 @@ def is_checkpoint(place: Path) -> bool:
     return (place / IDENTITY).is_file()
 
 
-def checkpoint_settings(directory: Path, overrides: Sequence[str]) -> TrainConfig:
+def checkpoint_settings(directory: Path, overrides: Sequence[str], image_roots: Sequence[Path] = ()) -> TrainConfig:
     """Settings for using a checkpoint. Raises ConfigError where `data.mbeir` is not among the overrides."""
     if not any(one.split("=")[0].strip() == "data.mbeir" for one in overrides):
         raise ConfigError(f"{directory} is a model and does not say where M-BEIR is", "add --set data.mbeir=DIR")
@@ -58,4 +58,4 @@ def checkpoint_settings(directory: Path, overrides: Sequence[str]) -> TrainConfi
         "out": str(directory),
         "evaluation": {"base": False},
     }
-    return settings_of(known, TrainConfig, tuple(overrides), directory)
+    return settings_of(known, TrainConfig, tuple(overrides), directory, image_roots=image_roots)

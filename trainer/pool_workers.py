@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
 from trainer.embed import PoolEmbedder, PoolPart, Range
@@ -42,7 +43,7 @@ class Source(NamedTuple):
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
         return PoolEmbedder(
             loaded or self.load(),
-            self.config.data.mbeir,
+            training_store(self.config),
             rows=self.config.evaluation.rows,
             max_chars=self.config.data.max_candidate_chars,
             skip=self.config.data.skip_unreadable,

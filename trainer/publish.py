@@ -58,7 +58,7 @@ def _cleaned(path: Path) -> Upload:
     """The base by its last name where it is a directory of this machine."""
     if path.name not in ("embedder.json", "adapter_config.json"):
         return Upload(path.name, path)
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     key = "base" if path.name == "embedder.json" else "base_model_name_or_path"
     if found.get(key) and Path(found[key]).is_absolute():
         found[key] = Path(found[key]).name

@@ -20,7 +20,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import pyarrow as pa
 
 from pipeline.durable import replace_text
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
+from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.stores import training_store
 from pipeline.progress import Meter
 from schemas.errors import InputError
 from schemas.mbeir import Candidate
@@ -46,11 +47,6 @@ class LeftOut(NamedTuple):
     @classmethod
     def of(cls, name: str, problem: ImageProblem) -> LeftOut:
         return cls(name, problem.path, str(problem.reason), problem.detail)
-
-
-def student_images(root: Path) -> ImageStore:
-    """What the student's processor takes."""
-    return ImageStore(root, max_ratio=MAX_RATIO)
 
 
 class Unreadable(InputError):
@@ -85,10 +81,6 @@ def load_list(path: Path) -> list[LeftOut]:
 
 class StudentBatches(BatchSource):
     """Batches of images that the student's processor takes; a refusal names row or did."""
-
-    def __init__(self, *args: Any, **share: Any) -> None:
-        super().__init__(*args, **share)
-        self.images.max_ratio = MAX_RATIO
 
     def candidate_row(self, candidate: Candidate) -> Row:
         try:
@@ -129,7 +121,7 @@ def readable_records(config: TrainConfig, records: Records, candidates: Candidat
 
 
 def _unreadable(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool) -> Iterator[LeftOut]:
-    images = student_images(config.data.mbeir)
+    images = training_store(config)
     columns = ("positives", "hard_negatives") if config.data.hard_negatives else ("positives",)
     dids = sorted({did for name in columns for row in records.table[name].to_pylist() for did in row})
     queries = zip(records.table["id"].to_pylist(), records.table["query_image"].to_pylist(), strict=True)

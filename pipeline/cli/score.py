@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from pipeline.cli import printing
 
 
 def score(
@@ -37,7 +39,7 @@ def score(
         raise ConfigError(f"--device {device}: unknown", "auto, cpu or cuda")
     files = EmbeddingFiles(uniir_dir, suffix)
     found = []
-    console = Console(highlight=False, soft_wrap=True)
+    console, errors = printing.console(), printing.console(stderr=True)
     known = "test" if split == "test" else "val"
     for scores, _ in score_directory(
         files,
@@ -48,10 +50,10 @@ def score(
     ):
         found += scores
         first = scores[0]
-        Console(stderr=True).print(f"{first.task.name} {first.pool}: " + ", ".join(f"R@{s.k} {s.value:.4f}" for s in scores))
+        errors.print(escape(f"{first.task.name} {first.pool}: " + ", ".join(f"R@{s.k} {s.value:.4f}" for s in scores)))
     files.tables.mkdir(parents=True, exist_ok=True)
     path = files.tables / f"eval_results_{split}.tsv"
-    path.write_text(table(found), newline="")
+    path.write_text(table(found), newline="", encoding="utf-8")
     shown = Table("dataset-task", "R@", "local", "union")
     tasks = list(dict.fromkeys(score.task for score in found))
     columns: dict[str, list[float]] = {"single": [], "union": []}
@@ -60,8 +62,10 @@ def score(
         values = {score.pool: score.value for score in found if score.task == task and score.k == k}
         for pool, value in values.items():
             columns[pool].append(value)
-        shown.add_row(task.name, str(k), *(f"{values[pool]:.4f}" if pool in values else "" for pool in ("single", "union")))
+        shown.add_row(
+            escape(task.name), str(k), *(f"{values[pool]:.4f}" if pool in values else "" for pool in ("single", "union"))
+        )
     means = [f"{sum(values) / len(values):.4f}" if values else "" for values in columns.values()]
     shown.add_row("mean", "", *means)
     console.print(shown)
-    console.print(f"{path}")
+    console.print(escape(str(path)))

@@ -83,12 +83,11 @@ def samples(dataset: FinishedDataset, mbeir: Path, cache: Path | None, *, negati
     rows = _rows(dataset.table("data"))
     for (name, task_id, split), part in groupby(rows, key=lambda row: (row["dataset"], row["task_id"], row["split"])):
         task = DatasetTask(name, task_id)
-        pools = [
-            path for path in (layout.local_pool(task, split), layout.global_pool(split)) if path is not None and path.is_file()
-        ]
+        pools = layout.target_pools(task, split)
         if not pools:
             raise InputError(
-                f"{mbeir} has no candidate pool for {task.name}, {split}", "download cand_pool/, or name another --mbeir"
+                f"{mbeir} has no candidate pool for {task.name}, {split}",
+                f"{layout.fetch_remedy(task.dataset, split)}, or name another --mbeir",
             )
         opened = [CandidatePool.open(path, cache) for path in pools]
         try:

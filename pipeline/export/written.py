@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.export.samples import Sample
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.images import ImageStore, picture_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,6 @@ IMAGE_FEATURE: Final = {"_type": "Image"}
 
 
 def picture(images: ImageStore, path: str) -> tuple[dict[str, Any], int]:
-    """A picture as an `IMAGE`, and its size in bytes."""
-    content = images.read_bytes(path)
-    return {"bytes": content, "path": Path(path).name}, len(content)
+    """A picture as an `IMAGE`, as everyone is to see it, and its size in bytes."""
+    value = picture_value(images, path)
+    return value, len(value["bytes"])

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import training_store
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, hash_did
 from schemas.training import TrainConfig
@@ -35,7 +36,7 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     embedder = fresh(config).eval()
     size = 2
     assert len(candidates) > 3 * AHEAD * size
-    worker = PoolEmbedder(embedder, config.data.mbeir, rows=size, max_chars=200)
+    worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
     with torch.inference_mode():  # all rows prepared first, as they were once
         encoded = [worker._row(one) for one in candidates]
         wanted: dict[int, Any] = {}

@@ -14,6 +14,7 @@ from pipeline.mbeir.check import check
 from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import training_store
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did, hash_qid
 from schemas.training import EvaluationSettings, TrainConfig
@@ -21,7 +22,7 @@ from tests.trainer.conftest import fresh
 from trainer.dataset import Candidates, Records
 from trainer.evaluate import Evaluation
 from trainer.index import Card, build_index
-from trainer.unreadable import StudentBatches, load_list, readable_records, student_images
+from trainer.unreadable import StudentBatches, load_list, readable_records
 
 CIRR = DatasetTask("cirr", 7)
 
@@ -116,7 +117,7 @@ def test_the_check_applies_the_processors_rule(spoilt: tuple[TrainConfig, str, s
     found = {one.code: one for one in check(config.data.mbeir, decode=True, quiet=True).findings}
     assert "mbeir_images/thin.png: 3000x10 pixels" in str(found["image_aspect_ratio"])
     assert "mbeir_images/damaged.jpg" in str(found["image_not_an_image"])
-    images, processor = student_images(config.data.mbeir), fresh(config).processor.image_processor
+    images, processor = training_store(config), fresh(config).processor.image_processor
     for size, fits in (((2000, 10), True), ((2001, 10), False), ((10, 2010), False), ((1, 1), True), ((1, 200), True)):
         picture = Image.new("RGB", size)
         picture.save(config.data.mbeir / "mbeir_images" / "shape.png")
