@@ -42,7 +42,11 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
     root.mkdir(parents=True)
     for name in ("mbeir_images", "cand_pool", "instructions"):
         (root / name).symlink_to(world / name)
-    texts = [line for path in sorted((world / "query/train").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    texts = [
+        line
+        for path in sorted((world / "query/train").glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     lines = [json.loads(text) for text in texts]
     place = root / "query" / "train"
     place.mkdir(parents=True)
@@ -56,7 +60,7 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
         if row["query_txt"]:
             row["query_txt"] = f"{row['query_txt']} ({number})"
         if dataset not in files:
-            files[dataset] = (place / f"mbeir_{DATASET_NAMES[dataset]}_train.jsonl").open("w")
+            files[dataset] = (place / f"mbeir_{DATASET_NAMES[dataset]}_train.jsonl").open("w", encoding="utf-8")
         files[dataset].write(json.dumps(row) + "\n")
     for file in files.values():
         file.close()
@@ -102,8 +106,8 @@ def run(config: Path) -> dict[str, Any]:
         raise SystemExit("the build failed")
     wall = time.perf_counter() - began
     driver, annotator = memory.stop()
-    out = Path(yaml.safe_load(config.read_text())["out"])
-    progress = json.loads((out / "work" / "progress.json").read_text())
+    out = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["out"])
+    progress = json.loads((out / "work" / "progress.json").read_text(encoding="utf-8"))
     return {"wall_s": wall, "driver_mib": driver, "annotator_mib": annotator, **progress}
 
 

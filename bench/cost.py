@@ -6,7 +6,7 @@ Nothing is run. Every figure says how it was got:
 
 * counted: from the released sizes of M-BEIR and M-BEIR-CoT, the models' published shapes, and the prompts of `prompts/full` in
   Qwen2.5's tokens;
-* measured: by us, in `MEASURED`, with the card's name (none of them is there yet);
+* measured: by us, in `MEASURED`, with the card's name: a training step on one GPU;
 * estimated: the formulae here, at the shares in `ASSUMED` of a card's peak. They are what a measurement should replace.
 
 Shapes: rows of text and image tokens; N parameters of the language model without its embedding. A forward costs 2 N FLOP a
@@ -16,10 +16,12 @@ token; attention (0.5% at 300 tokens) is left out, the vision tower is counted b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import typer
+
+from trainer.cost import MEASURED_EXECUTED, MEASURED_ON, MEASURED_SHARE, train_memory, useful_flop
 
 GIB, GB, HOUR = 2**30, 1e9, 3600
 
@@ -149,7 +151,7 @@ class Assumed:
     """What no one has measured here."""
 
     flop_share: float = 0.4
-    """Of the bf16 peak, in training (recomputation counted as work), prefill and embedding."""
+    """Of the bf16 peak, in the teacher's prefill."""
     byte_share: float = 0.6
     """Of the memory bandwidth, in decoding."""
     attempts: float = 1.3
@@ -162,17 +164,17 @@ class Assumed:
 class Measured:
     """On one GPU, by its name. None: not measured, the assumption is used."""
 
-    on: str | None = None
-    train_share: float | None = None
-    """FLOP/s of a training step, as counted by `train_step_flop`, over the bf16 peak."""
-    embed_share: float | None = None
-    """The same of the embedding of candidates (forward only)."""
+    on: str = MEASURED_ON
+    train_share: dict[bool, float] = field(default_factory=lambda: dict(MEASURED_SHARE))
+    """Useful FLOP/s of a training step over the bf16 peak, with (True) and without checkpointing."""
+    embed_share: float | None = MEASURED_EXECUTED
+    """Of the embedding of candidates. Not measured itself: the same forward pass, at what a training step executes."""
     decode_7b: float | None = None
     """Tokens/s of adaptive embedding's own decoding, 256 rows."""
 
 
 DATA, ASSUMED = Data(), Assumed()
-MEASURED = Measured()  # measured on one H100 or H200: fill in, and `python -m bench.cost` says so in the table
+MEASURED = Measured()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,29 +196,27 @@ def train_tokens(data: Data = DATA, *, traces: bool) -> float:
     return query + thought + data.candidate_tokens(data.positive_images, data.positive_passages)
 
 
-def train_step_flop(
-    shape: Shape, rows: int, *, traces: bool, data: Data = DATA, r: int = 128, checkpointing: bool = True
+def train_patches(data: Data = DATA) -> float:
+    """Of the pictures of a training row."""
+    return 4 * data.image * (data.query_images + data.positive_images)
+
+
+def step_s(
+    shape: Shape, card: Card, rows: int, *, traces: bool, data: Data = DATA, r: int = 128, checkpointing: bool = True
 ) -> float:
-    """A gradient-cached step: a forward without gradients, then forward, recomputation and backward.
-
-    The frozen weights have no gradient of their own, so a backward is 2 N like a forward, and 4 for LoRA's. The tower is frozen.
-    """
-    tokens = rows * train_tokens(data, traces=traces)
-    forwards = 3 if checkpointing else 2
-    language = 2 * (forwards + 1) * shape.layer_parameters + 2 * (forwards + 2) * shape.lora_parameters(r)
-    images = rows * (data.query_images + data.positive_images)
-    thought = rows * data.trace * data.traces / data.train_rows if traces else 0.0
-    vocabulary = (thought + rows) * 4 * shape.vocabulary_parameters  # cross-entropy, in the second pass
-    return tokens * language + 2 * images * shape.image_flop(data.image) + vocabulary
+    """Seconds of a step of so many rows on one GPU."""
+    language = shape.layer_parameters + shape.lora_parameters(r)
+    vision = shape.vision_parameters + shape.merger_parameters
+    tokens, patches = rows * train_tokens(data, traces=traces), rows * train_patches(data)
+    return useful_flop(language, vision, tokens=tokens, patches=patches) / (card.bf16 * MEASURED.train_share[checkpointing])
 
 
-def train_memory(shape: Shape, *, chunk: int = 16, r: int = 128, checkpointing: bool = True, tokens_row: float = 272) -> float:
-    """Bytes on a GPU: weights, LoRA with gradient and Adam in float32, what the backward keeps, one layer, the vocabulary.
-
-    0.88 and 7.65 MB a token were measured on CPU at a quarter of the width and scaled (28 layers of 3,584, bfloat16).
-    """
-    kept = chunk * tokens_row * (0.88e6 if checkpointing else 7.65e6)
-    return 2 * shape.parameters + 16 * shape.lora_parameters(r) + kept + 2e9 + 5e9
+def memory_of(shape: Shape, *, chunk: int, r: int = 128, checkpointing: bool = True, tokens_row: float = 272) -> float:
+    """Bytes on a GPU (`trainer.cost`)."""
+    return train_memory(
+        2 * shape.parameters, shape.lora_parameters(r), tokens=chunk * tokens_row, checkpointing=checkpointing,
+        hidden=shape.hidden, layers=shape.layers, words=shape.vocabulary,
+    )  # fmt: skip
 
 
 def decode_s(shape: Shape, card: Card, *, rows: int, context: float, gpus: int = 1, kv_passes: float = 1) -> float:
@@ -233,7 +233,7 @@ def decode_s(shape: Shape, card: Card, *, rows: int, context: float, gpus: int =
 def share_of(measured: float | None) -> tuple[float, str]:
     """A share of the peak and how it was got."""
     if measured is not None:
-        return measured, f"at {measured:.0%} of the peak, measured on one {MEASURED.on}"
+        return measured, f"at {measured:.0%} of the peak, which a training step executes, measured on one {MEASURED.on}"
     return ASSUMED.flop_share, f"at {ASSUMED.flop_share:.0%} of the peak, assumed"
 
 
@@ -271,24 +271,19 @@ def train_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
     """configs/train-trace-7b.yaml."""
     shape, gpus, rows = QWEN_7B, 8, 1024
     steps = -(-data.train_rows // rows)
-    share, how = share_of(MEASURED.train_share)
-    for name, traces in (("trace", True), ("direct", False)):
-        seconds = train_step_flop(shape, rows, traces=traces, data=data) / (gpus * card.bf16 * share)
+    for name, traces, checkpointing in (("trace", True, False), ("direct", False, False), ("with checkpointing", True, True)):
+        seconds = step_s(shape, card, rows, traces=traces, data=data, checkpointing=checkpointing) / gpus
         tokens = rows * train_tokens(data, traces=traces)
+        memory = memory_of(shape, chunk=32 if checkpointing else 16, checkpointing=checkpointing)
+        chunk = "chunk 32" if checkpointing else "chunk 16"
         yield Line(
-            f"`{name}`, an epoch of {steps:,} steps",
-            f"{train_memory(shape) / GB:.0f} GB a GPU" if traces else "",
+            name if checkpointing else f"`{name}`, an epoch of {steps:,} steps",
+            f"{memory / GB:.0f} GB a GPU, {chunk}" if traces else "",
             f"{tokens / seconds / 1e3:.0f} k tokens/s",
             steps * seconds / HOUR,
-            f"{tokens / 1e3:.0f} k tokens and {seconds:.1f} s a step; estimated {how}",
+            f"{tokens / 1e3:.0f} k tokens and {seconds:.1f} s a step; useful FLOP at {MEASURED.train_share[checkpointing]:.1%} of the "
+            f"peak, measured on one {MEASURED.on}; several GPUs estimated as so many times one",
         )
-    yield Line(
-        "without checkpointing",
-        f"{train_memory(shape, checkpointing=False) / GB:.0f} GB a GPU",
-        "",
-        steps * train_step_flop(shape, rows, traces=True, data=data, checkpointing=False) / (gpus * card.bf16 * share) / HOUR,
-        "activations measured on CPU at a quarter of the width, scaled",
-    )
 
 
 def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
@@ -351,7 +346,7 @@ def table(card: Card) -> str:
         ("evaluation of one model", evaluation_lines(card)),
     ):
         rows = list(part)
-        counted = [row for row in rows if row.what != "without checkpointing"]  # an alternative, not a further step
+        counted = [row for row in rows if row.what != "with checkpointing"]  # an alternative, not a further step
         total = sum(row.hours or 0 for row in counted)
         lines.append(f"| **{title}** | | | **{_hours(total)}** | **{8 * total:.0f}** | |")
         for row in rows:

@@ -37,7 +37,7 @@ def write_pool(path: Path, rows: int) -> None:
     rng = random.Random(0)
     words = [f"word{n}" for n in range(3000)]
     passages = [" ".join(rng.choices(words, k=rng.randint(10, 70))) for _ in range(2000)]
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
             dataset, n = number * 10 // rows, number + 1
             kind = number % 3
@@ -50,7 +50,7 @@ def write_pool(path: Path, rows: int) -> None:
 
 
 def write_queries(path: Path, rows: int) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for n in range(1, rows + 1):
             row = {
                 "qid": f"5:{n}",
@@ -92,7 +92,9 @@ rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def measure(step: str, path: Path, cache: Path) -> tuple[float, float, float]:
     """(seconds, peak RSS in MB, peak RSS beyond the imports in MB) in a fresh process."""
     code = PRELUDE + STEPS[step] + "print(now() - t, rss(), rss() - base)\n"
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(cache)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(cache)], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     seconds, peak, beyond = map(float, done.stdout.split())
     return seconds, peak, beyond
 

@@ -21,6 +21,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLConfi
 
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.batches import Batch
+from trainer.cost import useful_flop
 from trainer.embedder import Embedder
 from trainer.step import train_step
 from trainer.vision_attention import batch_windows
@@ -109,7 +110,7 @@ def count_flops(model: torch.nn.Module, batch: Batch, *, checkpointing: bool) ->
     vision = sum(p.numel() for n, p in model.named_parameters() if ".visual." in n)
     tokens = sum(int(chunk.inputs["attention_mask"].sum()) for chunk in [*batch.queries, *batch.candidates])
     patches = sum(chunk.inputs["pixel_values"].shape[0] for chunk in [*batch.queries, *batch.candidates])
-    useful = 4 * language * tokens + 2 * vision * patches
+    useful = useful_flop(language, vision, tokens=tokens, patches=patches)
     again = 2 * language * tokens * (2 if checkpointing else 1) + 2 * vision * patches
     return useful, useful + again, tokens, patches
 

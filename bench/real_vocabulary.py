@@ -131,7 +131,11 @@ def _downloaded(cache: Path) -> bytes:
         wheels.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         done = subprocess.run(
-            [*command, "--dest", str(wheels), f"{PACKAGE}=={VERSION}"], check=False, capture_output=True, text=True
+            [*command, "--dest", str(wheels), f"{PACKAGE}=={VERSION}"],
+            check=False,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -82,7 +82,11 @@ def main(
         took = time.perf_counter() - began
         table.add_row("top_k, streamed from float16", f"{took:.2f}", f"{queries / took:,.0f}", f"{base / took:.2f}")
         done = subprocess.run(
-            [sys.executable, "-c", STREAMED, str(path), str(query), str(k)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", STREAMED, str(path), str(query), str(k)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=True,
         )
         beyond = float(done.stdout.split()[0])
         size = path.stat().st_size / 2**20

@@ -46,7 +46,7 @@ def main(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a document's table.")] = False,
 ) -> None:
     """hit@k, per cent: mean over the runs that have the model, and least to greatest."""
-    found = [json.loads((run / "eval" / f"results_{split}.json").read_text()) for run in runs]
+    found = [json.loads((run / "eval" / f"results_{split}.json").read_text(encoding="utf-8")) for run in runs]
     for pool, title in (("local", "local pools"), ("union", "union of all pools")):
         head, body = [title, *FAMILIES, "mean", "think rate"], rows(found, pool)
         if markdown:

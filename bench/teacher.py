@@ -22,11 +22,11 @@ from rich.table import Table
 from pipeline.config import load_config
 from pipeline.families import family_of
 from pipeline.judge import ASSESS, VERIFY
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import build_store
 from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
 from pipeline.teacher.ask import judge_request, reason_request
 from pipeline.teacher.client import TeacherClient
@@ -43,7 +43,7 @@ def requests(config: BuildConfig, count: int) -> dict[str, list[TeacherRequest]]
     """Each task asked of `count` training queries, mixed over all datasets."""
     layout, teacher = Layout.open(config.mbeir), config.teacher
     prompts, table = PromptSet.load(teacher.prompts), InstructionTable.load(layout.instructions)
-    encoder = ImageEncoder(ImageStore(config.mbeir), ImageMode(teacher.images), max_pixels=teacher.max_pixels, keep=4 * count)
+    encoder = ImageEncoder(build_store(config), ImageMode(teacher.images), max_pixels=teacher.max_pixels, keep=4 * count)
     rows = [query for _, query in read_queries(layout.queries("union_train"))][:count]
     found: dict[str, list[TeacherRequest]] = {"assess": [], "reason": [], "verify": []}
     with CandidatePool.open(layout.global_pool("train")) as pool:

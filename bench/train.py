@@ -2,9 +2,11 @@
 
     python -m bench.train step       # samples/s of a step, beside sentence-transformers' cached in-batch loss
     python -m bench.train memory     # peak memory of a step by global batch, with the chunk fixed
+    python -m bench.train vision     # passes through the vision tower and their time, with and without keeping its output
     python -m bench.train adaptive   # queries/s of adaptive embedding, beside what its share of reasoning allows
 
-All on the pocket base and the pocket dataset (`make build-dataset`); `adaptive` on a trained run (`make train`).
+All on the pocket base and the pocket dataset (`make build-dataset`); `adaptive` on a trained run (`make train`), `vision` on random
+weights.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config import load_config
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig
 from trainer.adaptive import AdaptiveEmbedder
@@ -79,7 +81,8 @@ def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
     found = source.candidates.fetch(source.batch(step).dids)
     sides = []
     for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
-        inputs = dict(source.encoder.chunk(rows).inputs)
+        inputs = source.encoder.chunk(rows).to(ONE.device).inputs  # with pixel values as the processor gives them
+        del inputs["position_ids"]  # (3, rows, length) cannot be cut by rows: the model looks for them itself
         inputs["num_images_per_sample"] = torch.tensor([len(row.pictures) for row in rows])
         sides.append(inputs)
     return sides
@@ -164,11 +167,23 @@ def memory(config: Config = POCKET, chunk: int = 16, batches: Annotated[str, typ
     table = Table("global batch", "peak of the step, MiB", "the batch's own tensors, MiB")
     for queries in batches.split(","):
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(config), queries, str(chunk)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEASURED, str(config), queries, str(chunk)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=True,
         )
         found = json.loads(done.stdout.splitlines()[-1])
         table.add_row(queries, f"{found['beyond']:,.0f}", f"{found['batch']:,.0f}")
     console.print(table)
+
+
+@app.command()
+def vision(pairs: int = 4, chunk: int = 4, width: int = 64, rounds: int = 2) -> None:
+    """The 32 blocks and windows of Qwen2.5-VL's tower at a reduced width (`bench/vision.py`)."""
+    from bench.vision import table
+
+    console.print(table(pairs, chunk, width, rounds))
 
 
 @app.command()
@@ -179,7 +194,7 @@ def adaptive(
     config = load_config(run / "train.json", TrainConfig)
     embedder = Embedder.load(run / "trace" / "model", config.model).folded()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)
-    layout, images = Layout.open(config.data.mbeir), ImageStore(config.data.mbeir)
+    layout, images = Layout.open(config.data.mbeir), training_store(config)
     rows = [
         row
         for task in DATASET_TASKS

@@ -36,8 +36,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
     """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.measure`)."""
-    heads = [line for line in map(json.loads, log.read_text().splitlines()) if "recipe" in line]
-    stem = json.loads(stem_log.read_text().splitlines()[0])
+    heads = [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "recipe" in line]
+    stem = json.loads(stem_log.read_text(encoding="utf-8").splitlines()[0])
     return (
         _environment()
         .get_template("pocket_model.md.jinja")
@@ -75,9 +75,19 @@ def render_dataset_card(manifest: Manifest, directory: Path, repo: str | None = 
 
 
 def render_trace_model_card(
-    config: TrainConfig, variant: str, identity: Any, results: list[dict[str, Any]], *, repo: str, synthetic: bool
+    config: TrainConfig,
+    variant: str,
+    identity: Any,
+    results: list[dict[str, Any]],
+    *,
+    repo: str,
+    synthetic: bool,
+    prompts: str = "",
 ) -> str:
-    """README.md of a trained embedder. results: what `mbeir-cot eval` wrote, empty where it has not run."""
+    """README.md of a trained embedder. results: what `mbeir-cot eval` wrote, empty where it has not run.
+
+    prompts: the student's prompts as Python source, for a merged one (`trainer.sentence_transformers`).
+    """
     base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
     return (
         _environment()
@@ -89,8 +99,10 @@ def render_trace_model_card(
             results=results,
             tasks=[task["task"] for task in results[0]["tasks"]] if results else [],
             repo=repo,
+            place=repo,
             base=base,
             synthetic=synthetic,
+            prompts=prompts,
         )
     )
 

@@ -25,6 +25,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.records import RowMaker, near_duplicate_key
 from pipeline.rows import records_table, rejections_table
 from pipeline.teacher.client import TeacherClient
@@ -143,7 +144,7 @@ class Annotator:
         self._tally = Tally()
         self._recent: deque[bool] = deque(maxlen=config.stop.window)
         self._recent_unread: deque[str] = deque(maxlen=config.stop.window)
-        self._store = store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
+        self._store = store = build_store(config)
         self._teacher = self._asker("teacher", config.teacher, store)
         self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
         self.guide = Guide(config, self._teacher, self._verifier, token_counter(config))
@@ -308,7 +309,7 @@ class Annotator:
         return self._rows.rejected(other, Stage.INPUT, InputReason.CONFLICTING_ROWS, "another row of this id came first")
 
     def _targets(self, queries: list[Query], split: str) -> list[Candidate | None]:
-        """The first positive that a pool holds: of the local pool, else of the split's global pool."""
+        """The first positive that a pool holds, pools in the order of `Layout.target_pools`."""
         found: list[Candidate | None] = [None] * len(queries)
         for task in {query.dataset_task for query in queries}:
             places = [i for i, query in enumerate(queries) if query.dataset_task == task]
@@ -331,8 +332,7 @@ class Annotator:
 
     def _pool_paths(self, task: DatasetTask, split: str) -> list[Path]:
         known: Split = "train" if split == "train" else "val" if split == "val" else "test"
-        paths = (self._layout.local_pool(task, known), self._layout.global_pool(known))
-        return [path for path in paths if path is not None and path.is_file()]
+        return self._layout.target_pools(task, known)
 
     def _pool(self, path: Path) -> CandidatePool:
         if path not in self._pools:

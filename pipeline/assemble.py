@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.families import family_of
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.rows import RECORDS, REJECTIONS, with_features
 from pipeline.staging import Staging
 from schemas.errors import CotError
@@ -30,6 +30,8 @@ from schemas.trace import FacetText, Trace
 
 ROW_GROUP: Final = 1000
 IMAGE_ROW_GROUP: Final = 100
+_IMAGE_ROWS_READ: Final = 16
+"""Whose images are held before they are written."""
 """The Hub's viewer refuses row groups above some 286 MiB."""
 
 _IMAGE_SHARD_ROWS: Final = 5_000
@@ -55,8 +57,12 @@ def assemble(
     rows_per_shard: int,
     bypass_duplicates: bool = False,
     images: ImageStore | None = None,
+    image_group_bytes: int = 100_000_000,
 ) -> Assembled:
     """Writes ``data/``, ``rejected/`` and, with `images`, ``with_images/`` below `directory`.
+
+    A row group of ``with_images/`` holds no more than `image_group_bytes` of images (or one image): a reader, and the Hub's
+    viewer, which takes 300 MB at most, reads a whole group at once.
 
     Of records with the same query and answer the first in order stays; the others become rejections (`near_duplicate`), and
     with `bypass_duplicates` bypass records beside them.
@@ -79,14 +85,15 @@ def assemble(
                 total,
                 min(rows_per_shard, _IMAGE_SHARD_ROWS),
                 IMAGE_ROW_GROUP,
+                group_bytes=image_group_bytes,
             )
         for records, rejections in _chunks(staging, repeated, bypass_duplicates):
             _count(counts, records, rejections)
             data.write(records)
             rejected.write(rejections)
             if pictured is not None and images is not None:
-                for start in range(0, len(records), IMAGE_ROW_GROUP):
-                    pictured.write(_with_bytes(records.slice(start, IMAGE_ROW_GROUP), images))
+                for start in range(0, len(records), _IMAGE_ROWS_READ):
+                    pictured.write(_with_bytes(records.slice(start, _IMAGE_ROWS_READ), images))
         files = [*data.close(), *rejected.close(), *(pictured.close() if pictured is not None else ())]
     except OSError as error:
         cause, remedy = explained(error)
@@ -178,8 +185,18 @@ def _as_bypass(records: pa.Table) -> pa.Table:
 class _Shards:
     """Rows into files of `rows_per_shard` rows, whose names tell how many there are."""
 
-    def __init__(self, directory: Path, split: str, schema: pa.Schema, total: int, rows_per_shard: int, row_group: int) -> None:
-        self._directory, self._split, self._row_group = directory, split, row_group
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        schema: pa.Schema,
+        total: int,
+        rows_per_shard: int,
+        row_group: int,
+        *,
+        group_bytes: int | None = None,
+    ) -> None:
+        self._directory, self._split, self._row_group, self._group_bytes = directory, split, row_group, group_bytes
         self._plain = schema
         self._schema = with_features(schema, image_column="query_image" if _has_bytes(schema) else None)
         self._per_shard = rows_per_shard
@@ -195,7 +212,7 @@ class _Shards:
         """Row groups are filled before they are written, so that they do not depend on how rows arrive."""
         self._waiting.append(table)
         self._waiting_rows += len(table)
-        if self._waiting_rows >= self._row_group:
+        if self._waiting_rows >= self._row_group or self._group_bytes is not None:
             self._flush(final=False)
 
     def close(self) -> list[DataFile]:
@@ -210,10 +227,14 @@ class _Shards:
 
     def _flush(self, *, final: bool) -> None:
         table = pa.concat_tables(self._waiting).combine_chunks() if self._waiting else self._plain.empty_table()
+        sizes = _image_sizes(table) if self._group_bytes is not None else None
         start = 0
-        while len(table) - start >= self._row_group or (final and start < len(table)):
+        while start < len(table):
+            count = self._next_group(sizes, start, len(table))
+            if count is None and not final:
+                break
             room = self._per_shard - self._rows
-            taken = table.slice(start, min(self._row_group, room))
+            taken = table.slice(start, min(count or len(table) - start, room))
             if self._writer is None:
                 self._open()
             assert self._writer is not None
@@ -224,6 +245,14 @@ class _Shards:
                 self._finish()
         rest = table.slice(start)
         self._waiting, self._waiting_rows = [rest], len(rest)
+
+    def _next_group(self, sizes: NDArray[np.int64] | None, start: int, end: int) -> int | None:
+        """Rows of the next group; None where more rows may still join it."""
+        if sizes is not None and self._group_bytes is not None:
+            filled = int(np.searchsorted(np.cumsum(sizes[start : start + self._row_group]), self._group_bytes, side="right"))
+            if filled < min(self._row_group, end - start):
+                return max(1, filled)
+        return self._row_group if end - start >= self._row_group else None
 
     def _open(self) -> None:
         path = self._directory / f"{self._split}-{self._number:05d}-of-{self._count:05d}.parquet"
@@ -251,11 +280,15 @@ def _has_bytes(schema: pa.Schema) -> bool:
     return bool(pa.types.is_struct(schema.field("query_image").type))
 
 
+def _image_sizes(table: pa.Table) -> NDArray[np.int64]:
+    """Bytes of each row's image, (rows,)."""
+    lengths = pc.binary_length(pc.struct_field(table["query_image"], "bytes"))
+    found: NDArray[np.int64] = pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
+    return found
+
+
 def _with_bytes(records: pa.Table, images: ImageStore) -> pa.Table:
-    rows = [
-        {"bytes": images.read_bytes(path), "path": path.rsplit("/", 1)[-1]} if path else None
-        for path in records["query_image"].to_pylist()
-    ]
+    rows = [picture_value(images, path) if path else None for path in records["query_image"].to_pylist()]
     schema = _image_schema()
     at = schema.get_field_index("query_image")
     return records.set_column(at, schema.field(at), pa.array(rows, schema.field(at).type))

@@ -36,6 +36,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.progress_board import Board
 from pipeline.publish import mend, publish, scratch
 from pipeline.staging import Staging
@@ -44,6 +45,7 @@ from pipeline.unread import unchanged
 from pipeline.worklist import WorkList, collect
 from prompts import PromptSet
 from schemas.config import BuildConfig
+from schemas.errors import InputError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 from schemas.os_errors import explained
@@ -177,7 +179,7 @@ class _Build:
                 assembled = self._assembled(staging, work, new)
                 manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
                 write_card(manifest, new)
-                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
                 if not self.replace:
                     refuse_worse(manifest, new, self.places.dataset, config.publish.least_share)
                 shutil.rmtree(set_aside(self.places.dataset), ignore_errors=True)
@@ -219,8 +221,17 @@ class _Build:
         split: Any = work.split
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
-            for path in (layout.local_pool(task, split), layout.global_pool(split)):
-                if (task.dataset, task.task_id) in wanted and path is not None and path.is_file() and path not in found:
+            if (task.dataset, task.task_id) not in wanted:
+                continue
+            paths = layout.target_pools(task, split)
+            if not paths and (self.config.verify.enabled or self.config.reveal_target):
+                raise InputError(
+                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {split}: "
+                    "no trace could be verified",
+                    f"{layout.fetch_remedy(task.dataset, split)}; or leave it out (input.datasets)",
+                )
+            for path in paths:
+                if path not in found:
                     with CandidatePool.open(path, self.config.input.cache) as pool:
                         found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
         return [found[path] for path in sorted(found)]
@@ -245,7 +256,7 @@ class _Build:
         return manifest if whole else None
 
     def _images(self) -> ImageStore:
-        return ImageStore(self.config.mbeir, allowed_roots=self.config.input.image_roots)
+        return build_store(self.config)
 
     def _assembled(self, staging: Staging, work: WorkList, directory: Path) -> Assembled:
         images = self._images() if self.config.output.with_images else None
@@ -256,6 +267,7 @@ class _Build:
             rows_per_shard=self.config.output.rows_per_shard,
             bypass_duplicates=self.config.on_reject == "bypass",
             images=images,
+            image_group_bytes=self.config.output.image_row_group_mb * 1_000_000,
         )
 
 

@@ -14,6 +14,7 @@ import pyarrow.dataset as pads
 
 from pipeline.families import FAMILIES, family_of
 from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.stores import build_store
 from pipeline.replay import first_positives
 from pipeline.report.thumbnails import jpeg
 from schemas.config import BuildConfig
@@ -51,7 +52,7 @@ def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
 def examples(config: BuildConfig, dataset: Path, files: Sequence[DataFile]) -> tuple[list[CardExample], list[DataFile]]:
     """One reasoning record of each family, where there is one, and the files of its images below ``assets/``."""
     rows = _rows(dataset, files, _COLUMNS)
-    store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
+    store = build_store(config)
     found, written = [], []
     for name in FAMILIES:
         tasks = pa.array([task for task in range(9) if family_of(task).name == name], pa.int8())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,8 +16,13 @@ from schemas.os_errors import explained
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def load_config(path: Path, model: type[Settings], overrides: tuple[str, ...] = ()) -> Settings:
-    """Reads `path` as `model`; `overrides` are ``key.sub=value`` with YAML values. Raises ConfigError with all problems."""
+def load_config(
+    path: Path, model: type[Settings], overrides: tuple[str, ...] = (), *, image_roots: Sequence[Path] = ()
+) -> Settings:
+    """Reads `path` as `model`; `overrides` are ``key.sub=value`` with YAML values. Raises ConfigError with all problems.
+
+    image_roots: added to those of the config.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,8 +31,17 @@ def load_config(path: Path, model: type[Settings], overrides: tuple[str, ...] = 
         raise ConfigError(f"{path} is not valid YAML: {error}", "mend the file") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no settings", "a config is a mapping of keys to values; see configs/")
+    return settings_of(data, model, overrides, path, image_roots=image_roots)
+
+
+def settings_of(
+    data: dict[str, Any], model: type[Settings], overrides: tuple[str, ...], path: Path, *, image_roots: Sequence[Path] = ()
+) -> Settings:
+    """`data` with the overrides as `model`; `path` is named where they do not fit."""
     for override in overrides:
         _set(data, override)
+    if image_roots:
+        _add_image_roots(data, "data" if "data" in model.model_fields else "input", image_roots)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -44,6 +59,12 @@ def _set(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--set {key}: {parent} holds no further keys", "name an existing key")
     data[last] = yaml.safe_load(value)
+
+
+def _add_image_roots(data: dict[str, Any], section: str, roots: Sequence[Path]) -> None:
+    found = data.setdefault(section, {})
+    if isinstance(found, dict) and isinstance(found.get("image_roots") or [], list):  # else the model says what is wrong
+        found["image_roots"] = [*(found.get("image_roots") or []), *map(str, roots)]
 
 
 def _described(item: Any, model: type[BaseModel]) -> str:

@@ -67,15 +67,17 @@ class FinishedDataset:
             f"{self.directory} has no row {identifier!r}", "ids look like train/cirr/task7/8:1; see the column `id`"
         )
 
-    def settings(self) -> BuildConfig | None:
-        """The settings of the build, where its directory is here."""
+    def settings(self, image_roots: Sequence[Path] = ()) -> BuildConfig | None:
+        """The settings of the build, where its directory is here; `image_roots` are added to its own."""
         file = self.build / "work" / SETTINGS if self.build is not None else None
         if file is None or not file.is_file():
             return None
         try:
-            return BuildConfig.model_validate_json(file.read_bytes())
+            found = BuildConfig.model_validate_json(file.read_bytes())
         except ValueError:  # of another version
             return None
+        choice = found.input.model_copy(update={"image_roots": (*found.input.image_roots, *image_roots)})
+        return found.model_copy(update={"input": choice})
 
     def mismatches(self) -> Iterator[str]:
         """What is not as the manifest says, in words."""

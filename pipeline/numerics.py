@@ -18,7 +18,7 @@ def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
     False too where the processor does not say what it can do.
     """
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")

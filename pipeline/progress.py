@@ -29,17 +29,17 @@ class Meter:
         self.title, self.total, self.unit = title, total, unit
         self.done = self._before = 0
         self.note = ""
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, emoji=False)
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._began = self._shown = time.monotonic()
         counter: ProgressColumn = DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             counter,
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self._progress = Progress(*columns, console=self._console, transient=True, disable=not self._live)
         self._task = self._progress.add_task(title, total=total, note="")

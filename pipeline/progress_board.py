@@ -65,7 +65,7 @@ class Board:
     def __init__(self, file: Path, *, quiet: bool = False) -> None:
         self._file = file
         self._quiet = quiet
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
         self._live: Live | None = None
         self._began = time.monotonic()
         self._shown = self._written = 0.0
@@ -142,7 +142,7 @@ class Board:
         progress = self.progress
         table = Table.grid(padding=(0, 2))
         for label, value in facts(progress):
-            table.add_row(Text(label, style="dim"), value)
+            table.add_row(Text(label, style="dim"), Text(value))
         bar = ProgressBar(total=max(1, progress.total), completed=progress.done, width=60)
         return Group(Text(f"{progress.state}  {progress.message}"), bar, table)
 

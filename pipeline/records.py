@@ -6,6 +6,7 @@ import hashlib
 from typing import Any, Final
 
 from pipeline.journey import Guide, Journey, Refusal
+from pipeline.places import Places
 from pipeline.question import reason_template, verify_template
 from pipeline.route import needs_assessment
 from pipeline.screen import normalised
@@ -27,6 +28,7 @@ class RowMaker:
         self._guide = guide
         self._config = guide.config
         self._shas: dict[str, str] = {}
+        self._places = Places.of(guide.config)
 
     def rows(self, journey: Journey) -> tuple[Record | None, Rejection | None]:
         refusal = journey.refusal
@@ -116,7 +118,7 @@ class RowMaker:
             **self._identity(journey),
             stage=refusal.stage,
             reason=str(refusal.reason),
-            detail=refusal.detail,
+            detail=self._places.scrubbed(refusal.detail),
             raw_answer=raw[:_RAW_CHARACTERS],
             assessment=_rounded(journey.assessment) if journey.assessment is not None else None,
             attempts=len(journey.attempts),

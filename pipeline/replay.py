@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.asker import Asker, Stopped
 from pipeline.journey import Guide, Journey
 from pipeline.ledger.ledger import Ledger
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.tokens import token_counter
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Journey]:
     """Row id -> its journey, for rows of a dataset (or rejections). Asks nobody: journeys with unknown answers are left out."""
-    store = ImageStore(settings.mbeir, allowed_roots=settings.input.image_roots)
+    store = build_store(settings)
     ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"))
 
     async def nobody() -> TeacherClient:
@@ -80,9 +80,7 @@ def first_positives(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Can
 
 def _of_task(layout: Layout, settings: BuildConfig, split: Split, task: DatasetTask, rows: list[Row]) -> dict[str, Candidate]:
     found: dict[str, Candidate] = {}
-    for path in (layout.local_pool(task, split), layout.global_pool(split)):
-        if path is None or not path.is_file():
-            continue
+    for path in layout.target_pools(task, split):
         with CandidatePool.open(path, settings.input.cache) as pool:
             for row in rows:
                 if row["id"] in found:

@@ -254,7 +254,7 @@ def fit(
             took = time.monotonic() - began
             means = {name: round(float(torch.stack(values).mean()), 4) for name, values in sums.items()}
             line = {"step": step + 1, **means, "tokens_per_s": round(tokens / took), "s": round(took)}
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             sums.clear()
         if (step + 1) % every == 0:

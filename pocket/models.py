@@ -164,7 +164,7 @@ def _train(
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "training.jsonl"
     head = {"model": directory.name, "recipe": recipe.__dict__, "parameters": model.num_parameters()}
-    log.write_text(json.dumps(head) + "\n")
+    log.write_text(json.dumps(head) + "\n", encoding="utf-8")
 
     def write(step: int, weights: dict[str, torch.Tensor]) -> None:
         state = {name: value.to(torch.bfloat16).cpu().clone() for name, value in weights.items()}

@@ -21,7 +21,17 @@ from schemas.errors import ConfigError
 BUILT_IN: Final = ("full", "pocket")
 _DIRECTORY: Final = Path(__file__).parent
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f]")
-_MARKUP: Final = re.compile(r"<(\|[^<>|]{1,40}\||/?(?:reasoning|answer|think)\s*)>", re.IGNORECASE)
+_OWN_TAGS: Final = ("reasoning", "answer", "think")
+_MEDIA_TAGS: Final = ("image", "img", "video", "audio", "img_context", "image_soft_token", "start_of_image", "end_of_image")
+"""What stands for a picture in the text of a prompt: LLaVA and the training projects write <image>, InternVL <img>,
+<IMG_CONTEXT> and </img>, Gemma <start_of_image>. One that a query brings along is a picture too many."""
+_TURN_TAGS: Final = ("s", "bos", "eos", "pad", "unk", "start_of_turn", "end_of_turn", "tool_call", "tool_response")
+_GROUNDING_TAGS: Final = ("box", "bbox", "ref", "quad", "ref-object", "cot-process", "start-image")
+"""InternVL's and ms-swift's."""
+_TAGS: Final = "|".join((*_OWN_TAGS, *_MEDIA_TAGS, *_TURN_TAGS, *_GROUNDING_TAGS))
+_MARKUP: Final = re.compile(rf"<(\|[^<>|]{{1,40}}\||/?(?:{_TAGS})\s*)>", re.IGNORECASE)
+_BRACKETS: Final = re.compile(r"\[(/?INST|/?IMG|IMG_BREAK|IMG_END)\]")
+"""Mistral's and Pixtral's."""
 _JINJA: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _IMAGE: Final = re.compile("\x00image:([a-z_]+)\x00")
 
@@ -38,12 +48,15 @@ Prompt = tuple[Part, ...]
 
 
 def defused(text: str) -> str:
-    """`text` without control characters, and with special tokens and our tags in other brackets: ``‹|im_start|›``.
+    """`text` without control characters, and with our tags, special tokens and the marks by which models and training projects
+    place pictures in other brackets: ``‹|im_start|›``, ``‹image›``.
 
     A reader sees what stood there; a tokenizer and a parser do not take it for theirs.
     """
     text = _CONTROL.sub("", text)
-    return _MARKUP.sub(lambda match: f"‹{match[1]}›", text) if "<" in text else text
+    if "<" in text:
+        text = _MARKUP.sub(lambda match: f"‹{match[1]}›", text)
+    return _BRACKETS.sub(lambda match: f"‹{match[1]}›", text) if "[" in text else text
 
 
 class PromptSet:

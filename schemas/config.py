@@ -271,6 +271,8 @@ class OutputConfig(_Settings):
     rows_per_shard: PositiveInt = 50_000
     with_images: bool = False
     """Adds a config `with_images` whose rows hold the query's image."""
+    image_row_group_mb: Annotated[int, Field(ge=1, le=300)] = 100
+    """Images in a row group of `with_images`, in MB: a reader takes a whole group at once, the Hub's viewer 300 MB at most."""
 
 
 class BuildConfig(_Settings):

@@ -109,4 +109,6 @@ class Manifest(_Frozen):
     spreads: dict[str, Spread] = {}
     """What is measured -> its distribution over the records: words and tokens."""
     examples: tuple[CardExample, ...] = ()
+    accepted: tuple[str, ...] = ()
+    """Ids of rows that looked as if they held a secret or a place of a machine, and were looked at and published."""
     files: tuple[DataFile, ...]

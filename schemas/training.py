@@ -74,6 +74,9 @@ class DataSettings(_Settings):
     """The same queries built with every query reasoning (`route.threshold=0`): what `always-reason` learns from."""
     mbeir: Path
     """The M-BEIR root: candidates and images."""
+    image_roots: tuple[Path, ...] = ()
+    """Further directories that symbolic links below the M-BEIR root may lead into; those of the build whose directory
+    `dataset` is are added."""
     cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
     prompts: str = "full"
@@ -84,19 +87,31 @@ class DataSettings(_Settings):
     """Listed negatives added per query."""
     repeat: bool = False
     """Repeat rows as often as the up-sampled union file has them."""
+    skip_unreadable: bool = False
+    """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
+    list it, in training, evaluation and index; otherwise the first one ends the work. Training then looks at them all first."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
+    prefetch: PositiveInt = 2
+    """Batches that each of them has ready, in /dev/shm: a training that would fill it is refused at its start."""
 
 
 class BatchSettings(_Settings):
     queries: PositiveInt = 1024
     """Global: over all processes."""
-    chunk: PositiveInt = 16
-    """Rows (queries and candidates) whose activations are held at once; memory depends on this and not on `queries`."""
+    chunk: PositiveInt | Literal["auto"] = 16
+    """Rows (queries and candidates) whose activations are held at once; memory depends on this and not on `queries`. `auto`: as
+    many as `memory_share` of the GPU holds, tried at the start with the largest of some rows of the data, and kept when the run
+    is gone on with; 16 on CPU."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Of a GPU's memory, for `chunk: auto`. The rest is for fragments, rows larger than those tried, and other libraries."""
     forward: PositiveInt | None = None
     """Rows in a forward pass [default: `chunk`]. Fewer rows are padded less."""
     chunk_patches: PositiveInt = 65_536
     """Image patches in a forward pass at most (a single row may have more)."""
+    vision_cache_gib: NonNegativeFloat = 4.0
+    """GiB of a device that may hold, from the first pass of a step to the second, what the vision tower gave: the same while
+    nothing but its projector is trained. A 7B's picture of 341x256 takes 1.1 MB; what does not fit is computed again."""
     sampling: Literal["mixed", "by-task"] = "mixed"
     """`by-task`: all queries of a batch are of one dataset-task, so its negatives are of one kind."""
     balance: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -166,7 +181,8 @@ class EvaluationSettings(_Settings):
     rows: PositiveInt = 64
     """Candidates in a forward pass."""
     workers: PositiveInt = 1
-    """Ray actors that embed candidate pools, each with a copy of the model (and a GPU, where there are); 1: this process."""
+    """Ray actors that embed candidate pools and queries, each with a copy of the model (and a GPU, where there are); 1: this
+    process."""
     union: bool = True
     """Search the union of all local pools too."""
     traces: str | None = None

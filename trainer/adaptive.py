@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.embedder import Embedder, pooled
-from trainer.rows import Chunk, Row, RowEncoder
+from trainer.rows import Row, RowEncoder
 
 _NEVER: Final = torch.finfo(torch.float32).min
 
@@ -36,6 +36,8 @@ class Embedded(NamedTuple):
     p_direct: probability of the embedding token as the first token: the route's own confidence.
     tokens: written before the embedding token.
     seconds: from the start of its prefill to its embedding.
+    bypass: with `pre` pooling, what a query that reasoned would have been without its trace; its prefill computes that anyway.
+    bypass_seconds: from the start of its prefill to that.
     """
 
     vector: Tensor
@@ -45,6 +47,8 @@ class Embedded(NamedTuple):
     p_direct: float
     tokens: int
     seconds: float
+    bypass: Tensor | None = None
+    bypass_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -67,13 +71,17 @@ class _Lanes:
     """With `token` pooling: the embedding token is fed, its state will be the embedding."""
     ended: list[bool]
     p_direct: list[float]
+    bypass: list[Tensor]
+    """(dim,), on CPU."""
+    bypass_seconds: list[float]
 
     def __len__(self) -> int:
         return len(self.owner)
 
     def take(self, kept: list[int]) -> _Lanes:
         at = torch.tensor(kept, device=self.mask.device)
-        lists = (self.owner, self.written, self.began, self.closing, self.ended, self.p_direct)
+        states = (self.owner, self.written, self.began, self.closing, self.ended)
+        lists = (*states, self.p_direct, self.bypass, self.bypass_seconds)
         mask = self.mask[at]
         used = mask.any(0).nonzero()
         length = int(used.max()) + 1 if len(used) else 0
@@ -112,6 +120,8 @@ class _Lanes:
             self.closing + other.closing,
             self.ended + other.ended,
             self.p_direct + other.p_direct,
+            self.bypass + other.bypass,
+            self.bypass_seconds + other.bypass_seconds,
         )
 
 
@@ -170,12 +180,11 @@ class AdaptiveEmbedder:
     ) -> tuple[list[tuple[int, Embedded]], _Lanes | None]:
         began = time.perf_counter()
         chunk = self.encoder.chunk(rows, prompts_only=True).to(self.embedder.device)
-        positions, deltas = self._positions(chunk)
+        # what is written after a row goes on after its last position
+        following = chunk.inputs["position_ids"].amax((0, 2)).unsqueeze(1) + 1
         cache = DynamicCache()
         with self.embedder.casting():
-            states = self.embedder.model.model(
-                **chunk.inputs, position_ids=positions, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            states = self.embedder.model.model(**chunk.inputs, past_key_values=cache, use_cache=True).last_hidden_state
         vectors = pooled(states, chunk.last)
         logits = self._logits(states[torch.arange(len(rows)), chunk.last])
         p_direct = logits.softmax(-1)[:, self._emb].tolist()
@@ -198,7 +207,7 @@ class AdaptiveEmbedder:
             [layer.keys for layer in cache.layers],
             [layer.values for layer in cache.layers],
             chunk.inputs["attention_mask"],
-            (chunk.last + 1).unsqueeze(1) + deltas,
+            following,
             tokens,
             list(owners),
             [[] for _ in rows],
@@ -206,6 +215,8 @@ class AdaptiveEmbedder:
             [False] * len(rows),
             [True] * len(rows),
             p_direct,
+            list(kept),
+            [now - began] * len(rows),
         ).take(on)
         self._settle(lanes)
         return done, lanes
@@ -258,23 +269,12 @@ class AdaptiveEmbedder:
         written = lanes.written[i]
         text: str = self.embedder.processor.tokenizer.decode(written, skip_special_tokens=True)
         seconds = now - lanes.began[i]
-        return Embedded(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
+        found = Embedded(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
+        if self.embedder.identity.pool != "pre" or not written:
+            return found
+        return found._replace(bypass=lanes.bypass[i], bypass_seconds=lanes.bypass_seconds[i])
 
     def _logits(self, states: Tensor) -> Tensor:
         with self.embedder.casting():
             logits: Tensor = self.embedder.head(states)
         return logits.float()
-
-    def _positions(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """(position ids of shape (3, rows, length), offsets of shape (rows, 1) of what follows a row)."""
-        inputs = chunk.inputs
-        if "image_grid_thw" in inputs:
-            found: tuple[Any, Any] = self.embedder.model.model.get_rope_index(
-                inputs["input_ids"],
-                mm_token_type_ids=inputs["mm_token_type_ids"],
-                image_grid_thw=inputs["image_grid_thw"],
-                attention_mask=inputs["attention_mask"],
-            )
-            return found
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        return positions.unsqueeze(0).expand(3, -1, -1), positions.new_zeros(len(positions), 1)

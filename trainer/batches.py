@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import candidate_text
+from pipeline.mbeir.stores import training_store
 from schemas.errors import CotError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
 from trainer.dataset import Candidates, Item, Records
 from trainer.order import Order, seeded
 from trainer.rows import Chunk, Row, RowEncoder
+
+CPU_CHUNK: Final = 16
+"""What `batch.chunk: auto` is on CPU."""
 
 
 @dataclass(slots=True)
@@ -66,7 +69,9 @@ class BatchSource(Dataset["Batch | CotError"]):
         self.traces, self.candidates = traces, candidates
         self.rank, self.world = rank, world
         self.own: dict[str, str] = {}
-        self.images = ImageStore(config.data.mbeir)
+        chunk = config.batch.chunk
+        self.chunk: int = CPU_CHUNK if chunk == "auto" else chunk  # what `auto` comes to is set later
+        self.images = training_store(config)
         batch = config.batch
         groups = records.groups(repeat=config.data.repeat)
         self.order = Order(groups, batch.queries, config.seed, batch.sampling, batch.balance)
@@ -94,7 +99,7 @@ class BatchSource(Dataset["Batch | CotError"]):
             rng = self._draw(epoch, item, "negative")
             dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:wanted]]
         found = [self.candidate_row(candidate) for candidate in self.candidates.fetch(dids)]
-        size, patches = self.config.batch.forward or self.config.batch.chunk, self.config.batch.chunk_patches
+        size, patches = self.config.batch.forward or self.chunk, self.config.batch.chunk_patches
         return Batch(
             step,
             [item.id for item in items],
@@ -103,7 +108,7 @@ class BatchSource(Dataset["Batch | CotError"]):
             dids,
             [frozenset(item.positives) for item in items],
             sum(bool(self._trace(item)) for item in items),
-            len(queries) + len(found) <= self.config.batch.chunk,
+            len(queries) + len(found) <= self.chunk,
         )
 
     def query_rows(self, item: Item, epoch: int) -> list[Row]:
@@ -120,8 +125,14 @@ class BatchSource(Dataset["Batch | CotError"]):
         """Queries drawn by lot with what is learnt of them, the same in every process: to begin the token's row from."""
         drawn = seeded("opening", self.config.seed).permutation(len(self.records.table))[:rows]
         found = [row for index in drawn for row in self.query_rows(self.records.item(int(index)), 0) if row.labelled]
-        size = self.config.batch.forward or self.config.batch.chunk
-        return self.encoder.chunks(found, size, self.config.batch.chunk_patches)
+        return self.encoder.chunks(found, self.config.batch.forward or self.chunk, self.config.batch.chunk_patches)
+
+    def sample(self, queries: int) -> list[Row]:
+        """Rows of queries drawn by lot, each with what it learns, and of a positive of each; the same in every process."""
+        drawn = seeded("sample", self.config.seed).permutation(len(self.records.table))[:queries]
+        items = [self.records.item(int(index)) for index in drawn]
+        found = self.candidates.fetch([item.positives[0] for item in items])
+        return [row for item in items for row in self.query_rows(item, 0)] + [self.candidate_row(one) for one in found]
 
     def prompt_row(self, item: Item) -> Row:
         """The query alone, for the student to write its trace."""
@@ -167,6 +178,10 @@ class Packed:
     """Its chunks' tensors are `Place`s."""
     flat: dict[torch.dtype, Tensor]
 
+    def pin_memory(self) -> Self:
+        """In pages from which a GPU copies while the CPU goes on; what torch's loader asks for in its own thread."""
+        return replace(self, flat={dtype: tensor.pin_memory() for dtype, tensor in self.flat.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -206,21 +221,21 @@ def unwrapped(made: Packed | CotError) -> Batch:
 
 def _with_tensors(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     def changed(chunk: Chunk) -> Chunk:
-        inputs = {name: change(value) for name, value in chunk.inputs.items()}
-        return Chunk(inputs, change(chunk.labels), change(chunk.last), change(chunk.places), chunk.names)
+        return chunk.changed(change)
 
     return replace(batch, queries=[*map(changed, batch.queries)], candidates=[*map(changed, batch.candidates)])
 
 
-def loader(source: BatchSource, begin: int, end: int, workers: int) -> DataLoader[Packed | CotError]:
-    """Steps `begin` to `end` in order, whatever the number of workers."""
+def loader(source: BatchSource, begin: int, end: int, workers: int, *, pin: bool = False) -> DataLoader[Packed | CotError]:
+    """Steps `begin` to `end` in order, whatever the number of workers. `pin`: for copies to a GPU that nobody waits for."""
     return DataLoader(
         source,  # type: ignore[arg-type]  # collate_fn packs what it gives
         batch_size=None,
         sampler=range(begin, end),
         num_workers=workers,
         collate_fn=packed,  # type: ignore[arg-type]  # without batch_size it is given one item
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=source.config.data.prefetch if workers else None,
+        pin_memory=pin,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_single_thread,
         generator=torch.Generator(),  # its own: making a loader leaves the random state of training alone

@@ -51,7 +51,7 @@ def save(
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
     save_file(tensors, new / _STATE)
-    (new / _META).write_text(json.dumps({"step": step, "own": dict(own or {})}) + "\n")
+    (new / _META).write_text(json.dumps({"step": step, "own": dict(own or {})}) + "\n", encoding="utf-8")
     publish(new, place)
     for old in steps(directory)[:-keep]:
         shutil.rmtree(old)
@@ -77,7 +77,7 @@ def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *
     A process that the checkpoint does not know (there were fewer) draws from its own seed on.
     """
     try:
-        meta: dict[str, Any] = json.loads((place / _META).read_text())
+        meta: dict[str, Any] = json.loads((place / _META).read_text(encoding="utf-8"))
         adapter = load_file(place / "adapter_model.safetensors")
         extras = load_file(place / EXTRAS)
         tensors = load_file(place / _STATE)

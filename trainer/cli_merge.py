@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from trainer.cli import Set, load_settings
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
+from trainer.cli import Run, Set, load_settings
 from trainer.cli_search import source_of
 
 if TYPE_CHECKING:
@@ -21,27 +23,39 @@ _CANDIDATES = 8
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a training run (or its config file).")],
+    run: Run,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the export goes; it must not exist.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     overrides: Set = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Exports whole weights with tokenizer and pooling rule, after a real vLLM server has reproduced embeddings and routes.
 
     The sample is drawn from the run's own dataset: a query of every dataset-task, its trace, and some candidates.
     """
+    from schemas.errors import ConfigError
     from trainer.merge import COSINE
     from trainer.merge import merge as run_merge
+    from trainer.places import located
+    from trainer.publish import card_of
 
-    console = Console(highlight=False, soft_wrap=True)
-    settings = load_settings(run, overrides, None)
+    console = printing.console()
+    run = located(run)
+    settings = load_settings(run, overrides, None, image_roots)
+    if not settings.data.dataset:
+        raise ConfigError(f"{run} does not say what it was fitted on", "add --set data.dataset=DIR, whose rows are compared")
     embedder = source_of(settings, run, variant).load()
+    if embedder.identity.merged:
+        raise ConfigError(f"{run} holds whole weights already", "nothing is to be merged")
     queries, candidates = _rows(settings, embedder)
-    report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, progress=console.print)
+    results = settings.out / "eval" / f"results_{settings.evaluation.split}.json"
+    card = card_of(settings, variant, embedder.identity.model_copy(update={"merged": True}), out.name, results)
+    report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, card=card, progress=console.print)
     console.print(
-        f"{out}: least cosine with vLLM {report.least_cosine:.6f} over {report.samples} rows (at least {COSINE}), "
-        f"{report.routes_equal} of {report.routes} routes equal"
-        + (f"; even to within rounding: {', '.join(report.even)}" if report.even else "")
+        f"{escape(str(out))}: least cosine with vLLM {report.least_cosine:.6f} "
+        f"over {report.samples:,} rows (at least {COSINE:g}), "
+        f"{report.routes_equal:,} of {report.routes:,} routes equal"
+        + (f"; even to within rounding: {escape(', '.join(report.even))}" if report.even else "")
     )
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.cli import Set, load_settings
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
+from trainer.cli import Run, Set, load_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +24,11 @@ _RECALL_QUERIES = 256
 _RECALL_K = 10
 _DEFAULT_INSTRUCTION = "Find what the query describes."
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def index(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a training run (or its config file).")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="The index's directory.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     split: Annotated[str, typer.Option(help="Whose candidate pools: train, val or test.")] = "test",
@@ -38,6 +39,7 @@ def index(
         str | None, typer.Option(help="Also a faiss index for serving, e.g. HNSW32; recall is printed.")
     ] = None,
     overrides: Set = None,
+    image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Embeds a corpus with a trained embedder. Run it again after an interruption: parts that are written are kept."""
@@ -45,13 +47,16 @@ def index(
 
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.index import Card, build_index, fingerprint, pools_of
+    from trainer.index import UNREADABLE, Card, build_index, fingerprint, pools_of
+    from trainer.places import is_checkpoint, located
     from trainer.pool_workers import Here, OnRay
+    from trainer.unreadable import load_list, told
     from trainer.world import World
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
-    settings = load_settings(run, overrides, None)
+    run = located(run)
+    settings = load_settings(run, overrides, None, image_roots)
     source = source_of(settings, run, variant)
     assert source.model is not None
     layout = Layout.open(settings.data.mbeir)
@@ -60,6 +65,7 @@ def index(
         run=run.absolute(),
         variant=variant,
         embedder_sha256=fingerprint(source.model),
+        base=settings.model.base if is_checkpoint(run) else None,
         mbeir=settings.data.mbeir.absolute(),
         cache=settings.data.cache,
         pools=tuple(layout.relative(path) for path in paths),
@@ -67,15 +73,18 @@ def index(
         dim=0,
     )
     count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
-    with nullcontext(Here(source.embedder())) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
-        made = build_index(out, card, paths, workers, quiet=quiet)
-    console.print(f"{out}: {made.card.count:,} candidates, {made.card.dim} dimensions")
+    with nullcontext(Here(source.embedder(), settings)) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
+        made = build_index(out, card, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
+    console.print(f"{escape(str(out))}: {made.card.count:,} candidates, {made.card.dim:,} dimensions")
+    if left_out := load_list(out / UNREADABLE):
+        console.print(f"[yellow]{escape(told('candidates', left_out, out / UNREADABLE))}[/]")
     if approximate is not None:
         made.make_approximate(approximate)
         queries = _some_queries(source, settings, split)
         recall = made.recall(queries, _RECALL_K)
         console.print(
-            f"{approximate}: recall@{_RECALL_K} against exact search {recall:.4f} ({len(queries)} queries of {split})"
+            f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
+            f"({len(queries):,} queries of {escape(split)})"
         )
 
 
@@ -89,7 +98,7 @@ def search(
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
 ) -> None:
     """Embeds one query, adaptively, and shows how it was routed, the trace it wrote, and what it found."""
-    from pipeline.mbeir.images import ImageStore
+    from pipeline.mbeir.stores import plain_store
     from schemas.errors import ConfigError, InputError
     from trainer.adaptive import AdaptiveEmbedder
     from trainer.index import Index, fingerprint
@@ -99,32 +108,38 @@ def search(
     if route not in ("learned", "always-direct", "always-reason"):
         raise ConfigError(f"--route {route}: unknown", "learned, always-direct or always-reason")
     found = Index.open(where)
-    settings = load_settings(found.card.run, None, None)
+    settings = load_settings(found.card.run, found.card.overrides, None)
     source = source_of(settings, found.card.run, found.card.variant)
     assert source.model is not None
     if fingerprint(source.model) != found.card.embedder_sha256:
         raise InputError(f"{source.model} is not the embedder that made {where}", "build the index again")
     embedder = source.load()
-    picture = ImageStore(image.absolute().parent).open(image.name) if image is not None else None
+    shown_file = image.resolve() if image is not None else None  # the user's own file: a link to anywhere is meant
+    picture = plain_store(shown_file.parent).open(shown_file.name) if shown_file is not None else None
     adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
     row = adaptive.encoder.query("query", instruction, text, picture)
     (one,) = adaptive.embed([row], route=route)  # type: ignore[arg-type]
     said = "reasons" if one.reasoned else "goes straight to its embedding"
-    console.print(f"{said} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
+    console.print(f"{escape(said)} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
     if one.trace:
         console.print(escape(one.trace.strip()) + ("" if one.ended else " […] (cut)"), style="italic")
     table = Table("", "score", "candidate", "text", "image")
     (hits,) = found.hits(found.search(one.vector.numpy()[None], k, approximate=approximate))
     for rank, hit in enumerate(hits, 1):
         shown = found.card.mbeir / hit.candidate.img_path if hit.candidate.img_path else ""
-        table.add_row(str(rank), f"{hit.score:.4f}", hit.candidate.did, escape(hit.candidate.txt or ""), escape(str(shown)))
+        table.add_row(
+            str(rank), f"{hit.score:.4f}", escape(hit.candidate.did), escape(hit.candidate.txt or ""), escape(str(shown))
+        )
     console.print(table)
 
 
 def source_of(settings: TrainConfig, run: Path, variant: str) -> Source:
     from schemas.errors import InputError
+    from trainer.places import is_checkpoint
     from trainer.pool_workers import Source
 
+    if is_checkpoint(run):
+        return Source(settings, run)
     model = (run if run.is_dir() else settings.out) / variant / "model"
     if not (model / "embedder.json").is_file():
         raise InputError(f"{model} holds no embedder", "run `mbeir-cot train` first, or name another --variant")
@@ -135,13 +150,13 @@ def _some_queries(source: Source, settings: TrainConfig, split: str) -> NDArray[
     """Vectors of a few queries of every dataset-task, embedded as in service."""
     import torch
 
-    from pipeline.mbeir.images import ImageStore
     from pipeline.mbeir.layout import Layout
+    from pipeline.mbeir.stores import training_store
     from schemas.mbeir import DATASET_TASKS
     from trainer.adaptive import AdaptiveEmbedder
     from trainer.embed import QueryFile
 
-    layout, images = Layout.open(settings.data.mbeir), ImageStore(settings.data.mbeir)
+    layout, images = Layout.open(settings.data.mbeir), training_store(settings)
     adaptive = AdaptiveEmbedder(source.load(), settings.adaptive)
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
     rows = []

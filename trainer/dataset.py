@@ -143,7 +143,10 @@ class Candidates:
             local = (layout.local_pool(task, split) for task in DATASET_TASKS)
             paths = list(dict.fromkeys(path for path in local if path is not None and path.is_file()))
         if not paths:
-            raise InputError(f"{mbeir} has no candidate pool for {split}", "download cand_pool/ too")
+            raise InputError(
+                f"{mbeir} has no candidate pool for {split}",
+                f"`mbeir-cot mbeir fetch {mbeir} --union --no-images` brings the global one",
+            )
         self._pools = [CandidatePool.open(path, cache) for path in paths]
         self._where = str(paths[0] if len(paths) == 1 else paths[0].parent)
 

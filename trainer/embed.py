@@ -7,7 +7,6 @@ are independent of each other; the result does not depend on who computes them.
 from __future__ import annotations
 
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,20 +18,19 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.durable import sync
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, candidate_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
-from schemas.mbeir import Candidate, DatasetTask, Query, hash_qid
-from schemas.training import RouteChoice
-from trainer.adaptive import AdaptiveEmbedder, Embedded
+from schemas.errors import InputError
+from schemas.mbeir import Candidate, DatasetTask, Query, hash_did, hash_qid, unhash_did, unhash_qid
+from trainer.adaptive import Embedded
 from trainer.embedder import Embedder
 from trainer.rows import Chunk, Row, RowEncoder
-from trainer.uniir import Split, ids_path
+from trainer.uniir import Split, ids_path, not_finite
+from trainer.unreadable import LeftOut, load_list, refused, save_list
 
 PART_ROWS: Final = 8_192
-WINDOW: Final = 1_024
-"""Queries whose images are held at once."""
 AHEAD: Final = 4
 """Groups of candidates that are prepared before the model asks for them: what a worker holds depends on nothing else."""
 
@@ -48,71 +46,75 @@ class Range(NamedTuple):
         return f"{self.start:010d}-{self.stop:010d}.npy"
 
 
-class QueryCosts(NamedTuple):
-    """What embedding a query file took, and how its queries were routed."""
+class PoolPart(NamedTuple):
+    """Vectors (n, dim), unit length, fp16, of all candidates but those that were left out: index -> why."""
 
-    queries: int
-    reasoned: int
-    cut: int
-    """Traces that did not end by themselves."""
-    tokens: int
-    seconds: float
-    p50_s: float
-    p95_s: float
-
-    @property
-    def think_rate(self) -> float:
-        return self.reasoned / self.queries if self.queries else 0.0
-
-    @property
-    def rate(self) -> float:
-        """Queries per second."""
-        return self.queries / self.seconds if self.seconds else 0.0
+    vectors: NDArray[np.float16]
+    left_out: dict[int, LeftOut]
 
 
 class PoolEmbedder:
     """Embeds candidates; picklable pieces are made in the process that uses it."""
 
-    def __init__(self, embedder: Embedder, mbeir: Path, *, rows: int, max_chars: int) -> None:
+    def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int, skip: bool = False) -> None:
+        """`skip`: leave candidates out whose images cannot be read, instead of refusing them."""
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
-        self.images = ImageStore(mbeir)
-        self.rows, self.max_chars = rows, max_chars
+        self.images = images
+        self.rows, self.max_chars, self.skip = rows, max_chars, skip
 
     @torch.inference_mode()
+    def part(self, candidates: list[Candidate]) -> PoolPart:
+        """Raises InputError for an image that cannot be read, unless such candidates are left out."""
+        found: NDArray[np.float16] | None = None
+        left_out: dict[int, LeftOut] = {}
+        for made in self._prepared(candidates):
+            left_out |= made.left_out
+            for chunk in made.chunks:
+                vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+                if found is None:
+                    found = np.zeros((len(candidates), vectors.shape[1]), np.float16)
+                found[np.array(made.places)[chunk.places.numpy()]] = vectors.cpu().numpy().astype(np.float16)
+        if found is None:
+            return PoolPart(np.zeros((0, 0), np.float16), left_out)
+        return PoolPart(np.delete(found, sorted(left_out), 0), left_out)
+
     def vectors(self, candidates: list[Candidate]) -> NDArray[np.float16]:
         """(n, dim), unit length, fp16."""
-        found: NDArray[np.float16] | None = None
-        for places, chunk in self._prepared(candidates):
-            vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
-            if found is None:
-                found = np.zeros((len(candidates), vectors.shape[1]), np.float16)
-            found[np.array(places)[chunk.places.numpy()]] = vectors.cpu().numpy().astype(np.float16)
-        return found if found is not None else np.zeros((0, 0), np.float16)
+        return self.part(candidates).vectors
 
-    def _prepared(self, candidates: list[Candidate]) -> Iterator[tuple[list[int], Chunk]]:
-        """(places, chunk): a thread decodes and tokenises the next groups while the model works.
+    def _prepared(self, candidates: list[Candidate]) -> Iterator[_Group]:
+        """A thread decodes and tokenises the next groups while the model works.
 
         One thread, for tokenizers are not to be used by several at once. Rows are grouped by what is known before an image is
         opened, in the order of `RowEncoder.chunks`.
         """
         order = sorted(range(len(candidates)), key=lambda i: (_shows(candidates[i]), len(self._text(candidates[i])), i))
         groups = iter([order[start : start + self.rows] for start in range(0, len(order), self.rows)])
-        waiting: deque[tuple[list[int], Future[list[Chunk]]]] = deque()
+        waiting: deque[Future[_Group]] = deque()
         thread = ThreadPoolExecutor(1, thread_name_prefix="candidates")
         try:
             while True:
                 while len(waiting) < AHEAD and (group := next(groups, None)) is not None:
-                    waiting.append((group, thread.submit(self._chunks, [candidates[i] for i in group])))
+                    waiting.append(thread.submit(self._group, candidates, group))
                 if not waiting:
                     return
-                group, future = waiting.popleft()
-                for chunk in future.result():
-                    yield group, chunk
+                made = waiting.popleft().result()
+                yield made
         finally:
             thread.shutdown(cancel_futures=True)
 
-    def _chunks(self, candidates: list[Candidate]) -> list[Chunk]:
-        return self.encoder.chunks([self._row(candidate) for candidate in candidates], self.rows, 1 << 20)
+    def _group(self, candidates: list[Candidate], places: list[int]) -> _Group:
+        rows: dict[int, Row] = {}
+        left_out: dict[int, LeftOut] = {}
+        for place in places:
+            try:
+                rows[place] = self._row(candidates[place])
+            except ImageProblem as problem:
+                if not self.skip:
+                    raise refused("candidate", candidates[place].did, problem) from problem
+                left_out[place] = LeftOut.of(candidates[place].did, problem)
+        chunks = self.encoder.chunks(list(rows.values()), self.rows, 1 << 20) if rows else []
+        return _Group(list(rows), chunks, left_out)
 
     def _text(self, candidate: Candidate) -> str:
         return candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
@@ -122,33 +124,79 @@ class PoolEmbedder:
         return self.encoder.candidate(candidate.did, self._text(candidate), picture)
 
 
+class _Group(NamedTuple):
+    """Candidates that were prepared together. places: of the chunks' rows among all candidates."""
+
+    places: list[int]
+    chunks: list[Chunk]
+    left_out: dict[int, LeftOut]
+
+
 def _shows(candidate: Candidate) -> bool:
     return bool(candidate.img_path) and candidate.modality.has_image
 
 
 def embed_pool(
     out: Path,
-    embed: Callable[[list[Range]], Iterator[tuple[Range, NDArray[np.float16]]]],
+    embed: Callable[[list[Range]], Iterator[tuple[Range, PoolPart]]],
     ids: NDArray[np.int64],
     advance: Callable[[int], None] = lambda rows: None,
     *,
     part_rows: int = PART_ROWS,
-) -> None:
-    """Writes `out` and `ids` beside it. `embed` gives the vectors of ranges of rows, in any order."""
+) -> list[LeftOut]:
+    """Writes `out`, `ids` beside it, and the list of what was left out, which it returns.
+
+    `embed` gives the vectors of ranges of rows, in any order.
+    """
     if out.is_file() and ids_path(out).is_file():
         advance(len(ids))
-        return
+        return load_list(left_out_path(out))
     parts = out.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
     ranges = [Range(start, min(start + part_rows, len(ids))) for start in range(0, len(ids), part_rows)]
     owed = [one for one in ranges if not (parts / one.file).is_file()]
     advance(len(ids) - sum(one.stop - one.start for one in owed))
-    for one, vectors in embed(owed):
-        _write(parts / one.file, vectors)
-        advance(len(vectors))
+    for one, part in embed(owed):
+        kept = np.delete(ids[one.start : one.stop], sorted(part.left_out))
+        _finite(str(out), part.vectors, kept, unhash_did)
+        if part.left_out:
+            found = [part.left_out[row] for row in sorted(part.left_out)]
+            save_list((parts / one.file).with_suffix(".json"), found)
+        _write(parts / one.file, part.vectors)
+        advance(one.stop - one.start)
+    left_out = [line for one in ranges for line in load_list((parts / one.file).with_suffix(".json"))]
+    if left_out and len(left_out) == len(ids):
+        raise InputError(
+            f"{out}: no candidate of this pool can be read: {left_out[0].image}: {left_out[0].detail}, and so on",
+            "is the disk with the images there? (data.mbeir)",
+        )
+    without = np.array([hash_did(line.name) for line in left_out], np.int64)
     _join([parts / one.file for one in ranges], out)
-    _write(ids_path(out), np.asarray(ids, np.int64))
+    _write(ids_path(out), np.asarray(ids[~np.isin(ids, without)], np.int64))
+    if left_out:
+        save_list(left_out_path(out), left_out)
     shutil.rmtree(parts)
+    return left_out
+
+
+def left_out_path(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix("_embed.npy") + "_unreadable.json")
+
+
+class Asked(NamedTuple):
+    """A query as the student is shown it. `image`: its path below the M-BEIR root."""
+
+    qid: str
+    instruction: str
+    text: str | None
+    image: str | None
+
+    def row(self, encoder: RowEncoder, images: ImageStore, written: str = "") -> Row:
+        try:
+            picture = images.open(self.image) if self.image else None
+        except ImageProblem as problem:
+            raise refused("query", self.qid, problem) from problem
+        return encoder.query(self.qid, self.instruction, self.text, picture, written=written)
 
 
 class QueryFile:
@@ -160,14 +208,13 @@ class QueryFile:
         self._instructions = InstructionTable.load(layout.instructions)
         self._choice = choice or SeededChoice()
 
-    def rows(self, encoder: RowEncoder, images: ImageStore, start: int = 0, stop: int | None = None) -> list[Row]:
-        """Of the queries from `start` to `stop`; their images are decoded and held."""
-        return [self._row(query, encoder, images) for query in self.queries[start:stop]]
+    def rows(self, encoder: RowEncoder, images: ImageStore) -> list[Row]:
+        """Of all queries; their images are decoded and held."""
+        return [self.asked(query).row(encoder, images) for query in self.queries]
 
-    def windows(self, encoder: RowEncoder, images: ImageStore, size: int = WINDOW) -> Iterator[tuple[int, list[Row]]]:
-        """(index of the first, rows) of stretches of the file: no more images are held than a stretch has."""
-        for start in range(0, len(self.queries), size):
-            yield start, self.rows(encoder, images, start, start + size)
+    def asked(self, query: Query) -> Asked:
+        shown = query.query_modality.has_image and bool(query.query_img_path)
+        return Asked(query.qid, self.instruction(query), query.query_txt, query.query_img_path if shown else None)
 
     def instruction(self, query: Query) -> str:
         task = query.dataset_task
@@ -175,46 +222,21 @@ class QueryFile:
             query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=self.split, qid=query.qid
         )
 
-    def _row(self, query: Query, encoder: RowEncoder, images: ImageStore) -> Row:
-        shown = query.query_modality.has_image and bool(query.query_img_path)
-        picture = images.open(query.query_img_path or "") if shown else None
-        return encoder.query(query.qid, self.instruction(query), query.query_txt, picture)
-
-
-def embed_queries(
-    adaptive: AdaptiveEmbedder,
-    file: QueryFile,
-    images: ImageStore,
-    *,
-    route: RouteChoice,
-    given: list[bool] | None = None,
-    advance: Callable[[int], None] = lambda rows: None,
-) -> tuple[list[Embedded], QueryCosts]:
-    """All queries of a file, and what it took (reading and encoding of text and images included)."""
-    began = time.perf_counter()
-    found: list[Embedded] = []
-    for start, rows in file.windows(adaptive.encoder, images):
-        flags = given[start : start + len(rows)] if given is not None else None
-        found += adaptive.embed(rows, route=route, given=flags)
-        advance(len(rows))
-    took = time.perf_counter() - began
-    seconds = np.array([one.seconds for one in found] or [0.0])
-    return found, QueryCosts(
-        len(found),
-        sum(one.reasoned for one in found),
-        sum(not one.ended for one in found),
-        sum(one.tokens for one in found),
-        took,
-        float(np.percentile(seconds, 50)),
-        float(np.percentile(seconds, 95)),
-    )
-
 
 def save_queries(found: list[Embedded], file: QueryFile, out: Path) -> None:
     """UniIR's files for one query file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, torch.stack([one.vector for one in found]).numpy().astype(np.float16))
-    _write(ids_path(out), np.array([hash_qid(query.qid) for query in file.queries], np.int64))
+    vectors = torch.stack([one.vector for one in found]).numpy().astype(np.float16)
+    ids = np.array([hash_qid(query.qid) for query in file.queries], np.int64)
+    _finite(str(out), vectors, ids, unhash_qid)
+    _write(out, vectors)
+    _write(ids_path(out), ids)
+
+
+def _finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
+    rows = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(rows):
+        not_finite(where, rows, ids, name_of)
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
@@ -227,7 +249,7 @@ def _write(path: Path, array: NDArray[Any]) -> None:
 
 def _join(parts: list[Path], out: Path) -> None:
     """Concatenates parts on disk, holding one at a time."""
-    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    arrays = [array for part in parts if len(array := np.load(part, mmap_mode="r", allow_pickle=False))]
     shape = (sum(len(array) for array in arrays), arrays[0].shape[1])
     new = out.with_suffix(".new")
     joined = np.lib.format.open_memmap(new, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from pipeline.numerics import cpu_multiplies_bfloat16
 from prompts import PromptSet
@@ -28,6 +28,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.loss import trace_losses
 from trainer.rows import Chunk, RowEncoder
+from trainer.tower import Seen, TowerPlan, vision_tower
 from trainer.vision_attention import batch_windows
 
 IDENTITY: Final = "embedder.json"
@@ -74,10 +75,19 @@ class Embedder(nn.Module):
 
     @classmethod
     def create(
-        cls, settings: ModelSettings, prompts: str, *, temperature: float = 0.02, learn_temperature: bool = False
+        cls,
+        settings: ModelSettings,
+        prompts: str,
+        *,
+        temperature: float = 0.02,
+        learn_temperature: bool = False,
+        weights: bool = True,
     ) -> Embedder:
-        """The base with a fresh adapter. Seed torch before calling for a deterministic start."""
-        model, processor = _load(settings.base, settings)
+        """The base with a fresh adapter. Seed torch before calling for a deterministic start.
+
+        `weights=False`: shapes only, on the meta device.
+        """
+        model, processor = _load(settings.base, settings, weights=weights)
         emb_id = add_emb_token(model, processor.tokenizer)
         trained = [emb_id] if settings.tokens == "emb" else list(range(model.get_input_embeddings().weight.shape[0]))
         rows = {"embed_tokens": trained}
@@ -127,8 +137,8 @@ class Embedder(nn.Module):
             raise ConfigError(
                 f"{directory} was trained with pool: {identity.pool}, not {pool}", f"set model.pool: {identity.pool}"
             )
-        base = str(directory) if identity.merged else identity.base
-        known = settings or ModelSettings(base=base, revision=identity.revision)
+        known = settings or ModelSettings(base=identity.base, revision=identity.revision)
+        base = str(directory) if identity.merged else known.base  # a base may be elsewhere here
         known = known.model_copy(update={"base": base, "max_pixels": identity.max_pixels})
         model, processor = _load(base, known)
         if identity.merged:
@@ -173,22 +183,45 @@ class Embedder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
     def encoder(self, prompts: PromptSet | None = None) -> RowEncoder:
-        return RowEncoder(self.processor, prompts or PromptSet.load(self.identity.prompts), self.identity.pool, self.emb_id)
+        known = prompts or PromptSet.load(self.identity.prompts)
+        return RowEncoder(self.processor, known, self.identity.pool, self.emb_id, tower=TowerPlan.of(self.model))
 
-    def states(self, chunk: Chunk) -> Tensor:
-        """Final states, normalised by the model's own last norm: (rows, length, dim)."""
-        return cast(Tensor, self.model.model(**chunk.inputs, use_cache=False).last_hidden_state)
+    def states(self, chunk: Chunk, *, seen: Seen | None = None) -> Tensor:
+        """Final states, normalised by the model's own last norm: (rows, length, dim). What stands on padding means nothing.
 
-    def forward(self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0) -> tuple[Tensor, Tensor]:
+        No mask is given: rows are padded on the right and attention looks back, so padding is never looked at.
+        """
+        chunk = chunk.to(self.device, pixels=seen is None)
+        inputs: dict[str, Any] = {name: chunk.inputs[name] for name in ("input_ids", "position_ids", "mm_token_type_ids")}
+        if seen is not None:
+            shown = seen.merged(vision_tower(self.model), chunk.host["image_grid_thw"], chunk.tower.get("window_index"))
+            inputs["mm_encoder_outputs"] = {"image": shown}
+        elif "pixel_values" in chunk.inputs:
+            inputs["mm_encoder_outputs"] = {"image": self._look(chunk)}
+        return cast(Tensor, self.model.model(**inputs, use_cache=False).last_hidden_state)
+
+    def _look(self, chunk: Chunk) -> Any:
+        grids = chunk.host.get("image_grid_thw", chunk.inputs["image_grid_thw"])
+        host = {name: value for name, value in chunk.host.items() if name != "image_grid_thw"}
+        tower = vision_tower(self.model)
+        if tower is not None and str(tower.config._attn_implementation).startswith("flash"):  # its kernels read lengths there
+            grids, host = grids.to(self.device), {name: value.to(self.device) for name, value in host.items()}
+        placed = {f"image_{name}": value for name, value in (chunk.tower | host).items()}
+        return self.model.model.get_image_features(chunk.inputs["pixel_values"], grids, return_dict=True, **placed)
+
+    def forward(
+        self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0, seen: Seen | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0.
 
-        `route`: see `trace_losses`.
+        `route`: see `trace_losses`. `seen`: what the vision tower gave for these pictures before.
         """
+        chunk = chunk.to(self.device, pixels=seen is None)
         with self.casting():
-            states = self.states(chunk)
-            losses = states.new_zeros(len(states)).float()
+            states = self.states(chunk, seen=seen)
+            losses = states.new_zeros(len(states), dtype=torch.float32)
             if labelled:
-                losses = trace_losses(states, chunk.labels, self.head, route=route)
+                losses = trace_losses(states, chunk.labels, self.head, route=route, learnt=chunk.learnt)
         return pooled(states, chunk.last), losses
 
     def save(self, directory: Path) -> None:
@@ -198,7 +231,7 @@ class Embedder(nn.Module):
         self.processor.save_pretrained(directory)
         temperature = 1 / float(self.scale.detach())
         identity = self.identity.model_copy(update={"temperature": temperature})
-        (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+        (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
 
     def extras(self) -> dict[str, Tensor]:
         """What is trained and is not the adapter's: the temperature, and the projector when it is trained."""
@@ -268,13 +301,18 @@ def _check_token(directory: Path, emb_id: int) -> None:
         )
 
 
-def _load(base: str, settings: ModelSettings) -> tuple[Any, Any]:
+def _load(base: str, settings: ModelSettings, *, weights: bool = True) -> tuple[Any, Any]:
     known = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    made = {"dtype": getattr(torch, settings.dtype), "attn_implementation": settings.attention}
     try:
         processor = AutoProcessor.from_pretrained(base, **known)
-        model = AutoModelForImageTextToText.from_pretrained(
-            base, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention, **known
-        )
+        if weights:
+            model = AutoModelForImageTextToText.from_pretrained(base, **made, **known)
+        else:
+            made.pop("attn_implementation")  # its package may be missing where nothing is run
+            config = AutoConfig.from_pretrained(base, **known)
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(config, **made)
     except (OSError, ValueError, ImportError) as error:  # ImportError: an attention whose package is missing
         raise InputError(f"the model {base} cannot be loaded: {error}", "name a directory or Hub repository with it") from error
     if settings.max_pixels is not None:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Final
 
 import numpy as np
 
 from pipeline.durable import replace_text
-from pipeline.families import family_of
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.progress import Meter
@@ -27,66 +25,44 @@ from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
-from trainer.adaptive import AdaptiveEmbedder, Embedded
-from trainer.embed import QueryCosts, QueryFile, embed_pool, embed_queries, save_queries
+from trainer.adaptive import Embedded
+from trainer.embed import QueryFile, embed_pool, left_out_path, save_queries
 from trainer.index import fingerprint
 from trainer.pool_workers import Here, OnRay, Source, Workers
+from trainer.queries import Place, QueryCosts, QueryEmbeddings
+from trainer.results import Result, TaskResult
+from trainer.topk import search_device
 from trainer.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
+from trainer.unreadable import LeftOut, save_list, told
+from trainer.world import World
 
 ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "always-direct", "always-reason": "always-reason"}
 
 
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """One line of a table: hit rates at the headline k, and what the queries cost."""
-
-    task: str
-    k: int
-    local: float
-    union: float | None
-    costs: QueryCosts
-    trace_accuracy: float | None = None
-    """Share of the queries with a known right answer whose own trace ends in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    name: str
-    tasks: list[TaskResult]
-
-    def mean(self, family: str | None = None, *, union: bool = False) -> float:
-        """Unweighted mean over the dataset-tasks (of a family)."""
-        wanted = [
-            value
-            for one in self.tasks
-            if family in (None, family_of(int(one.task[-1])).name)
-            for value in [one.union if union else one.local]
-            if value is not None
-        ]
-        return float(np.mean(wanted)) if wanted else float("nan")
-
-    @property
-    def think_rate(self) -> float:
-        return sum(t.costs.reasoned for t in self.tasks) / max(1, sum(t.costs.queries for t in self.tasks))
-
-
-class Evaluation:
-    """One embedder on one split. Pools are embedded once; queries as often as there are ways to route them."""
+class Evaluation(AbstractContextManager["Evaluation"]):
+    """One embedder on one split. Pools are embedded once, and queries once for each trace that a way to route them asks for."""
 
     def __init__(self, config: TrainConfig, model: Path | None, directory: Path, *, quiet: bool = False) -> None:
         """`model`: a finished embedder's directory; None for the untrained base."""
         self.config, self.model, self.directory, self.quiet = config, model, directory, quiet
         self.split = config.evaluation.split
         self.layout = Layout.open(config.data.mbeir)
-        self.images = ImageStore(config.data.mbeir)
-        self.embedder = Source(config, model).load()
-        self.adaptive = AdaptiveEmbedder(self.embedder, config.adaptive)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
         if not self.tasks:
             raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
         self.notices: list[str] = []
         """What the reader of the table must know."""
         self.files = {task: QueryFile(self.layout, task, self.split) for task in self.tasks}
+        for task, file in self.files.items():
+            if not file.queries:
+                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", "download the file again")
+        self._open = ExitStack()
+        self._workers: Workers | None = None
+        self._queries: QueryEmbeddings | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
+        self._workers = self._queries = None
 
     def pools(self, suffix: str) -> None:
         """Embeds the local pools of all tasks."""
@@ -96,12 +72,13 @@ class Evaluation:
             self._look_for_positives(task, pool)
         self._claim(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
-        with self._workers() as workers, Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
+        workers = self.workers()
+        with Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                embed_pool(out, partial(workers.embed, pool), ids, meter.advance)
+                self._say_left_out(task, embed_pool(out, partial(workers.embed, pool), ids, meter.advance), left_out_path(out))
                 pool.close()
 
     def _look_for_positives(self, task: DatasetTask, pool: CandidatePool) -> None:
@@ -120,6 +97,23 @@ class Evaluation:
                 f"which count as misses ({named})"
             )
 
+    def _say_left_out(self, task: DatasetTask, left_out: Sequence[LeftOut], file: Path) -> None:
+        """A positive that is not in the pool's vectors cannot be found."""
+        if left_out:
+            gone = {one.name for one in left_out}
+            missed = sum(
+                bool(query.pos_cand_list) and gone.issuperset(query.pos_cand_list) for query in self.files[task].queries
+            )
+            counted = f"; {missed:,} queries have no other positive and count as misses"
+            self.notices.append(f"{task.name}: " + told("candidates", left_out, file) + counted)
+
+    def _say_queries_left_out(self, left_out: Mapping[Place, LeftOut]) -> None:
+        if left_out:
+            file = self.directory / f"unreadable_queries_{self.split}.json"
+            found = [one._replace(name=f"{task.name}/{one.name}") for (task, _), one in left_out.items()]
+            save_list(file, found)
+            self.notices.append(told("queries", found, file) + "; they are in no number of the table")
+
     def _claim(self, suffix: str, pools: dict[str, str]) -> None:
         """Removes vectors that other weights, pools or settings have made."""
         config = self.config
@@ -128,20 +122,26 @@ class Evaluation:
             "seed": config.seed if self.model is None else None,  # the base's new token row
             "prompts": config.data.prompts,
             "max_candidate_chars": config.data.max_candidate_chars,
+            **({"skip_unreadable": True} if config.data.skip_unreadable else {}),
             "pools": pools,
         }
         place = self.directory / "embed" / suffix
         marker, text = place / "made_by.json", json.dumps(made_by, sort_keys=True)
-        if not marker.is_file() or marker.read_text() != text:
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         replace_text(marker, text)
 
-    def _workers(self) -> AbstractContextManager[Workers]:
-        source, count = Source(self.config, self.model), self.config.evaluation.workers
-        if count == 1:
-            return nullcontext(Here(source.embedder(self.embedder)))
-        return OnRay(source, count, gpu=self.embedder.device.type == "cuda")
+    def workers(self) -> Workers:
+        """Who embeds; the model is loaded when they are first asked for, and given up when the evaluation is closed."""
+        if self._workers is None:
+            source, count = Source(self.config, self.model), self.config.evaluation.workers
+            if count == 1:
+                self._workers = Here(source.embedder(), self.config)
+            else:
+                on_gpu = World.join(self.config.device).device.type == "cuda"
+                self._workers = self._open.enter_context(OnRay(source, count, gpu=on_gpu))
+        return self._workers
 
     def run(
         self,
@@ -160,27 +160,35 @@ class Evaluation:
         """
         files = EmbeddingFiles(self.directory, suffix)
         self._share_pools(files)
+        first = self._queries is None
+        if self._queries is None:
+            self._queries = QueryEmbeddings(self.files, self.workers())
+        ids = {
+            (task, query.qid): record_id(self.split, task.dataset, task.task_id, query.qid)
+            for task, file in self.files.items()
+            for query in file.queries
+        }
+        with Meter(name, len(ids), unit="queries", quiet=self.quiet) as meter:
+            of_task = self._queries.embed(
+                route,
+                given={place: given.get(identifier, False) for place, identifier in ids.items()} if given is not None else None,
+                written={place: written.get(identifier, "") for place, identifier in ids.items()}
+                if written is not None
+                else None,
+                advance=meter.advance,
+            )
+        if first:
+            self._say_queries_left_out(self._queries.left_out)
         every: dict[str, Embedded] = {}
-        costs: dict[DatasetTask, QueryCosts] = {}
         accuracy: dict[DatasetTask, float | None] = {}
-        with Meter(name, sum(len(file.queries) for file in self.files.values()), unit="queries", quiet=self.quiet) as meter:
-            for task, file in self.files.items():
-                ids = [record_id(self.split, task.dataset, task.task_id, query.qid) for query in file.queries]
-                flags = [bool(given.get(identifier, False)) for identifier in ids] if given is not None else None
-                if written is not None:
-                    found, cost = self._given_traces(file, [written.get(identifier, "") for identifier in ids])
-                    meter.advance(len(found))
-                else:
-                    found, cost = embed_queries(
-                        self.adaptive, file, self.images, route=route, given=flags, advance=meter.advance
-                    )
-                save_queries(found, file, files.queries(task, self.split))
-                every |= dict(zip(ids, found, strict=True))
-                costs[task] = cost
-                accuracy[task] = _accuracy(dict(zip(ids, found, strict=True)), answers) if answers else None
+        for task, (found, _) in of_task.items():
+            save_queries(found, self.files[task], files.queries(task, self.split))
+            named = {ids[task, query.qid]: one for query, one in zip(self.files[task].queries, found, strict=True)}
+            every |= named
+            accuracy[task] = _accuracy(named, answers) if answers else None
         scores = self._scores(files)
         self._write_queries(suffix, every)
-        return Result(name, [_task_result(task, scores, costs[task], accuracy[task]) for task in self.tasks]), every
+        return Result(name, [_task_result(task, scores, of_task[task][1], accuracy[task]) for task in self.tasks]), every
 
     def _write_queries(self, suffix: str, every: Mapping[str, Embedded]) -> None:
         """What each query was and how it was embedded, a line each: see `queries_file`."""
@@ -220,28 +228,12 @@ class Evaluation:
     def _scores(self, files: EmbeddingFiles) -> list[Score]:
         pools = ("single", "union") if self.config.evaluation.union else ("single",)
         found: list[Score] = []
-        for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools):  # type: ignore[arg-type]
+        device = search_device(self.config.device)
+        for scores, _ in score_directory(files, self.layout, split=self.split, pools=pools, device=device):  # type: ignore[arg-type]
             found += scores
         files.tables.mkdir(parents=True, exist_ok=True)
-        (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="")
+        (files.tables / f"eval_results_{self.split}.tsv").write_text(table(found), newline="", encoding="utf-8")
         return found
-
-    def _given_traces(self, file: QueryFile, traces: Sequence[str]) -> tuple[list[Embedded], QueryCosts]:
-        """Embeddings of queries that are followed by these traces: no word is the student's own."""
-        import torch  # noqa: PLC0415
-
-        found: list[Embedded | None] = [None] * len(traces)
-        encoder = self.adaptive.encoder
-        with torch.inference_mode():
-            for start, rows in file.windows(encoder, self.images):
-                wanted = [replace(row, written=traces[start + i]) for i, row in enumerate(rows)]
-                for chunk in encoder.chunks(wanted, self.config.evaluation.rows, 1 << 20):
-                    vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
-                    for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
-                        trace = traces[start + place]
-                        found[start + place] = Embedded(vector, bool(trace), True, trace, 0.0, 0, 0.0)
-        reasoned = sum(bool(trace) for trace in traces)
-        return [one for one in found if one is not None], QueryCosts(len(traces), reasoned, 0, 0, 0.0, 0.0, 0.0)
 
     def _pool(self, task: DatasetTask) -> Path:
         path = self.layout.local_pool(task, self.split)
@@ -272,10 +264,3 @@ def _task_result(task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, 
     k = headline_k(task)
     values = {score.pool: score.value for score in scores if score.task == task and score.k == k}
     return TaskResult(task.name, k, values["single"], values.get("union"), costs, accuracy)
-
-
-def as_json(results: Sequence[Result]) -> str:
-    def plain(result: Result) -> dict[str, Any]:
-        return {"name": result.name, "tasks": [asdict(t) | {"costs": t.costs._asdict()} for t in result.tasks]}
-
-    return json.dumps([plain(result) for result in results], indent=1)

@@ -3,6 +3,7 @@
 INDEX/index.json              what it is: embedder, pools, dimension
 INDEX/corpus_embed.npy        fp16 vectors, and their int64 ids in corpus_ids.npy (UniIR's layout)
 INDEX/approximate.faiss       for serving only, where it was asked for
+INDEX/unreadable.json         candidates that were left out (data.skip_unreadable), where there are any
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from pipeline.progress import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
 from schemas.os_errors import explained
-from trainer.embed import embed_pool
+from trainer.embed import embed_pool, left_out_path
 from trainer.pool_workers import Workers
-from trainer.topk import MISSING, TopK, blocks, normalised, top_k
-from trainer.uniir import load_embeddings
+from trainer.topk import MISSING, TopK, Vectors, blocks, normalised, top_k
+from trainer.uniir import ids_path, load_embeddings, not_finite
+from trainer.unreadable import LeftOut, load_list, save_list
 
 _CARD: Final = "index.json"
 _VECTORS: Final = "corpus_embed.npy"
 _APPROXIMATE: Final = "approximate.faiss"
+UNREADABLE: Final = "unreadable.json"
 _TRAINING_VECTORS: Final = 200_000
 
 
@@ -47,6 +50,8 @@ class Card(BaseModel):
     """The run (or exported model) whose embedder made it."""
     variant: str
     embedder_sha256: str
+    base: str | None = None
+    """What a model that is no run was laid on; a run knows."""
     mbeir: Path
     cache: Path | None
     pools: tuple[str, ...]
@@ -55,6 +60,11 @@ class Card(BaseModel):
     dim: int
     approximate: str | None = None
     """faiss's factory string."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings that a run has in it and a model has not."""
+        return [f"data.mbeir={self.mbeir}", f"model.base={self.base}"] if self.base is not None else []
 
 
 class Hit(NamedTuple):
@@ -91,24 +101,33 @@ def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, *, quiet: bool = False) -> Index:
+def build_index(
+    out: Path, card: Card, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
+) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index."""
     file = out / _CARD
     if file.is_file() and (old := Index.open(out).card).embedder_sha256 == card.embedder_sha256 and old.pools == card.pools:
-        return Index.open(out)
+        if skip or not load_list(out / UNREADABLE):
+            return Index.open(out)
+        raise ConfigError(f"{out} was built without what cannot be read", "name another --out, or data.skip_unreadable=true")
     if file.exists() or (out.exists() and any(out.iterdir()) and not (out / "parts.json").is_file()):
         raise ConfigError(f"{out} holds something else", "name another --out, or remove that directory")
     out.mkdir(parents=True, exist_ok=True)
-    owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools})
+    owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools} | ({"skip_unreadable": True} if skip else {}))
     marker = out / "parts.json"
-    if marker.is_file() and marker.read_text() != owner:
+    if marker.is_file() and marker.read_text(encoding="utf-8") != owner:
         raise ConfigError(f"{out} holds the parts of another index", "name another --out, or remove that directory")
-    marker.write_text(owner)
+    marker.write_text(owner, encoding="utf-8")
     pools = [CandidatePool.open(path, card.cache) for path in paths]
     parts = [out / f"{path.stem}_embed.npy" for path in paths]
     with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
+        left_out: list[LeftOut] = []
         for pool, part in zip(pools, parts, strict=True):
-            embed_pool(part, partial(workers.embed, pool), np.asarray(pool.hashed_dids, np.int64), meter.advance)
+            ids = np.asarray(pool.hashed_dids, np.int64)
+            left_out += embed_pool(part, partial(workers.embed, pool), ids, meter.advance)
+    (out / UNREADABLE).unlink(missing_ok=True)
+    if left_out:
+        save_list(out / UNREADABLE, left_out)
     found = [load_embeddings(part) for part in parts]
     dim = found[0].vectors.shape[1]
     whole = sum(len(one.ids) for one in found)
@@ -122,7 +141,8 @@ def build_index(out: Path, card: Card, paths: Sequence[Path], workers: Workers, 
     replace_text(file, card.model_copy(update={"count": whole, "dim": dim}).model_dump_json(indent=1) + "\n")
     for part in parts:
         part.unlink()
-        part.with_name(part.name.replace("_embed.npy", "_ids.npy")).unlink()
+        ids_path(part).unlink()
+        left_out_path(part).unlink(missing_ok=True)
     marker.unlink()
     return Index.open(out)
 
@@ -158,9 +178,15 @@ class Index:
             raise InputError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.card.dim}", "use the embedder that made the index"
             )
+        if not np.isfinite(queries).all():
+            rows = np.flatnonzero(~np.isfinite(queries).all(1))
+            raise InputError(
+                f"{len(rows):,} of {len(queries):,} query vectors are not finite (NaN or inf): rows {_few(rows)}",
+                "embed them again; where a model gives such vectors, it diverged or needs another model.dtype",
+            )
         wanted = normalised(queries)
         if not approximate:
-            return top_k(wanted, blocks(self.vectors), k)
+            return top_k(wanted, self._blocks(), k)
         scores, positions = self._faiss().search(wanted, k)
         return TopK(positions, scores)
 
@@ -176,11 +202,11 @@ class Index:
             raise ConfigError(
                 f"--approximate {factory}: {_said(error)}", "see faiss's index factory; HNSW32 fits most"
             ) from error
-        for block in blocks(self.vectors):
+        for block in self._blocks():
             found.add(block)
         faiss.write_index(found, str(self.directory / _APPROXIMATE))
         self.card = self.card.model_copy(update={"approximate": factory})
-        (self.directory / _CARD).write_text(self.card.model_dump_json(indent=1) + "\n")
+        (self.directory / _CARD).write_text(self.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self._approximate = found
 
     def recall(self, queries: NDArray[np.floating], k: int) -> float:
@@ -206,6 +232,10 @@ class Index:
             found |= dict(zip(there, pool.fetch(there), strict=True))
         return [found[did] for did in dids]
 
+    def _blocks(self) -> Iterator[Vectors]:
+        where = str(self.directory / _VECTORS)
+        return blocks(self.vectors, wrong=lambda rows: not_finite(where, rows, self.ids, unhash_did))
+
     def _faiss(self) -> Any:
         if self._approximate is None:
             path = self.directory / _APPROXIMATE
@@ -215,6 +245,10 @@ class Index:
                 )
             self._approximate = faiss.read_index(str(path))
         return self._approximate
+
+
+def _few(rows: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, rows[:5].tolist())) + (", …" if len(rows) > 5 else "")
 
 
 def _said(error: Exception) -> str:

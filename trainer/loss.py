@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,14 +32,15 @@ class Pairing:
     @classmethod
     def of(cls, dids: Sequence[str], positives: Sequence[frozenset[str]]) -> Pairing:
         """dids: of the m candidates, the n positives first. positives: all listed positives of the n queries."""
-        masked = torch.tensor(
-            [
-                [j != i and (did == dids[i] or did in listed) for j, did in enumerate(dids)]
-                for i, listed in enumerate(positives)
-            ],
-            dtype=torch.bool,
-        ).reshape(len(positives), len(dids))
-        return cls(masked)
+        columns: dict[str, list[int]] = {}
+        for j, did in enumerate(dids):
+            columns.setdefault(did, []).append(j)
+        masked = np.zeros((len(positives), len(dids)), np.bool_)
+        for i, listed in enumerate(positives):
+            for did in {dids[i]} | listed:
+                masked[i, columns.get(did, ())] = True
+            masked[i, i] = False
+        return cls(torch.from_numpy(masked))
 
 
 def info_nce(queries: Tensor, candidates: Tensor, pairing: Pairing, scale: Tensor, *, symmetric: bool = False) -> Tensor:
@@ -53,24 +55,29 @@ def info_nce(queries: Tensor, candidates: Tensor, pairing: Pairing, scale: Tenso
     return loss
 
 
-def trace_losses(states: Tensor, labels: Tensor, head: nn.Module, *, route: float = 0.0) -> Tensor:
+def trace_losses(
+    states: Tensor, labels: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
+) -> Tensor:
     """CE per row, averaged over its labelled tokens; rows without labels give 0.
 
-    states (rows, length, dim), labels (rows, length) -> (rows,). Logits are computed at labelled positions only. The CE of a
+    states (rows, length, dim), labels (rows, length) -> (rows,). Logits are computed at labelled positions only, which `learnt`
+    names in the flat (rows * length): to look for them here would mean to wait for the GPU. The CE of a
     row's first token, which decides its route, is added `route` times: in the mean over a trace of n tokens it has 1/n of the
     weight that it has in a bypass, and the learned route leans to bypass by that much.
     """
-    wanted = labels != IGNORE
-    counts = wanted.sum(1)
-    if not bool(wanted.any()):
-        return states.new_zeros(len(states), dtype=torch.float32)
-    losses = nn.functional.cross_entropy(head(states[wanted]).float(), labels[wanted], reduction="none")
-    owners = torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
-    summed = torch.zeros(len(labels), device=losses.device).index_add(0, owners, losses)
+    if learnt is None:
+        learnt = (labels != IGNORE).flatten().nonzero().flatten()
+    rows, length = labels.shape
+    if not learnt.numel():
+        return states.new_zeros(rows, dtype=torch.float32)
+    logits = head(states.flatten(0, 1).index_select(0, learnt)).float()
+    losses = nn.functional.cross_entropy(logits, labels.flatten().index_select(0, learnt), reduction="none")
+    owners = learnt // length
+    summed = losses.new_zeros(rows).index_add(0, owners, losses)
+    counts = torch.zeros_like(owners[:1]).expand(rows).index_add(0, owners, torch.ones_like(owners))
     means = summed / counts.clamp(min=1)
     if not route:
         return means
-    learnt = counts > 0
-    first = torch.zeros_like(summed)
-    first[learnt] = losses[(counts.cumsum(0) - counts)[learnt]]
+    starts = (counts.cumsum(0) - counts).clamp(max=len(losses) - 1)
+    first = torch.where(counts > 0, losses.index_select(0, starts), 0.0)
     return means + route * first

@@ -33,6 +33,7 @@ from schemas.training import AdaptiveSettings
 from trainer.adaptive import AdaptiveEmbedder
 from trainer.embedder import IDENTITY, Embedder
 from trainer.rows import Row
+from trainer.sentence_transformers import write_modules
 
 COSINE: Final = 0.999
 EVEN: Final = {"bfloat16": 0.25, "float32": 0.001}
@@ -76,10 +77,14 @@ def merge(
     out: Path,
     *,
     settings: AdaptiveSettings,
+    card: str = "",
     progress: Callable[[str], None] = lambda line: None,
     spoil: Callable[[Path], None] = lambda directory: None,
 ) -> Report:
-    """Writes `out`, or raises MergeError and leaves nothing. `spoil` gets the export before it is examined (tests)."""
+    """Writes `out`, or raises MergeError and leaves nothing. `card`: its README.
+
+    `spoil` gets the export before it is examined (tests).
+    """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists", "name another directory, or remove it")
     samples = list(_samples(embedder, queries, candidates, settings))
@@ -87,7 +92,7 @@ def merge(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        _write(embedder, new)
+        write_whole(embedder, new, card)
         plan = _plan(embedder)
         _free(embedder)
         spoil(new)
@@ -109,7 +114,7 @@ def merge(
                 _ADVICE,
             )
         report = Report(len(samples), least, len(asked), sum(same), tuple(even))
-        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n")
+        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n", encoding="utf-8")
         publish(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -143,11 +148,19 @@ def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], sett
             yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy(), p_direct)
 
 
-def _write(embedder: Embedder, directory: Path) -> None:
-    identity = embedder.identity.model_copy(update={"merged": True})
+def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
+    """Whole weights, processor, identity, what sentence-transformers reads, and the card."""
+    base = embedder.identity.base
+    named = (
+        Path(base).name if Path(base).is_absolute() else base
+    )  # nothing is loaded from it, and the directory may be published
+    identity = embedder.identity.model_copy(update={"merged": True, "base": named})
     embedder.merged_model().save_pretrained(directory)
     embedder.processor.save_pretrained(directory)
-    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n")
+    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
+    write_modules(embedder, directory)
+    if card:
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 class Plan(NamedTuple):

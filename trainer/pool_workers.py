@@ -1,4 +1,4 @@
-"""Who embeds candidate pools: this process, or Ray actors that hold a copy of the model each.
+"""Who embeds candidate pools and queries: this process, or Ray actors that hold a copy of the model each.
 
 Parts of a pool are independent, and a part is written by whoever gathers it; so the files are the same whoever embeds.
 """
@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import training_store
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
-from trainer.embed import PoolEmbedder, Range
+from trainer.embed import PoolEmbedder, PoolPart, Range
 from trainer.embedder import Embedder
+from trainer.queries import QueryEmbedder, QueryPart, QueryUnit
 
 
 class Source(NamedTuple):
@@ -42,26 +43,39 @@ class Source(NamedTuple):
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
         return PoolEmbedder(
             loaded or self.load(),
-            self.config.data.mbeir,
+            training_store(self.config),
             rows=self.config.evaluation.rows,
             max_chars=self.config.data.max_candidate_chars,
+            skip=self.config.data.skip_unreadable,
         )
 
 
 class Workers(Protocol):
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    count: int
+    """How many embed at once."""
+
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         """The vectors of these rows of a pool, range by range, in any order."""
+
+    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        """The embeddings of these queries, unit by unit, in any order."""
 
 
 class Here:
     """This process embeds."""
 
-    def __init__(self, worker: PoolEmbedder) -> None:
-        self._worker = worker
+    count = 1
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def __init__(self, worker: PoolEmbedder, config: TrainConfig) -> None:
+        self._worker, self._config = worker, config
+
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         for one in ranges:
-            yield one, self._worker.vectors(pool_rows(pool, one))
+            yield one, self._worker.part(pool_rows(pool, one))
+
+    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        embedder = QueryEmbedder(self._worker.embedder, self._config, self._worker.images)
+        yield from map(embedder.part, units)
 
 
 class OnRay(AbstractContextManager["OnRay"]):
@@ -77,14 +91,23 @@ class OnRay(AbstractContextManager["OnRay"]):
         start_ray()
         actor = ray.remote(_Actor).options(num_gpus=1 if gpu else 0)
         self._actors = [actor.remote(source) for _ in range(workers)]
+        self.count = workers
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, NDArray[np.float16]]]:
+    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         from ray.util import ActorPool  # noqa: PLC0415
 
         def ask(actor: Any, one: Range) -> Any:
             return actor.part.remote(pool, one)
 
         yield from ActorPool(self._actors).map_unordered(ask, list(ranges))
+
+    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        from ray.util import ActorPool  # noqa: PLC0415
+
+        def ask(actor: Any, unit: QueryUnit) -> Any:
+            return actor.queries.remote(unit)
+
+        yield from ActorPool(self._actors).map_unordered(ask, list(units))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for actor in self._actors:
@@ -96,9 +119,13 @@ class OnRay(AbstractContextManager["OnRay"]):
 class _Actor:
     def __init__(self, source: Source) -> None:
         self._worker = source.embedder()
+        self._queries = QueryEmbedder(self._worker.embedder, source.config, self._worker.images)
 
-    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, NDArray[np.float16]]:
-        return one, self._worker.vectors(pool_rows(pool, one))
+    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, PoolPart]:
+        return one, self._worker.part(pool_rows(pool, one))
+
+    def queries(self, unit: QueryUnit) -> QueryPart:
+        return self._queries.part(unit)
 
 
 def pool_rows(pool: CandidatePool, one: Range) -> list[Candidate]:

@@ -10,6 +10,7 @@ from data_cards import render_trace_model_card
 from pipeline.hub.push import PushError, Upload
 from schemas.training import TrainConfig
 from trainer.embedder import Identity
+from trainer.sentence_transformers import prompts_as_source
 
 FINAL: Final = ("README.md", "embedder.json")
 _KNOWN: Final = frozenset(
@@ -22,6 +23,19 @@ _NEVER: Final = frozenset({"README.md", "finished.json"})
 """PEFT's own empty card, and our marker."""
 
 
+def card_of(config: TrainConfig, variant: str, identity: Identity, repo: str, results: Path | None = None) -> str:
+    """The model card. results: the scores that `mbeir-cot eval` wrote, where it has run."""
+    return render_trace_model_card(
+        config,
+        variant,
+        identity,
+        json.loads(results.read_text(encoding="utf-8")) if results is not None and results.is_file() else [],
+        repo=repo,
+        synthetic=(config.data.mbeir.parent / "truth").is_dir(),
+        prompts=prompts_as_source(identity.prompts) if identity.merged else "",
+    )
+
+
 def uploads(run: Path, variant: str, repo: str) -> list[Upload]:
     """Raises PushError for a run that is not finished."""
     model = run / variant / "model"
@@ -29,14 +43,7 @@ def uploads(run: Path, variant: str, repo: str) -> list[Upload]:
         raise PushError(f"{model} is not there or not finished", f"fit it first: `mbeir-cot train`, variant {variant}")
     config = TrainConfig.model_validate_json((run / "train.json").read_bytes())
     results = run / "eval" / f"results_{config.evaluation.split}.json"
-    card = render_trace_model_card(
-        config,
-        variant,
-        Identity.read(model),
-        json.loads(results.read_text()) if results.is_file() else [],
-        repo=repo,
-        synthetic=(config.data.mbeir.parent / "truth").is_dir(),
-    )
+    card = card_of(config, variant, Identity.read(model), repo, results)
     return [
         *(_cleaned(path) for path in sorted(model.iterdir()) if path.is_file() and path.name not in _NEVER),
         Upload("README.md", card.encode()),
@@ -51,7 +58,7 @@ def _cleaned(path: Path) -> Upload:
     """The base by its last name where it is a directory of this machine."""
     if path.name not in ("embedder.json", "adapter_config.json"):
         return Upload(path.name, path)
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     key = "base" if path.name == "embedder.json" else "base_model_name_or_path"
     if found.get(key) and Path(found[key]).is_absolute():
         found[key] = Path(found[key]).name

@@ -12,10 +12,10 @@ import numpy as np
 
 from pipeline.families import FAMILIES, family_of
 from pipeline.finished import FinishedDataset
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.qrels import read_qrels
+from pipeline.mbeir.stores import training_store
 from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
 from pipeline.report.thumbnails import Thumbnails
@@ -33,17 +33,19 @@ _OUTCOMES: Final = {(True, True): "both hit", (True, False): "win", (False, True
 Entry = dict[str, Any]
 
 
-def run_page(run: Path, *, examples: int = 300) -> Page:
+def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
     """Of a run that was trained and evaluated. Raises InputError otherwise."""
     config = TrainConfig.model_validate_json((run / "train.json").read_bytes()).model_copy(update={"out": run})
+    data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
+    config = config.model_copy(update={"data": data})
     split = config.evaluation.split
     file = run / "eval" / f"results_{split}.json"
     if not file.is_file():
         raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
     found = _compared(config, split)
-    pictures = Thumbnails(ImageStore(config.data.mbeir))
+    pictures = Thumbnails(training_store(config))
     return Page(
         title=f"TRACE: training report of {run.name}",
         banner="SYNTHETIC: fitted and scored in an invented miniature world (pocket)." if synthetic else "",
@@ -85,7 +87,7 @@ def _curves(run: Path, config: TrainConfig) -> list[Chart]:
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = {"retrieval": {}, "generation": {}}
     for variant in config.variants:
         path = run / variant / "metrics.jsonl"
-        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         for name, found in series.items():
             found[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
     notes = {
@@ -182,7 +184,7 @@ def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], 
         if not path.is_file() or not qrels.is_file():
             continue
         relevant = {(qrel.qid, qrel.did) for qrel in read_qrels(qrels) if qrel.relevance > 0}
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             qid, _, did, rank, *_ = line.split()
             if (qid, did) in relevant:
                 key = (task.name, qid)

@@ -10,8 +10,8 @@ that predicts it; with `token` pooling it ends with the token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 from prompts import ImageSlot, Prompt, PromptSet
 from schemas.record import EMB_TOKEN
 from schemas.training import Pooling
+from trainer.pixels import PixelScale
+from trainer.positions import mrope_positions
+from trainer.tower import TowerPlan
 
 IGNORE: Final = -100
 LENGTH_STEP: Final = 16
@@ -48,22 +51,42 @@ class Row:
 class Chunk:
     """Rows of one forward pass, right-padded.
 
-    inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `pixel_values` (patches, values) and
-        `image_grid_thw` (images, 3) where rows have images.
+    inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `position_ids` (3, rows, length);
+        where rows have images `image_grid_thw` (images, 3) and `pixel_values`: (patches, channels, values) in uint8 until the
+        chunk is moved `to` its device, (patches, values) in float32 there.
     labels: (rows, length); the token that should *follow* each position, IGNORE where nothing is learnt.
     last: (rows,); the position of the embedding.
     places: (rows,); which of the batch's embeddings a row gives, -1 for none.
+    names: qid or did of each row.
+    learnt: (labelled,); where labels are, in the flat (rows * length).
+    tower: what the vision tower is told beforehand (`TowerPlan`). host: the same, of what stays on the CPU: nobody has to wait
+        for the GPU to read it.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     last: Tensor
     places: Tensor
-    names: list[str] = field(default_factory=list)
+    names: list[str]
+    learnt: Tensor
+    tower: dict[str, Tensor] = field(default_factory=dict)
+    host: dict[str, Tensor] = field(default_factory=dict)
+    scale: PixelScale | None = None
 
-    def to(self, device: torch.device) -> Chunk:
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Chunk(inputs, self.labels.to(device), self.last.to(device), self.places.to(device), self.names)
+    def to(self, device: torch.device, *, pixels: bool = True) -> Chunk:
+        """`pixels=False` leaves the pixel values behind."""
+        inputs = {name: value for name, value in self.inputs.items() if pixels or name != "pixel_values"}
+        moved = replace(self, inputs=inputs, host={}).changed(lambda tensor: tensor.to(device, non_blocking=True))
+        raw = moved.inputs.get("pixel_values")
+        if raw is not None and raw.dtype == torch.uint8 and self.scale is not None:
+            moved.inputs["pixel_values"] = self.scale.normalised(raw)
+        return replace(moved, host=self.host)
+
+    def changed(self, change: Callable[[Any], Any]) -> Chunk:
+        """With every tensor changed."""
+        dicts = [{name: change(value) for name, value in one.items()} for one in (self.inputs, self.tower, self.host)]
+        flat = {name: change(getattr(self, name)) for name in ("labels", "last", "places", "learnt")}
+        return replace(self, inputs=dicts[0], tower=dicts[1], host=dicts[2], **flat)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,9 +95,12 @@ class Chunk:
 class RowEncoder:
     """Tokenises rows and prepares their images for one checkpoint. Picklable."""
 
-    def __init__(self, processor: Any, prompts: PromptSet, pool: Pooling, emb_id: int) -> None:
+    def __init__(
+        self, processor: Any, prompts: PromptSet, pool: Pooling, emb_id: int, *, tower: TowerPlan | None = None
+    ) -> None:
         self.processor, self.prompts, self.pool, self.emb_id = processor, prompts, pool, emb_id
         self.tokenizer = processor.tokenizer
+        self.tower, self.scale = tower, PixelScale.of(processor.image_processor)
 
     def query(
         self, name: str, instruction: str, text: str | None, picture: Image.Image | None, *, written: str = "", **flags: bool
@@ -95,7 +121,7 @@ class RowEncoder:
     def chunk(self, rows: Sequence[Row], places: Sequence[int] = (), *, prompts_only: bool = False) -> Chunk:
         """One forward pass. `prompts_only`: rows end after their prompts whatever the pooling (for generation)."""
         pictures = [picture for row in rows for picture in row.pictures]
-        visual = self.processor.image_processor(images=pictures, return_tensors="pt") if pictures else {}
+        visual: dict[str, Tensor] = self._visual(pictures) if pictures else {}
         merge = self.processor.image_processor.merge_size**2
         tokens = iter((visual["image_grid_thw"].prod(-1) // merge).tolist() if pictures else [])
         sequences, starts = [], []
@@ -116,14 +142,29 @@ class RowEncoder:
             if row.labelled:
                 after = sequence[start:] if self.pool == "token" else [*sequence[start:], self.emb_id]
                 labels[i, start - 1 : start - 1 + len(after)] = torch.tensor(after)
-        inputs = {
+        visible = (ids == self.processor.image_token_id).int()
+        inputs: dict[str, Tensor] = {
             "input_ids": ids,
             "attention_mask": mask,
-            "mm_token_type_ids": (ids == self.processor.image_token_id).int(),
+            "mm_token_type_ids": visible,
+            "position_ids": mrope_positions(
+                visible, mask, visual.get("image_grid_thw"), self.processor.image_processor.merge_size
+            ),
             **{name: visual[name] for name in ("pixel_values", "image_grid_thw") if name in visual},
         }
         given = torch.tensor(list(places) if places else list(range(len(rows))))
-        return Chunk(inputs, labels, mask.sum(1) - 1, given, [row.name for row in rows])
+        learnt = (labels != IGNORE).flatten().nonzero().flatten()
+        chunk = Chunk(inputs, labels, mask.sum(1) - 1, given, [row.name for row in rows], learnt, scale=self.scale)
+        if pictures and self.tower is not None:
+            chunk.tower, lengths = self.tower.place(visual["image_grid_thw"])
+            chunk.host = {"image_grid_thw": visual["image_grid_thw"], **lengths}
+        return chunk
+
+    def _visual(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        processor = self.processor.image_processor
+        if self.scale is None:
+            return dict(processor(images=pictures, return_tensors="pt"))
+        return self.scale.patches(processor, pictures)
 
     def chunks(self, rows: Sequence[Row], size: int, patches: int) -> list[Chunk]:
         """All rows in chunks of at most `size` rows and `patches` image patches, rows of similar length together."""
@@ -134,7 +175,7 @@ class RowEncoder:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), _characters(rows[i]), i))
         return [
             self.chunk([rows[i] for i in part], [places[i] for i in part])
-            for part in _parts(order, [self._patches(row) for row in rows], size, patches)
+            for part in _parts(order, [self.patches(row) for row in rows], size, patches)
         ]
 
     def _prompt_ids(self, row: Row, image_tokens: Iterator[int]) -> list[int]:
@@ -148,7 +189,7 @@ class RowEncoder:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def _patches(self, row: Row) -> int:
+    def patches(self, row: Row) -> int:
         side: int = self.processor.image_processor.patch_size
         return sum((picture.width // side) * (picture.height // side) for picture in row.pictures)
 

@@ -4,11 +4,15 @@ The pool is read in blocks; per query only k candidates are kept. Which of equal
 last digits on pools with duplicates, so it is faiss's rule (`IndexFlatIP`, k < 100, as measured): the pool is scanned in order;
 an item enters only if its score is greater than the worst kept; evicted is the worst, among equals the earliest; the result is
 sorted by score, among equals the latest first.
+
+Several sets of queries are searched in one pass: each block is read, normalised and multiplied once for all of them. On the
+CPU here, with numpy; on a GPU in `trainer.topk_device`, by the same rule. Memory: one block (two on a GPU), its products with
+1,024 queries, the queries, and 12 bytes for each that is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -35,30 +39,84 @@ class TopK(NamedTuple):
 
 def normalised(vectors: NDArray[np.floating]) -> Vectors:
     """Rows of unit length in float32; zero rows stay zero (faiss.normalize_L2)."""
+    return _normalised(vectors)[0]
+
+
+def _normalised(vectors: NDArray[np.floating]) -> tuple[Vectors, Vectors]:
     found: Vectors = np.ascontiguousarray(vectors, np.float32)
     if found is vectors:
         found = found.copy()
-    lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
-    np.divide(found, lengths[:, None], out=found, where=lengths[:, None] > 0)
-    return found
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
+        np.divide(found, lengths[:, None], out=found, where=lengths[:, None] > 0)
+    return found, lengths
 
 
-def blocks(pool: NDArray[np.floating], rows: int = BLOCK_ROWS) -> Iterator[Vectors]:
-    """A (possibly memory-mapped) array of shape (n, dim) as normalised blocks."""
+def blocks(
+    pool: NDArray[np.floating], rows: int = BLOCK_ROWS, *, wrong: Callable[[NDArray[np.int64]], None] | None = None
+) -> Iterator[Vectors]:
+    """A (possibly memory-mapped) array of shape (n, dim) as normalised blocks.
+
+    wrong: called after the last block where rows have no finite length (NaN, inf, or beyond float32), with their indices.
+    """
+    without: list[NDArray[np.int64]] = []
     for start in range(0, len(pool), rows):
-        yield normalised(pool[start : start + rows])
+        block, lengths = _normalised(pool[start : start + rows])
+        without.append(np.flatnonzero(~np.isfinite(lengths)) + start)
+        yield block
+    if wrong is not None and any(map(len, without)):
+        wrong(np.concatenate(without))
 
 
-def top_k(queries: Vectors, pool: Iterable[Vectors], k: int) -> TopK:
+def top_k(queries: Vectors, pool: Iterable[Vectors], k: int, *, device: str = "cpu") -> TopK:
     """The k best of all blocks for each (normalised) query. Positions count over the blocks in their order."""
-    parts = [queries[first : first + _QUERY_ROWS] for first in range(0, len(queries), _QUERY_ROWS)]
-    kept = [_Kept(len(part), k) for part in parts]
+    return top_k_each([(queries, k)], pool, device=device)[0]
+
+
+def top_k_each(asked: Sequence[tuple[Vectors, int]], pool: Iterable[Vectors], *, device: str = "cpu") -> list[TopK]:
+    """For several sets of queries, each with its k, what `top_k` finds; the pool is gone through once."""
+    parts = [(queries[first : first + _QUERY_ROWS], k) for queries, k in asked for first in range(0, len(queries), _QUERY_ROWS)]
+    found = iter(_on_cpu(parts, pool) if device == "cpu" else _on_device(parts, pool, device))
+    return [_joined([next(found) for _ in range(0, len(queries), _QUERY_ROWS)], k) for queries, k in asked]
+
+
+def search_device(wanted: str = "auto") -> str:
+    """`auto`: a GPU where there is one."""
+    if wanted == "cpu":
+        return wanted
+    import torch  # noqa: PLC0415 (it takes seconds, and the CPU needs none of it)
+
+    return "cuda" if wanted == "cuda" or torch.cuda.is_available() else "cpu"
+
+
+def _on_cpu(parts: Sequence[tuple[Vectors, int]], pool: Iterable[Vectors]) -> list[TopK]:
+    kept = [_Kept(len(part), k) for part, k in parts]
     products, enters = _Room(np.float32), _Room(np.bool_)
     for block in pool:
-        for part, best in zip(parts, kept, strict=True):
+        for (part, _), best in zip(parts, kept, strict=True):
             best.scan(np.matmul(part, block.T, out=products.of(len(part), len(block))), enters)
-    found = [best.result() for best in kept] or [_Kept(0, k).result()]
+    return [best.result() for best in kept]
+
+
+def _on_device(parts: Sequence[tuple[Vectors, int]], pool: Iterable[Vectors], device: str) -> list[TopK]:
+    import torch  # noqa: PLC0415
+
+    from trainer.topk_device import scan_pool  # noqa: PLC0415
+
+    return [_sorted(*kept) for kept in scan_pool(parts, pool, torch.device(device))]
+
+
+def _joined(found: Sequence[TopK], k: int) -> TopK:
+    found = found or [_Kept(0, k).result()]
     return TopK(np.concatenate([one.positions for one in found]), np.concatenate([one.scores for one in found]))
+
+
+def _sorted(positions: NDArray[np.int64], scores: Vectors) -> TopK:
+    """Best first, and of equals the latest."""
+    order = np.lexsort((-positions, -scores), axis=1)
+    positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+    scores[positions == MISSING] = LOWEST
+    return TopK(positions, scores)
 
 
 class _Room:
@@ -118,13 +176,9 @@ class _Kept:
         self._entering, self._waiting, self._merged = [], 0, self._seen
 
     def result(self) -> TopK:
-        """Best first, and of equals the latest."""
         if self._entering:
             self._merge()
-        order = np.lexsort((-self.positions, -self.scores), axis=1)
-        positions, scores = np.take_along_axis(self.positions, order, 1), np.take_along_axis(self.scores, order, 1)
-        scores[positions == MISSING] = LOWEST
-        return TopK(positions, scores)
+        return _sorted(self.positions, self.scores)
 
 
 def _scanned(values: Vectors, k: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +25,16 @@ from pipeline.publish import publish, scratch
 from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
 from trainer import checkpoint
-from trainer.batches import BatchSource, allow_open_files, loader, unwrapped
+from trainer.batches import allow_open_files, loader, unwrapped
+from trainer.chunk_size import settle_chunk
 from trainer.dataset import Candidates, Records
 from trainer.emb_row import begin_emb_row
 from trainer.embedder import Embedder
 from trainer.order import seeded
+from trainer.shared_memory import check_shared_memory
 from trainer.step import DivergedError, StepLosses, train_step
 from trainer.student_traces import written_by
+from trainer.unreadable import StudentBatches, readable_records
 from trainer.world import World
 
 SETTINGS: Final = "train.json"
@@ -49,7 +53,13 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # What to learn from
     records = Records.load(config.data.dataset)
-    traces = _traces(config, variant, records)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    if config.data.skip_unreadable:
+        if world.first:
+            readable_records(config, records, candidates, quiet=quiet)
+        world.wait()  # the others take what was found
+        records = readable_records(config, records, candidates, quiet=True)
+    traces = learnt_traces(config, variant, records)
     torch.manual_seed(config.seed)
     embedder = Embedder.create(
         config.model,
@@ -59,13 +69,13 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     )
     embedder.to(world.device).train()
     torch.manual_seed(int(seeded("process", config.seed, world.rank).integers(2**62)))  # dropout of its own
-    source = BatchSource(
+    source = StudentBatches(
         config,
         variant,
         records,
         traces,
         embedder.encoder(),
-        Candidates(config.data.mbeir, records.split, config.data.cache),
+        candidates,
         rank=world.rank,
         world=world.size,
     )
@@ -76,6 +86,10 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
     if (model_directory / "finished.json").is_file():
         return model_directory
+
+    for told in (settle_chunk(embedder, source, directory / "run.json", world), check_shared_memory(source, world)):
+        if told is not None and world.first and not quiet:
+            sys.stderr.write(f"{told}\n")
 
     # Where to begin
     optimiser = _optimiser(embedder, config.optimiser)
@@ -97,12 +111,12 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 source.own = written_by(embedder, source, needed, config.adaptive, world)
             until = _next_stop(config, variant, step, steps)
             began = time.monotonic()
-            for made in loader(source, step, until, config.data.workers):
+            for made in loader(source, step, until, config.data.workers, pin=world.device.type == "cuda"):
                 batch = unwrapped(made)
                 for group in optimiser.param_groups:
                     group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
-                losses = train_step(embedder, batch, config.loss, world)
+                losses = train_step(embedder, batch, config.loss, world, vision_cache_gib=config.batch.vision_cache_gib)
                 norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
                 if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
                     raise DivergedError(
@@ -135,13 +149,13 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         embedder.save(new)
-        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n")
+        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n", encoding="utf-8")
         publish(new, model_directory)
     world.wait()
     return model_directory
 
 
-def _traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
+def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
     """Record id -> the trace that is learnt."""
     if variant == "direct":
         return {}
@@ -202,8 +216,14 @@ def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> 
 
 def _identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_FREE)
-    settings["data"].pop("workers")
-    settings["data"].pop("cache")
+    for part, free in (
+        ("data", ("workers", "prefetch", "cache", "image_roots")),
+        ("batch", ("vision_cache_gib", "memory_share")),
+    ):
+        for key in free:
+            settings[part].pop(key)
+    if not config.data.skip_unreadable:  # runs that were begun before there was such a setting go on
+        settings["data"].pop("skip_unreadable")
     if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
@@ -216,7 +236,8 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     """Writes what this run is; raises ConfigError where the directory holds another one."""
     file = directory / "run.json"
     if file.is_file():
-        old = json.loads(file.read_text())
+        old = json.loads(file.read_text(encoding="utf-8"))
+        old.pop("chunk", None)  # what `batch.chunk: auto` came to
         if differing := _differing(old, identity):
             raise ConfigError(
                 f"{directory} holds a run with other settings or data: {', '.join(differing)}",
@@ -241,7 +262,7 @@ class _Log:
         self.path = directory / "metrics.jsonl"
         if self.path.is_file():
             kept = []
-            for line in self.path.read_text().splitlines():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:  # torn by a kill
@@ -258,7 +279,7 @@ class _Log:
 
     def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")
         if self._board is not None:
             for name, value in values.items():

@@ -6,10 +6,10 @@ candidate is among the first k; averaged over the query embeddings of a file and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.qrels import read_qrels
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, unhash_did, unhash_qid
-from trainer.topk import MISSING, TopK, blocks, normalised, top_k
+from trainer.topk import MISSING, TopK, Vectors, blocks, normalised, top_k_each
 
 Pool = Literal["single", "union"]
 Split = Literal["val", "test"]
@@ -56,6 +56,27 @@ class Embeddings:
 
     vectors: NDArray[np.floating]
     ids: NDArray[np.int64]
+    path: Path
+    name_of: Callable[[int], str]
+    """A did or a qid, from its id."""
+
+    def blocks(self) -> Iterator[Vectors]:
+        """Normalised; raises InputError after the last where vectors are not finite."""
+        return blocks(self.vectors, wrong=lambda rows: not_finite(str(self.path), rows, self.ids, self.name_of))
+
+    def normalised(self) -> Vectors:
+        """All at once; raises InputError where some are not finite."""
+        found = list(self.blocks())
+        return np.concatenate(found) if found else normalised(self.vectors)
+
+
+def not_finite(where: str, rows: NDArray[np.int64], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> NoReturn:
+    """Numbers are never computed from such vectors: a NaN is nobody's neighbour, and would pass for a miss."""
+    named = ", ".join(name_of(int(ids[row])) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    raise InputError(
+        f"{where}: {len(rows):,} of {len(ids):,} vectors are not finite (NaN or inf): {named}",
+        "embed them again; where a model gives such vectors, it diverged or needs another model.dtype",
+    )
 
 
 class EmbeddingFiles:
@@ -86,7 +107,7 @@ def ids_path(embeddings: Path) -> Path:
     return embeddings.with_name(embeddings.name.removesuffix("_embed.npy") + "_ids.npy")
 
 
-def load_embeddings(path: Path) -> Embeddings:
+def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> Embeddings:
     """Raises InputError for files that are missing, of the wrong shape, or do not belong together."""
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -99,7 +120,7 @@ def load_embeddings(path: Path) -> Embeddings:
         )
     if len(np.unique(ids)) != len(ids):
         raise InputError(f"{ids_path(path)}: an id stands twice", "embed this pool or these queries again")
-    return Embeddings(vectors, ids)
+    return Embeddings(vectors, ids, path, name_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +144,43 @@ def hit_rates(found: NDArray[np.int64], relevant: Sequence[set[int]], ks: Sequen
     return {k: round(float(np.mean(first < k)), 4) for k in ks}
 
 
-def score_task(
-    task: DatasetTask, split: Split, pool: Pool, queries: Embeddings, candidates: Sequence[Embeddings], qrels: Path
-) -> tuple[list[Score], TopK, NDArray[np.int64]]:
-    """(scores, hits, ids of the hits). `candidates` are concatenated in the order given, as UniIR does for the union pool."""
-    relevant = _relevant(qrels, queries.ids)
-    for one in candidates:
-        if one.vectors.shape[1] != queries.vectors.shape[1]:
-            raise InputError(
-                f"queries of {task.name} have {queries.vectors.shape[1]} dimensions, the pool {one.vectors.shape[1]}",
-                "embed both with the same model",
-            )
-    ks = metric_ks(task)
-    hits = top_k(normalised(queries.vectors), (block for one in candidates for block in blocks(one.vectors)), max(ks))
+class Hits(NamedTuple):
+    """What the queries of a task find in a pool. ids: (queries, k)."""
+
+    scores: list[Score]
+    found: TopK
+    ids: NDArray[np.int64]
+
+
+def score_tasks(
+    asked: Mapping[DatasetTask, Embeddings],
+    split: Split,
+    pool: Pool,
+    candidates: Sequence[Embeddings],
+    qrels: Path,
+    device: str,
+) -> Iterator[tuple[DatasetTask, Hits]]:
+    """Each task's queries searched in one pass over the candidates, which are concatenated in the order given, as UniIR does
+    for the union pool. `qrels`: the split's directory."""
+    relevant = {task: _relevant(qrels / qrels_name(task, split), queries.ids) for task, queries in asked.items()}
+    for task, queries in asked.items():
+        for one in candidates:
+            if one.vectors.shape[1] != queries.vectors.shape[1]:
+                raise InputError(
+                    f"queries of {task.name} have {queries.vectors.shape[1]} dimensions, the pool {one.vectors.shape[1]}",
+                    "embed both with the same model",
+                )
+    sets = [(queries.normalised(), max(metric_ks(task))) for task, queries in asked.items()]
+    every = top_k_each(sets, (block for one in candidates for block in one.blocks()), device=device)
     pool_ids = np.concatenate([one.ids for one in candidates])
-    ids = np.where(hits.positions == MISSING, MISSING, pool_ids[hits.positions])
-    return [Score(task, split, pool, k, value) for k, value in hit_rates(ids, relevant, ks).items()], hits, ids
+    for task, found in zip(asked, every, strict=True):
+        ids = np.where(found.positions == MISSING, MISSING, pool_ids[found.positions])
+        rates = hit_rates(ids, relevant[task], metric_ks(task))
+        yield task, Hits([Score(task, split, pool, k, value) for k, value in rates.items()], found, ids)
+
+
+def qrels_name(task: DatasetTask, split: Split) -> str:
+    return f"mbeir_{task.name}_{split}_qrels.txt"
 
 
 def _relevant(qrels: Path, query_ids: NDArray[np.int64]) -> list[set[int]]:
@@ -190,24 +232,36 @@ def table(scores: Sequence[Score]) -> str:
 
 
 def score_directory(
-    files: EmbeddingFiles, layout: Layout, *, split: Split = "test", pools: Sequence[Pool] = ("single", "union")
+    files: EmbeddingFiles,
+    layout: Layout,
+    *,
+    split: Split = "test",
+    pools: Sequence[Pool] = ("single", "union"),
+    device: str = "cpu",
 ) -> Iterator[tuple[list[Score], Path]]:
-    """Scores every task that has query embeddings and writes its run files: (scores, run file), task by task."""
+    """Scores every task that has query embeddings and writes its run files: (scores, run file).
+
+    Local pools one after another, then the union of all in one pass for all tasks.
+    """
     tasks = files.available(split)
     if not tasks:
         raise InputError(
             f"no query embeddings like {files.queries(DATASET_TASKS[0], split)}",
             "check the directory, the suffix and the split",
         )
-    union = [load_embeddings(files.candidates(t, split)) for t in DATASET_TASKS if files.candidates(t, split).is_file()]
     files.runs.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        queries = load_embeddings(files.queries(task, split))
-        qrels = layout.root / "qrels" / split / f"mbeir_{task.name}_{split}_qrels.txt"
-        for pool in pools:
-            candidates = union if pool == "union" else [load_embeddings(files.candidates(task, split))]
-            scores, hits, ids = score_task(task, split, pool, queries, candidates, qrels)
+    queries = {task: load_embeddings(files.queries(task, split), unhash_qid) for task in tasks}
+    qrels = layout.root / "qrels" / split
+    searches: list[tuple[Pool, list[DatasetTask], list[Embeddings]]] = []
+    if "single" in pools:
+        searches += [("single", [task], [load_embeddings(files.candidates(task, split))]) for task in tasks]
+    if "union" in pools:
+        there = [files.candidates(task, split) for task in DATASET_TASKS]
+        searches.append(("union", tasks, [load_embeddings(path) for path in there if path.is_file()]))
+    for pool, asking, candidates in searches:
+        asked = {task: queries[task] for task in asking}
+        for task, hits in score_tasks(asked, split, pool, candidates, qrels, device):
             run = f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
             path = files.runs / f"{run}_run.txt"
-            path.write_text("\n".join(run_lines(task, hits, ids, queries.ids, run)) + "\n")
-            yield scores, path
+            path.write_text("\n".join(run_lines(task, hits.found, hits.ids, queries[task].ids, run)) + "\n", encoding="utf-8")
+            yield hits.scores, path

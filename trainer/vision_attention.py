@@ -56,7 +56,7 @@ def attend_by_length(
 ) -> tuple[Tensor, None]:
     """query, key, value (1, heads, tokens, dim) -> (1, tokens, heads, dim). cu_seq_lens_q (windows + 1,): where each begins."""
     assert attention_mask is None, "windows are told apart by their lengths"
-    groups = _groups(cu_seq_lens_q)
+    groups = _groups(cu_seq_lens_q, query.device)
     if len(groups) == 1:  # every window has this length: no copy
         (length, _rows) = groups[0]
         parts = [_windows(states[0], length) for states in (query, key, value)]
@@ -64,6 +64,7 @@ def attend_by_length(
         return found.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     out = torch.empty_like(query[0].transpose(0, 1))
     for length, rows in groups:
+        assert rows is not None, "several lengths"
         parts = [_windows(states[0][:, rows], length) for states in (query, key, value)]
         found = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], dropout_p=dropout, scale=scaling)
         out = out.index_copy(0, rows, found.transpose(1, 2).flatten(0, 1))
@@ -76,20 +77,27 @@ def _windows(states: Tensor, length: int) -> Tensor:
     return states.reshape(heads, tokens // length, length, dim).transpose(0, 1)
 
 
-def _groups(starts: Tensor) -> list[tuple[int, Tensor]]:
-    """(length, the tokens of all windows of it), kept on the tensor: every block of a forward pass is given the same one."""
-    known: list[tuple[int, Tensor]] | None = getattr(starts, "_windows_by_length", None)
+def _groups(starts: Tensor, device: torch.device) -> list[tuple[int, Tensor | None]]:
+    """(length, the tokens of all windows of it on the device; None where there is one length only).
+
+    Kept on the tensor of the lengths: every block of a forward pass is given the same one. They are best on the CPU.
+    """
+    known: list[tuple[int, Tensor | None]] | None = getattr(starts, "_windows_by_length", None)
     if known is not None:
         return known
-    begins = starts.tolist()
     by_length: dict[int, list[int]] = {}
-    for begin, end in pairwise(begins):
+    for begin, end in pairwise(starts.tolist()):
         if end > begin:
             by_length.setdefault(end - begin, []).append(begin)
-    groups = []
+    groups: list[tuple[int, Tensor | None]] = []
     for length, firsts in by_length.items():
-        places = torch.tensor(firsts)[:, None] + torch.arange(length)
-        groups.append((length, places.flatten().to(starts.device)))
+        if len(by_length) == 1:
+            groups.append((length, None))
+            continue
+        places = (torch.tensor(firsts)[:, None] + torch.arange(length)).flatten()
+        if device.type == "cuda":
+            places = places.pin_memory()
+        groups.append((length, places.to(device, non_blocking=True)))
     starts._windows_by_length = groups  # type: ignore[attr-defined]
     return groups
 

@@ -37,7 +37,7 @@ def run(command: list[str], *, log: Path, timeout: float = 900) -> str:
             raise failed(command, log, f"had not ended after {timeout:.0f} s") from None
     if code:
         raise failed(command, log, f"ended with {code}")
-    return log.read_text(errors="replace")
+    return log.read_text(errors="replace", encoding="utf-8")
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def await_text(process: subprocess.Popen[bytes], command: list[str], log: Path, text: str, *, timeout: float) -> None:
     """Waits until a running command has written `text`."""
     until = time.monotonic() + timeout
-    while text not in log.read_text(errors="replace"):
+    while text not in log.read_text(errors="replace", encoding="utf-8"):
         if process.poll() is not None:
             raise failed(command, log, f"ended with {process.returncode} before it said {text!r}")
         if time.monotonic() > until:
@@ -105,11 +105,15 @@ def lines_of(metrics: Path) -> list[dict[str, float]]:
     """The whole lines of a metrics file: the last may be half written."""
     if not metrics.is_file():
         return []
-    return [json.loads(line) for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def failed(command: list[str], log: Path, what: str) -> StageFailed:
-    lines = [line.rpartition("\r")[2] for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
+    lines = (
+        [line.rpartition("\r")[2] for line in log.read_text(errors="replace", encoding="utf-8").splitlines()]
+        if log.is_file()
+        else []
+    )
     tail = "\n".join(f"    {line}" for line in lines[-TAIL:])
     shown = shlex.join(command).replace(f"{sys.executable} -m pipeline.cli.main", "mbeir-cot")
     return StageFailed(f"{shown}\n  {what}; the end of {log}:\n{tail}")

@@ -19,12 +19,12 @@ def thin_evaluation(mbeir: Path) -> None:
     """Leaves a few queries of three dataset-tasks in val and test, and small pools that hold their positives."""
     wanted: set[str] = set()
     for path in [*(mbeir / "query" / "val").iterdir(), *(mbeir / "query" / "test").iterdir()]:
-        lines = path.read_text().splitlines()[:QUERIES]
+        lines = path.read_text(encoding="utf-8").splitlines()[:QUERIES]
         path.unlink()
         if any(name in path.name for name in KEPT_TASKS):
-            path.write_text("\n".join(lines) + "\n")
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
             wanted.update(did for line in lines for did in json.loads(line)["pos_cand_list"])
     for path in (mbeir / "cand_pool" / "local").iterdir():
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for number, line in enumerate(lines) if number < CANDIDATES or json.loads(line)["did"] in wanted]
-        path.write_text("\n".join(kept) + "\n")
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ def write_checkpoint(layout: Layout, out: Path, *, heads: int = 2, vocabulary: P
     """Writes a checkpoint of `heads` x 128 width to `out`, unless it is there. Raises InputError without the vocabulary."""
     done = out / "written.json"
     facts = {"layout": layout, "heads": heads, "seed": seed}
-    if done.is_file() and json.loads(done.read_text()) == facts:
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == facts:
         return out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -196,4 +196,4 @@ def _write_processor(layout: Layout, out: Path, tokenizer: PreTrainedTokenizerFa
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -195,7 +195,7 @@ def evaluate(name: str) -> Callable[[Rehearsal], str]:
     def stage(rehearsal: Rehearsal) -> str:
         command, log = mbeir_cot("eval", rehearsal.out(name)), rehearsal.log(f"eval-{name}")
         run(command, log=log)
-        results = json.loads((rehearsal.out(name) / "eval" / "results_test.json").read_text())
+        results = json.loads((rehearsal.out(name) / "eval" / "results_test.json").read_text(encoding="utf-8"))
         if not results:
             raise failed(command, log, "scored nothing")
         return f"{len(results)} models and routings scored"
@@ -214,7 +214,7 @@ def merge(name: str) -> Callable[[Rehearsal], str]:
         said = run(mbeir_cot("merge", rehearsal.out(name), out), log=rehearsal.log(f"merge-{name}"))
         if not (out / "merge_report.json").is_file():
             raise StageFailed(f"merge said {said[-200:]!r} and wrote no report to {out}")
-        return (out / "merge_report.json").read_text().replace("\n", " ").strip("{} ")
+        return (out / "merge_report.json").read_text(encoding="utf-8").replace("\n", " ").strip("{} ")
 
     return stage
 

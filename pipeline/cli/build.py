@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
     from pipeline.journey import Attempt, Journey
@@ -25,12 +27,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 _NARROWEST = 112
 """Tables need this much; where output is no terminal the width is ours to choose."""
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=max(_NARROWEST, console.width))
+console = printing.console(least_width=_NARROWEST)
 
 
-def _settings(config: Path, overrides: list[str] | None, out: Path | None, limit: int | None = None) -> BuildConfig:
+def _settings(
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    limit: int | None = None,
+    *,
+    image_roots: list[Path] | None = None,
+) -> BuildConfig:
     from pipeline.config import load_config
     from schemas.config import BuildConfig
 
@@ -39,7 +46,7 @@ def _settings(config: Path, overrides: list[str] | None, out: Path | None, limit
         given.append(f"out={out}")
     if limit is not None:
         given.append(f"input.limit={limit}")
-    return load_config(config, BuildConfig, tuple(given))
+    return load_config(config, BuildConfig, tuple(given), image_roots=image_roots or ())
 
 
 def build(
@@ -49,6 +56,7 @@ def build(
     overrides: Set = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Builds the dataset: assess, route, reason, screen, verify, write.
@@ -60,11 +68,11 @@ def build(
     from pipeline.build import build as run
     from pipeline.crew import BuildStopped
 
-    settings = _settings(config, overrides, out, limit)
+    settings = _settings(config, overrides, out, limit, image_roots=image_roots)
     try:
         manifest, done = run(settings, retry_failed=retry_failed, replace=replace, quiet=quiet)
     except BuildStopped as stopped:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"{stopped.problem}; {stopped.remedy}")
+        printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None
     _summary(manifest, settings.out, done)
 
@@ -75,9 +83,11 @@ def reroute(
     out: Out = None,
     overrides: Set = None,
     replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Builds again with another threshold on P(complex): nothing that the ledger knows is asked again."""
-    build(config, out=out, overrides=[*(overrides or ()), f"route.threshold={threshold}"], replace=replace)
+    given = [*(overrides or ()), f"route.threshold={threshold}"]
+    build(config, out=out, overrides=given, replace=replace, image_roots=image_roots)
 
 
 def stats(directory: Dir, as_json: Json = False) -> None:
@@ -106,10 +116,10 @@ def status(directory: Dir, as_json: Json = False) -> None:
     if as_json:
         typer.echo(progress.model_dump_json(indent=1))
         return
-    console.print(f"[bold]{progress.state}[/]  {escape(progress.message)}")
+    console.print(f"[bold]{escape(progress.state)}[/]  {escape(progress.message)}")
     table = Table.grid(padding=(0, 2))
     for label, value in facts(progress):
-        table.add_row(f"[dim]{label}[/]", escape(value))
+        table.add_row(f"[dim]{escape(label)}[/]", escape(value))
     console.print(table)
 
 
@@ -118,12 +128,13 @@ def preview(
     count: Annotated[int, typer.Option("-n", min=1, help="Queries.")] = 3,
     overrides: Set = None,
     out: Out = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """The journeys of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
     from pipeline.cli.teacher import hosted
     from pipeline.preview import journeys
 
-    settings = _settings(config, overrides, out, count)
+    settings = _settings(config, overrides, out, count, image_roots=image_roots)
     with hosted(settings) as endpoints:
         found = asyncio.run(journeys(settings, endpoints))
     for journey in found:
@@ -136,12 +147,13 @@ def estimate(
     overrides: Set = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs behind the endpoints, for GPU-hours.")] = 0,
     as_json: Json = False,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Asks a small sample and predicts calls, tokens, time and GPU-hours of the whole build."""
     from pipeline.cli.teacher import hosted
     from pipeline.estimate import estimate as run
 
-    settings = _settings(config, overrides, None)
+    settings = _settings(config, overrides, None, image_roots=image_roots)
     with hosted(settings) as endpoints:
         found = asyncio.run(run(settings, endpoints, sample, gpus))
     if as_json:
@@ -149,10 +161,10 @@ def estimate(
         return
     table = Table("", "of the sample", "of the whole", "likely range")
     for row in found.rows:
-        table.add_row(row.what, row.sample, row.whole, row.spread)
+        table.add_row(*map(escape, (row.what, row.sample, row.whole, row.spread)))
     console.print(table)
     console.print(
-        f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight} in flight. "
+        f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight:,} in flight. "
         "Time scales with the rate of this sample on these servers; a short sample underestimates full servers."
     )
 
@@ -176,10 +188,11 @@ def _summary(manifest: Manifest, out: Path, done: bool) -> None:
         f"{manifest.rejections:,} were rejected, each with its reason."
     )
     if manifest.malformed_lines:
-        console.print(f"{manifest.malformed_lines:,} malformed lines are in {out / 'work' / 'malformed.jsonl'}.")
+        console.print(f"{manifest.malformed_lines:,} malformed lines are in {escape(str(out / 'work' / 'malformed.jsonl'))}.")
     if manifest.owed:
         console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to ask them.")
-    console.print(f'{"Wrote" if done else "Nothing has changed since"} {out / "dataset"}: load_dataset("{out / "dataset"}")')
+    dataset = escape(str(out / "dataset"))
+    console.print(f'{"Wrote" if done else "Nothing has changed since"} {dataset}: load_dataset("{dataset}")')
 
 
 def _tables(manifest: Manifest) -> None:
@@ -191,39 +204,39 @@ def _tables(manifest: Manifest) -> None:
     for task in manifest.tasks:
         first = max(task.rejected.items(), key=lambda item: item[1], default=None)
         table.add_row(
-            f"{task.dataset}_task{task.task_id}",
+            escape(f"{task.dataset}_task{task.task_id}"),
             f"{task.queries:,}",
             f"{task.reasoning:,}",
             f"{task.bypass:,}",
             f"{task.rejections:,}",
             f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
             f"{task.kept:.1%}" if task.kept is not None else "-",
-            f"{first[0]} ({first[1]:,})" if first else "",
+            f"{escape(first[0])} ({first[1]:,})" if first else "",
         )
     console.print(table)
 
 
 def _show(journey: Journey, settings: BuildConfig) -> None:
     query = journey.query
-    console.rule(f"[bold]{journey.id}[/]", align="left")
+    console.rule(f"[bold]{escape(journey.id)}[/]", align="left")
     console.print(f"[dim]instruction[/] {escape(journey.instruction)}")
     if query.query_txt:
         console.print(f"[dim]text       [/] {escape(query.query_txt)}")
     if query.query_img_path:
-        console.print(f"[dim]image      [/] {settings.mbeir / query.query_img_path}")
+        console.print(f"[dim]image      [/] {escape(str(settings.mbeir / query.query_img_path))}")
     if journey.target is not None:
         image = str(settings.mbeir / journey.target.img_path) if journey.target.img_path else ""
-        console.print(f"[dim]target     [/] {escape(journey.target.txt or '')} {image}")
+        console.print(f"[dim]target     [/] {escape(journey.target.txt or '')} {escape(image)}")
     if journey.assessment is not None and journey.assess_prompt is not None:
         _prompt("assess", journey.assess_prompt)
         console.print(f"  P(complex) = {journey.assessment:.3f}")
     if journey.route is not None:
-        console.print(f"[bold]route: {journey.route}[/]")
+        console.print(f"[bold]route: {escape(journey.route)}[/]")
     for number, attempt in enumerate(journey.attempts, 1):
         _show_attempt(number, attempt, settings)
     if journey.refusal is not None:
         refusal = journey.refusal
-        console.print(f"[red]rejected at {refusal.stage}: {refusal.reason}[/] ({escape(refusal.detail)})")
+        console.print(f"[red]rejected at {escape(refusal.stage)}: {escape(refusal.reason)}[/] ({escape(refusal.detail)})")
     else:
         console.print("[green]a record[/]")
 
@@ -232,16 +245,16 @@ def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
     from pipeline.screen import verdicts
 
     _prompt(f"reason, attempt {number}", attempt.prompt)
-    console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens} tokens)[/]")
+    console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens:,} tokens)[/]")
     console.print(escape("\n".join(f"    {line}" for line in (attempt.answer.text or attempt.answer.detail).splitlines())))
     if attempt.trace is not None:
         for facet in attempt.trace.facets:
-            console.print(f"  [cyan]{facet.label}[/]: {escape(facet.text)}")
+            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
         console.print(f"  [bold cyan]Answer[/]: {escape(attempt.trace.answer)}")
     if attempt.screened is not None:
         for name, fault in verdicts(attempt.screened, settings.screen).items():
-            shown = "[green]pass[/]" if fault is None else f"[red]{fault.reason}[/]: {escape(fault.detail)}"
-            console.print(f"  [dim]{name:<26}[/] {shown}")
+            shown = "[green]pass[/]" if fault is None else f"[red]{escape(fault.reason)}[/]: {escape(fault.detail)}"
+            console.print(f"  [dim]{escape(name):<26}[/] {shown}")
     if attempt.verify_prompt is not None:
         _prompt("verify", attempt.verify_prompt)
         shown = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
@@ -252,5 +265,5 @@ def _prompt(title: str, prompt: object) -> None:
     from prompts import ImageSlot
 
     text = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else str(part) for part in prompt)  # type: ignore[attr-defined]
-    console.print(f"[dim]  {title} prompt[/]")
+    console.print(f"[dim]  {escape(title)} prompt[/]")
     console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
+
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.export.samples import Sample
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 class Format(StrEnum):
@@ -23,6 +27,7 @@ class Format(StrEnum):
     MS_SWIFT = "ms-swift"
     VLM2VEC = "vlm2vec"
     LAMRA = "lamra"
+    TEVATRON = "tevatron"
 
 
 def export(
@@ -31,11 +36,13 @@ def export(
     out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
     mbeir: Annotated[Path | None, typer.Option(help="The M-BEIR directory [default: the build's].")] = None,
     negatives: Annotated[int, typer.Option(min=0, help="Hard negatives for each record, as far as it lists them.")] = 1,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Writes the records as a training project reads them, joined with M-BEIR's candidates, and a README on how to use them."""
-    from pipeline.export.formats import FORMATS, readme
-    from pipeline.export.samples import Skipped, samples
+    from pipeline.export.formats import FORMATS, texts
+    from pipeline.export.samples import Skipped, SkipReason, samples
     from pipeline.finished import FinishedDataset
+    from pipeline.mbeir.stores import plain_store
     from pipeline.progress import Meter
     from pipeline.publish import publish, scratch
     from schemas.errors import InputError
@@ -45,17 +52,17 @@ def export(
     root = mbeir or (settings.mbeir if settings is not None else None)
     if root is None or not root.is_dir():
         raise InputError(f"the M-BEIR directory of {directory} is not known or not here", "name it with --mbeir")
+    roots = [*(image_roots or ()), *(settings.input.image_roots if settings is not None else ())]
     if out.exists():
         raise InputError(f"{out} exists", "name a new directory, or remove this one")
-    skipped = 0
+    skipped: Counter[SkipReason] = Counter()
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
         def found() -> Iterator[Sample]:
-            nonlocal skipped
             for one in samples(dataset, root, settings.input.cache if settings is not None else None, negatives=negatives):
                 meter.advance()
                 if isinstance(one, Skipped):
-                    skipped += 1
+                    skipped[one.reason] += 1
                 else:
                     yield one
 
@@ -63,13 +70,15 @@ def export(
         new.mkdir(parents=True, exist_ok=True)
         for left in new.iterdir():  # of an export that was interrupted
             _remove(left)
-        count = FORMATS[format](found(), root, new)
-    text = readme(format, out, dataset.manifest.name, count, skipped, synthetic=dataset.manifest.synthetic)
-    (new / "README.md").write_text(text, encoding="utf-8")
+        written = FORMATS[format](found(), plain_store(root, roots), new, negatives)
+    for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
+        (new / name).write_text(text, encoding="utf-8")
     publish(new, out)
-    console.print(f"Wrote {count:,} records for {format} to {out}; see {out / 'README.md'}")
-    if skipped:
-        console.print(f"[yellow]{skipped:,} records were left out[/]: no candidate pool holds their positives")
+    console.print(
+        f"Wrote {written.count:,} records for {escape(format)} to {escape(str(out))}; see {escape(str(out / 'README.md'))}"
+    )
+    for reason, count in skipped.items():
+        console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}")
 
 
 def _remove(path: Path) -> None:

@@ -8,15 +8,17 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from pipeline.cli import printing
 
 app = typer.Typer(no_args_is_help=True)
 
 Place = Annotated[str, typer.Argument(metavar="LEDGER", help="A build's directory, a ledger's, or its URI.")]
 Journals = Annotated[Path | None, typer.Option(help="Where the journals are, for a ledger that is not local.")]
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 @app.command()
@@ -32,12 +34,14 @@ def stats(place: Place, journals: Journals = None, as_json: Annotated[bool, type
     for name, kind in found.kinds.items():
         failures = ", ".join(f"{outcome} {count:,}" for outcome, count in kind.failures.items()) or "0"
         mean = f"{kind.latency_s / kind.answers:.3f} s" if kind.answers else "-"
-        table.add_row(name, f"{kind.answers:,}", failures, f"{kind.prompt_tokens:,}", f"{kind.completion_tokens:,}", mean)
+        table.add_row(
+            escape(name), f"{kind.answers:,}", escape(failures), f"{kind.prompt_tokens:,}", f"{kind.completion_tokens:,}", mean
+        )
     console.print(table)
     each = f", {found.bytes / found.answers:.0f} an answer" if found.answers else ""
     console.print(
         f"{found.answers:,} answers ({found.distinct:,} distinct requests) in {found.segments:,} segments, "
-        f"{found.bytes:,} bytes{each}; {found.journals} journals not sealed yet"
+        f"{found.bytes:,} bytes{each}; {found.journals:,} journals not sealed yet"
     )
 
 
@@ -48,7 +52,7 @@ def verify(place: Place, journals: Journals = None) -> None:
 
     found = verify_ledger(_location(place), journals)
     for problem in found:
-        console.print(f"[red]damaged[/] {problem}")
+        console.print(f"[red]damaged[/] {escape(problem)}")
     if not found:
         console.print("whole")
     raise typer.Exit(1 if found else 0)
@@ -60,7 +64,7 @@ def compact(place: Place) -> None:
     from pipeline.ledger.report import compact as run
 
     before, after = run(_location(place))
-    console.print(f"{before} segments before, {after} now")
+    console.print(f"{before:,} segments before, {after:,} now")
 
 
 def _location(place: str) -> str:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.journey import Journey
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def report(
@@ -26,6 +28,7 @@ def report(
     rejections: Annotated[int, typer.Option(min=0, help="Rejections to show.")] = 100,
     price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read, for the cost.")] = None,
     price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Writes one HTML file to look at: figures, tables, and examples with their images, prompts and raw answers.
 
@@ -38,7 +41,7 @@ def report(
     if (directory / "train.json").is_file():
         from trainer.report import run_page
 
-        page = run_page(directory, examples=records)
+        page = run_page(directory, examples=records, image_roots=image_roots or ())
         target = out or directory / "report.html"
     else:
         from pipeline.finished import FinishedDataset
@@ -46,12 +49,12 @@ def report(
 
         dataset = FinishedDataset.open(directory)
         prices = (price_in or 0.0, price_out or 0.0) if price_in is not None or price_out is not None else None
-        page = build_page(dataset, records=records, rejections=rejections, prices=prices)
+        page = build_page(dataset, records=records, rejections=rejections, prices=prices, image_roots=image_roots or ())
         # beside the dataset and never in it: what is pushed is the dataset alone
         target = out or (dataset.build or dataset.directory.parent) / "report.html"
     html = render(page)
     replace_text(target, html)
-    console.print(f"Wrote {target} ({len(html.encode()) / 1e6:.1f} MB): open it in a browser")
+    console.print(f"Wrote {escape(str(target))} ({len(html.encode()) / 1e6:.1f} MB): open it in a browser")
 
 
 def show(
@@ -67,7 +70,7 @@ def show(
     settings = dataset.settings()
     here = settings is not None and settings.mbeir.is_dir()
     root = f"{settings.mbeir}/" if here and settings is not None else ""
-    console.rule(f"[bold]{identifier}[/]  {'rejected' if part == 'rejected' else row['route']}", align="left")
+    console.rule(f"[bold]{escape(identifier)}[/]  {escape('rejected' if part == 'rejected' else row['route'])}", align="left")
     if dataset.manifest.synthetic:
         console.print("[bold]SYNTHETIC[/] (pocket world)")
     _lines(
@@ -106,13 +109,13 @@ def show(
 def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
     for label, value in pairs:
         if value is not None and value != "":
-            console.print(f"[dim]{label:<15}[/]{escape(str(value))}")
+            console.print(f"[dim]{escape(label):<15}[/]{escape(str(value))}")
 
 
 def _journey(journey: Journey) -> None:
     from pipeline.report.build import exchanges
 
     for exchange in exchanges(journey):
-        console.print(f"\n[bold]{exchange.title}[/]")
+        console.print(f"\n[bold]{escape(exchange.title)}[/]")
         console.print(escape("\n".join(f"    {line}" for line in exchange.prompt.strip().splitlines())), style="dim")
         console.print(escape("\n".join(f"  > {line}" for line in exchange.answer.strip().splitlines())))

@@ -6,11 +6,14 @@ inside the commands, so that a command loads only what it needs.
 
 from __future__ import annotations
 
+import io
+import locale
+import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 import pipeline.cli.build
@@ -25,8 +28,12 @@ import pocket.cli
 import trainer.cli
 import trainer.cli_merge
 import trainer.cli_search
+from pipeline.cli.failures import FAULT, explained, report_fault
+from pipeline.cli.printing import console
 from schemas import __version__
-from schemas.errors import CotError
+
+_STARTED: Final = "MBEIR_COT_UTF8"
+"""Set once Python was started again: a machine whose Python has no such mode is not asked twice."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,17 +69,62 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors (also: MBEIR_COT_DEBUG=1). It may stand anywhere.")
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 the command found what it was asked to look for, 2 an error, 130 interrupted."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 the command found what it was asked to look for, 2 an error, 70 a fault of the program,
+    130 interrupted.
+    """
+    _speak_utf8()
+    debug = _debug_wanted()
     try:
         app()
-    except CotError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(2)
+    except Exception as error:  # noqa: BLE001 (the last place to say what happened)
+        if debug:
+            traceback.print_exception(error)
+        known = explained(error)
+        if known is not None:
+            _say(f"[bold red]error:[/] {escape(str(known))}")
+            sys.exit(2)
+        place = report_fault(error)
+        if place is None and not debug:
+            traceback.print_exception(error)
+        _say(
+            f"[bold red]a fault of the program:[/] {escape(f'{type(error).__name__}: {error}')}\n  "
+            + (f"the traceback is in {escape(str(place))}; please report it with that file\n  " if place is not None else "")
+            + "what was done is kept: the same command goes on. --debug shows the traceback here"
+        )
+        sys.exit(FAULT)
+
+
+def _say(text: str) -> None:
+    console(stderr=True).print(text)
+
+
+def _debug_wanted() -> bool:
+    """--debug may stand anywhere, as it is added to a command that has failed."""
+    options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if "--debug" in options:
+        sys.argv.remove("--debug")
+        return True
+    return os.environ.get("MBEIR_COT_DEBUG", "") not in ("", "0")
+
+
+def _speak_utf8() -> None:
+    """M-BEIR's texts and file names are UTF-8, whatever the locale says: Python is started again in its UTF-8 mode."""
+    if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8") and not os.environ.get(_STARTED):
+        os.environ |= {"PYTHONUTF8": "1", _STARTED: "1"}
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

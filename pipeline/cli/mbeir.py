@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -21,6 +23,7 @@ def stats(
     as_json: Json = False,
     images: Images = True,
     cache: Annotated[Path | None, typer.Option(help="Where converted pools are kept [default: $MBEIR_COT_CACHE].")] = None,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Counts queries, positives, pools and missing images per split and dataset-task.
 
@@ -29,11 +32,11 @@ def stats(
     """
     from pipeline.mbeir.stats import collect_stats, render
 
-    collected = collect_stats(root, images=images, cache_dir=cache)
+    collected = collect_stats(root, images=images, image_roots=image_roots or (), cache_dir=cache)
     if as_json:
         typer.echo(collected.model_dump_json(indent=1))
     else:
-        Console().print(render(collected))
+        printing.console().print(render(collected))
 
 
 @app.command()
@@ -43,6 +46,7 @@ def check(
     images: Images = True,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image too: finds truncated ones. Slow.")] = False,
     max_examples: Annotated[int, typer.Option(min=1, help="Occurrences shown per kind of problem and file.")] = 5,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Finds every problem of an M-BEIR directory in one pass.
 
@@ -51,11 +55,11 @@ def check(
     from pipeline.mbeir.check import check as run_check
     from pipeline.mbeir.findings import render
 
-    report = run_check(root, images=images, decode=decode, max_examples=max_examples)
+    report = run_check(root, images=images, decode=decode, max_examples=max_examples, image_roots=image_roots or ())
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:
-        Console(highlight=False, soft_wrap=True).print(render(report))
+        printing.console().print(render(report))
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -74,13 +78,18 @@ def fetch(
 ) -> None:
     """Downloads M-BEIR from the Hugging Face Hub and extracts its images.
 
-    Run it again after an interruption: downloads resume, and extraction writes only what is missing. All parts of the image
+    Run it again after an interruption, or where images were lost or damaged: downloads resume, and extraction writes only
+    what is missing or of another size. All parts of the image
     archive are needed even for one dataset. HF_TOKEN and HF_ENDPOINT are honoured.
     """
     from pipeline.mbeir.fetch import fetch_mbeir
 
     names = [name.strip() for name in datasets.split(",") if name.strip()] or None
     summary = fetch_mbeir(dest, datasets=names, images=images, union=union, remove_parts=remove_parts, revision=revision)
+    if summary.lost:
+        typer.echo(f"{summary.lost:,} images were missing or of another size since they were extracted")
     if summary.images is not None:
         typer.echo(f"{summary.images.files:,} images, {summary.images.written:,} of them written now")
+    if summary.lacks:
+        typer.echo(summary.lacks)
     typer.echo(f"M-BEIR is at {summary.dest}; check it with: mbeir-cot mbeir check {summary.dest}")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from pipeline.cli import printing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ Private = Annotated[bool, typer.Option("--private", help="Create the repository 
 Revision = Annotated[str | None, typer.Option(help="Branch to push to; it is created [default: main].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, show what would be uploaded, send nothing.")]
 
-console = Console(highlight=False, soft_wrap=True)
+console = printing.console()
 
 
 def push(
@@ -29,6 +31,13 @@ def push(
     revision: Revision = None,
     with_images: Annotated[bool, typer.Option("--with-images", help="Push the config with_images too.")] = False,
     dry_run: DryRun = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="A row's id: what looks like a secret or a path in it was looked at. May be repeated."),
+    ] = None,
+    allow_from: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such ids, one a line.")
+    ] = None,
 ) -> None:
     """Publishes a finished dataset on the Hugging Face Hub.
 
@@ -43,13 +52,18 @@ def push(
     from pipeline.progress import Meter
 
     dataset = FinishedDataset.open(directory)
+    given = list(dict.fromkeys([*(allow or ()), *(_lines(allow_from) if allow_from is not None else ())]))
     rows = dataset.manifest.records + dataset.manifest.rejections
     with Meter("checking", rows, unit="rows") as meter:
-        check(dataset, meter.advance)
-    found = uploads(dataset, repo, with_images=with_images)
+        accepted = check(dataset, meter.advance, allow=given)
+    if accepted:
+        console.print(f"Accepted, and named in the card: {escape(', '.join(accepted))}")
+    if unneeded := [name for name in given if name not in accepted]:
+        console.print(f"[yellow]Nothing to accept in {escape(', '.join(unneeded))}[/]")
+    found = uploads(dataset, repo, with_images=with_images, accepted=accepted)
     _push(Target(repo, "dataset", revision), found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run)
     if not dry_run:
-        console.print(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})')
+        console.print(escape(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})'))
 
 
 def push_model(
@@ -78,29 +92,45 @@ def _push(
     private: bool,
     dry_run: bool,
 ) -> None:
+    from pipeline.hub.push import Unreachable
     from pipeline.progress import Meter
 
+    try:
+        target.reach()
+    except Unreachable as error:
+        if not dry_run:
+            raise
+        _show(target.unseen(uploads, final=final))
+        console.print(f"[yellow]Not compared with what is there:[/] {escape(error.problem)}")
+        console.print("A dry run: nothing was sent.")
+        return
     plan = target.plan(uploads, final=final, known=belongs)
     _show(plan)
     if plan.nothing:
-        console.print(f"{target.address} holds this already: nothing to do")
+        console.print(f"{escape(target.address)} holds this already: nothing to do")
         return
     if dry_run:
         console.print("A dry run: nothing was sent.")
         return
     with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
         target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
-    console.print(f"Published {target.address}")
+    console.print(f"Published {escape(target.address)}")
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _show(plan: Plan) -> None:
-    table = Table(f"{plan.kind} {plan.repo} at {plan.revision}", "file", "bytes")
+    table = Table(escape(f"{plan.kind} {plan.repo} at {plan.revision}"), "file", "bytes")
     for action, uploads in (("upload", plan.large), ("upload last", plan.last)):
         for upload in uploads:
-            table.add_row(action, upload.path, f"{upload.size:,}")
+            table.add_row(action, escape(upload.path), f"{upload.size:,}")
     for path in plan.delete:
-        table.add_row("delete", path, "")
+        table.add_row("delete", escape(path), "")
     if not plan.nothing:
         console.print(table)
     state = "" if plan.exists else "; the repository is to be created"
-    console.print(f"{len(plan.large) + len(plan.last)} files, {plan.size:,} bytes; {plan.unchanged} are there already{state}")
+    console.print(
+        f"{len(plan.large) + len(plan.last):,} files, {plan.size:,} bytes; {plan.unchanged:,} are there already{escape(state)}"
+    )

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from pipeline.cli import printing
+from pipeline.cli.options import ImageRoots
 
 if TYPE_CHECKING:
     from pipeline.teacher.check import Questions
@@ -25,8 +27,8 @@ app = typer.Typer(no_args_is_help=True)
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/pocket.yaml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = printing.console()
+errors = printing.console(stderr=True)
 
 
 @app.callback()
@@ -36,7 +38,10 @@ def teacher() -> None:
 
 @app.command()
 def check(
-    config: Config, overrides: Set = None, skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0
+    config: Config,
+    overrides: Set = None,
+    skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Starts (or reaches) teacher and verifier, asks them what a build would ask, and shows one worked answer per task family.
 
@@ -47,7 +52,7 @@ def check(
     from pipeline.teacher.hosting.preflight import Example
     from schemas.config import BuildConfig
 
-    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())
     questions = Questions(settings)
     examples = [Example(sample) for sample in questions.samples(("val", "test", "train"), skip=skip)]
     whose: tuple[Who, ...] = (
@@ -77,10 +82,10 @@ def fetch(config: Config, overrides: Set = None) -> None:
         if one is None:
             continue
         if one.hosting != "managed" or one.server is None:
-            console.print(f"{name}: runs elsewhere, nothing to fetch")
+            console.print(f"{escape(name)}: runs elsewhere, nothing to fetch")
             continue
-        errors.print(f"{name}: fetching {escape(one.server.model)}")
-        console.print(f"{name}: {escape(str(fetch_model(one.server)))}")
+        errors.print(f"{escape(name)}: fetching {escape(one.server.model)}")
+        console.print(f"{escape(name)}: {escape(str(fetch_model(one.server)))}")
 
 
 def serve(config: Config, overrides: Set = None) -> None:
@@ -95,7 +100,8 @@ def serve(config: Config, overrides: Set = None) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with hosted(settings, register=True) as endpoints:
-        console.print(f"serving {settings.teacher.server.model if settings.teacher.server else ''} at {endpoints[0].url}")
+        model = settings.teacher.server.model if settings.teacher.server else ""
+        console.print(f"serving {escape(model)} at {escape(endpoints[0].url)}")
         console.print("Ctrl-C stops it.")
         try:
             stop.wait()
@@ -117,14 +123,14 @@ def hosted(settings: BuildConfig, who: Who = "teacher", *, register: bool = Fals
         yield config.endpoints
         return
     if config.reuse and not register and (found := running(managed)) is not None:
-        errors.print(f"using the server at {found.url}")
+        errors.print(f"using the server at {escape(found.url)}")
         yield (found,)
         return
     if not Path(managed.model).exists():
-        errors.print(f"downloading {managed.model}, or finding it in the cache")
+        errors.print(f"downloading {escape(managed.model)}, or finding it in the cache")
         fetch_model(managed)
     server = ManagedServer(managed)
-    with errors.status(f"starting vLLM with {managed.model}") as status:
+    with errors.status(f"starting vLLM with {escape(managed.model)}") as status:
         endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
     try:
         with registered(managed, endpoint, server.pid or 0) if register else nullcontext():
@@ -143,7 +149,7 @@ async def _check(
     reports = await asyncio.gather(
         *(preflight(endpoint, who, settings, questions, each) for endpoint, each in zip(endpoints, shown, strict=True))
     )
-    console.print(f"[bold]{who}[/]")
+    console.print(f"[bold]{escape(who)}[/]")
     for report in reports:
         for finding in report.findings:
             console.print(_line(finding))
@@ -165,7 +171,9 @@ def _show(example: Example, settings: BuildConfig, questions: Questions) -> None
     from schemas.trace import Trace
 
     query, target = example.sample.query, example.sample.target
-    console.rule(f"[bold]{example.sample.family.name}[/]  {query.dataset_task.name}  {query.qid}", align="left")
+    console.rule(
+        f"[bold]{escape(example.sample.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left"
+    )
     if query.query_img_path:
         console.print(f"[dim]image [/] {escape(str(settings.mbeir / query.query_img_path))}")
     asked = questions.reason_prompt(example.sample)
@@ -179,19 +187,19 @@ def _show(example: Example, settings: BuildConfig, questions: Questions) -> None
             shown = f"{value.probability:.3f} ({value.source}; {labels.positive} or {labels.negative})"
         else:
             shown = f"none: {value.detail if value else judged.answer.detail}"
-        console.print(f"[dim]{name}[/] {escape(shown)}")
+        console.print(f"[dim]{escape(name)}[/] {escape(shown)}")
     if example.reasoned is None:
         return
     answer, trace = example.reasoned.answer, example.reasoned.trace
     if isinstance(trace, Trace):
         for facet in trace.facets:
-            console.print(f"  [cyan]{facet.label}[/]: {escape(facet.text)}")
+            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
         console.print(f"  [bold cyan]Answer[/]: {escape(trace.answer)}")
     else:
         console.print(
-            f"  [red]{trace.reason if trace else answer.outcome}[/]: {escape(trace.detail if trace else answer.detail)}"
+            f"  [red]{escape(trace.reason if trace else answer.outcome)}[/]: {escape(trace.detail if trace else answer.detail)}"
         )
         console.print(f"  raw: {escape(answer.text)}")
     image = str(settings.mbeir / target.img_path) if target.img_path else ""
     console.print(f"[dim]target[/] {escape(' '.join(filter(None, (target.txt, image))))}")
-    console.print(f"[dim]cost  [/] {answer.prompt_tokens} + {answer.completion_tokens} tokens, {answer.latency_s:.2f} s")
+    console.print(f"[dim]cost  [/] {answer.prompt_tokens:,} + {answer.completion_tokens:,} tokens, {answer.latency_s:.2f} s")

@@ -1,174 +1,21 @@
-"""The formats, one writer each: it takes samples and leaves files and a README that says how to use them.
+"""The formats, one writer each: it takes samples and leaves files; the README beside them says how to use them.
 
-Field names are those of each project's documentation; see the README that `write` leaves beside the files.
+Field names are those of each project's own loader.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.export.samples import Sample, Side, side_of
-from pipeline.mbeir.images import ImageStore
-from pipeline.mbeir.layout import Layout
-
-Writer = Callable[[Iterable[Sample], Path, Path], int]
-"""(samples, M-BEIR root, empty directory) -> how many were written."""
-
-_VLM2VEC_IMAGE: Final = "<|image_1|>"
-_ROW_GROUP: Final = 200
-
-
-def sentence_transformers(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
-    """Parquet, a file for each dataset-task: anchor, positive and, where all rows have one, negative, images inside."""
-    images = ImageStore(mbeir)
-    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for sample in found:
-        row = {"anchor": _input(sample.query, images), "positive": _input(side_of(sample.positive), images)}
-        if sample.negatives:
-            row["negative"] = _input(side_of(sample.negatives[0]), images)
-        parts[sample.task.name].append(row)
-    for name, rows in parts.items():
-        columns = ["anchor", "positive", *(["negative"] if all("negative" in row for row in rows) else [])]
-        _write_inputs(out / f"{name}.parquet", rows, columns)
-    return sum(map(len, parts.values()))
-
-
-def _input(side: Side, images: ImageStore) -> Any:
-    """What sentence-transformers takes: a text, an image, or both by their names."""
-    image = {"bytes": images.read_bytes(side.image), "path": Path(side.image).name} if side.image else None
-    if image is None:
-        return side.text
-    return {"image": image, "text": side.text} if side.text else image
-
-
-def _write_inputs(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    from datasets import Features, Image, Value  # noqa: PLC0415 (it imports pandas and much else)
-
-    features: dict[str, Any] = {}
-    for column in columns:
-        first = rows[0][column]
-        both = isinstance(first, dict) and "image" in first
-        features[column] = (
-            {"image": Image(), "text": Value("string")} if both else Value("string") if isinstance(first, str) else Image()
-        )
-    schema: pa.Schema = Features(features).arrow_schema
-    table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows], schema=schema)
-    pq.write_table(table, path, row_group_size=_ROW_GROUP)
-
-
-def llama_factory(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
-    """ShareGPT messages with `<image>`, and the entry of dataset_info.json."""
-    rows = [{"messages": _conversation(sample), "images": _images(sample.query)} for sample in found]
-    (out / "m_beir_cot.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    entry = {
-        "m_beir_cot": {
-            "file_name": "m_beir_cot.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages", "images": "images"},
-            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-        }
-    }
-    (out / "dataset_info.json").write_text(json.dumps(entry, indent=2) + "\n")
-    return len(rows)
-
-
-def ms_swift(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
-    """sft.jsonl: the query and the target to write. embedding.jsonl: anchor, positive and negative messages."""
-    count = 0
-    with (out / "sft.jsonl").open("w", encoding="utf-8") as sft, (out / "embedding.jsonl").open("w", encoding="utf-8") as pairs:
-        for sample in found:
-            _line(sft, {"messages": _conversation(sample), "images": _images(sample.query)})
-            positive, negatives = side_of(sample.positive), [side_of(one) for one in sample.negatives]
-            row = {
-                "messages": [_said(sample.query)],
-                "images": _images(sample.query),
-                "positive_messages": [[_said(positive)]],
-                "positive_images": [_images(positive)],
-            }
-            if negatives:
-                row |= {
-                    "negative_messages": [[_said(one)] for one in negatives],
-                    "negative_images": [_images(one) for one in negatives],
-                }
-            _line(pairs, row)
-            count += 1
-    return count
-
-
-def vlm2vec(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
-    """Parquet with MMEB-train's columns, a folder for each dataset-task."""
-    parts: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for sample in found:
-        row: dict[str, str] = {}
-        negative = side_of(sample.negatives[0]) if sample.negatives else Side("", "")
-        for (text, image), side in zip(
-            (("qry", "qry_image_path"), ("pos_text", "pos_image_path"), ("neg_text", "neg_image_path")),
-            (sample.query, side_of(sample.positive), negative),
-            strict=True,
-        ):
-            row |= {text: f"{_VLM2VEC_IMAGE}\n{side.text}" if side.image else side.text, image: side.image}
-        parts[sample.task.name].append(row)
-    for name, rows in parts.items():
-        (out / name).mkdir()
-        pq.write_table(pa.Table.from_pylist(rows), out / name / "train-00000-of-00001.parquet")
-    return sum(map(len, parts.values()))
-
-
-def lamra(found: Iterable[Sample], mbeir: Path, out: Path) -> int:
-    """Query, candidate and instruction files in M-BEIR's own format, which LamRA reads, with route and target added."""
-    candidates: dict[str, dict[str, Any]] = {}
-    count = 0
-    with (out / "mbeir_cot_train.jsonl").open("w", encoding="utf-8") as queries:
-        for sample in found:
-            row = sample.row
-            held = [*sample.positives, *sample.negatives]
-            candidates |= {one.did: one.model_dump(mode="json") for one in held}
-            _line(
-                queries,
-                {
-                    "qid": row["qid"],
-                    "query_txt": row["query_text"],
-                    "query_img_path": row["query_image"],
-                    "query_modality": row["query_modality"],
-                    "query_src_content": None,
-                    "pos_cand_list": [one.did for one in sample.positives],  # one that is left out would be a negative
-                    "neg_cand_list": [one.did for one in sample.negatives],
-                    "task_id": row["task_id"],
-                    "route": row["route"],
-                    "target": row["target"],
-                },
-            )
-            count += 1
-    with (out / "mbeir_cot_train_cand_pool.jsonl").open("w", encoding="utf-8") as pool:
-        for did in sorted(candidates, key=lambda did: tuple(map(int, did.split(":")))):
-            _line(pool, candidates[did])
-    shutil.copyfile(Layout.open(mbeir).instructions, out / "query_instructions.tsv")
-    return count
-
-
-def _conversation(sample: Sample) -> list[dict[str, str]]:
-    return [_said(sample.query), {"role": "assistant", "content": sample.row["target"]}]
-
-
-def _said(side: Side) -> dict[str, str]:
-    return {"role": "user", "content": f"<image>{side.text}" if side.image else side.text}
-
-
-def _images(side: Side) -> list[str]:
-    return [side.image] if side.image else []
-
-
-def _line(file: Any, row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
+from pipeline.export.chats import llama_factory, ms_swift
+from pipeline.export.lamra import lamra
+from pipeline.export.samples import SkipReason
+from pipeline.export.sentence_transformers import sentence_transformers
+from pipeline.export.tevatron import tevatron
+from pipeline.export.vlm2vec import vlm2vec
+from pipeline.export.written import Writer, Written
 
 FORMATS: Final[dict[str, Writer]] = {
     "sentence-transformers": sentence_transformers,
@@ -176,15 +23,22 @@ FORMATS: Final[dict[str, Writer]] = {
     "ms-swift": ms_swift,
     "vlm2vec": vlm2vec,
     "lamra": lamra,
+    "tevatron": tevatron,
 }
 
 
-def readme(name: str, out: Path, dataset: str, count: int, skipped: int, *, synthetic: bool) -> str:
-    """How to point the project at the files."""
+def texts(
+    name: str, out: Path, dataset: str, written: Written, skipped: Mapping[SkipReason, int], *, synthetic: bool
+) -> dict[str, str]:
+    """Text files of the export by name: the README on how to point the project at the others, and what the writer adds."""
     head = f"# {dataset} for {name}\n\n"
     if synthetic:
         head = f"**SYNTHETIC: invented queries and images (pocket world).**\n\n{head}"
-    left = f"; {skipped:,} records are left out because no candidate pool holds their positives" if skipped else ""
-    written = f"{count:,} records, written by `mbeir-cot export --format {name}`{left}. MBEIR below is the M-BEIR directory."
-    body = (Path(__file__).parent / "readmes" / f"{name}.md").read_text(encoding="utf-8").replace("OUT", out.name)
-    return f"{head}{written}\n\n{body}"
+    left = "".join(f"; {count:,} records are left out because {reason}" for reason, count in skipped.items())
+    line = (
+        f"{written.count:,} records, written by `mbeir-cot export --format {name}`{left}. MBEIR below is the M-BEIR directory."
+    )
+    body = (Path(__file__).parent / "readmes" / f"{name}.md").read_text(encoding="utf-8")
+    said = "\n".join(written.said)
+    readme = f"{written.header}{head}{line}\n\n{body}" + (f"\n{said}\n" if said else "")
+    return {file: text.replace("OUT", out.name) for file, text in {"README.md": readme, **written.files}.items()}

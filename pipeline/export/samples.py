@@ -1,29 +1,49 @@
-"""Records joined with M-BEIR's candidates: what every export is made of."""
+"""Records joined with M-BEIR's candidates: what every export is made of.
+
+Texts are as `defused` leaves them: the marks by which a project places pictures are its own, never a query's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from enum import StrEnum
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
 
 from pipeline.finished import FinishedDataset
 from pipeline.mbeir.instructions import candidate_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from prompts import defused
 from schemas.errors import InputError
-from schemas.mbeir import Candidate, DatasetTask
+from schemas.mbeir import Candidate, DatasetTask, Modality
+from schemas.record import EMB_TOKEN
+
+_ROWS: Final = 1000
+_SLOTS: Final = ("image", "video", "audio")
+"""LLaMA-Factory writes ``{{image}}`` for its own <image>, and then takes every one for a picture."""
 
 
 class Side(NamedTuple):
-    """A query or a candidate as a model reads it. image: path below the M-BEIR root; empty for none."""
+    """A query or a candidate as a model reads it. image: path below the M-BEIR root; empty for none.
+
+    modality: what it is declared to be. An image,text candidate without text is one all the same.
+    """
 
     text: str
     image: str
+    modality: Modality
+
+    @property
+    def says_nothing(self) -> bool:
+        return not self.text.strip() and not self.image
 
 
 class Sample(NamedTuple):
-    """row: the record. query: instruction and text. positive: the first that a pool holds; negatives: listed ones."""
+    """row: the record. query: instruction and text. negatives: listed ones, without those that say nothing."""
 
     row: dict[str, Any]
     task: DatasetTask
@@ -33,39 +53,55 @@ class Sample(NamedTuple):
     negatives: tuple[Candidate, ...]
 
     @property
-    def positive(self) -> Candidate:
-        return self.positives[0]
+    def positive(self) -> Side:
+        """The first that a pool holds and that says something."""
+        return next(side for one in self.positives if not (side := side_of(one)).says_nothing)
+
+    @property
+    def target(self) -> str:
+        """What the student learns to write. The one special token in it is the last."""
+        return plain(self.row["target"].removesuffix(EMB_TOKEN)) + EMB_TOKEN
+
+
+class SkipReason(StrEnum):
+    """Why a record is left out, as it is told."""
+
+    NOWHERE = "no candidate pool holds their positives"
+    EMPTY = "their positives have neither text nor image"
 
 
 class Skipped(NamedTuple):
-    """A record whose positives no pool holds."""
+    """A record that has no positive to learn from."""
 
     id: str
+    reason: SkipReason
 
 
 def samples(dataset: FinishedDataset, mbeir: Path, cache: Path | None, *, negatives: int = 1) -> Iterator[Sample | Skipped]:
     """All records in order. Raises InputError where M-BEIR's pools are missing."""
     layout = Layout.open(mbeir)
-    rows = dataset.table("data").to_pylist()
+    rows = _rows(dataset.table("data"))
     for (name, task_id, split), part in groupby(rows, key=lambda row: (row["dataset"], row["task_id"], row["split"])):
         task = DatasetTask(name, task_id)
-        pools = [
-            path for path in (layout.local_pool(task, split), layout.global_pool(split)) if path is not None and path.is_file()
-        ]
+        pools = layout.target_pools(task, split)
         if not pools:
             raise InputError(
-                f"{mbeir} has no candidate pool for {task.name}, {split}", "download cand_pool/, or name another --mbeir"
+                f"{mbeir} has no candidate pool for {task.name}, {split}",
+                f"{layout.fetch_remedy(task.dataset, split)}, or name another --mbeir",
             )
         opened = [CandidatePool.open(path, cache) for path in pools]
         try:
             for row in part:
-                positives = _fetched(opened, row["positives"], len(row["positives"]))
+                positives = tuple(_held(opened, row["positives"]))
                 if not positives:
-                    yield Skipped(row["id"])
+                    yield Skipped(row["id"], SkipReason.NOWHERE)
                     continue
-                query = Side(_query_text(row), row["query_image"] or "")
-                negative = _fetched(opened, row["hard_negatives"], negatives)
-                yield Sample(row, task, query, tuple(positives), tuple(negative))
+                if all(side_of(one).says_nothing for one in positives):
+                    yield Skipped(row["id"], SkipReason.EMPTY)
+                    continue
+                query = Side(plain(_query_text(row)), row["query_image"] or "", Modality(row["query_modality"]))
+                saying = (one for one in _held(opened, row["hard_negatives"]) if not side_of(one).says_nothing)
+                yield Sample(row, task, query, positives, tuple(islice(saying, negatives)))
         finally:
             for pool in opened:
                 pool.close()
@@ -73,20 +109,31 @@ def samples(dataset: FinishedDataset, mbeir: Path, cache: Path | None, *, negati
 
 def side_of(candidate: Candidate) -> Side:
     modality = candidate.modality
-    text = candidate_text(candidate.txt) if modality.has_text else ""
-    return Side(text, (candidate.img_path or "") if modality.has_image else "")
+    text = plain(candidate_text(candidate.txt)) if modality.has_text else ""
+    return Side(text, (candidate.img_path or "") if modality.has_image else "", modality)
+
+
+def plain(text: str) -> str:
+    """`text` without anything that a model or a training project takes for its own mark."""
+    text = defused(text)
+    for slot in _SLOTS:
+        text = text.replace(f"{{{{{slot}}}}}", f"‹{slot}›")
+    return text
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The records, few of them as Python objects at once."""
+    for batch in table.to_batches(max_chunksize=_ROWS):
+        yield from batch.to_pylist()
 
 
 def _query_text(row: dict[str, Any]) -> str:
     return " ".join(part for part in (row["instruction"], row["query_text"] or "") if part)
 
 
-def _fetched(pools: Sequence[CandidatePool], dids: Sequence[str], count: int) -> list[Candidate]:
-    found: list[Candidate] = []
+def _held(pools: Sequence[CandidatePool], dids: Sequence[str]) -> Iterator[Candidate]:
+    """Those that a pool holds, fetched as they are asked for."""
     for did in dids:
-        if len(found) == count:
-            break
         holding = next((pool for pool in pools if did in pool), None)
         if holding is not None:
-            found += holding.fetch([did])
-    return found
+            yield from holding.fetch([did])

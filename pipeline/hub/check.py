@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 
 from pipeline.finished import FinishedDataset
+from pipeline.hub.secrets import holds_secret
+from pipeline.places import Places
 from schemas.errors import CotError
 from schemas.record import Record, Rejection
 
 _SHOWN: Final = 20
 _BATCH: Final = 2_000
 
-_SECRETS: Final = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bBearer [A-Za-z0-9._-]{20,}"
-)
-_MACHINE: Final = re.compile(
-    r"(?<![\w.:/-])(?:/(?:home|root|Users|tmp|work|mnt|data|scratch|var|srv|opt|gpfs|lustre|nfs)/[\w.-]+)"
-    r"|file://|\b[A-Za-z]:\\\\?[\w.-]"
-)
 _UNKNOWN_LICENCES: Final = frozenset({"", "unknown", "none", "todo", "tbd"})
 
 
@@ -31,33 +25,62 @@ class NotPublishable(CotError):
     """A dataset that must not be pushed as it is."""
 
 
-def check(dataset: FinishedDataset, advance: Callable[[int], None] = lambda rows: None) -> None:
-    """Raises NotPublishable with everything that is wrong. `advance` is told of rows as they are validated."""
-    found: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """subject: the row's id, or a file's name, where the finding can be accepted: it is a matter of judgement, not of form."""
+
+    text: str
+    subject: str = ""
+
+
+def check(
+    dataset: FinishedDataset, advance: Callable[[int], None] = lambda rows: None, *, allow: Sequence[str] = ()
+) -> list[str]:
+    """Raises NotPublishable with everything that is wrong. `advance` is told of rows as they are validated.
+
+    allow: ids of rows (or names of files) of which somebody has looked at what seems to be a secret or a place of this
+    machine. Returns those among them that had such a finding, in order: the card tells of them.
+    """
+    found: list[Problem] = []
+    accepted: dict[str, None] = {}
     for problem in _problems(dataset, advance):
+        if problem.subject and problem.subject in allow:
+            accepted[problem.subject] = None
+            continue
         found.append(problem)
         if len(found) == _SHOWN:
-            found.append("… and perhaps more")
             break
     if found:
-        listed = "".join(f"\n  - {problem}" for problem in found)
-        raise NotPublishable(
-            f"{dataset.directory} is not fit to be published:{listed}",
-            "mend these (or build again), then push; nothing was sent",
+        listed = "".join(f"\n  - {problem.text}" for problem in found)
+        listed += "\n  - … and perhaps more" if len(found) == _SHOWN else ""
+        raise NotPublishable(f"{dataset.directory} is not fit to be published:{listed}", _remedy(found))
+    return list(accepted)
+
+
+def _remedy(found: Sequence[Problem]) -> str:
+    parts = []
+    if any(not problem.subject for problem in found):
+        parts.append("mend what is wrong of form, or build again")
+    if subjects := list(dict.fromkeys(problem.subject for problem in found if problem.subject)):
+        parts.append(
+            f"look at these rows (`mbeir-cot show DIR ID`), and accept what is no secret with `--allow {subjects[0]}`"
+            + (" (may be repeated; --allow-from FILE takes one id a line)" if len(subjects) > 1 else "")
         )
+    return "; ".join([*parts, "nothing was sent"])
 
 
-def _problems(dataset: FinishedDataset, advance: Callable[[int], None]) -> Iterator[str]:
+def _problems(dataset: FinishedDataset, advance: Callable[[int], None]) -> Iterator[Problem]:
     damaged = list(dataset.mismatches())
-    yield from damaged
-    yield from _card(dataset)
+    yield from map(Problem, damaged)
+    yield from map(Problem, _card(dataset))
+    places = Places.of(dataset.settings(), here=True)
     for name in ("README.md", "manifest.json"):
         path = dataset.directory / name
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            yield from _leaks(text, name, paths=True)
+            yield from (Problem(f"{name}{leak}", name) for leak in _leaks(text, places))
     if not damaged:
-        yield from _rows(dataset, advance)
+        yield from _rows(dataset, places, advance)
 
 
 def _card(dataset: FinishedDataset) -> Iterator[str]:
@@ -91,7 +114,7 @@ def _card(dataset: FinishedDataset) -> Iterator[str]:
             yield f"README.md has a config for {shown}/, of which there are no files"
 
 
-def _rows(dataset: FinishedDataset, advance: Callable[[int], None]) -> Iterator[str]:
+def _rows(dataset: FinishedDataset, places: Places, advance: Callable[[int], None]) -> Iterator[Problem]:
     seen: set[str] = set()
     for part, model in (("data", Record), ("rejected", Rejection)):
         if part not in dataset.parts():
@@ -104,30 +127,30 @@ def _rows(dataset: FinishedDataset, advance: Callable[[int], None]) -> Iterator[
                     model.model_validate(row)
                 except ValidationError as error:
                     first = error.errors()[0]
-                    yield f"{where}: {'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}"
+                    yield Problem(f"{where}: {'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}")
                 if part == "data" and row["id"] in seen:
-                    yield f"{where} stands twice"
+                    yield Problem(f"{where} stands twice")
                 seen.add(row["id"])
-                yield from _row_leaks(row, where)
+                image = row.get("query_image")
+                if isinstance(image, str) and (image.startswith(("/", "\\")) or ".." in image.split("/") or ":" in image):
+                    yield Problem(f"{where}: query_image {image!r} is no path below the M-BEIR root")
+                yield from (Problem(f"{where}: {leak}", str(row.get("id"))) for leak in _row_leaks(row, places))
             advance(len(batch))
 
 
-def _row_leaks(row: dict[str, Any], where: str) -> Iterator[str]:
-    image = row.get("query_image")
-    if isinstance(image, str) and (image.startswith(("/", "\\")) or ".." in image.split("/") or ":" in image):
-        yield f"{where}: query_image {image!r} is no path below the M-BEIR root"
+def _row_leaks(row: dict[str, Any], places: Places) -> Iterator[str]:
     for name, value in row.items():
         if isinstance(value, str):
-            yield from _leaks(value, f"{where}: {name}", paths=name == "detail")
+            yield from (f"{name}{leak}" for leak in _leaks(value, places if name == "detail" else None))
         elif name == "provenance":
             for key, text in value.items():
                 if isinstance(text, str):
-                    yield from _leaks(text, f"{where}: provenance.{key}", paths=True)
+                    yield from (f"provenance.{key}{leak}" for leak in _leaks(text, places))
 
 
-def _leaks(text: str, where: str, *, paths: bool) -> Iterator[str]:
-    """What looks like a secret (never shown), or a path of this machine."""
-    if _SECRETS.search(text):
-        yield f"{where} holds what looks like a token or key"
-    if paths and (found := _MACHINE.search(text)):
-        yield f"{where} names a place of this machine: {text[max(0, found.start() - 10) : found.end() + 30]!r}"
+def _leaks(text: str, places: Places | None) -> Iterator[str]:
+    """What looks like a secret (never shown), or names a place."""
+    if holds_secret(text):
+        yield " holds what looks like a token or key"
+    if places is not None and (found := places.found(text)):
+        yield f" names a place of this machine: {found!r}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -42,6 +42,10 @@ _OURS_TO_LEAVE: Final = frozenset({".gitattributes"})
 
 class PushError(CotError):
     """A push that cannot be done or finished."""
+
+
+class Unreachable(PushError):
+    """The Hub does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,23 @@ class Target:
     def __init__(self, repo: str, kind: Kind, revision: str | None = None) -> None:
         self.repo, self.kind, self.revision = repo, kind, revision or "main"
         self.api = HfApi(library_name="mbeir-cot")
+
+    def reach(self, timeout_s: float = 5.0) -> None:
+        """Raises Unreachable within seconds: the Hub's client tries again and again before it says so."""
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+        try:
+            if not why:
+                get_session().head(constants.ENDPOINT, timeout=timeout_s, follow_redirects=False)
+        except (_HTTPError, OSError, ValueError) as error:
+            why = f"{type(error).__name__}: {_clean(str(error))}"
+        if why:
+            remedy = "unset it" if constants.HF_HUB_OFFLINE else "check the network, its proxy, and HF_ENDPOINT"
+            raise Unreachable(f"{constants.ENDPOINT} cannot be reached ({why}); nothing was sent", remedy)
+
+    def unseen(self, uploads: Sequence[Upload], *, final: Sequence[str]) -> Plan:
+        """The plan as if the repository held nothing: for when it cannot be looked at."""
+        large, last = [u for u in uploads if u.path not in final], [u for u in uploads if u.path in final]
+        return Plan(self.repo, self.kind, self.revision, True, large, last, (), 0)
 
     def plan(self, uploads: Sequence[Upload], *, final: Sequence[str], known: Callable[[str], bool]) -> Plan:
         """final: paths that go last, the very last of them the marker of a repository of ours. known: which paths of such a

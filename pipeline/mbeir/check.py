@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,17 +18,17 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from pipeline.mbeir.findings import Findings, Report, Severity
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
 from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
+from pipeline.mbeir.positives import DOWNLOAD, Asked, Positives, check_positives
 from pipeline.mbeir.qrels import load_relevant
+from pipeline.mbeir.stores import plain_store
 from pipeline.progress import Meter
 from schemas.errors import InputError
 from schemas.mbeir import (
-    DATASET_NAMES,
     DATASET_TASKS,
-    DID_HASH_BASE,
     TASK_MODALITIES,
     Candidate,
     DatasetTask,
@@ -37,8 +38,7 @@ from schemas.mbeir import (
     unhash_did,
 )
 
-_DOWNLOAD: Final = "download the file again (`mbeir-cot mbeir fetch DIR`)"
-_SKIP: Final = "mend the line, or build with the line policy 'skip', which records it among the rejects"
+_SKIP: Final = "mend the line, or build with --set input.malformed_lines=skip, which records it among the rejects"
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
@@ -50,25 +50,14 @@ class _OpenCandidate(Candidate):
     model_config = ConfigDict(extra="allow")
 
 
-class _Positives:
-    """First and further positives of one query file, hashed, with their lines: looked up once the pools are known."""
-
-    def __init__(self) -> None:
-        self.dids, self.lines, self.first = array("q"), array("i"), array("b")
-
-    def add(self, query: Query, line: int) -> None:
-        for number, did in enumerate(query.pos_cand_list):
-            self.dids.append(hash_did(did))
-            self.lines.append(line)
-            self.first.append(number == 0)
-
-
 class Checker:
-    def __init__(self, layout: Layout, *, images: bool, decode: bool, max_examples: int, meter: Meter) -> None:
+    def __init__(
+        self, layout: Layout, *, store: ImageStore, images: bool, decode: bool, max_examples: int, meter: Meter
+    ) -> None:
         self.layout, self.meter = layout, meter
         self.found = Findings(layout.root, max_examples)
         self.images, self.decode = images or decode, decode
-        self.store = ImageStore(layout.root)
+        self.store = store
         self.pools: dict[Path, NDArray[np.int64]] = {}
         self.instructions: InstructionTable | None = None
 
@@ -110,7 +99,7 @@ class Checker:
         for at in np.flatnonzero(dids[order][1:] == dids[order][:-1]):
             first, second = lines[order[at]], lines[order[at + 1]]
             message = f"did {unhash_did(int(dids[order[at]]))} again, first in line {first}"
-            self.found.add(_ERROR, "duplicate_did", pool.path, message, _DOWNLOAD, line=second)
+            self.found.add(_ERROR, "duplicate_did", pool.path, message, DOWNLOAD, line=second)
         result: NDArray[np.int64] = np.unique(dids)
         return result
 
@@ -121,7 +110,7 @@ class Checker:
         seen: dict[int, int] = {}
         repeated = 0
         checked: set[str] = set()
-        positives: dict[DatasetTask, _Positives] = {}
+        positives: dict[DatasetTask, Positives] = {}
         by_qid: dict[str, tuple[str, ...]] = {}
         for line, raw, row in scan_rows(file.path, _OpenQuery):
             self.meter.advance(len(raw) + 1)
@@ -136,7 +125,7 @@ class Checker:
                     repeated += 1
                 else:
                     message = f"qid {row.qid} again" + ("" if seen[hashed] == digest else ", with other content")
-                    self.found.add(_ERROR, "duplicate_qid", file.path, message, _DOWNLOAD, line=line)
+                    self.found.add(_ERROR, "duplicate_qid", file.path, message, DOWNLOAD, line=line)
                 continue
             seen[hashed] = digest
             by_qid[row.qid] = row.pos_cand_list
@@ -144,7 +133,7 @@ class Checker:
             self._content(file.path, line, row.qid, row.defects)
             self._image(file.path, line, row.query_img_path, checked)
             self._instructed(file.path, line, row)
-            positives.setdefault(row.dataset_task, _Positives()).add(row, line)
+            positives.setdefault(row.dataset_task, Positives()).add(row, line)
         if repeated:
             message = f"{repeated:,} rows repeat earlier ones, as up-sampling makes them"
             self.found.add(
@@ -152,7 +141,7 @@ class Checker:
             )
         self._unknown_keys(file.path, extra)
         for task, collected in positives.items():
-            self._check_positives(file, task, collected, everything)
+            check_positives(self.found, self.layout, self.pools, Asked(file, task, collected), everything)
         self._check_qrels(file, by_qid)
 
     def _belongs(self, file: QueryFile, line: int, row: Query) -> None:
@@ -162,36 +151,7 @@ class Checker:
         )
         if wrong or task not in DATASET_TASKS:
             message = f"qid {row.qid} with task_id {row.task_id} is {task.name}, which does not belong in this file"
-            self.found.add(_ERROR, "wrong_file", file.path, message, _DOWNLOAD, line=line)
-
-    def _check_positives(
-        self, file: QueryFile, task: DatasetTask, positives: _Positives, everything: NDArray[np.int64]
-    ) -> None:
-        dids = np.frombuffer(positives.dids, np.int64)
-        lines = np.frombuffer(positives.lines, np.int32)
-        first = np.frombuffer(positives.first, np.int8).astype(bool)
-        nowhere = ~np.isin(dids, everything)
-        held = set(np.unique(everything // DID_HASH_BASE).tolist())
-        for at in np.flatnonzero(nowhere):
-            did = unhash_did(int(dids[at]))
-            if int(did[0]) in held:
-                message = f"positive {did} is in no candidate pool"
-                self.found.add(_ERROR, "positive_nowhere", file.path, message, _DOWNLOAD, line=int(lines[at]))
-            else:
-                message = f"positive {did}: no pool of {DATASET_NAMES[int(did[0])]} is here"
-                remedy = "fetch that dataset too, if its candidates are wanted"
-                self.found.add(_NOTE, "positive_of_absent_dataset", file.path, message, remedy, line=int(lines[at]))
-        local_path = self.layout.local_pool(task, file.split)
-        if local_path is None or local_path not in self.pools:
-            return
-        outside = ~np.isin(dids, self.pools[local_path]) & ~nowhere
-        for at in np.flatnonzero(outside & first):
-            message = f"the first positive, {unhash_did(int(dids[at]))}, is not in the local pool {local_path.name}"
-            self.found.add(_ERROR, "first_positive_not_local", file.path, message, _DOWNLOAD, line=int(lines[at]))
-        if count := int((outside & ~first).sum()):
-            message = f"{count:,} further positives of {task.name} are outside its local pool (cross-dataset positives)"
-            remedy = "none needed: hit rates count the first, which is local; look the others up in the global pool"
-            self.found.add(_NOTE, "positives_outside_local_pool", file.path, message, remedy, count=count)
+            self.found.add(_ERROR, "wrong_file", file.path, message, DOWNLOAD, line=line)
 
     def _check_qrels(self, file: QueryFile, by_qid: dict[str, tuple[str, ...]]) -> None:
         path = self.layout.qrels(file)
@@ -269,9 +229,14 @@ class Checker:
                 self.found.add(_WARNING, "no_qrels", file.path, f"its qrels {self.layout.relative(qrels)} are missing", remedy)
             for path in self._pools_needed(file):
                 if path not in self.pools:
-                    remedy = "fetch it; queries without a pool cannot be scored or shown with their positives"
+                    remedy = f"{self._pool_remedy(file)}; queries without a pool cannot be verified or scored"
                     message = f"its candidate pool {self.layout.relative(path)} is missing"
                     self.found.add(_WARNING, "no_pool", file.path, message, remedy)
+
+    def _pool_remedy(self, file: QueryFile) -> str:
+        if file.dataset is None:
+            return f"`mbeir-cot mbeir fetch {self.layout.root} --union --no-images`"
+        return self.layout.fetch_remedy(file.dataset, file.split)
 
     def _pools_needed(self, file: QueryFile) -> list[Path]:
         split: Split = file.split
@@ -286,18 +251,28 @@ class Checker:
         return [path for task in tasks if (path := self.layout.local_pool(task, split)) is not None]
 
 
-def check(root: Path, *, images: bool = True, decode: bool = False, max_examples: int = 5, quiet: bool = False) -> Report:
+def check(
+    root: Path,
+    *,
+    images: bool = True,
+    decode: bool = False,
+    max_examples: int = 5,
+    image_roots: Sequence[Path] = (),
+    quiet: bool = False,
+) -> Report:
     """Reads the whole directory and reports everything that is wrong or unusual.
 
     Args:
         images: also look whether every image is there and inside the root.
-        decode: also decode every image (slow; finds truncated files and decompression bombs).
+        decode: also decode every image (slow; finds damaged files, bombs, and shapes that image processors refuse).
+        image_roots: further directories that links below `root` may lead into.
         max_examples: occurrences shown per kind of problem and file; counts are exact in any case.
     """
     layout = Layout.open(root)
     paths = [file.path for file in layout.pool_files()] + [file.path for file in layout.query_files()]
     with Meter("checking", sum(path.stat().st_size for path in paths), quiet=quiet) as meter:
-        checker = Checker(layout, images=images, decode=decode, max_examples=max_examples, meter=meter)
+        store = plain_store(root, image_roots, max_ratio=MAX_RATIO)
+        checker = Checker(layout, store=store, images=images, decode=decode, max_examples=max_examples, meter=meter)
         files = checker.run()
     return Report(root=str(root), files=files, findings=list(checker.found))
 

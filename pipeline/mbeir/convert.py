@@ -120,7 +120,7 @@ def _build(path: Path, entry: Path, policy: LinePolicy) -> None:
         meta = _write(path, temporary, policy)
         if _identity(path) != before:
             raise InputError(f"{path} changed while it was read", "wait until its download has finished, then run again")
-        (temporary / "meta.json").write_text(meta.model_dump_json(indent=1) + "\n")
+        (temporary / "meta.json").write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for file in temporary.iterdir():
             _fsync(file)
         temporary.rename(entry)

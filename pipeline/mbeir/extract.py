@@ -2,7 +2,7 @@
 
 A gzip stream cannot be entered in the middle, so a run after an interruption decompresses from the beginning again, but
 writes only what is missing: a picture is written beside its place and renamed, and one that is there in full size stays as
-it is. A marker, written when everything is out, makes further runs do nothing.
+it is. A marker, written when everything is out, makes further runs do nothing unless images were lost since.
 """
 
 from __future__ import annotations
@@ -19,27 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from pipeline.mbeir.extracted import ExtractSummary, Listing, covers, read_marker, write_marker
 from pipeline.progress import Meter
 from schemas.errors import CotError, InputError
 
 IMAGES: Final = "mbeir_images"
-MARKER: Final = ".mbeir_images.extracted.json"
 _COPY_BYTES: Final = 1 << 20
 _PART_NAME: Final = re.compile(r"^(?P<stem>.+\.tar\.gz)\.part-(?P<number>\d+)$")
-
-
-class ExtractSummary(BaseModel):
-    """What the marker holds: from which parts which folders (None: all) came out as how many files and bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parts: tuple[tuple[str, int], ...]
-    folders: tuple[str, ...] | None
-    files: int
-    size: int
-    written: int
 
 
 class _PartsStream(io.RawIOBase):
@@ -88,29 +74,18 @@ def find_parts(directory: Path) -> list[Path]:
     return [parts[number] for number in sorted(parts)]
 
 
-def read_marker(dest: Path) -> ExtractSummary | None:
-    try:
-        return ExtractSummary.model_validate_json((dest / MARKER).read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def covers(done: ExtractSummary | None, folders: frozenset[str] | None) -> bool:
-    """Whether an earlier extraction brought out these folders (None: all)."""
-    return done is not None and (done.folders is None or (folders is not None and folders <= set(done.folders)))
-
-
 def extract_images(
-    parts: Sequence[Path], dest: Path, *, folders: frozenset[str] | None = None, quiet: bool = False
+    parts: Sequence[Path], dest: Path, *, folders: frozenset[str] | None = None, again: bool = False, quiet: bool = False
 ) -> ExtractSummary:
     """Extracts ``mbeir_images/`` below `dest`; `folders` restricts to some of its folders.
 
     Nothing is written outside ``dest/mbeir_images``: links, devices and names that lead elsewhere stop the extraction.
-    Raises CotError for damaged archives and full disks; what is out by then stays, and the next run goes on.
+    Raises CotError for damaged archives and full disks; what is out by then stays, and the next run goes on. `again`: whatever
+    the marker of an earlier extraction says; what is there in full size stays as it is.
     """
     sizes = tuple((part.name, part.stat().st_size) for part in parts)
     done = read_marker(dest)
-    if done is not None and done.parts == sizes and covers(done, folders):
+    if not again and done is not None and done.parts == sizes and covers(done, folders):
         return done
     total = sum(size for _, size in sizes)
     free = shutil.disk_usage(dest).free
@@ -120,7 +95,11 @@ def extract_images(
             "free space, name another directory, or fetch fewer datasets with --datasets",
         )
     files = size = written = 0
-    with Meter("extracting images", total, quiet=quiet) as meter, _PartsStream(parts, meter) as stream:
+    with (
+        Listing(dest) as listing,
+        Meter("extracting images", total, quiet=quiet) as meter,
+        _PartsStream(parts, meter) as stream,
+    ):
         try:
             with (
                 gzip.GzipFile(fileobj=io.BufferedReader(stream, _COPY_BYTES)) as unzipped,
@@ -132,6 +111,7 @@ def extract_images(
                         continue
                     files, size = files + 1, size + member.size
                     written += _extract(archive, member, place)
+                    listing.add(place.relative_to(dest).as_posix(), member.size)
                     meter.note = f"{files:,} files, {written:,} new"
                 while unzipped.read(_COPY_BYTES):  # to the end, where gzip checks its sum
                     pass
@@ -153,9 +133,7 @@ def extract_images(
             ) from error
     os.sync()  # the marker must not survive a power cut that the pictures do not
     summary = ExtractSummary(parts=sizes, folders=_sorted(folders), files=files, size=size, written=written)
-    temporary = dest / f"{MARKER}.tmp"
-    temporary.write_text(summary.model_dump_json() + "\n")
-    temporary.replace(dest / MARKER)
+    write_marker(dest, summary)
     return summary
 
 

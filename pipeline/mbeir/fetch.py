@@ -19,7 +19,9 @@ from huggingface_hub.errors import (
 )
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.mbeir.extract import IMAGES, ExtractSummary, covers, extract_images, find_parts, read_marker
+from pipeline.mbeir.extract import IMAGES, extract_images, find_parts
+from pipeline.mbeir.extracted import ExtractSummary, covers, lost_images, read_marker
+from pipeline.mbeir.layout import Layout
 from schemas.errors import ConfigError, CotError
 from schemas.mbeir import DATASET_IDS
 
@@ -35,6 +37,16 @@ class FetchSummary(BaseModel):
     dest: Path
     datasets: tuple[str, ...]
     images: ExtractSummary | None
+    lost: int = 0
+    """Images of an earlier extraction that were missing or of another size, and were extracted again."""
+
+    @property
+    def lacks(self) -> str:
+        """What the training split lacks without the global pool, in words; empty for nothing."""
+        there = Layout(self.dest).global_pool("train").is_file()
+        if there or "mscoco" not in self.datasets:
+            return ""
+        return "MSCOCO's training candidates are in the global pool only: to build or train on it, add --union"
 
 
 def image_folder(dataset: str) -> str:
@@ -88,18 +100,22 @@ def fetch_mbeir(
     whole = set(names) == set(DATASET_IDS)
     union = whole if union is None else union
     folders = None if whole else frozenset(image_folder(name) for name in names)
-    extracted = covers(read_marker(dest), folders)
+    done = read_marker(dest)
+    extracted = covers(done, folders)
+    lost = lost_images(dest, done, quiet=quiet) if images and extracted and done is not None else 0
+    if lost and done is not None:
+        extracted = False
+        folders = None if done.folders is None else frozenset(done.folders)  # the marker goes on to say what it said
     _download(dest, patterns(names, union=union, images=images and not extracted), repo_id, revision)
     summary = None
     if images:
-        done = read_marker(dest)
-        summary = (
-            done if extracted and done is not None else extract_images(find_parts(dest), dest, folders=folders, quiet=quiet)
-        )
+        summary = done if extracted else None
+        if summary is None:
+            summary = extract_images(find_parts(dest), dest, folders=folders, again=lost > 0, quiet=quiet)
         if remove_parts:
             for part in dest.glob(_PARTS):
                 part.unlink()
-    return FetchSummary(dest=dest, datasets=names, images=summary)
+    return FetchSummary(dest=dest, datasets=names, images=summary, lost=lost)
 
 
 def _download(dest: Path, allow: list[str], repo_id: str, revision: str | None) -> None:

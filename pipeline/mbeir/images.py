@@ -5,23 +5,34 @@ A picture that cannot be used is an `ImageProblem` whose `reason` becomes the co
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import unicodedata
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.mbeir.pictures import PictureFile, as_file, is_plain, normalised
 from schemas.errors import InputError
+
+T = TypeVar("T")
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Decoders that are let near a file; Pillow knows many more, which M-BEIR never uses."""
 
 MAX_PIXELS: Final = 64_000_000
 """M-BEIR's images have a shorter side of 256 pixels; a picture a thousand times as large is a decompression bomb."""
+
+
+MAX_RATIO: Final = 200
+"""Of the longer side to the shorter: what the image processors of Qwen2-VL to Qwen3-VL take."""
 
 
 class ImageReason(StrEnum):
@@ -32,17 +43,21 @@ class ImageReason(StrEnum):
     TRUNCATED = "image_truncated"
     TOO_MANY_PIXELS = "image_too_many_pixels"
     UNREADABLE = "image_unreadable"
+    ASPECT_RATIO = "image_aspect_ratio"
 
 
 _REMEDIES: Final = {
-    ImageReason.MISSING: "extract the images again (`mbeir-cot mbeir fetch DIR` continues where it stopped)",
-    ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; "
-    "images kept elsewhere behind a symbolic link need that place among the allowed roots",
+    ImageReason.MISSING: "`mbeir-cot mbeir fetch DIR` extracts what is missing",
+    ImageReason.OUTSIDE_ROOT: "paths are relative to the M-BEIR root and must stay inside it; of images that "
+    "are kept elsewhere behind a symbolic link, name the directory with --image-root DIR (in configs: input.image_roots of a "
+    "build, data.image_roots of a training)",
     ImageReason.NOT_A_FILE: "a regular file is expected",
-    ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected; download the file again",
-    ImageReason.TRUNCATED: "the file is damaged; download it again",
-    ImageReason.TOO_MANY_PIXELS: "scale the image down, or raise the cap (max_pixels) if it is genuine",
+    ImageReason.NOT_AN_IMAGE: f"one of {', '.join(FORMATS)} is expected: remove the file, then `mbeir-cot mbeir fetch DIR` "
+    "extracts what is missing",
+    ImageReason.TRUNCATED: "the file is damaged: remove it, then `mbeir-cot mbeir fetch DIR` extracts what is missing",
+    ImageReason.TOO_MANY_PIXELS: "scale the image down: 64 million pixels are allowed",
     ImageReason.UNREADABLE: "check the permissions of the file",
+    ImageReason.ASPECT_RATIO: "crop or pad the image: the image processors of Qwen's models refuse it",
 }
 
 
@@ -65,10 +80,14 @@ class ImageStore:
         allowed_roots: further directories that symbolic links below `root` may lead into (many keep ``mbeir_images``
             on another disk). Nothing else outside the root is opened.
         max_pixels: width x height above which an image is refused before it is decoded.
+        max_ratio: of the longer side to the shorter, above which an image is refused; None for any.
     """
 
-    def __init__(self, root: Path, *, allowed_roots: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, root: Path, *, allowed_roots: tuple[Path, ...] = (), max_pixels: int = MAX_PIXELS, max_ratio: float | None = None
+    ) -> None:
         self.root = root
+        self.max_ratio = max_ratio
         self.max_pixels = max_pixels
         self._allowed_roots = allowed_roots
         self._real_roots = tuple(os.path.realpath(place) for place in (root, *allowed_roots))
@@ -76,7 +95,31 @@ class ImageStore:
         self._real_folder = lru_cache(maxsize=65_536)(lambda folder: os.path.realpath(os.path.join(root, folder)))  # noqa: PTH118
 
     def resolve(self, relative: str) -> Path:
-        """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content."""
+        """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content.
+
+        A name with accents may be written in two ways in Unicode (NFC and NFD: some disks and archives change the one into the
+        other): the file is also found under the other one.
+        """
+        try:
+            return self._resolved(relative)
+        except ImageProblem as problem:
+            if problem.reason is not ImageReason.MISSING or relative.isascii():
+                raise
+            found = [path for name in _other_forms(relative) if (path := self._there(name)) is not None]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                detail = "no such file; there are two whose names differ from it in the form of their accents only (NFC, NFD)"
+                raise ImageProblem(ImageReason.MISSING, relative, detail) from None
+            raise
+
+    def _there(self, relative: str) -> Path | None:
+        try:
+            return self._resolved(relative)
+        except ImageProblem:
+            return None
+
+    def _resolved(self, relative: str) -> Path:
         parts = relative.split("/")
         if not relative or "\0" in relative or "\\" in relative or relative.startswith("/") or ".." in parts:
             raise ImageProblem(ImageReason.OUTSIDE_ROOT, relative, "not a plain path below the M-BEIR root")
@@ -108,22 +151,60 @@ class ImageStore:
             raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
 
     def open(self, relative: str) -> Image.Image:
-        """The decoded image in RGB, as UniIR converts it (no EXIF rotation)."""
-        path = self.resolve(relative)
+        """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`)."""
+        return self._decoded(relative, self.resolve(relative), normalised)
+
+    def portable(self, relative: str) -> PictureFile:
+        """A file that shows what `open` gives whoever decodes it: the file itself where it is plain, else a PNG."""
+        data = self.read_bytes(relative)
+        return self._decoded(relative, io.BytesIO(data), lambda image: as_file(image, data))
+
+    def is_plain(self, relative: str, data: bytes) -> bool:
+        """Whether the file, whose content is `data`, may be handed on as it is. False too for what cannot be opened."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path, formats=FORMATS) as image:
-                    width, height = image.size
-                    if width * height > self.max_pixels:
-                        detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
-                        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
-                    return image.convert("RGB")
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
-        except UnidentifiedImageError as error:
-            raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
-        except PermissionError as error:
-            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged data
-            raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error
+            return self._decoded(relative, io.BytesIO(data), is_plain)
+        except ImageProblem:
+            return False
+
+    def _decoded(self, relative: str, source: Path | io.BytesIO, take: Callable[[Image.Image], T]) -> T:
+        with _explained(relative), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > self.max_pixels:
+                    detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
+                    raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
+                if self.max_ratio is not None and max(width, height) > self.max_ratio * min(width, height):
+                    detail = f"{width}x{height} pixels, sides in a ratio above {self.max_ratio:g}"
+                    raise ImageProblem(ImageReason.ASPECT_RATIO, relative, detail)
+                return take(image)
+
+
+def picture_value(store: ImageStore, relative: str) -> dict[str, Any]:
+    """A picture as `datasets.Image` keeps it. The file's name gets the suffix of what it holds now."""
+    file = store.portable(relative)
+    name = relative.rsplit("/", 1)[-1]
+    plain = file.media_type != "image/png" or name.lower().endswith(".png")
+    return {"bytes": file.content, "path": name if plain else f"{name.rpartition('.')[0] or name}.png"}
+
+
+def _other_forms(relative: str) -> list[str]:
+    forms = (unicodedata.normalize(form, relative) for form in ("NFC", "NFD"))
+    return [form for form in dict.fromkeys(forms) if form != relative]
+
+
+@contextmanager
+def _explained(relative: str) -> Iterator[None]:
+    """Whatever Pillow raises for a file, as an ImageProblem."""
+    try:
+        yield
+    except (ImageProblem, MemoryError):
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
+    except PermissionError as error:
+        raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+    except Exception as error:  # decoders of damaged data raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+        raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error

@@ -58,7 +58,7 @@ class MalformedInput(InputError):
         super().__init__(
             f"malformed input in {problems[0].file}:\n{listed}" + ("\n  … and more" if more else ""),
             "mend or download the file again (`mbeir-cot mbeir check DIR` lists every problem), "
-            "or leave such lines out with the line policy 'skip', which records each in a rejects file",
+            "or, of a query file, build with --set input.malformed_lines=skip, which records each in a file",
         )
         self.problems = problems
         self.more = more

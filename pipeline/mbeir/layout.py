@@ -16,6 +16,8 @@ from schemas.mbeir import DATASET_IDS, DATASET_TASKS, DatasetTask
 
 Split = Literal["train", "val", "test", "union_train", "union_val"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test", "union_train", "union_val")
+_SHARED: Final = {"oven": "infoseek", "infoseek": "oven"}
+"""Datasets that have positives among each other's candidates."""
 _OLDER_LAYOUTS: Final = ("train", "val", "test", "cand_pool/union_pool")
 
 
@@ -96,6 +98,28 @@ class Layout:
                 return None
             name = f"{name}_{split.removeprefix('union_')}"
         return self.root / "cand_pool" / "local" / f"mbeir_{name}_cand_pool.jsonl"
+
+    def target_pools(self, task: DatasetTask, split: Split) -> list[Path]:
+        """The pools that are here and may hold positives of a dataset-task, in the order in which they are to be asked.
+
+        The local one, then the split's global one. Without that, the local pools of the dataset whose candidates are
+        positives too: OVEN and InfoSeek share their encyclopedia.
+        """
+        whole = self.global_pool(split)
+        paths = [self.local_pool(task, split), whole]
+        if not whole.is_file():
+            near = {task.dataset, _SHARED.get(task.dataset)}
+            paths += [self.local_pool(other, split) for other in DATASET_TASKS if other.dataset in near]
+        return [path for path in dict.fromkeys(paths) if path is not None and path.is_file()]
+
+    def fetch_remedy(self, dataset: str, split: Split) -> str:
+        """The command that brings the candidates of a dataset for a split."""
+        if dataset == "mscoco" and self.local_pool(DatasetTask("mscoco", 0), split) is None:
+            return (
+                f"`mbeir-cot mbeir fetch {self.root} --datasets mscoco --union` (MSCOCO's training candidates are in the "
+                "global pool only; add --no-images if the images are here)"
+            )
+        return f"`mbeir-cot mbeir fetch {self.root} --datasets {dataset}` (add --no-images if the images are here)"
 
     def global_pool(self, split: Split) -> Path:
         name = split.removeprefix("union_")

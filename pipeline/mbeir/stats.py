@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.mbeir.layout import SPLITS, Layout, QueryFile, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import plain_store
 from pipeline.progress import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid
@@ -59,13 +60,20 @@ class MbeirStats(BaseModel):
     pools: list[PoolStats]
 
 
-def collect_stats(root: Path, *, images: bool = True, cache_dir: Path | None = None, quiet: bool = False) -> MbeirStats:
+def collect_stats(
+    root: Path,
+    *,
+    images: bool = True,
+    image_roots: Sequence[Path] = (),
+    cache_dir: Path | None = None,
+    quiet: bool = False,
+) -> MbeirStats:
     """Reads every query file and pool once. `images` also looks whether each image file is there.
 
     Raises InputError for malformed files: `check` lists what is wrong with them.
     """
     layout = Layout.open(root)
-    store = ImageStore(root) if images else None
+    store = plain_store(root, image_roots) if images else None
     query_files, pool_files = list(layout.query_files()), list(layout.pool_files())
     total = sum(path.stat().st_size for path in [f.path for f in query_files] + [f.path for f in pool_files])
     tasks: list[TaskStats] = []
@@ -195,7 +203,7 @@ def render(stats: MbeirStats) -> RenderableType:
             footer = "" if column == "pool" else _number(_sum(numbers))
             table.add_column(column, footer, justify="right", no_wrap=True)
         for row, cells in zip(rows, values, strict=True):
-            table.add_row(row.dataset_task, *map(_number, cells))
+            table.add_row(Text(row.dataset_task), *map(_number, cells))
         tables.append(table)
     if stats.pools:
         table = _table("candidate pools")
@@ -204,7 +212,7 @@ def render(stats: MbeirStats) -> RenderableType:
             table.add_column(column, justify="right", no_wrap=True)
         for pool in stats.pools:
             counts = [pool.by_modality.get(name, 0) for name in ("text", "image", "image,text")]
-            table.add_row(pool.pool, *map(_number, [pool.candidates, *counts, pool.missing_images]))
+            table.add_row(Text(pool.pool), *map(_number, [pool.candidates, *counts, pool.missing_images]))
         tables.append(table)
     return Group(*tables, Text(_LEGEND, style="dim"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.families import family_of
 from pipeline.finished import FinishedDataset
 from pipeline.journey import Journey
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.stores import build_store
 from pipeline.replay import first_positives, replay
 from pipeline.report.charts import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
 from pipeline.report.page import Chart, Example, Exchange, Fact, Grid, Page
@@ -30,11 +31,16 @@ Row = Mapping[str, Any]
 
 
 def build_page(
-    dataset: FinishedDataset, *, records: int = RECORDS, rejections: int = REJECTIONS, prices: tuple[float, float] | None = None
+    dataset: FinishedDataset,
+    *,
+    records: int = RECORDS,
+    rejections: int = REJECTIONS,
+    prices: tuple[float, float] | None = None,
+    image_roots: Sequence[Path] = (),
 ) -> Page:
-    """prices: of a million tokens read and written, for the cost."""
+    """prices: of a million tokens read and written, for the cost. image_roots: added to the build's."""
     manifest = dataset.manifest
-    settings = dataset.settings()
+    settings = dataset.settings(image_roots)
     numbers = dataset.table(
         "data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"]
     )
@@ -44,7 +50,7 @@ def build_page(
     positives: dict[str, Candidate] = {}
     store = None
     if settings is not None and settings.mbeir.is_dir():
-        store = ImageStore(settings.mbeir, allowed_roots=settings.input.image_roots)
+        store = build_store(settings)
         journeys = replay(settings, [*rows, *refused])
         positives = first_positives(settings, [*rows, *refused])
     pictures = Thumbnails(store)

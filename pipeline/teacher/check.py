@@ -13,11 +13,12 @@ from typing import Final
 
 from pipeline.families import FAMILIES, Family, family_of
 from pipeline.judge import ASSESS, VERIFY
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
 from pipeline.mbeir.jsonl import scan_rows
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
 from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
 from pipeline.teacher.ask import judge_request, reason_request
 from pipeline.teacher.images import EncodedImage, ImageEncoder
@@ -51,7 +52,7 @@ class Questions:
         self._config = config
         self._verifier = config.verifier or config.teacher
         self._layout = Layout.open(config.mbeir)
-        store = ImageStore(config.mbeir, allowed_roots=config.input.image_roots)
+        store = build_store(config)
         self._encoders = [ImageEncoder.of(one, store) for one in (config.teacher, self._verifier)]
         self._prompts = [PromptSet.load(one.prompts) for one in (config.teacher, self._verifier)]
 

@@ -11,10 +11,11 @@ from typing import Final, NamedTuple, Self
 
 from PIL import Image
 
-from pipeline.mbeir.images import FORMATS, ImageStore
+from pipeline.mbeir.images import ImageStore
 from schemas.config import TeacherConfig
 
-_MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+_SEEN: Final = b"upright, on white, 8 bits"
+"""Goes into the digest of a file that is shown otherwise than it is: an answer to what a server made of it is another one."""
 _QUALITY: Final = 95
 _PATHS_KEPT: Final = 20_000
 _IMAGES_KEPT: Final = 256
@@ -28,7 +29,7 @@ class ImageMode(StrEnum):
 
 
 class EncodedImage(NamedTuple):
-    """`sha256` is that of the original file: a request's fingerprint holds it instead of the URL."""
+    """`sha256` is the file's digest (`ImageEncoder.digest`): a request's fingerprint holds it instead of the URL."""
 
     url: str
     sha256: str
@@ -38,7 +39,8 @@ class ImageEncoder:
     """Encodes images of one store; the last `keep` of them are remembered (by default as many as memory bears).
 
     `max_pixels`: larger images are reduced once, by us, so that every server sees the same pixels. A reduced image travels
-    within the request also in path mode, as a server may read one directory only.
+    within the request also in path mode, as a server may read one directory only; and so does one that servers and students
+    would see differently (`pipeline.mbeir.pictures`).
     """
 
     def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int | None = None) -> None:
@@ -53,12 +55,21 @@ class ImageEncoder:
         return cls(store, ImageMode(config.images), max_pixels=config.max_pixels)
 
     def digest(self, relative: str) -> str:
-        """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none."""
+        """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none.
+
+        Of a file that is not sent as it is, the digest also covers what is made of it.
+        """
         if relative not in self._digests:
-            self._digests[relative] = hashlib.sha256(self._store.read_bytes(relative)).hexdigest()
-            if len(self._digests) > _PATHS_KEPT:
-                self._digests.popitem(last=False)
+            self._remember(relative, self._store.read_bytes(relative))
         return self._digests[relative]
+
+    def _remember(self, relative: str, data: bytes) -> bool:
+        """Whether the file is plain; its digest is kept."""
+        plain = self._store.is_plain(relative, data)
+        self._digests[relative] = hashlib.sha256(data if plain else data + _SEEN).hexdigest()
+        if len(self._digests) > _PATHS_KEPT:
+            self._digests.popitem(last=False)
+        return plain
 
     def encode(self, relative: str) -> EncodedImage:
         """Raises ImageProblem for an image that cannot be used: a damaged file is our rejection, not the server's error."""
@@ -67,14 +78,15 @@ class ImageEncoder:
             return self._known[relative]
         data = self._store.read_bytes(relative)
         image = self._store.open(relative)
+        plain = self._remember(relative, data)
         if image.width * image.height > self._max_pixels:
             url = _data_url("image/jpeg", _reduced(image, self._max_pixels))
-        elif self._mode is ImageMode.PATH:
+        elif self._mode is ImageMode.PATH and plain:
             url = self._store.resolve(relative).as_uri()
         else:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-                url = _data_url(_MEDIA_TYPES[header.format or "JPEG"], data)
-        encoded = EncodedImage(url, hashlib.sha256(data).hexdigest())
+            file = self._store.portable(relative)
+            url = _data_url(file.media_type, file.content)
+        encoded = EncodedImage(url, self._digests[relative])
         self._known[relative] = encoded
         if len(self._known) > self._keep:
             self._known.popitem(last=False)

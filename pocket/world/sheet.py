@@ -13,6 +13,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import plain_store
 from schemas.mbeir import DATASET_TASKS, DatasetTask
 
 _PICTURE: Final = 96
@@ -23,7 +24,7 @@ _INK, _PAPER, _GREY = (30, 30, 36), (255, 255, 255), (120, 120, 130)
 
 def draw_sheet(root: Path, cache_dir: Path | None = None, *, skip: int = 1) -> Image.Image:
     """The query number `skip` of each test file beside its first positive, in two columns."""
-    rows = list(_rows(Layout.open(root), ImageStore(root), cache_dir, skip))
+    rows = list(_rows(Layout.open(root), plain_store(root), cache_dir, skip))
     half = (len(rows) + 1) // 2
     sheet = Image.new("RGB", (2 * _COLUMN, half * _ROW + 8), _PAPER)
     for number, row in enumerate(rows):

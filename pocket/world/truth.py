@@ -63,7 +63,7 @@ def load_truth(directory: Path) -> Truth:
     """Reads ``OUT/truth``."""
 
     def lines(name: str) -> list[str]:
-        return (directory / name).read_text().splitlines()
+        return (directory / name).read_text(encoding="utf-8").splitlines()
 
     return Truth(
         queries=tuple(QueryTruth.model_validate_json(line) for line in lines(QUERIES)),

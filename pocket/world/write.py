@@ -112,8 +112,8 @@ def _write(book: Book, out: Path, info: WorldInfo) -> None:
     _write_rows(truth / QUERIES, (row.model_dump(mode="json") for row in book.query_truths))
     _write_rows(truth / CANDIDATES, (row.model_dump(mode="json") for row in book.candidate_truths))
     _write_rows(truth / IMAGES, (row.model_dump(mode="json") for row in book.image_truths))
-    (out / "README.md").write_text(_readme(book, info))
-    (out / "world.json").write_text(info.model_dump_json(indent=1) + "\n")
+    (out / "README.md").write_text(_readme(book, info), encoding="utf-8")
+    (out / "world.json").write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -156,7 +156,7 @@ def _write_query_file(layout: Layout, path: Path, split: str, rows: list[dict[st
     qrels = layout.root / "qrels" / split / f"{path.stem}_qrels.txt"
     qrels.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{row['qid']} 0 {did} 1 {row['task_id']}\n" for row in rows for did in row["pos_cand_list"]]
-    qrels.write_text("".join(lines))
+    qrels.write_text("".join(lines), encoding="utf-8")
 
 
 def _write_pools(book: Book, layout: Layout) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import cost
+from trainer.cost import PUBLISHED_PATCHES, PUBLISHED_ROWS, PUBLISHED_TOKENS
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,15 +48,28 @@ def test_a_shape_has_the_parameters_of_the_model(shape: cost.Shape) -> None:
     assert shape.lora_parameters(8) == sum(8 * (m.in_features + m.out_features) for m in linears)
 
 
-def test_checkpointing_recomputes_a_forward_of_four() -> None:
-    """8 N T with it and 6 N T without, for what is frozen (see the docstring); LoRA, tower and vocabulary on top."""
+def test_a_step_takes_what_was_measured() -> None:
+    """Rows with pictures on one H200: tokens/s with and without checkpointing."""
+    data = cost.Data(query_images=1.0, positive_images=1.0)
     with_, without = (
-        cost.train_step_flop(cost.QWEN_7B, 1024, traces=True, r=0, checkpointing=checkpointing)
+        cost.step_s(cost.QWEN_7B, cost.CARDS["h200"], 256, traces=True, data=data, checkpointing=checkpointing)
         for checkpointing in (True, False)
     )
-    tokens = 1024 * cost.train_tokens(traces=True)
-    assert with_ - without == pytest.approx(2 * cost.QWEN_7B.layer_parameters * tokens)
-    assert with_ == pytest.approx(8 * cost.QWEN_7B.layer_parameters * tokens, rel=0.08)
+    tokens = 256 * cost.train_tokens(data, traces=True)
+    assert tokens / with_ == pytest.approx(4532, rel=0.1)
+    assert tokens / without == pytest.approx(6186, rel=0.1)
+
+
+def test_memory_is_near_what_was_measured() -> None:
+    for chunk, checkpointing, gib in ((32, True, 32.5), (16, False, 65.3)):
+        assert cost.memory_of(cost.QWEN_7B, chunk=chunk, checkpointing=checkpointing) / 2**30 == pytest.approx(gib, rel=0.06)
+
+
+def test_a_dry_run_without_data_takes_the_same_figures() -> None:
+    for variant, traces in (("trace", True), ("direct", False)):
+        assert pytest.approx(cost.train_tokens(traces=traces), rel=0.01) == PUBLISHED_TOKENS[variant]
+    assert pytest.approx(cost.train_patches(), rel=0.01) == PUBLISHED_PATCHES
+    assert cost.DATA.train_rows == PUBLISHED_ROWS
 
 
 def test_more_rows_decode_faster_and_a_copied_cache_slower() -> None:
@@ -69,11 +83,12 @@ def test_more_rows_decode_faster_and_a_copied_cache_slower() -> None:
 
 
 def test_what_was_measured_replaces_the_assumption(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "MEASURED", cost.Measured())
+    monkeypatch.setattr(cost, "MEASURED", cost.Measured(embed_share=None))
     before = cost.table(cost.CARDS["h100"])
-    assert "measured on one" not in before
-    monkeypatch.setattr(cost, "MEASURED", cost.Measured(on="H100", train_share=0.2, decode_7b=1000.0))
+    assert "useful FLOP at 18.5% of the peak, measured on one H200" in before
+    assert "vectors 40 GB on disk; estimated at 40% of the peak, assumed" in before
+    monkeypatch.setattr(cost, "MEASURED", cost.Measured(on="H100", train_share={True: 0.2, False: 0.3}, decode_7b=1000.0))
     after = cost.table(cost.CARDS["h100"])
-    assert "at 20% of the peak, measured on one H100" in after
+    assert "useful FLOP at 30.0% of the peak, measured on one H100" in after
     assert "256 rows a GPU, measured on one H100" in after
-    assert "at 40% of the peak, assumed" in after  # candidates were not
+    assert "vectors 40 GB on disk; estimated at 27% of the peak" in after

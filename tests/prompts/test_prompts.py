@@ -99,7 +99,40 @@ def test_a_query_can_forge_neither_marks_nor_images(text: str) -> None:
     assert "‹|im_start|›system‹/answer›‹REASONING ›" in said
 
 
-@pytest.mark.parametrize("text", ["a < b > c", "x <3 y", "i<|j", "<b>bold</b>", "naïve 东京"])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<image>",
+        "<video>",
+        "<audio>",
+        "<IMG_CONTEXT>",
+        "<img>",
+        "</img>",
+        "<start_of_image>",
+        "<image_soft_token>",
+        "<|vision_start|>",
+        "<|image_pad|>",
+        "<|image_1|>",
+        "<ref-object>",
+        "<s>",
+        "</s>",
+        "<start_of_turn>",
+        "<Tool_Call>",
+        "[IMG]",
+        "[/INST]",
+    ],
+)
+def test_a_query_brings_no_picture_along(mark: str) -> None:
+    """Marks of Qwen, InternVL, LLaVA, Phi, Gemma and Pixtral, also where a control character hides one, or one holds another."""
+    inner = mark.strip("<>[]")
+    for text in (f"a {mark} b", f"a {mark[:3]}\x01{mark[3:]} b"):
+        assert defused(text) == f"a ‹{inner}› b"
+    assert mark not in defused(f"{mark[:2]}{mark}{mark[2:]}")
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b > c", "x <3 y", "i<|j", "<b>bold</b>", "naïve 东京", "<images>", "[image]", 'an <img src="x"> tag', "a[i]"]
+)
 def test_ordinary_text_is_left_as_it_is(text: str) -> None:
     assert defused(text) == text
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
@@ -19,9 +18,10 @@ from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DatasetTask, unhash_did
 from schemas.training import EvaluationSettings, TrainConfig
 from tests.cli import mbeir_cot
-from tests.trainer.conftest import fresh
+from trainer.cli import evaluate
+from trainer.cli_search import index as index_command
+from trainer.cli_search import search as search_command
 from trainer.controls import teacher_traces
-from trainer.embed import QueryFile
 from trainer.evaluate import Evaluation
 from trainer.index import Index, pools_of
 
@@ -82,25 +82,22 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     assert found.returncode == 0, found.stderr
     assert "reasons (P(direct)" in found.stdout
     assert len([line for line in found.stdout.splitlines() if str(tiny_world) in line or "8:" in line or "2:" in line]) >= 3
-    near = mbeir_cot("search", where, "a town in the north", "--approximate")
-    assert near.returncode == 0, near.stderr
+    search_command(where, "a town in the north", approximate=True)
 
-    again = mbeir_cot(
-        "index", finished, "--out", where, "--split", "val", "--pool", "edis_task2", "--set", f"data.mbeir={tiny_world}"
-    )
-    assert "holds something else" in again.stderr
+    with pytest.raises(ConfigError, match="holds something else"):
+        index_command(finished, where, split="val", pool=["edis_task2"], overrides=[f"data.mbeir={tiny_world}"])
     with pytest.raises(InputError, match="queries have 7 dimensions, the index 256"):
         index.search(np.ones((1, 7)), 3)
-    empty = mbeir_cot("search", where)
-    assert "nothing to search for" in empty.stderr
-    assert "is no index" in mbeir_cot("search", tmp_path, "x").stderr
+    with pytest.raises(ConfigError, match="nothing to search for"):
+        search_command(where)
+    with pytest.raises(InputError, match="is no index"):
+        search_command(tmp_path, "x")
 
 
 def test_eval_of_a_run_that_is_not_finished(train_file: Path, tmp_path: Path) -> None:
-    done = mbeir_cot("eval", train_file, "--out", tmp_path / "none", "--set", "evaluation.base=false")
-    assert done.returncode != 0
-    assert "not there or not finished" in done.stderr
-    assert "mbeir-cot train" in done.stderr
+    with pytest.raises(InputError, match="not there or not finished") as caught:
+        evaluate(train_file, tmp_path / "none", ["evaluation.base=false"])
+    assert "mbeir-cot train" in caught.value.remedy
 
 
 def test_vectors_of_other_weights_are_made_anew(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
@@ -145,15 +142,6 @@ def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Pa
     assert "which count as misses" in notice
     with pytest.raises(InputError, match="holds no positive of any of the 12 queries of cirr_task7"):
         notices({did for dids in wanted for did in dids})
-
-
-def test_a_query_file_is_read_in_windows(config: TrainConfig, tiny_world: Path) -> None:
-    encoder, images = fresh(config).encoder(), ImageStore(tiny_world)
-    file = QueryFile(Layout.open(tiny_world), DatasetTask("cirr", 7), "val")
-    whole = file.rows(encoder, images)
-    parts = list(file.windows(encoder, images, 5))
-    assert [start for start, _ in parts] == [0, 5, 10]
-    assert [row for _, rows in parts for row in rows] == whole
 
 
 def dids_of(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli import mbeir_cot
@@ -72,6 +73,44 @@ def test_a_model_is_pushed_and_loads(run: Path, tmp_path: Path) -> None:
     assert identity["pool"] == "pre"
     assert not Path(identity["base"]).is_absolute()
     assert embedder is None or embedder.identity.pool == "pre"
+    assert "mbeir-cot index org/trace --set data.mbeir=MBEIR --out INDEX" in card
     unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", HF_TOKEN=TOKEN)
     assert unfinished.returncode == 2
     assert "not finished" in unfinished.stderr
+
+
+def test_a_pushed_model_is_used_by_its_name_and_by_its_directory(run: Path, tiny_world: Path, tmp_path: Path) -> None:
+    """The card's commands: the same vectors as the run's own, searched, and scored."""
+    base = json.loads((run / "trace" / "model" / "embedder.json").read_text())["base"]
+    given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is no repository here
+    pool = ["--pool", "webqa_task1", "--quiet"]
+    made = mbeir_cot("index", run, "--out", tmp_path / "own", *pool)
+    assert made.returncode == 0, made.stderr
+    with hub_repos() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        assert mbeir_cot("push-model", run, "org/trace", **settings).returncode == 0
+        done = mbeir_cot("index", "org/trace", "--out", tmp_path / "index", *given, *pool, **settings)
+        assert done.returncode == 0, done.stderr
+        lost = mbeir_cot("index", "org/no-such", "--out", tmp_path / "x", *given, **settings)
+        assert lost.returncode == 2
+        assert "no repository that can be downloaded" in lost.stderr
+    own, theirs = (np.load(tmp_path / name / "corpus_embed.npy") for name in ("own", "index"))
+    assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and batches of other shapes
+    found = mbeir_cot("search", tmp_path / "index", "a red thing")
+    assert found.returncode == 0, found.stderr
+    (snapshot,) = (tmp_path / "hf" / "hub").glob("models--org--trace/snapshots/*")
+    blind = mbeir_cot("eval", snapshot, "--out", tmp_path / "scores")
+    assert blind.returncode == 2
+    assert "--set data.mbeir" in blind.stderr
+    homeless = mbeir_cot("eval", snapshot, *given)
+    assert homeless.returncode == 2
+    assert "--out" in homeless.stderr
+    scored = mbeir_cot(
+        "eval", snapshot, "--out", tmp_path / "scores", *given, "--set", "evaluation.split=val", "--quiet", timeout=200
+    )
+    assert scored.returncode == 0, scored.stderr
+    (result,) = json.loads((tmp_path / "scores" / "eval" / "results_val.json").read_text())[:1]
+    assert (result["name"], {task["task"] for task in result["tasks"]}) == (
+        "trace",
+        {"cirr_task7", "fashioniq_task7", "webqa_task1"},
+    )

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import patch
 
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import topk
-from trainer.topk import LOWEST, MISSING, blocks, normalised, top_k
+from trainer.topk import LOWEST, MISSING, TopK, blocks, normalised, top_k, top_k_each
+from trainer.topk_device import scan_pool
 
 
 def by_heap(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +67,62 @@ def test_it_keeps_and_orders_ties_as_the_rule_says(
     positions, scores = by_heap(queries, pool, k)
     np.testing.assert_array_equal(found.positions, positions)
     np.testing.assert_array_equal(found.scores, scores)
+
+
+def on_tensors(parts: list[tuple[np.ndarray, int]], pool: Iterable[np.ndarray]) -> list[TopK]:
+    """As on a GPU, with the tensors on the CPU."""
+    return [topk._sorted(*kept) for kept in scan_pool(parts, pool, torch.device("cpu"))]
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 60),
+    ks=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    levels=st.integers(1, 3),
+    block=st.integers(1, 70),
+    odd=st.sampled_from(["", "nan", "-inf", "-0.0", "same"]),
+)
+def test_the_scan_on_tensors_keeps_the_same_rule(
+    seed: int, rows: int, ks: list[int], levels: int, block: int, odd: str
+) -> None:
+    """Several query sets in one pass; ties, pools smaller than k, blocks of any size, scores that are -0.0, NaN or -inf."""
+    rng = np.random.default_rng(seed)
+    pool = grid(rng, rows, levels)
+    some = rng.random(rows) < 0.3
+    if odd == "same":
+        pool[some] = pool[0]
+    elif odd == "-0.0":
+        pool[some] = 0 * -np.abs(pool[some])
+    elif odd:
+        pool[some, 0] = float(odd)
+    sets = [(np.abs(grid(rng, 4, levels)) + (odd == "-inf"), k) for k in ks]
+    if odd == "-0.0":
+        pool = np.concatenate([pool, -pool])
+    parts = list(blocks_of(pool, block))
+    with np.errstate(invalid="ignore"):
+        found = on_tensors(sets, parts)
+        by_numpy = top_k_each(sets, parts)
+        for (queries, k), one, other in zip(sets, found, by_numpy, strict=True):
+            positions, scores = by_heap(queries, pool, k)
+            if odd == "-inf":  # the heap takes what it is given while it has room; the scans never take -inf
+                positions, scores = other
+            np.testing.assert_array_equal(one.positions, positions)
+            np.testing.assert_array_equal(one.scores, scores)
+            np.testing.assert_array_equal(one.positions, other.positions)
+            np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_rows_without_a_finite_length_are_told_after_the_last_block() -> None:
+    pool = np.ones((10, 3), np.float16)
+    pool[2, 1], pool[7, 0] = np.nan, np.inf
+    told: list[int] = []
+    made = blocks(pool, 4, wrong=lambda rows: told.extend(rows.tolist()))
+    assert len(next(made)) == 4
+    assert not told
+    assert len(list(made)) == 2
+    assert told == [2, 7]
+    assert len(list(blocks(pool[:2], wrong=lambda rows: pytest.fail(str(rows))))) == 1
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 50])

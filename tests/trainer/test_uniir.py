@@ -7,11 +7,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid
+from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid, unhash_did, unhash_qid
 from tests.cli import mbeir_cot
-from trainer.topk import TopK
-from trainer.uniir import EmbeddingFiles, Score, hit_rates, ids_path, load_embeddings, metric_ks, run_lines, table
+from trainer import uniir as uniir_module
+from trainer.topk import TopK, blocks
+from trainer.uniir import (
+    EmbeddingFiles,
+    Score,
+    hit_rates,
+    ids_path,
+    load_embeddings,
+    metric_ks,
+    run_lines,
+    score_directory,
+    table,
+)
 
 CIRR, COCO, FIQ = DatasetTask("cirr", 7), DatasetTask("mscoco", 3), DatasetTask("fashioniq", 7)
 
@@ -71,9 +83,6 @@ def simple_value(
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_scores_are_uniirs_on_pools_full_of_ties(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from pipeline.mbeir.layout import Layout
-    from trainer.uniir import score_directory
-
     uniir, mbeir, relevant = world(tmp_path_factory.mktemp("w"), np.random.default_rng(seed))
     files = EmbeddingFiles(uniir, "exp")
     in_order = [task for task in DATASET_TASKS if task in (CIRR, COCO, FIQ)]
@@ -83,6 +92,36 @@ def test_scores_are_uniirs_on_pools_full_of_ties(seed: int, tmp_path_factory: py
         pools = in_order if score.pool == "union" else [score.task]
         most = max(metric_ks(score.task))
         assert score.value == simple_value(files, score.task, pools, relevant[score.task.name], score.k, most), score
+
+
+@pytest.mark.parametrize("what", ["queries", "candidates"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused_and_named(tmp_path: Path, what: str, value: float) -> None:
+    uniir, mbeir, _ = world(tmp_path, np.random.default_rng(5))
+    files = EmbeddingFiles(uniir, "exp")
+    path = files.queries(FIQ, "test") if what == "queries" else files.candidates(FIQ, "test")
+    vectors, ids = np.load(path), np.load(ids_path(path))
+    vectors[[1, 4], 2] = value
+    np.save(path, vectors)
+    name = unhash_qid if what == "queries" else unhash_did
+    with pytest.raises(InputError) as caught:
+        list(score_directory(files, Layout(mbeir)))
+    assert f"{path}: 2 of {len(ids)} vectors are not finite" in caught.value.problem
+    assert f": {name(int(ids[1]))}, {name(int(ids[4]))}" in caught.value.problem
+    assert not list(files.runs.glob("*fashioniq*"))
+
+
+def test_the_union_is_read_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uniir, mbeir, _ = world(tmp_path, np.random.default_rng(6))
+    read: list[int] = []
+    monkeypatch.setattr(
+        uniir_module, "blocks", lambda pool, **more: blocks(pool, 16, **more) if not read.append(len(pool)) else ()
+    )
+    scores = [
+        one for found, _ in score_directory(EmbeddingFiles(uniir, "exp"), Layout(mbeir), pools=("union",)) for one in found
+    ]
+    assert len(scores) == 9
+    assert sorted(read) == [11, 11, 11, 60, 60, 60]  # queries and pools of three tasks
 
 
 def test_the_command_writes_run_files_and_the_table(tmp_path: Path) -> None:

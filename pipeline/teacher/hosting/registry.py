@@ -34,7 +34,7 @@ def registered(config: ServerConfig, endpoint: Endpoint, supervisor: int) -> Ite
     path = _path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{supervisor}.tmp")
-    temporary.write_text(_Entry(endpoint=endpoint, supervisor=supervisor).model_dump_json())
+    temporary.write_text(_Entry(endpoint=endpoint, supervisor=supervisor).model_dump_json(), encoding="utf-8")
     temporary.replace(path)
     try:
         yield

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.export.formats import FORMATS
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pocket.models import MODELS
@@ -17,8 +20,6 @@ from tests.builds import rows
 from tests.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow]
-
-FORMATS = ("sentence-transformers", "llama-factory", "ms-swift", "vlm2vec", "lamra")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def conversation_is_sound(row: dict[str, Any], mbeir: Path) -> None:
 
 def test_llama_factory(exported: Path, records: list[dict[str, Any]], small_world: Path) -> None:
     info = json.loads((exported / "llama-factory" / "dataset_info.json").read_text())["m_beir_cot"]
-    found = json.loads((exported / "llama-factory" / info["file_name"]).read_text())
+    found = pq.read_table(exported / "llama-factory" / info["file_name"]).to_pylist()
     assert info["formatting"] == "sharegpt"
     assert set(info["columns"].values()) == set(found[0])
     for row in found:
@@ -58,21 +59,16 @@ def test_llama_factory(exported: Path, records: list[dict[str, Any]], small_worl
 
 
 def test_ms_swift(exported: Path, records: list[dict[str, Any]], small_world: Path) -> None:
-    sft = [json.loads(line) for line in (exported / "ms-swift" / "sft.jsonl").read_text().splitlines()]
-    pairs = [json.loads(line) for line in (exported / "ms-swift" / "embedding.jsonl").read_text().splitlines()]
+    sft, pairs = (pq.read_table(exported / "ms-swift" / f"{name}.parquet").to_pylist() for name in ("sft", "embedding"))
     assert len(sft) == len(pairs) == len(records)
     for row in sft:
         conversation_is_sound(row, small_world)
     for row in pairs:
-        assert len(row["images"]) == row["messages"][0]["content"].count("<image>")
         for kind in ("positive", "negative"):
-            messages, images = row.get(f"{kind}_messages", []), row.get(f"{kind}_images", [])
-            assert len(messages) == len(images)
-            for said, shown in zip(messages, images, strict=True):
+            for said, shown in zip(row[f"{kind}_messages"], row[f"{kind}_images"], strict=True):
                 assert sum(turn["content"].count("<image>") for turn in said) == len(shown)
                 assert all((small_world / image).is_file() for image in shown)
-        assert len(row["positive_messages"]) == 1
-    assert any("negative_messages" in row for row in pairs)
+    assert {len(row["negative_messages"]) for row in pairs} == {0, 1}
 
 
 def test_vlm2vec(exported: Path, records: list[dict[str, Any]], small_world: Path) -> None:
@@ -103,45 +99,75 @@ def test_lamra_files_are_m_beir_files(exported: Path, records: list[dict[str, An
     assert (folder / "query_instructions.tsv").is_file()
 
 
-def test_sentence_transformers_trains_on_it(exported: Path, records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_snippet_for_sentence_transformers_trains_on_all_of_it(
+    exported: Path, records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
-    from datasets import load_dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    files = sorted((exported / "sentence-transformers").glob("*.parquet"))
-    assert sum(pq.read_metadata(path).num_rows for path in files) == len(records)
-    kinds = ("cirr_task7", "mscoco_task0", "oven_task6")  # image and text to image; text to image; image and text to text
-    train = {
-        path.stem: load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")).select(
-            range(4)
-        )
-        for path in files
-        if path.stem in kinds
-    }
-    assert set(train) == set(kinds)
-    body = Transformer(str(MODELS / "base"), transformer_task="feature-extraction")
-    model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode="lasttoken")], device="cpu")
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    trainer = SentenceTransformerTrainer(
-        model,
-        SentenceTransformerTrainingArguments(
-            output_dir=str(tmp_path / "out"),
-            max_steps=2,
-            per_device_train_batch_size=4,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
+    snippet = (exported / "sentence-transformers" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for said, here in (
+        ("Qwen/Qwen2.5-VL-3B-Instruct", str(MODELS / "base")),
+        (
+            'output_dir="trained"',
+            'output_dir="trained", max_steps=2, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True',
         ),
-        train_dataset=train,
-        loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=2),
-    )
-    done = trainer.train()
-    assert done.global_step == 2
-    assert done.training_loss > 0
-    assert any(not torch.equal(before[name], value) for name, value in model.named_parameters())
+        ("per_device_train_batch_size=32", "per_device_train_batch_size=4"),
+    ):
+        assert said in snippet
+        snippet = snippet.replace(said, here)
+    (tmp_path / "sentence-transformers").symlink_to(exported / "sentence-transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    head, last = snippet.rsplit("SentenceTransformerTrainer(", 1)
+    names: dict[str, Any] = {}
+    exec(head, names)
+    assert sum(map(len, names["train"].values())) == len(records)
+    before = {name: value.clone() for name, value in names["model"].named_parameters()}
+    exec(f"SentenceTransformerTrainer({last}", names)
+    assert any(not torch.equal(before[name], value) for name, value in names["model"].named_parameters())
+
+
+def test_candidates_without_text_are_never_null(
+    pictured_build: Path, records: list[dict[str, Any]], small_world: Path, tmp_path: Path
+) -> None:
+    """An image,text positive that lost its text stays beside the others; a text positive that did leaves its record out."""
+    first = {
+        name: next(row for row in records if (row["dataset"], row["task_id"]) == name) for name in (("edis", 2), ("webqa", 1))
+    }
+    emptied = {did for row in first.values() for did in row["positives"]}
+    lost = sum(set(row["positives"]) <= emptied and row["cand_modality"] == "text" for row in records)
+    root = tmp_path / "mbeir"
+    shutil.copytree(small_world, root)
+    for pool in (root / "cand_pool").rglob("*.jsonl"):
+        rows_ = [json.loads(line) for line in pool.read_text().splitlines()]
+        pool.write_text("".join(json.dumps(row | ({"txt": ""} if row["did"] in emptied else {})) + "\n" for row in rows_))
+    out = tmp_path / "out"
+    done = mbeir_cot("export", pictured_build, "--format", "sentence-transformers", "--out", out, "--mbeir", root)
+    assert done.returncode == 0, done.stderr
+    assert f"{lost:,} records were left out: their positives have neither text nor image" in done.stdout
+    assert f"{lost:,} records are left out" in (out / "README.md").read_text()
+    tables = [pq.read_table(path) for path in out.glob("*.parquet")]
+    assert sum(map(len, tables)) == len(records) - lost
+    assert not any(table["positive"].null_count for table in tables)
+    edis = pq.read_table(next(iter(sorted(out.glob("edis_task2*.parquet"))))).to_pylist()
+    assert edis[0]["positive"]["text"] == ""
+    assert edis[0]["positive"]["image"]["bytes"]
+    assert edis[1]["positive"]["text"]
+
+
+def test_records_with_fewer_negatives_than_asked_for_are_kept(
+    pictured_build: Path, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = mbeir_cot("export", pictured_build, "--format", "sentence-transformers", "--out", out, "--negatives", "3")
+    assert done.returncode == 0, done.stderr
+    columns = {path.stem: pq.read_schema(path).names[2:] for path in out.glob("*.parquet")}
+    for name, found in columns.items():
+        assert found == (["negative"] if len(found) == 1 else [f"negative_{i + 1}" for i in range(len(found))])
+        assert (f"-{len(found)}-negative" in name) == (len(found) < 3)
+    held = Counter(len(columns[path.stem]) for path in out.glob("*.parquet") for _ in range(pq.read_metadata(path).num_rows))
+    assert held == Counter(min(3, len(record["hard_negatives"])) for record in records)
+    assert len(held) > 1
 
 
 def test_what_cannot_be_exported_says_why(pictured_build: Path, tmp_path: Path) -> None:

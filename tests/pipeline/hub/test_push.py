@@ -176,6 +176,21 @@ def test_without_token(hub: HubRepos, pictured_build: Path) -> None:
     assert "hf auth login" in push(hub, pictured_build, REPO, expect=2, HF_TOKEN="")
 
 
+def test_a_dry_run_without_network_shows_the_plan_within_seconds(pictured_build: Path) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "HF_HOME": "/nonexistent"}
+    for changed, why in (({}, "cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE")):
+        began = time.monotonic()
+        done = mbeir_cot("push", pictured_build, REPO, "--dry-run", **(nowhere | changed))
+        assert done.returncode == 0, done.stderr
+        assert time.monotonic() - began < 25, "it tried again and again"
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not compared with what is there")]
+        assert why in line
+        assert "data/train-00000-of-00001.parquet" in done.stdout
+        assert "nothing was sent" in done.stdout
+    refused = mbeir_cot("push", pictured_build, REPO, **nowhere)
+    assert (refused.returncode, "cannot be reached" in refused.stderr) == (2, True)
+
+
 def test_without_network() -> None:
     refused = HfHubHTTPError.__bases__[0](f"[Errno 111] Connection refused, with {TOKEN}")
     os.environ["HF_TOKEN"] = TOKEN
@@ -294,6 +309,28 @@ def rewritten(dataset: Path, **changes: object) -> None:
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
     file |= {"bytes": path.stat().st_size, "sha256": digests(dataset)[file["path"]]}
     (dataset / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied: Path, tmp_path: Path) -> None:
+    """The remedy that the refusal names is followed, and the push succeeds."""
+    rewritten(copied, query_text="the key hf_abcdefghijklmnopqrstuvwxyz012345 on a poster")
+    identifier = str(pq.read_table(next((copied / "data").glob("*.parquet")))["id"][0])
+    said = push(hub, copied, REPO, expect=2)
+    option = re.search(r"--allow [^`]+", said)
+    assert option is not None
+    assert option[0] == f"--allow {identifier}"
+    done = push(hub, copied, REPO, *option[0].split())
+    assert f"Accepted, and named in the card: {identifier}" in done
+    files = hub.files("dataset", REPO)
+    assert f"looked at and accepted: `{identifier}`." in files["README.md"].decode()
+    assert json.loads(files["manifest.json"])["accepted"] == [identifier]
+    listed = tmp_path / "allowed"
+    listed.write_text(f"{identifier}\ntrain/none/task0/9:1\n")
+    again = push(hub, copied, REPO, "--allow-from", listed)
+    assert "Nothing to accept in train/none/task0/9:1" in again
+    # what is wrong of form is not a matter of judgement
+    rewritten(copied, route="sideways")
+    assert "route" in push(hub, copied, REPO, "--allow", identifier, expect=2)
 
 
 @pytest.mark.parametrize(

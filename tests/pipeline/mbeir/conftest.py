@@ -28,6 +28,12 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | str], *, newline:
     return path
 
 
+def edit_first(path: Path, **changes: Any) -> None:
+    """The first row of a file of JSON lines with other values."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    write_lines(path, [rows[0] | changes, *rows[1:]])
+
+
 def write_image(path: Path, colour: str = "red") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 24), colour).save(path)

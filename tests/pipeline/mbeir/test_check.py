@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,29 @@ def test_each_problem_is_found(mbeir: Path, code: str, file: str, severity: str,
     assert findings[file].severity == severity
     assert findings[file].remedy
     assert all(example.message for example in findings[file].examples)
+
+
+def test_what_a_fetch_without_union_leaves_is_no_damage(mbeir: Path) -> None:
+    """As `fetch --datasets mscoco` leaves it: the training queries' candidates are in the global pool, which is not here."""
+    for path in (mbeir / "cand_pool/global").iterdir():
+        path.unlink()
+    shutil.rmtree(mbeir / "query/union_train")
+    train, lacking = "query/train/mbeir_mscoco_train.jsonl", ("9:10", "9:11")
+    write_lines(mbeir / "cand_pool/local/mbeir_mscoco_task3_val_cand_pool.jsonl", _captions(mbeir, lacking))
+    codes = found(mbeir)
+    assert "positive_nowhere" not in {code for code, each in codes.items() if any(f.file == train for f in each)}
+    (finding,) = [f for f in codes["positive_in_absent_pool"] if f.file == train]
+    assert (finding.severity, finding.count) == ("warning", 2)
+    assert f"mbeir-cot mbeir fetch {mbeir} --datasets mscoco --union" in finding.remedy
+    (pool,) = [f for f in codes["no_pool"] if f.file == train]
+    assert "--datasets mscoco --union" in pool.remedy
+    (other,) = [f for f in codes["positive_of_absent_dataset"] if f.file == OVEN6]
+    assert f"mbeir-cot mbeir fetch {mbeir} --datasets infoseek" in other.remedy
+
+
+def _captions(root: Path, without: tuple[str, ...]) -> list[dict[str, Any]]:
+    path = root / "cand_pool/local/mbeir_mscoco_task3_val_cand_pool.jsonl"
+    return [row for line in path.read_text("utf-8").splitlines() if (row := json.loads(line))["did"] not in without]
 
 
 def test_damaged_images_are_found_when_decoding(mbeir: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mbeir.extract import MARKER, extract_images, find_parts, read_marker
+from pipeline.mbeir.extract import extract_images, find_parts
+from pipeline.mbeir.extracted import MARKER, read_marker
 from schemas.errors import CotError, InputError
 
 

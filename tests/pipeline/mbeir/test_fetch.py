@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.mbeir.extracted import LISTING
 from pipeline.mbeir.fetch import REPO_ID, checked_datasets, image_folder, patterns
 from schemas.errors import ConfigError
 from schemas.mbeir import DATASET_IDS
@@ -54,6 +55,40 @@ def test_the_whole_of_it(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     again = fetch(hub, dest)
     assert again.returncode == 0, again.stderr
     assert hub.downloads.total() == downloads  # neither the files nor the archive that is extracted already
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "of-an-earlier-version"])
+def test_images_that_were_lost_or_damaged_are_extracted_again(
+    hub: HubServer, mbeir: Path, tmp_path: Path, listed: bool
+) -> None:
+    dest = tmp_path / "dest"
+    assert fetch(hub, dest, "--remove-parts").returncode == 0
+    if not listed:
+        (dest / LISTING).unlink()
+    lost, damaged, own = sorted((dest / "mbeir_images").rglob("*.jpg"))[:3]
+    lost.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (dest / "mbeir_images" / "README").write_text("")  # of the user's
+    kept = own.stat().st_mtime_ns
+    again = fetch(hub, dest)
+    assert again.returncode == 0, again.stderr
+    assert "2 of them written now" in again.stdout
+    assert "since they were extracted" in again.stdout
+    for path in (lost, damaged):
+        assert path.read_bytes() == (mbeir / path.relative_to(dest)).read_bytes()
+    assert own.stat().st_mtime_ns == kept
+    downloads = hub.downloads.total()
+    third = fetch(hub, dest)
+    assert "since they were extracted" not in third.stdout
+    assert hub.downloads.total() == downloads
+
+
+def test_what_one_dataset_lacks_for_training_is_said(hub: HubServer, tmp_path: Path) -> None:
+    done = fetch(hub, tmp_path / "dest", "--datasets", "mscoco", "--no-images")
+    assert "MSCOCO's training candidates are in the global pool only" in done.stdout
+    done = fetch(hub, tmp_path / "dest", "--datasets", "mscoco", "--no-images", "--union")
+    assert "global pool only" not in done.stdout
+    assert (tmp_path / "dest/cand_pool/global/mbeir_union_train_cand_pool.jsonl").is_file()
 
 
 def test_one_dataset_without_images(hub: HubServer, tmp_path: Path) -> None:

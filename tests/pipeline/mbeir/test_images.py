@@ -82,6 +82,25 @@ def test_a_link_to_itself_is_a_problem_and_not_a_hang(mbeir: Path) -> None:
     assert reason(ImageStore(mbeir), "mbeir_images/loop.jpg") in (ImageReason.UNREADABLE, ImageReason.MISSING)
 
 
+def test_a_name_is_found_in_the_other_form_of_its_accents(mbeir: Path) -> None:
+    composed, decomposed = "Z\u00fcrich.jpg", "Zu\u0308rich.jpg"
+    folder = mbeir / "mbeir_images"
+    store = ImageStore(mbeir)
+    write_image(folder / decomposed)
+    for name in (composed, decomposed):
+        assert store.resolve(f"mbeir_images/{name}").name == decomposed
+        assert store.open(f"mbeir_images/{name}").size == (32, 24)
+    write_image(folder / composed, "blue")
+    assert store.resolve(f"mbeir_images/{composed}").name == composed  # each its own, where both are there
+    assert store.resolve(f"mbeir_images/{decomposed}").name == decomposed
+    mixed = "\u00e9 e\u0301.jpg"
+    assert reason(store, f"mbeir_images/{mixed}") is ImageReason.MISSING
+    for form in ("\u00e9 \u00e9.jpg", "e\u0301 e\u0301.jpg"):
+        write_image(folder / form)
+    with pytest.raises(ImageProblem, match="there are two whose names differ"):
+        store.resolve(f"mbeir_images/{mixed}")
+
+
 def test_damaged_files(mbeir: Path) -> None:
     folder = mbeir / "mbeir_images"
     Image.effect_noise((200, 200), 50).save(folder / "whole.jpg")

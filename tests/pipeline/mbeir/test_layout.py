@@ -71,3 +71,16 @@ def test_an_older_layout_is_recognised(tmp_path: Path) -> None:
 def test_the_parent_of_the_root_is_recognised(mbeir: Path) -> None:
     with pytest.raises(InputError, match=f"did you mean {mbeir}"):
         Layout.open(mbeir.parent)
+
+
+def test_pools_that_may_hold_a_target(mbeir: Path) -> None:
+    layout, oven, coco = Layout.open(mbeir), DatasetTask("oven", 6), DatasetTask("mscoco", 3)
+    local = layout.local_pool(oven, "train")
+    assert layout.target_pools(oven, "train") == [local, layout.global_pool("train")]
+    assert layout.target_pools(coco, "train") == [layout.global_pool("train")]
+    for path in (mbeir / "cand_pool/global").iterdir():
+        path.unlink()
+    infoseek = mbeir / "cand_pool/local/mbeir_infoseek_task6_cand_pool.jsonl"
+    infoseek.write_text("")
+    assert layout.target_pools(oven, "train") == [local, infoseek, layout.local_pool(DatasetTask("oven", 8), "train")]
+    assert layout.target_pools(coco, "train") == []

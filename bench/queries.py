@@ -1,0 +1,81 @@
+"""Queries of an evaluation: every routing embedded by itself, beside embeddings that the routings share.
+
+    python -m bench.queries CONFIG [--split val] [--rounds 3]
+
+On the base of the config with half of its queries told to reason (no training is needed): bypass, the student's own route,
+by modality and by lot, as `mbeir-cot eval` has them, with the model loaded once and pools left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import load_config
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.stores import training_store
+from schemas.mbeir import DATASET_TASKS, Modality
+from schemas.training import TrainConfig
+from trainer.embed import QueryFile
+from trainer.order import seeded
+from trainer.pool_workers import Here, Source
+from trainer.queries import QueryEmbedder, QueryEmbeddings
+
+
+def main(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG")],
+    split: str = "val",
+    rounds: int = 3,
+    overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Prints seconds of each way, in turn, and their ratio."""
+    settings = load_config(config, TrainConfig, tuple(overrides or ()))
+    layout = Layout.open(settings.data.mbeir)
+    tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
+    files = {task: QueryFile(layout, task, split) for task in tasks}  # type: ignore[arg-type]
+    worker = Here(Source(settings, None).embedder(), settings)
+    places = [(task, query.qid) for task, file in files.items() for query in file.queries]
+    chosen = set(seeded("bench", 0).permutation(len(places))[: len(places) // 2].tolist())
+    own = {place: number in chosen for number, place in enumerate(places)}
+    chosen = set(seeded("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
+    lot = {place: number in chosen for number, place in enumerate(places)}
+    modality = {place: place[0].query_modality is Modality.IMAGE_TEXT for place in places}
+    embedder = QueryEmbedder(worker._worker.embedder, settings, training_store(settings))
+
+    def alone() -> None:
+        for routes in (own, modality, lot):
+            for task, file in files.items():
+                for start in range(0, len(file.queries), 1024):
+                    part = file.queries[start : start + 1024]
+                    rows = [file.asked(query).row(embedder._adaptive.encoder, embedder._images) for query in part]
+                    embedder._adaptive.embed(rows, route="given", given=[routes[task, query.qid] for query in part])
+
+    def shared() -> None:
+        embeddings = QueryEmbeddings(files, worker)
+        # the student's own route by what it is told: its first pass knows the bypass embeddings of all that reason
+        for routes in (own, modality, lot):
+            embeddings.embed("given", given=routes)
+
+    seconds: dict[str, list[float]] = {"each routing by itself": [], "shared": []}
+    for _ in range(rounds):
+        for name, way in zip(seconds, (alone, shared), strict=True):
+            began = time.perf_counter()
+            with torch.inference_mode():
+                way()
+            seconds[name].append(time.perf_counter() - began)
+    base = statistics.median(seconds["each routing by itself"])
+    table = Table(f"{len(places)} queries, 3 routings", "seconds", "x")
+    for name, values in seconds.items():
+        table.add_row(name, f"{statistics.median(values):.1f}", f"{base / statistics.median(values):.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""What becomes of an exception that no command has dealt with: one line for known causes, a report for a fault of ours.
+
+An exception of a library is known by where it comes from: the module of its class, or the library whose code raised it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from schemas.errors import CotError
+
+FAULT: Final = 70
+"""Exit code of a fault of the program (EX_SOFTWARE)."""
+
+_AGAIN: Final = "what was done is kept: run the same command again"
+_LIBRARIES: Final = {
+    "transformers": (
+        "transformers cannot use a model",
+        "check the model's name, revision and files (for a Hub repository also the network and HF_TOKEN)",
+    ),
+    "safetensors": ("a file of weights cannot be read", "download or write it again: it is cut off or no safetensors file"),
+    "tokenizers": ("a tokenizer's file cannot be read", "download the model again"),
+    "peft": ("PEFT cannot use an adapter", "check that the adapter and the base model belong together"),
+    "huggingface_hub": ("the Hugging Face Hub", "check the network, HF_ENDPOINT, HF_TOKEN and the repository's name"),
+    "httpx": ("the network", "check the network and its proxy settings"),
+    "httpx2": ("the network", "check the network and its proxy settings"),
+    "aiohttp": ("the network", "check the network and the endpoint's address"),
+    "ray": ("Ray", "check the cluster (`ray status`) and RAY_ADDRESS; without RAY_ADDRESS this machine is used"),
+    "pyarrow": ("a Parquet or Arrow file cannot be read or written", "build or convert it again: it is cut off or damaged"),
+    "datasets": ("datasets cannot read a dataset", "build it again, or clear its cache (HF_DATASETS_CACHE)"),
+    "PIL": ("an image cannot be read", "`mbeir-cot mbeir check DIR --decode` names the file"),
+    "yaml": ("a YAML file cannot be read", "mend the file"),
+    "pydantic_core": ("a file of settings or state cannot be read", "it is damaged, or of another version: make it again"),
+    "json": ("a JSON file cannot be read", "it is cut off or damaged: make or download it again"),
+    "orjson": ("a JSON file cannot be read", "it is cut off or damaged: make or download it again"),
+    "jinja2": ("a prompt template cannot be read", "mend the template"),
+    "vllm": ("vLLM", "see the server's log; `mbeir-cot teacher check CONFIG` tries the teacher by itself"),
+    "faiss": ("faiss", "check the description of the approximate index (--approximate)"),
+}
+"""Package -> (what of it failed, what to do)."""
+_OF_FILES: Final = frozenset({"ArrowInvalid", "ArrowIOError", "ArrowCapacityError", "ArrowMemoryError"})
+_OUT_OF_MEMORY: Final = "use smaller batches (training: batch.chunk; evaluation: evaluation.rows), or a larger machine"
+_BY_ERRNO: Final = {
+    errno.ENOSPC: ("the disk is full", "free space"),
+    errno.EDQUOT: ("the disk quota is used up", "free space or raise the quota"),
+    errno.EROFS: ("the file system is read-only", "name another directory"),
+    errno.EACCES: ("no permission", "check the permissions, or name another directory"),
+    errno.EPERM: ("not permitted", "check the permissions, or name another directory"),
+    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs, or raise fs.file-max"),
+    errno.ENOMEM: ("no memory is left", "close other programs, or use a larger machine"),
+    errno.EIO: ("the disk answers with an input/output error", "look at the disk and the system's log"),
+    errno.ESTALE: ("the network file system has lost a file", "mount it again"),
+    errno.ENAMETOOLONG: ("a path is too long", "name a shorter directory"),
+    errno.ENOENT: ("a file is missing", "it was removed meanwhile, or a directory is not mounted"),
+}
+
+
+def explained(error: BaseException) -> CotError | None:
+    """The error as one that says what to do; None for a fault of the program."""
+    cause: BaseException | None = error
+    while cause is not None:  # ours may have crossed Ray or a pool
+        if isinstance(cause, CotError):
+            return cause
+        inner = getattr(cause, "cause", None)
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__
+    said = _first_line(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return CotError(f"no memory is left: {said}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
+    if isinstance(error, UnicodeDecodeError):
+        return CotError(f"a text is not UTF-8: {said}", "write the file as UTF-8, or download it again")
+    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
+        what, remedy = _BY_ERRNO[error.errno]
+        place = f": {error.filename}" if error.filename else ""
+        return CotError(f"{what}{place}", f"{remedy}; {_AGAIN}")
+    library = _library(error)
+    if library is None:
+        return None
+    what, remedy = _LIBRARIES[library]
+    return CotError(f"{what}: {type(error).__name__}: {said}", f"{remedy}; {_AGAIN}. With --debug the traceback is shown")
+
+
+def _library(error: BaseException) -> str | None:
+    """The library that an exception is of, or whose code raised it."""
+    package = type(error).__module__.split(".")[0]
+    if package == "pyarrow" and type(error).__name__ not in _OF_FILES:
+        return None  # a wrong type or name is of our making
+    if package in _LIBRARIES:
+        return package
+    raised = _raised_in(error.__traceback__)
+    # a TypeError or an IndexError within a library is our wrong use of it
+    return raised if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else None
+
+
+def _raised_in(trace: TracebackType | None) -> str | None:
+    """The last known library on the way down, unless our own code was called after it."""
+    found = None
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        if package in _LIBRARIES:
+            found = package
+        elif package in ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards"):
+            found = None
+        trace = trace.tb_next
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:400] if lines else type(error).__name__
+
+
+def report_fault(error: BaseException) -> Path | None:
+    """Writes the traceback and what helps to find the fault; None where nothing can be written."""
+    from schemas import __version__
+
+    lines = [
+        f"mbeir-cot {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"command: {' '.join(sys.argv)}",
+        f"directory: {Path.cwd()}",
+        "",
+        *traceback.format_exception(error),
+    ]
+    name = f"mbeir-cot-fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (Path(tempfile.gettempdir()), Path.cwd()):
+        try:
+            (folder / name).write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return folder / name
+    return None

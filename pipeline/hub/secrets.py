@@ -1,0 +1,39 @@
+"""Tokens and keys in texts, by the shape that they really have: a name that begins like one is none."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Final
+
+_SHAPES: Final = re.compile(
+    r"\bhf_(?P<hf>[A-Za-z0-9]{30,})"
+    r"|\bsk-(?P<sk>[A-Za-z0-9_-]{20,})"
+    r"|\bAKIA(?P<aws>[0-9A-Z]{16})\b"
+    r"|\bgh[pousr]_(?P<gh>[A-Za-z0-9]{30,})|\bgithub_pat_(?P<pat>[A-Za-z0-9_]{40,})"
+    r"|\bglpat-(?P<gl>[A-Za-z0-9_-]{20,})|\bxox[abprs]-(?P<slack>[A-Za-z0-9-]{20,})"
+    r"|\bBearer\s+(?P<bearer>[A-Za-z0-9._~+/-]{20,})"
+    r"|(?P<pem>-----BEGIN [A-Z ]*PRIVATE KEY-----\s*[A-Za-z0-9+/=]{16})"
+)
+_RUN: Final = 16
+"""Letters and digits without a break: words that are joined by hyphens are shorter."""
+_LEAST_BITS: Final = 3.0
+"""Of entropy for each character of a run: 20 random letters and digits have some 4, words and serial numbers less."""
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds what looks like a token or private key."""
+    return any(found["pem"] or _is_random(found[found.lastgroup or ""]) for found in _SHAPES.finditer(text))
+
+
+def _is_random(body: str) -> bool:
+    for run in re.findall(rf"[A-Za-z0-9]{{{_RUN},}}", body):
+        kinds = sum(bool(re.search(kind, run)) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+        if kinds >= 2 and _bits(run) >= _LEAST_BITS:
+            return True
+    return False
+
+
+def _bits(run: str) -> float:
+    return -sum(count / len(run) * math.log2(count / len(run)) for count in Counter(run).values())

@@ -1,0 +1,114 @@
+"""What an extraction has left on disk: its marker, and the list of its files with their sizes: what is lost?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.progress import Meter
+
+MARKER: Final = ".mbeir_images.extracted.json"
+LISTING: Final = ".mbeir_images.files.parquet"
+_SCHEMA: Final = pa.schema([pa.field("path", pa.string()), pa.field("size", pa.int64())])
+_ROWS: Final = 100_000
+"""M-BEIR has millions of images: what is held of the list is bounded."""
+
+
+class ExtractSummary(BaseModel):
+    """What the marker holds: from which parts which folders (None: all) came out as how many files and bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[tuple[str, int], ...]
+    folders: tuple[str, ...] | None
+    files: int
+    size: int
+    written: int
+
+
+def read_marker(dest: Path) -> ExtractSummary | None:
+    try:
+        return ExtractSummary.model_validate_json((dest / MARKER).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def covers(done: ExtractSummary | None, folders: frozenset[str] | None) -> bool:
+    """Whether an earlier extraction brought out these folders (None: all)."""
+    return done is not None and (done.folders is None or (folders is not None and folders <= set(done.folders)))
+
+
+def write_marker(dest: Path, summary: ExtractSummary) -> None:
+    temporary = dest / f"{MARKER}.tmp"
+    temporary.write_text(summary.model_dump_json() + "\n", encoding="utf-8")
+    temporary.replace(dest / MARKER)
+
+
+class Listing:
+    """Writes the list of extracted files; it takes its place when the context ends without an error."""
+
+    def __init__(self, dest: Path) -> None:
+        self._place, self._new = dest / LISTING, dest / f"{LISTING}.tmp"
+        self._rows: list[tuple[str, int]] = []
+
+    def __enter__(self) -> Self:
+        self._writer = pq.ParquetWriter(self._new, _SCHEMA, compression="zstd")
+        return self
+
+    def add(self, path: str, size: int) -> None:
+        self._rows.append((path, size))
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        if kind is None:
+            self._new.replace(self._place)
+        else:
+            self._new.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        paths, sizes = [path for path, _ in self._rows], [size for _, size in self._rows]
+        self._writer.write_table(pa.table([paths, sizes], schema=_SCHEMA))
+        self._rows.clear()
+
+
+def lost_images(dest: Path, done: ExtractSummary, *, quiet: bool = False) -> int:
+    """How many of the extracted images are missing by now or have another size.
+
+    Extractions by earlier versions left no list: theirs are counted, as lost if there are fewer files or bytes than came out.
+    """
+    try:
+        file = pq.ParquetFile(dest / LISTING)
+    except (OSError, pa.ArrowInvalid):
+        return _lost_of_unlisted(dest, done)
+    lost = 0
+    with Meter("looking at images", done.files, unit="images", quiet=quiet) as meter, file:
+        for batch in file.iter_batches(_ROWS):
+            for path, size in zip(batch["path"].to_pylist(), batch["size"].to_pylist(), strict=True):
+                try:
+                    lost += os.stat(dest / path).st_size != size  # noqa: PTH116 (this runs millions of times)
+                except OSError:
+                    lost += 1
+            meter.advance(len(batch))
+    return lost
+
+
+def _lost_of_unlisted(dest: Path, done: ExtractSummary) -> int:
+    files = size = 0
+    for folder, _, names in os.walk(dest / "mbeir_images"):
+        for name in names:
+            try:
+                size += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118
+            except OSError:
+                continue
+            files += 1
+    return max(done.files - files, int(size < done.size))

@@ -1,0 +1,116 @@
+"""One loader decides what a picture shows, and everyone sees that: by path, in a request, in a dataset, on a page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from pipeline.export.written import picture
+from pipeline.mbeir.images import ImageStore, picture_value
+from pipeline.report.thumbnails import Thumbnails
+from pipeline.teacher.images import ImageEncoder, ImageMode
+from tests.pictures import assert_seen, write_pictures
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def pictures(root: Path) -> dict[str, tuple[np.ndarray, int, bool]]:
+    return write_pictures(root)
+
+
+def as_the_server_does(url: str, root: Path) -> Image.Image:
+    """vLLM's own loader."""
+    from vllm.multimodal.media.image import ImageMediaIO
+
+    loader = ImageMediaIO()
+    if url.startswith("data:"):
+        head, data = url.split(",", 1)
+        return loader.load_base64(head.removeprefix("data:").removesuffix(";base64"), data).media
+    assert url.startswith(root.resolve().as_uri())
+    return loader.load_file(Path(url.removeprefix("file://"))).media
+
+
+def naive(data: bytes) -> Image.Image:
+    """What most training code does with an image's bytes."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def test_the_students_loader(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+    for name, (shown, off, _) in pictures.items():
+        assert_seen(name, ImageStore(root).open(name), shown, off)
+
+
+@pytest.mark.slow  # vLLM takes its time to be imported
+@pytest.mark.parametrize("mode", ImageMode)
+def test_the_teachers_server(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode) -> None:
+    store = ImageStore(root)
+    encoder = ImageEncoder(store, mode, max_pixels=10_000)
+    for name, (_, _, plain) in pictures.items():
+        encoded = encoder.encode(name)
+        assert encoded.url.startswith("file:") == (plain and mode is ImageMode.PATH), name
+        # to the pixel what the student is given
+        assert_seen(name, as_the_server_does(encoded.url, root), np.asarray(store.open(name)), 0)
+
+
+@pytest.mark.slow  # vLLM takes its time to be imported
+@pytest.mark.parametrize("mode", ImageMode)
+def test_a_picture_above_the_budget(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode) -> None:
+    store = ImageStore(root)
+    encoder = ImageEncoder(store, mode, max_pixels=24 * 16 // 4)
+    for name in pictures:
+        buffer = io.BytesIO()
+        store.open(name).resize((12, 8), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+        assert_seen(name, as_the_server_does(encoder.encode(name).url, root), np.asarray(naive(buffer.getvalue())), 2)
+
+
+def test_a_dataset_and_an_export_with_images(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+    store, feature = ImageStore(root), ImageFeature()
+    for name, (_, _, plain) in pictures.items():
+        value, wanted = picture_value(store, name), np.asarray(store.open(name))
+        assert (value["bytes"] == (root / name).read_bytes()) == plain, name
+        assert picture(store, name)[0] == value
+        assert_seen(name, naive(value["bytes"]), wanted, 0)
+        assert_seen(name, feature.decode_example(value).convert("RGB"), wanted, 0)
+        assert value["path"].endswith(".png") or plain, name
+    assert Features({"image": feature}).arrow_schema.field("image").type == pa.struct(
+        {"bytes": pa.binary(), "path": pa.string()}
+    )
+
+
+def test_a_page(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+    store = ImageStore(root)
+    shown = Thumbnails(store)
+    for name in pictures:
+        url = shown.found[shown.add(name)]
+        wanted = np.asarray(store.open(name)).astype(int)
+        assert np.abs(np.asarray(naive(base64.b64decode(url.split(",")[1]))).astype(int) - wanted).mean() < 25, name
+
+
+def test_a_digest_tells_a_picture_that_is_shown_otherwise_from_its_file(
+    root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]
+) -> None:
+    """Answers that a server gave to what it made of the file itself are not taken for answers to what it is shown now."""
+    for mode in ImageMode:
+        for name, (_, _, plain) in pictures.items():
+            digest = ImageEncoder(ImageStore(root), mode, max_pixels=10_000).digest(name)
+            assert (digest == hashlib.sha256((root / name).read_bytes()).hexdigest()) == plain, name
+            assert digest == ImageEncoder(ImageStore(root), mode, max_pixels=10_000).encode(name).sha256
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_is_no_damaged_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01")
+    assert ImageStore(tmp_path).open("x.jpg").size == (8, 8)

@@ -1,0 +1,118 @@
+"""Texts of others: every text file is read and written as UTF-8, and nothing that is printed through rich is taken for markup."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards", "bench", "scripts")
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+PRINTING = [path for path in MODULES if path.parts[len(ROOT.parts)] not in ("bench", "scripts")]
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+
+
+def name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether the call opens a file as text and leaves the encoding to the locale."""
+    name, given = name_of(call), {keyword.arg for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    if name == "read_text":
+        return not call.args
+    if name == "write_text":
+        return len(call.args) < 2
+    if name in ("run", "Popen", "check_output"):
+        return bool(given & {"text", "universal_newlines"})
+    if name not in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile", "TextIOWrapper"):
+        return False
+    at = 0 if isinstance(call.func, ast.Attribute) and name == "open" else 1
+    mode = next((k.value for k in call.keywords if k.arg == "mode"), call.args[at] if len(call.args) > at else None)
+    if mode is None:
+        return isinstance(call.func, ast.Name) and name == "open"
+    text = mode.value if isinstance(mode, ast.Constant) else None
+    return isinstance(text, str) and set(text) <= set("rwax+t") and len(text) <= 3
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("p.read_text()", True),
+        ("p.read_text(encoding='utf-8')", False),
+        ("open(p)", True),
+        ("p.open('a')", True),
+        ("p.open('rb')", False),
+        ("subprocess.run(c, text=True)", True),
+        ("Image.open(p)", False),
+    ],
+)
+def test_the_rule_sees(source: str, found: bool) -> None:
+    (call,) = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)][:1]
+    assert opens_text(call) is found
+
+
+def test_every_text_file_names_its_encoding() -> None:
+    found = [f"{path.relative_to(ROOT)}:{call.lineno}" for path in MODULES for call in calls(path) if opens_text(call)]
+    assert not found
+
+
+_TAKES_MARKUP = frozenset({"print", "rule", "status", "add_row", "Table", "update"})
+_CONSOLES = frozenset({"console", "errors", "status", "table", "hits", "costs", "shown"})
+
+
+def unescaped(call: ast.Call) -> Iterator[str]:
+    """What is interpolated into markup and neither escaped nor a number with a format."""
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    called = isinstance(owner, ast.Call) and name_of(owner) == "console"
+    if name_of(call) not in _TAKES_MARKUP or not (
+        called or (isinstance(owner, ast.Name) and owner.id in _CONSOLES) or name_of(call) == "Table"
+    ):
+        return
+    for argument in call.args:
+        if isinstance(argument, ast.Attribute):  # a cell that is a text of ours or of others: who knows
+            yield ast.unparse(argument)
+        for part in _formatted(argument):
+            safe = part.format_spec is not None or (isinstance(part.value, ast.Call) and name_of(part.value) == "escape")
+            if not safe and not isinstance(part.value, ast.Name | ast.IfExp):
+                yield ast.unparse(part.value)
+            if not safe and isinstance(part.value, ast.Name) and part.value.id not in _OWN:
+                yield part.value.id
+
+
+_OWN = frozenset({"shown", "remedy", "each", "place", "dataset"})
+"""Names of texts that are put together, and escaped, in the lines above."""
+
+
+def _formatted(node: ast.AST) -> Iterator[ast.FormattedValue]:
+    if isinstance(node, ast.Call) and name_of(node) in ("escape", "Text"):
+        return
+    if isinstance(node, ast.FormattedValue):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _formatted(child)
+
+
+def test_what_is_printed_and_not_ours_is_escaped() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}: {text}"
+        for path in PRINTING
+        for call in calls(path)
+        for text in unescaped(call)
+    ]
+    assert not found
+    (call,) = [node for node in ast.walk(ast.parse("console.print(f'[dim]{query.text}[/]')")) if isinstance(node, ast.Call)]
+    assert [*unescaped(call)] == ["query.text"]
+
+
+def test_consoles_are_made_in_one_place() -> None:
+    made = {path.relative_to(ROOT).as_posix() for path in PRINTING for call in calls(path) if name_of(call) == "Console"}
+    assert made == {"pipeline/cli/printing.py", "pipeline/progress.py", "pipeline/progress_board.py"}
