@@ -66,8 +66,8 @@ test: setup ## every test
 test-fast: setup ## the inner loop: no slow tests (under 60 s)
 	@$(BIN)/pytest -n 2 -m "not slow and not vllm"
 
-test-one: setup ## some tests by name: make test-one T=tests/trainer/test_topk.py [ARGS="-k ties"]
-	@test -n "$(T)" || { echo "name a test: make test-one T=tests/trainer/test_topk.py [ARGS=\"-k ties\"]"; exit 2; }
+test-one: setup ## some tests by name: make test-one T=tests/trainer/retrieval/test_topk.py [ARGS="-k ties"]
+	@test -n "$(T)" || { echo "name a test: make test-one T=tests/trainer/retrieval/test_topk.py [ARGS=\"-k ties\"]"; exit 2; }
 	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(T) $(ARGS)
 
 bench: setup ## benchmarks, with ratios to plain baselines measured in the same run

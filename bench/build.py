@@ -30,7 +30,7 @@ import yaml
 from rich.console import Console
 
 from schemas.mbeir import DATASET_NAMES
-from tests.builds import ROOT, Oracle
+from tests.support.builds import ROOT, Oracle
 
 app = typer.Typer(no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -99,7 +99,7 @@ def run(config: Path) -> dict[str, Any]:
     """A build with its progress file's last word, wall time and memory."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli.main", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
+        [sys.executable, "-m", "mbeir_cot", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
     )
     memory = Memory(process.pid)
     if process.wait():
@@ -198,8 +198,8 @@ def scale(
 def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> None:
     """Teacher-bound: the build beside a bare loop at the same real server."""
     from pipeline.config import load_config
-    from pipeline.teacher.hosting.server import ManagedServer
-    from pipeline.teachers import server_config
+    from pipeline.serving.server import ManagedServer
+    from pipeline.serving.teacher_servers import server_config
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig)
@@ -213,10 +213,10 @@ def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> Non
 
 async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> None:
     """Builds through a recorder of request bodies, then twice: the build, and the bare loop, at the real server."""
-    from pipeline.annotator import Annotator, Endpoints
+    from pipeline.annotate.worker import Annotator, Endpoints
     from pipeline.mbeir.layout import Layout
+    from pipeline.mbeir.work_list import collect
     from pipeline.teacher.request import request_body
-    from pipeline.worklist import collect
     from schemas.hosting import Endpoint
 
     endpoint = Endpoint(url=url, model=settings.teacher.server.served_name)

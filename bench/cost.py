@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainer.cost import MEASURED_EXECUTED, MEASURED_ON, MEASURED_SHARE, train_memory, useful_flop
+from trainer.training.cost import MEASURED_EXECUTED, MEASURED_ON, MEASURED_SHARE, train_memory, useful_flop
 
 GIB, GB, HOUR = 2**30, 1e9, 3600
 
@@ -212,7 +212,7 @@ def step_s(
 
 
 def memory_of(shape: Shape, *, chunk: int, r: int = 128, checkpointing: bool = True, tokens_row: float = 272) -> float:
-    """Bytes on a GPU (`trainer.cost`)."""
+    """Bytes on a GPU (`trainer.training.cost`)."""
     return train_memory(
         2 * shape.parameters, shape.lora_parameters(r), tokens=chunk * tokens_row, checkpointing=checkpointing,
         hidden=shape.hidden, layers=shape.layers, words=shape.vocabulary,

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.real_vocabulary import CACHE, ROWS, real_tokenizer
-from pipeline.families import COMPOSED, FAMILIES, Family
-from pipeline.grammar import trace_grammar
-from pipeline.teacher.ask import reason_fields
+from pipeline.serving.server import ManagedServer
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.requests import reason_fields
+from pipeline.traces.families import COMPOSED, FAMILIES, Family
+from pipeline.traces.grammar import trace_grammar
 from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Transport

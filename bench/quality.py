@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pocket.quality import quality
+from pocket.evaluation.build_quality import quality
 
 
 def shown(value: float | None) -> str:

@@ -23,10 +23,10 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS, Modality
 from schemas.training import TrainConfig
-from trainer.embed import QueryFile
-from trainer.order import seeded
-from trainer.pool_workers import Here, Source
-from trainer.queries import QueryEmbedder, QueryEmbeddings
+from trainer.data.batch_sampler import seeded
+from trainer.embedding.embed import QueryFile
+from trainer.embedding.queries import QueryEmbedder, QueryEmbeddings
+from trainer.embedding.workers import Here, Source
 
 
 def main(

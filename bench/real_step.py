@@ -20,12 +20,12 @@ from PIL import Image
 from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from schemas.training import LoraSettings, LossSettings, ModelSettings
-from trainer.batches import Batch
-from trainer.cost import useful_flop
-from trainer.embedder import Embedder
-from trainer.step import train_step
-from trainer.vision_attention import batch_windows
-from trainer.world import World
+from trainer.data.batches import Batch
+from trainer.distributed import World
+from trainer.model.embedder import Embedder
+from trainer.model.vision_attention import batch_windows
+from trainer.training.cost import useful_flop
+from trainer.training.step import train_step
 
 TEXT = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 128000,
@@ -132,7 +132,7 @@ def main() -> None:
         base="random", lora=LoraSettings(r=128, alpha=256), dtype="bfloat16", autocast=True, attention="sdpa", train_projector=True,
         gradient_checkpointing=not chosen.no_checkpointing, max_pixels=501760,
     )  # fmt: skip
-    with mock.patch("trainer.embedder._load", return_value=(model, processor)):
+    with mock.patch("trainer.model.embedder._load", return_value=(model, processor)):
         embedder = Embedder.create(settings, "full").cuda().train()
     if not chosen.one_window_at_a_time:
         batch_windows(embedder.model)

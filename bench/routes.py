@@ -3,7 +3,7 @@
     python -m bench.routes RUN... [--world build/pocket/world]
 
 Think rate beside the share of queries that need reasoning, how often the route is the right one, and how often the trace that
-TRACE wrote ends in a right answer (see `pocket.quality.is_right`). Several runs (seeds) are taken together.
+TRACE wrote ends in a right answer (see `pocket.evaluation.build_quality.is_right`). Several runs (seeds) are taken together.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.families import FAMILIES, family_of
-from pocket.quality import is_right
-from pocket.world.truth import QueryTruth, load_truth
-from trainer.evaluate import queries_file
+from pipeline.traces.families import FAMILIES, family_of
+from pocket.evaluation.build_quality import is_right
+from pocket.world.ground_truth import QueryTruth, load_truth
+from trainer.evaluation.evaluate import queries_file
 
 
 def answer_of(trace: str) -> str:

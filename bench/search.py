@@ -22,12 +22,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.topk import BLOCK_ROWS, blocks, normalised, top_k
+from trainer.retrieval.topk import BLOCK_ROWS, blocks, normalised, top_k
 
 STREAMED = """
 import resource, sys
 import numpy as np
-from trainer.topk import blocks, normalised, top_k
+from trainer.retrieval.topk import blocks, normalised, top_k
 path, queries, k = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 anonymous = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024

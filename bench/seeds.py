@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.families import FAMILIES, family_of
+from pipeline.traces.families import FAMILIES, family_of
 
 
 def mean(result: dict[str, Any], family: str | None, pool: str) -> float:

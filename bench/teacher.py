@@ -20,19 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load_config
-from pipeline.families import family_of
-from pipeline.judge import ASSESS, VERIFY
 from pipeline.mbeir.instructions import InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import build_store
-from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
-from pipeline.teacher.ask import judge_request, reason_request
+from pipeline.serving.server import ManagedServer
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.requests import judge_request, reason_request
+from pipeline.traces.families import family_of
+from pipeline.traces.judgements import ASSESS, VERIFY
+from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_prompt
 from prompts import PromptSet
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.hosting import Endpoint

@@ -31,13 +31,13 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig
-from trainer.adaptive import AdaptiveEmbedder
-from trainer.batches import Batch, BatchSource
-from trainer.dataset import Candidates, Records
-from trainer.embed import QueryFile
-from trainer.embedder import Embedder, pooled
-from trainer.step import train_step
-from trainer.world import World
+from trainer.data.batches import Batch, BatchSource
+from trainer.data.dataset import Candidates, Records
+from trainer.distributed import World
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.embed import QueryFile
+from trainer.model.embedder import Embedder, pooled
+from trainer.training.step import train_step
 
 app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
@@ -140,8 +140,8 @@ MEASURED = """
 import json, resource, sys
 from pathlib import Path
 from bench.train import ONE, prepared
-from trainer.dataset import Records
-from trainer.step import train_step
+from trainer.data.dataset import Records
+from trainer.training.step import train_step
 queries = int(sys.argv[2])
 config, embedder, source = prepared(Path(sys.argv[1]), queries=queries, chunk=int(sys.argv[3]), forward=None)
 batch = source.batch(0)

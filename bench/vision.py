@@ -18,13 +18,13 @@ from PIL import Image
 from rich.table import Table
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
 
-from pocket.models import MODELS
+from pocket.training.train_models import MODELS
 from schemas.training import LoraSettings, LossSettings, ModelSettings
-from trainer.batches import Batch
-from trainer.embedder import Embedder
-from trainer.step import train_step
-from trainer.tower import TowerMemory, vision_tower
-from trainer.world import World
+from trainer.data.batches import Batch
+from trainer.distributed import World
+from trainer.model.embedder import Embedder
+from trainer.model.vision_cache import TowerMemory, vision_tower
+from trainer.training.step import train_step
 
 SIZES = {"341x256": (341, 256), "800x600": (800, 600)}
 

@@ -35,7 +35,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
-    """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.measure`)."""
+    """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.evaluation.skills`)."""
     heads = [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "recipe" in line]
     stem = json.loads(stem_log.read_text(encoding="utf-8").splitlines()[0])
     return (
@@ -86,7 +86,7 @@ def render_trace_model_card(
 ) -> str:
     """README.md of a trained embedder. results: what `mbeir-cot eval` wrote, empty where it has not run.
 
-    prompts: the student's prompts as Python source, for a merged one (`trainer.sentence_transformers`).
+    prompts: the student's prompts as Python source, for a merged one (`trainer.release.sentence_transformers`).
     """
     base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
     return (

@@ -22,27 +22,27 @@ from typing import Any, Final
 
 import orjson
 
-from pipeline.assemble import Assembled, assemble
-from pipeline.crew import BuildError, BuildStopped, Crew
-from pipeline.durable import replace_text
-from pipeline.finished import SETTINGS
-from pipeline.guard import nothing_kept, refuse_worse, set_aside
+from pipeline.annotate.build_progress import Board
+from pipeline.annotate.dispatcher import BuildError, BuildStopped, Crew
+from pipeline.dataset.assemble import Assembled, assemble
+from pipeline.dataset.built_dataset import SETTINGS
+from pipeline.dataset.manifest import config_sha256, make_manifest, write_card
+from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_aside
+from pipeline.dataset.staging import Staging
+from pipeline.dataset.unreadable_inputs import unchanged
+from pipeline.files.atomic_directory import mend, publish, scratch
+from pipeline.files.durable import replace_text
+from pipeline.files.locks import only_one
 from pipeline.ledger.journal import check_journals
 from pipeline.ledger.ledger import journals_directory, recover
 from pipeline.ledger.segment import SegmentStore
-from pipeline.locks import only_one
-from pipeline.manifest import config_sha256, make_manifest, write_card
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.stores import build_store
-from pipeline.progress_board import Board
-from pipeline.publish import mend, publish, scratch
-from pipeline.staging import Staging
-from pipeline.tokens import token_counter
-from pipeline.unread import unchanged
-from pipeline.worklist import WorkList, collect
+from pipeline.mbeir.work_list import WorkList, collect
+from pipeline.traces.token_counts import token_counter
 from prompts import PromptSet
 from schemas.config import BuildConfig
 from schemas.errors import InputError
@@ -88,7 +88,7 @@ def build(
 ) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
-    replace: also a dataset that keeps much less than the one in its place (see `pipeline.guard`) is published.
+    replace: also a dataset that keeps much less than the one in its place (see `pipeline.dataset.publication_guard`) is published.
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
@@ -211,7 +211,7 @@ class _Build:
         for teacher in filter(None, (self.config.teacher, self.config.verifier)):
             PromptSet.load(teacher.prompts)
             if teacher.hosting == "managed" and teacher.server is not None:
-                from pipeline.teacher.hosting.model_check import check_model  # noqa: PLC0415
+                from pipeline.serving.model_check import check_model  # noqa: PLC0415
 
                 check_model(teacher.server)
 

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 
 from pocket.world.write import write_world
-from tests.builds import Oracle
-from tests.cli import mbeir_cot
+from tests.support.builds import Oracle
+from tests.support.cli import mbeir_cot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from pipeline.cli.main import app
+from mbeir_cot.app import app
 from pocket.world.write import write_world
 from schemas.config import BuildConfig
 from schemas.training import TrainConfig
@@ -42,7 +42,7 @@ def commands(page: Path) -> Iterator[str]:
     """What follows `mbeir-cot` in what is shown, one command each."""
     for code in shown(page):
         for part in re.split(r"&&|;", code):
-            if match := re.search(r"(?:^|[\s/])mbeir-cot (?!:)(.+)", part.replace("-m pipeline.cli.main", "mbeir-cot")):
+            if match := re.search(r"(?:^|[\s/])mbeir-cot (?!:)(.+)", part.replace("-m mbeir_cot", "mbeir-cot")):
                 yield match[1]
 
 
@@ -131,7 +131,7 @@ def test_every_module_that_is_run_exists_with_its_options(page: Path) -> None:
 
 @pages
 def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
-    tops = "bench|configs|data_cards|deploy|docs|pipeline|pocket|prompts|schemas|scripts|tests|trainer"
+    tops = "bench|configs|data_cards|deploy|docs|mbeir_cot|pipeline|pocket|prompts|schemas|scripts|tests|trainer"
     named = {name for code in shown(page) for name in re.findall(rf"(?<![\w/.-])(?:{tops})/[\w./-]*\w", code)}
     named = {name for name in named if "NAME" not in name}
     assert {name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()} == set()

@@ -24,4 +24,7 @@ def test_every_package_is_checked() -> None:
 def test_there_is_one_version() -> None:
     assert "version" not in PROJECT["project"]
     module, _, name = PROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
-    assert importlib.import_module(module).__dict__[name] == importlib.import_module("pipeline.records").__version__
+    assert (
+        importlib.import_module(module).__dict__[name]
+        == importlib.import_module("pipeline.annotate.record_builder").__version__
+    )

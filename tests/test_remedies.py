@@ -17,10 +17,10 @@ from pipeline.config import load_config
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
 from schemas.training import TrainConfig
-from tests.cli import mbeir_cot
-from tests.hub import serve
 from tests.pipeline.mbeir.conftest import mbeir  # noqa: F401 (a fixture)
 from tests.pipeline.mbeir.test_extract import archive, write_parts
+from tests.support.cli import mbeir_cot
+from tests.support.hub import serve
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "trainer", "schemas", "pocket", "prompts", "data_cards")
@@ -43,7 +43,7 @@ def named_commands() -> list[tuple[str, str]]:
 
 
 def test_every_command_that_is_named_exists_with_its_options() -> None:
-    from pipeline.cli.main import app
+    from mbeir_cot.app import app
 
     found = named_commands()
     assert len(found) > 30

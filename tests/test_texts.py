@@ -115,4 +115,4 @@ def test_what_is_printed_and_not_ours_is_escaped() -> None:
 
 def test_consoles_are_made_in_one_place() -> None:
     made = {path.relative_to(ROOT).as_posix() for path in PRINTING for call in calls(path) if name_of(call) == "Console"}
-    assert made == {"pipeline/cli/printing.py", "pipeline/progress.py", "pipeline/progress_board.py"}
+    assert made == {"mbeir_cot/printing.py", "pipeline/meter.py", "pipeline/annotate/build_progress.py"}

@@ -25,7 +25,7 @@ class StageFailed(Exception):
 
 
 def mbeir_cot(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "mbeir_cot", *map(str, arguments)]
 
 
 def run(command: list[str], *, log: Path, timeout: float = 900) -> str:
@@ -115,5 +115,5 @@ def failed(command: list[str], log: Path, what: str) -> StageFailed:
         else []
     )
     tail = "\n".join(f"    {line}" for line in lines[-TAIL:])
-    shown = shlex.join(command).replace(f"{sys.executable} -m pipeline.cli.main", "mbeir-cot")
+    shown = shlex.join(command).replace(f"{sys.executable} -m mbeir_cot", "mbeir-cot")
     return StageFailed(f"{shown}\n  {what}; the end of {log}:\n{tail}")

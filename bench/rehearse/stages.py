@@ -15,11 +15,11 @@ from bench.real_vocabulary import CACHE
 from bench.rehearse.commands import ROOT, StageFailed, await_steps, await_text, failed, kill, lines_of, mbeir_cot, run, started
 from bench.rehearse.data import thin_evaluation
 from bench.rehearse.layouts import Layout, write_checkpoint
-from tests.builds import Oracle
+from tests.support.builds import Oracle
 
 BUILD: Final = "configs/mbeir-cot.yaml"
 TRAIN: Final = "configs/train-trace-7b.yaml"
-STAND_INS: Final = ("tests/pipeline/teacher/hosting/test_placement.py", "tests/pipeline/teacher/hosting/test_pool.py")
+STAND_INS: Final = ("tests/pipeline/serving/test_placement.py", "tests/pipeline/serving/test_server_pool.py")
 """Tests of what this machine has not: several nodes of GPUs."""
 ENDPOINTS: Final = ("tests/e2e/test_endpoints.py", "tests/pipeline/teacher/test_proxy.py")
 """And endpoints that others run: one that takes OpenAI's fields only, one whose model thinks, one behind a proxy."""

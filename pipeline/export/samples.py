@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.finished import FinishedDataset
+from pipeline.dataset.built_dataset import FinishedDataset
 from pipeline.mbeir.instructions import candidate_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool

@@ -9,9 +9,9 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from pipeline.finished import FinishedDataset
+from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.files.redaction import Places
 from pipeline.hub.secrets import holds_secret
-from pipeline.places import Places
 from schemas.errors import CotError
 from schemas.record import Record, Rejection
 

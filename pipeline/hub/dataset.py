@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from data_cards import render_dataset_card
-from pipeline.finished import FinishedDataset
+from pipeline.dataset.built_dataset import FinishedDataset
 from pipeline.hub.push import PushError, Upload
 
 FINAL: Final = ("README.md", "manifest.json")

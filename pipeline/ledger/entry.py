@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from pipeline.ledger.fingerprint import FINGERPRINT_BYTES
+from pipeline.ledger.request_key import FINGERPRINT_BYTES
 from schemas.teacher import Outcome, TeacherAnswer
 
 Entry = dict[str, Any]

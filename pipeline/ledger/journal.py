@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import orjson
 
+from pipeline.files.locks import LockError, try_lock
 from pipeline.ledger.entry import Entry
-from pipeline.locks import LockError, try_lock
 from schemas.errors import CotError
 from schemas.os_errors import explained
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.durable import sync
+from pipeline.files.durable import sync
 from pipeline.ledger.entry import SCHEMA, Entry
 from pipeline.ledger.journal import LedgerError
 from schemas.os_errors import explained

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import orjson
 from pyarrow import fs
 
-from pipeline.ledger.fingerprint import Identity
+from pipeline.ledger.request_key import Identity
 from pipeline.ledger.segment import SegmentStore
 from schemas.errors import ConfigError
 

@@ -25,7 +25,7 @@ from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
 from pipeline.mbeir.positives import DOWNLOAD, Asked, Positives, check_positives
 from pipeline.mbeir.qrels import load_relevant
 from pipeline.mbeir.stores import plain_store
-from pipeline.progress import Meter
+from pipeline.meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import (
     DATASET_TASKS,

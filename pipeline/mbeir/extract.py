@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pipeline.mbeir.extracted import ExtractSummary, Listing, covers, read_marker, write_marker
-from pipeline.progress import Meter
+from pipeline.meter import Meter
 from schemas.errors import CotError, InputError
 
 IMAGES: Final = "mbeir_images"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.progress import Meter
+from pipeline.meter import Meter
 
 MARKER: Final = ".mbeir_images.extracted.json"
 LISTING: Final = ".mbeir_images.files.parquet"

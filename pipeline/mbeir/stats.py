@@ -22,7 +22,7 @@ from pipeline.mbeir.layout import SPLITS, Layout, QueryFile, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import plain_store
-from pipeline.progress import Meter
+from pipeline.meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid
 

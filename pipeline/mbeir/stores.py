@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.finished import FinishedDataset
+from pipeline.dataset.built_dataset import FinishedDataset
 from pipeline.mbeir.images import MAX_RATIO, ImageStore
 from schemas.config import BuildConfig
 from schemas.errors import InputError

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from pipeline.families import FAMILIES, Family, family_of
-from pipeline.judge import ASSESS, VERIFY
 from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
 from pipeline.mbeir.jsonl import scan_rows
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.stores import build_store
-from pipeline.question import assess_prompt, image_paths, reason_prompt, verify_prompt
-from pipeline.teacher.ask import judge_request, reason_request
 from pipeline.teacher.images import EncodedImage, ImageEncoder
 from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.requests import judge_request, reason_request
+from pipeline.traces.families import FAMILIES, Family, family_of
+from pipeline.traces.judgements import ASSESS, VERIFY
+from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_prompt
 from prompts import Prompt, PromptSet
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.errors import InputError

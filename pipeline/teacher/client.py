@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.teacher.completion import read_completion
-from pipeline.teacher.limiter import Limiter
+from pipeline.teacher.concurrency_limit import Limiter
 from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.response import read_completion
 from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer

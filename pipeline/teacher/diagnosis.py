@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.request import getproxies
 
-from pipeline.asker import TOO_LONG
-from pipeline.teacher.completion import THINKS
+from pipeline.teacher.cached_client import TOO_LONG
 from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.response import THINKS
 from schemas.config import VLLM_ONLY, TeacherConfig
 from schemas.judgement import JudgementReason, NoJudgement
 from schemas.teacher import Outcome, TeacherAnswer

@@ -24,7 +24,7 @@ from pocket.world.lexicon import (
     other,
     say,
 )
-from pocket.world.reasons import Why
+from pocket.world.reasoning_kinds import Why
 from pocket.world.scene import Scene, Thing, sample_scene
 
 

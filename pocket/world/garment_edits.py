@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from pocket.world.garment import Garment, sample_garment
 from pocket.world.language import full_garment_caption
 from pocket.world.lexicon import COLOURS, GARMENT_KINDS, LENGTHS, PATTERN_WORDS, PATTERNS, article, other
-from pocket.world.reasons import Why
+from pocket.world.reasoning_kinds import Why
 
 
 class GarmentEdit(NamedTuple):

@@ -26,7 +26,7 @@ from pocket.world.lexicon import (
     plural,
     say,
 )
-from pocket.world.reasons import Why
+from pocket.world.reasoning_kinds import Why
 from pocket.world.scene import Claim, Partial, Scene, Thing, relation_between
 
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from pocket.world.encyclopedia import Encyclopedia, Entity, Person, Town
 from pocket.world.lexicon import article
-from pocket.world.reasons import Why
+from pocket.world.reasoning_kinds import Why
 
 TOPICS: Final = ("home", "finder", "season")
 """What an entity's passages are about, besides its summary."""

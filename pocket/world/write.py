@@ -20,12 +20,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.mbeir.layout import Layout
-from pocket.world.book import DEFAULT_QUERIES, SPLITS, Book
-from pocket.world.composed import add_composed
+from pocket.world.builder import DEFAULT_QUERIES, SPLITS, Book
+from pocket.world.datasets.cirr_fashioniq import add_composed
+from pocket.world.datasets.oven_infoseek import add_oven_and_infoseek, add_webqa
+from pocket.world.datasets.paired import add_edis, add_fashion200k, add_mscoco, add_nights, add_visualnews
+from pocket.world.ground_truth import CANDIDATES, IMAGES, QUERIES
 from pocket.world.instructions import INSTRUCTIONS
-from pocket.world.knowledge import add_oven_and_infoseek, add_webqa
-from pocket.world.pairs import add_edis, add_fashion200k, add_mscoco, add_nights, add_visualnews
-from pocket.world.truth import CANDIDATES, IMAGES, QUERIES
 from schemas.errors import CotError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, DatasetTask, hash_did, hash_qid
 from schemas.os_errors import explained

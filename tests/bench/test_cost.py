@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import cost
-from trainer.cost import PUBLISHED_PATCHES, PUBLISHED_ROWS, PUBLISHED_TOKENS
+from trainer.training.cost import PUBLISHED_PATCHES, PUBLISHED_ROWS, PUBLISHED_TOKENS
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builds import Oracle, built
+from tests.support.builds import Oracle, built
 
 
 @pytest.fixture(scope="session")

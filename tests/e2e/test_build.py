@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from schemas.record import EMB_TOKEN
-from tests.builds import Oracle, built, count_queries, digests, rows
-from tests.cli import mbeir_cot
+from tests.support.builds import Oracle, built, count_queries, digests, rows
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

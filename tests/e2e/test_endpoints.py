@@ -10,8 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.builds import Oracle, built, rows
-from tests.cli import mbeir_cot
+from tests.support.builds import Oracle, built, rows
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

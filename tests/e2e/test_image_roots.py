@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.builds import Oracle, built, rows
-from tests.cli import mbeir_cot
+from tests.support.builds import Oracle, built, rows
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

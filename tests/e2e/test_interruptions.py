@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.builds import Oracle, built, digests, kill, start
-from tests.cli import mbeir_cot
+from tests.support.builds import Oracle, built, digests, kill, start
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -179,9 +179,9 @@ mount -t tmpfs -o size=$SIZE none "$PLACE"
 cp "$CONFIG" "$PLACE/build.yaml"
 {before}
 python=$1
-if $python -m pipeline.cli.main build "$CONFIG" --quiet > "$SAID" 2>&1; then echo "did not fail"; exit 3; fi
+if $python -m mbeir_cot build "$CONFIG" --quiet > "$SAID" 2>&1; then echo "did not fail"; exit 3; fi
 {between}
-$python -m pipeline.cli.main build "$CONFIG" --quiet >> "$SAID" 2>&1
+$python -m mbeir_cot build "$CONFIG" --quiet >> "$SAID" 2>&1
 cp -r "$PLACE/out/dataset" "$RESULT"
 """
 

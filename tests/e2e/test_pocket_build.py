@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pocket.quality import quality
-from tests.builds import ROOT, rows, start
-from tests.cli import mbeir_cot
+from pocket.evaluation.build_quality import quality
+from tests.support.builds import ROOT, rows, start
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
 

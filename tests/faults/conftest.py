@@ -13,7 +13,7 @@ import pytest
 from pipeline.config import load_config
 from schemas.config import BuildConfig
 from schemas.manifest import Manifest
-from tests.builds import ROOT, Oracle, digests
+from tests.support.builds import ROOT, Oracle, digests
 
 Build = Callable[..., tuple[Manifest, bool]]
 Inject = Callable[..., None]
@@ -24,7 +24,7 @@ def faults_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Ray of this session, whose workers look for faults in this file."""
     import ray
 
-    from pipeline.teacher.hosting.ray_session import start_ray
+    from pipeline.serving.ray_session import start_ray
 
     if ray.is_initialized():
         ray.shutdown()

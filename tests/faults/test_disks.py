@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 
-import pipeline.assemble
 import pipeline.build
+import pipeline.dataset.assemble
+import pipeline.dataset.staging
+import pipeline.files.atomic_directory
 import pipeline.ledger.ledger
 import pipeline.ledger.segment
-import pipeline.publish
-import pipeline.staging
+from pipeline.files.atomic_directory import mend, publish, scratch
 from pipeline.ledger.ledger import Ledger, recover
-from pipeline.publish import mend, publish, scratch
 from schemas.errors import CotError
-from tests.builds import Oracle, digests
 from tests.faults.conftest import Build, Inject
+from tests.pipeline.files.test_atomic_directory import version
 from tests.pipeline.ledger.test_ledger import entry, key
-from tests.pipeline.test_publish import version
+from tests.support.builds import Oracle, digests
 
 Undisturbed = tuple[dict[str, str], set[str]]
 IN_FLIGHT = 8
@@ -42,12 +42,12 @@ def failing(number: int) -> Callable[..., Any]:
 
 DRIVER: dict[str, tuple[Any, str, int, str]] = {
     # point -> where, what, errno, what is said
-    "staging": (pipeline.staging.Staging, "put", errno.ENOSPC, "the disk is full"),
-    "shards": (pipeline.assemble._Shards, "_flush", errno.EDQUOT, "your quota"),
-    "staging read": (pipeline.staging.Staging, "get", errno.EIO, "the disk or its connection fails"),
+    "staging": (pipeline.dataset.staging.Staging, "put", errno.ENOSPC, "the disk is full"),
+    "shards": (pipeline.dataset.assemble._Shards, "_flush", errno.EDQUOT, "your quota"),
+    "staging read": (pipeline.dataset.staging.Staging, "get", errno.EIO, "the disk or its connection fails"),
     "manifest": (pipeline.build, "write_card", errno.ENOSPC, "the disk is full"),
-    "sync": (pipeline.publish, "sync", errno.EIO, "the disk or its connection fails"),
-    "exchange": (pipeline.publish, "_exchange", errno.EROFS, "read-only"),
+    "sync": (pipeline.files.atomic_directory, "sync", errno.EIO, "the disk or its connection fails"),
+    "exchange": (pipeline.files.atomic_directory, "_exchange", errno.EROFS, "read-only"),
 }
 
 
@@ -150,8 +150,8 @@ def test_killed_inside_publication(tmp_path: Path, exchange: bool, point: str, n
 
     def work() -> None:
         if not exchange:
-            pipeline.publish._exchange = lambda *_: False  # type: ignore[assignment]
-        owner = {"rmtree": pipeline.publish.shutil, "rename": Path}.get(point, pipeline.publish)
+            pipeline.files.atomic_directory._exchange = lambda *_: False  # type: ignore[assignment]
+        owner = {"rmtree": pipeline.files.atomic_directory.shutil, "rename": Path}.get(point, pipeline.files.atomic_directory)
         setattr(owner, point, kill_at(number)(getattr(owner, point)))
         publish(new, place)
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.annotate.dispatcher import BuildError
 from pipeline.build import build as run_build
 from pipeline.config import load_config
-from pipeline.crew import BuildError
+from pipeline.files.locks import LockError, is_held, only_one
 from pipeline.ledger.journal import Journal, LedgerError, take_lock
-from pipeline.locks import LockError, is_held, only_one
 from schemas.config import BuildConfig
 from schemas.os_errors import explained, is_full
-from tests.builds import Oracle, digests
 from tests.faults.conftest import Build, Inject
+from tests.support.builds import Oracle, digests
 
 
 def refused_below(place: Path, number: int, patch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from schemas.errors import CotError
-from tests.builds import Oracle, built, digests, rows
 from tests.faults.conftest import Build
+from tests.support.builds import Oracle, built, digests, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

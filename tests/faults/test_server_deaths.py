@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.builds import TOKENIZER, Oracle, rows
 from tests.faults.conftest import Build, Inject
+from tests.support.builds import TOKENIZER, Oracle, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -27,7 +27,7 @@ def test_the_question_that_kills_is_a_rejection(small_world: Path, tmp_path: Pat
         query["query_txt"] = ("LETHAL " if query["qid"] in killers else "") + query["query_txt"]
     file.write_text("\n".join(map(json.dumps, queries)) + "\n")
     log, deaths = tmp_path / "log", tmp_path / "deaths"
-    server = [sys.executable, "-m", "tests.oracle_server", "{port}", "--log", str(log), "--delay", "0.05"]
+    server = [sys.executable, "-m", "bench.oracle_server", "{port}", "--log", str(log), "--delay", "0.05"]
     inject(server=[*server, "--die", "LETHAL", "--deaths", str(deaths)])
     config = Oracle(log).config(tmp_path, root, input__datasets=["cirr"], annotators=2, route__policy="by-modality")
     settings = yaml.safe_load(config.read_text())

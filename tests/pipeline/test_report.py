@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.finished import FinishedDataset
-from pipeline.report.build import build_page
+from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.report.build_report import build_page
 from pipeline.report.page import Example, Page, render
-from tests.browser import CHROMIUM, DRIVER, browser
-from tests.builds import digests, rows
-from tests.cli import mbeir_cot
+from tests.support.browser import CHROMIUM, DRIVER, browser
+from tests.support.builds import digests, rows
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow]
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket.world.truth import Truth, load_truth
+from pocket.world.ground_truth import Truth, load_truth
 from pocket.world.write import write_world
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocket.lessons.judging import judge, matching_lesson, spoil, spoilt
-from pocket.lessons.queries import sample_known
-from pocket.lessons.teacher import verify_lesson
+from pocket.curriculum.query_mix import sample_known
+from pocket.curriculum.teacher_tasks import verify_lesson
+from pocket.curriculum.verification import judge, matching_lesson, spoil, spoilt
 
 SEEDS = st.integers(0, 10_000)
 

@@ -14,7 +14,7 @@ from pocket.world.garment import sample_garment
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import caption, full_caption, full_garment_caption, garment_caption, garment_riddle, riddle
 from pocket.world.passages import one_hop, two_hops
-from pocket.world.reasons import Why
+from pocket.world.reasoning_kinds import Why
 from pocket.world.scene import Scene, sample_scene
 
 seeds = st.integers(0, 2**32).map(random.Random)

@@ -11,15 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.families import FAMILIES, family_of
-from pipeline.parse import parse_trace
-from pocket.architecture import build_model, build_processor, build_tokenizer
-from pocket.fit import IGNORE, Recipe, collate, fit, learning_rate
-from pocket.lessons import base, seeing, teacher, thinking, worldly
-from pocket.lessons.known import other_scene
-from pocket.lessons.lesson import Lesson
-from pocket.lessons.queries import sample_known
-from pocket.measure import auc, held_out
+from pipeline.traces.families import FAMILIES, family_of
+from pipeline.traces.parser import parse_trace
+from pocket.curriculum import base_skills as base
+from pocket.curriculum import closed_book as worldly
+from pocket.curriculum import perception as seeing
+from pocket.curriculum import teacher_tasks as teacher
+from pocket.curriculum import think_aloud as thinking
+from pocket.curriculum.example import Lesson
+from pocket.curriculum.query_mix import sample_known
+from pocket.curriculum.solved_query import other_scene
+from pocket.evaluation.skills import auc, held_out
+from pocket.training.tiny_qwen import build_model, build_processor, build_tokenizer
+from pocket.training.train_loop import IGNORE, Recipe, collate, fit, learning_rate
 from pocket.world.instructions import INSTRUCTIONS
 from pocket.world.scene import Claim, Partial, Scene, Thing
 
@@ -193,9 +197,9 @@ def test_fitting_learns_and_a_seed_decides_it(processor, tmp_path: Path) -> None
 
 
 def test_only_the_long_course_asks_for_several_changes_and_three_hops() -> None:
-    from pocket.lessons.composed import edited_scene
-    from pocket.lessons.demand import demanding
-    from pocket.lessons.knowledge import about_picture
+    from pocket.curriculum.composed import edited_scene
+    from pocket.curriculum.difficulty import demanding
+    from pocket.curriculum.knowledge import about_picture
 
     def most(rng: random.Random) -> tuple[int, int]:
         changes = max(edited_scene(rng).text.count(", then ") for _ in range(200))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pocket.measure import measure
-from pocket.models import MODELS, Role
+from pocket.evaluation.skills import measure
+from pocket.training.train_models import MODELS, Role
 from schemas.teacher import Transport
 
 ROLES: tuple[Role, ...] = ("teacher", "base")
@@ -62,12 +62,12 @@ def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from pipeline.judge import VERIFY, choice_fields
+    from pipeline.serving.server import ManagedServer
     from pipeline.teacher.client import TeacherClient
-    from pipeline.teacher.hosting.server import ManagedServer
     from pipeline.teacher.request import TeacherRequest
-    from pocket.fit import collate
-    from pocket.lessons.lesson import Lesson
+    from pipeline.traces.judgements import VERIFY, choice_fields
+    from pocket.curriculum.example import Lesson
+    from pocket.training.train_loop import collate
     from pocket.world.draw import draw_scene
     from pocket.world.scene import sample_scene
     from schemas.hosting import ServerConfig

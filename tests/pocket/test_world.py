@@ -16,12 +16,12 @@ from pipeline.mbeir.check import check
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.queries import read_queries
-from pocket.world.book import DEFAULT_QUERIES, TEST_QUERIES, VAL_QUERIES
-from pocket.world.truth import Truth
+from pocket.world.builder import DEFAULT_QUERIES, TEST_QUERIES, VAL_QUERIES
+from pocket.world.ground_truth import Truth
 from pocket.world.write import UP_SAMPLED, write_world
 from schemas.errors import CotError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, Query
-from tests.cli import mbeir_cot
+from tests.support.cli import mbeir_cot
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.families import FAMILIES
+from pipeline.traces.families import FAMILIES
 from prompts import BUILT_IN, ImageSlot, Prompt, PromptSet
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.families import FAMILIES
+from pipeline.traces.families import FAMILIES
 from prompts import BUILT_IN, ImageSlot, PromptSet, defused
 from schemas.errors import ConfigError
 
@@ -70,7 +70,7 @@ def test_candidates_have_no_instruction(which: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
 def test_the_full_set_names_every_facet_and_shows_a_worked_example(family) -> None:  # type: ignore[no-untyped-def]
-    from pipeline.parse import parse_trace
+    from pipeline.traces.parser import parse_trace
     from schemas.trace import Trace
 
     text = text_of(PromptSet.load("full").render(f"reason_{family.name}", **variables("reason")))  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def test_what_the_image_copies_is_there_and_enough() -> None:
     ignored = set((ROOT / ".dockerignore").read_text().split())
     project = (ROOT / "pyproject.toml").read_text()
     packages = re.findall(r'"(\w+)\*"', project.split("[tool.setuptools.packages.find]")[1].split("]")[0])
-    assert len(packages) == 6
+    assert len(packages) == 7
     assert not ignored & {
         *packages,
         "configs",

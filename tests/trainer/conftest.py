@@ -20,16 +20,16 @@ from pipeline.config import load_config
 from pipeline.mbeir.instructions import InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
-from pocket.models import MODELS
+from pocket.training.train_models import MODELS
 from schemas.mbeir import DATASET_TASKS
 from schemas.record import EMB_TOKEN, record_id
 from schemas.training import AdaptiveSettings, TrainConfig
-from tests.cli import mbeir_cot
-from trainer.adaptive import AdaptiveEmbedder
-from trainer.batches import BatchSource
-from trainer.dataset import Candidates, Records
-from trainer.embedder import Embedder
-from trainer.rows import Row
+from tests.support.cli import mbeir_cot
+from trainer.data.batches import BatchSource
+from trainer.data.dataset import Candidates, Records
+from trainer.data.encoding import Row
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.model.embedder import Embedder
 
 
 def rows(mbeir: Path, each: int = 4) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli import mbeir_cot
-from tests.trainer.test_train import metrics
+from tests.support.cli import mbeir_cot
+from tests.trainer.training.test_train import metrics
 
 OWN_TRACES = tuple(word for setting in ("contrastive=mixed", "begin=2", "refresh=2") for word in ("--set", f"traces.{setting}"))
 """The student writes its own after steps 2 and 4."""
@@ -45,7 +45,7 @@ def test_two_processes_under_torchrun_learn_as_one_does(train_file: Path, alone:
             "--nproc-per-node",
             "2",
             "-m",
-            "pipeline.cli.main",
+            "mbeir_cot.app",
         ]
         given = ["train", str(train_file), "--out", str(run), *OWN_TRACES, *more]
         return subprocess.run([*program, *given], capture_output=True, text=True, timeout=300, check=False)
@@ -71,7 +71,7 @@ def test_two_processes_of_this_machine_learn_as_one_does(train_file: Path, alone
 @pytest.mark.slow
 def test_no_process_outlives_a_killed_training(train_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "pipeline.cli.main", "train", str(train_file), "--out", str(out), "--processes", "2"]
+    command = [sys.executable, "-m", "mbeir_cot", "train", str(train_file), "--out", str(out), "--processes", "2"]
     parent = subprocess.Popen([*command, "--set", "optimiser.steps=500"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 200

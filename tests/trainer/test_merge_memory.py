@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.teacher.hosting.command import arguments
+from pipeline.serving.command import arguments
 from schemas.errors import ConfigError
-from trainer.merge import Plan, Sample, server_config, sort_disagreements
-from trainer.rows import Row
+from trainer.data.encoding import Row
+from trainer.release.merge import Plan, Sample, server_config, sort_disagreements
 
 ON_GPU = Plan(torch.device("cuda:0"), "bfloat16", 8192, "")
 

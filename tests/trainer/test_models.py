@@ -21,17 +21,17 @@ from transformers import (
 )
 
 from pipeline.config import load_config
-from pocket.architecture import CHAT_TEMPLATE, build_processor
-from pocket.models import MODELS
+from pocket.training.tiny_qwen import CHAT_TEMPLATE, build_processor
+from pocket.training.train_models import MODELS
 from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from tests.trainer.test_adaptive import some_rows
-from trainer.adaptive import AdaptiveEmbedder
-from trainer.emb_row import begin_emb_row
-from trainer.embedder import Embedder
-from trainer.step import train_step
-from trainer.train import train
-from trainer.world import World
+from tests.trainer.embedding.test_adaptive import some_rows
+from trainer.distributed import World
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.model.emb_token import begin_emb_row
+from trainer.model.embedder import Embedder
+from trainer.training.step import train_step
+from trainer.training.train import train
 
 ONE = World(0, 1, torch.device("cpu"))
 

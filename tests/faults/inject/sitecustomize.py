@@ -105,7 +105,7 @@ def _server(module: Any) -> None:
 _CHANGED = {
     "pipeline.ledger.journal": _journal,
     "pipeline.ledger.segment": _segment,
-    "pipeline.teacher.hosting.server": _server,
+    "pipeline.serving.server": _server,
 }
 
 

@@ -14,10 +14,10 @@ import pytest
 from pipeline.export.formats import FORMATS
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
-from pocket.models import MODELS
+from pocket.training.train_models import MODELS
 from schemas.record import EMB_TOKEN
-from tests.builds import rows
-from tests.cli import mbeir_cot
+from tests.support.builds import rows
+from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow]
 

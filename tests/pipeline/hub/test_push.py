@@ -18,12 +18,12 @@ import pytest
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
 
-from pipeline.finished import FinishedDataset
+from pipeline.dataset.built_dataset import FinishedDataset
 from pipeline.hub.check import NotPublishable, check
 from pipeline.hub.push import PushError, understood
-from tests.builds import digests, kill, start
-from tests.cli import mbeir_cot
-from tests.hub_repos import TOKEN, HubRepos, hub_repos
+from tests.support.builds import digests, kill, start
+from tests.support.cli import mbeir_cot
+from tests.support.hub_repos import TOKEN, HubRepos, hub_repos
 
 pytestmark = [pytest.mark.slow]
 

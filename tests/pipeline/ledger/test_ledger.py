@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ledger.entry import to_answer, to_entry
-from pipeline.ledger.fingerprint import Identity, fingerprint
 from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
 from pipeline.ledger.ledger import Ledger, recover
-from pipeline.ledger.report import compact, disputed_subjects, ledger_stats, verify_ledger
+from pipeline.ledger.maintenance import compact, disputed_subjects, ledger_stats, verify_ledger
+from pipeline.ledger.request_key import Identity, fingerprint
 from pipeline.ledger.segment import SegmentStore
 from prompts import ImageSlot
 from schemas.config import TeacherConfig

@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.mbeir.check import check
 from pipeline.mbeir.findings import Finding
-from tests.cli import mbeir_cot
 from tests.pipeline.mbeir.conftest import COCO, write_image, write_lines
+from tests.support.cli import mbeir_cot
 
 OVEN6 = "query/val/mbeir_oven_task6_val.jsonl"
 POOL6 = "cand_pool/local/mbeir_oven_task6_cand_pool.jsonl"

@@ -11,9 +11,9 @@ from pipeline.mbeir.extracted import LISTING
 from pipeline.mbeir.fetch import REPO_ID, checked_datasets, image_folder, patterns
 from schemas.errors import ConfigError
 from schemas.mbeir import DATASET_IDS
-from tests.cli import mbeir_cot
-from tests.hub import HubServer, serve
 from tests.pipeline.mbeir.test_extract import archive, write_parts
+from tests.support.cli import mbeir_cot
+from tests.support.hub import HubServer, serve
 
 
 @pytest.fixture

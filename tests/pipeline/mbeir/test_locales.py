@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import mbeir_cot
 from tests.pipeline.mbeir.conftest import edit_first
+from tests.support.cli import mbeir_cot
 
 LOCALES = (
     {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},

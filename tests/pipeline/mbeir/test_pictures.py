@@ -16,9 +16,9 @@ from PIL import Image
 
 from pipeline.export.written import picture
 from pipeline.mbeir.images import ImageStore, picture_value
-from pipeline.report.thumbnails import Thumbnails
+from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.teacher.images import ImageEncoder, ImageMode
-from tests.pictures import assert_seen, write_pictures
+from tests.support.pictures import assert_seen, write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from pipeline.mbeir.jsonl import MalformedInput
 from pipeline.mbeir.stats import collect_stats, render
-from tests.cli import mbeir_cot
 from tests.pipeline.mbeir.conftest import COCO, write_lines
+from tests.support.cli import mbeir_cot
 
 
 def test_counts_per_split_and_dataset_task(mbeir: Path, cache: Path) -> None:

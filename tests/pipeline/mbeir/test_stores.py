@@ -16,8 +16,8 @@ from pipeline.mbeir.stats import collect_stats
 from pipeline.mbeir.stores import build_store, training_store
 from schemas.config import BuildConfig
 from schemas.training import TrainConfig
-from tests.cli import mbeir_cot
 from tests.pipeline.mbeir.conftest import COCO
+from tests.support.cli import mbeir_cot
 
 ROOT = Path(__file__).parents[3]
 PICTURE = f"{COCO}/COCO_1.jpg"
@@ -49,7 +49,7 @@ def test_only_one_module_says_where_images_may_lie() -> None:
 
 
 def test_every_command_that_opens_images_takes_them() -> None:
-    from pipeline.cli.main import app
+    from mbeir_cot.app import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     alone, grouped = OPENING

@@ -7,12 +7,12 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.families import VISUAL
-from pipeline.judge import ASSESS
-from pipeline.teacher.ask import judge_request, read_judgement, read_trace, reason_request
-from pipeline.teacher.completion import THINKS, read_completion
 from pipeline.teacher.diagnosis import trouble
 from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.requests import judge_request, read_judgement, read_trace, reason_request
+from pipeline.teacher.response import THINKS, read_completion
+from pipeline.traces.families import VISUAL
+from pipeline.traces.judgements import ASSESS
 from prompts import ImageSlot
 from schemas.config import TeacherConfig
 from schemas.judgement import NoJudgement

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.families import COMPOSED
-from pipeline.judge import ASSESS
-from pipeline.teacher.ask import judge_fields, reason_fields
+from bench.strict_server import FIELDS
 from pipeline.teacher.dialect import image_part
 from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.requests import judge_fields, reason_fields
+from pipeline.traces.families import COMPOSED
+from pipeline.traces.judgements import ASSESS
 from schemas.config import TeacherConfig
-from tests.strict_server import FIELDS
 
 IMAGE = EncodedImage("data:image/png;base64,AA==", "0a")
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.serving.direct import health
+from pipeline.serving.registry import registered, running
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.hosting.direct import health
-from pipeline.teacher.hosting.registry import registered, running
 from pipeline.teacher.request import TeacherRequest
 from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Outcome, Transport
+from tests.pipeline.serving.test_server import config, started  # noqa: F401 (fixtures)
 from tests.pipeline.teacher import fault_server
-from tests.pipeline.teacher.hosting.test_server import config, started  # noqa: F401 (fixtures)
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 REQUEST = TeacherRequest("k", [{"role": "user", "content": "1"}])

@@ -16,21 +16,21 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.families import FAMILIES, VISUAL
-from pipeline.grammar import trace_grammar
-from pipeline.judge import VERIFY, choice_fields, judgement_from_logprobs
-from pipeline.parse import parse_trace
-from pipeline.teacher.ask import reason_request
+from pipeline.serving.preflight import Example, Finding, preflight
+from pipeline.serving.server import ManagedServer
 from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
-from pipeline.teacher.hosting.preflight import Example, Finding, preflight
-from pipeline.teacher.hosting.server import ManagedServer
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest
-from pocket.fit import collate
-from pocket.lessons.lesson import Lesson
-from pocket.models import MODELS
+from pipeline.teacher.requests import reason_request
+from pipeline.traces.families import FAMILIES, VISUAL
+from pipeline.traces.grammar import trace_grammar
+from pipeline.traces.judgements import VERIFY, choice_fields, judgement_from_logprobs
+from pipeline.traces.parser import parse_trace
+from pocket.curriculum.example import Lesson
+from pocket.training.train_loop import collate
+from pocket.training.train_models import MODELS
 from pocket.world.draw import SIDE, draw_scene
 from pocket.world.scene import sample_scene
 from prompts import PromptSet
@@ -189,7 +189,7 @@ async def test_what_the_server_refuses_is_permanent_and_explained(endpoint: Endp
 
 def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.teacher.hosting.server import ManagedServer\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
         "from schemas.hosting import ServerConfig\n"
         "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
         "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
@@ -218,7 +218,7 @@ def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path
 def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
     import ray
 
-    from pipeline.teacher.hosting.pool import ServerPool
+    from pipeline.serving.server_pool import ServerPool
 
     pool = ServerPool(config, logs=tmp_path)
     try:

@@ -1,0 +1,1 @@
+"""The program: commands, and nothing that another package imports."""

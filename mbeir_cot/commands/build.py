@@ -1,0 +1,269 @@
+"""`mbeir-cot build` and the commands that look at builds."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mbeir_cot import printing
+from mbeir_cot.options import ImageRoots
+
+if TYPE_CHECKING:
+    from pipeline.annotate.steps import Attempt, Journey
+    from schemas.config import BuildConfig
+    from schemas.manifest import Manifest
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/pocket.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="The build's directory [default: the config's `out`].")]
+Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+_NARROWEST = 112
+"""Tables need this much; where output is no terminal the width is ours to choose."""
+
+console = printing.console(least_width=_NARROWEST)
+
+
+def _settings(
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    limit: int | None = None,
+    *,
+    image_roots: list[Path] | None = None,
+) -> BuildConfig:
+    from pipeline.config import load_config
+    from schemas.config import BuildConfig
+
+    given = list(overrides or ())
+    if out is not None:
+        given.append(f"out={out}")
+    if limit is not None:
+        given.append(f"input.limit={limit}")
+    return load_config(config, BuildConfig, tuple(given), image_roots=image_roots or ())
+
+
+def build(
+    config: Config,
+    out: Out = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
+    overrides: Set = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    image_roots: ImageRoots = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Builds the dataset: assess, route, reason, screen, verify, write.
+
+    Run it again after any interruption: what was answered is not asked again. With other thresholds, screens or routing it
+    builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one that keeps about
+    as much (see publish.least_share).
+    """
+    from pipeline.annotate.dispatcher import BuildStopped
+    from pipeline.build import build as run
+
+    settings = _settings(config, overrides, out, limit, image_roots=image_roots)
+    try:
+        manifest, done = run(settings, retry_failed=retry_failed, replace=replace, quiet=quiet)
+    except BuildStopped as stopped:
+        printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
+        raise typer.Exit(130) from None
+    _summary(manifest, settings.out, done)
+
+
+def reroute(
+    config: Config,
+    threshold: Annotated[float, typer.Option(min=0, max=1)],
+    out: Out = None,
+    overrides: Set = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    image_roots: ImageRoots = None,
+) -> None:
+    """Builds again with another threshold on P(complex): nothing that the ledger knows is asked again."""
+    given = [*(overrides or ()), f"route.threshold={threshold}"]
+    build(config, out=out, overrides=given, replace=replace, image_roots=image_roots)
+
+
+def stats(directory: Dir, as_json: Json = False) -> None:
+    """What is in a finished dataset: counts by dataset-task, route and reason."""
+    manifest = _manifest(directory)
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=1))
+    else:
+        _tables(manifest)
+
+
+def status(directory: Dir, as_json: Json = False) -> None:
+    """How far a running, stopped or finished build is."""
+    from pipeline.annotate.build_progress import Progress, facts
+    from pipeline.files.locks import is_held
+    from schemas.errors import InputError
+
+    file = directory / "work" / "progress.json"
+    try:
+        progress = Progress.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
+    running = progress.state not in ("finished", "stopped", "failed")
+    if running and not is_held(directory):
+        progress = progress.model_copy(update={"state": "killed", "message": "run the same command again: it goes on"})
+    if as_json:
+        typer.echo(progress.model_dump_json(indent=1))
+        return
+    console.print(f"[bold]{escape(progress.state)}[/]  {escape(progress.message)}")
+    table = Table.grid(padding=(0, 2))
+    for label, value in facts(progress):
+        table.add_row(f"[dim]{escape(label)}[/]", escape(value))
+    console.print(table)
+
+
+def preview(
+    config: Config,
+    count: Annotated[int, typer.Option("-n", min=1, help="Queries.")] = 3,
+    overrides: Set = None,
+    out: Out = None,
+    image_roots: ImageRoots = None,
+) -> None:
+    """The journeys of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
+    from mbeir_cot.commands.teacher import hosted
+    from pipeline.annotate.preview import journeys
+
+    settings = _settings(config, overrides, out, count, image_roots=image_roots)
+    with hosted(settings) as endpoints:
+        found = asyncio.run(journeys(settings, endpoints))
+    for journey in found:
+        _show(journey, settings)
+
+
+def estimate(
+    config: Config,
+    sample: Annotated[int, typer.Option(min=10, help="Queries to ask for real.")] = 100,
+    overrides: Set = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs behind the endpoints, for GPU-hours.")] = 0,
+    as_json: Json = False,
+    image_roots: ImageRoots = None,
+) -> None:
+    """Asks a small sample and predicts calls, tokens, time and GPU-hours of the whole build."""
+    from mbeir_cot.commands.teacher import hosted
+    from pipeline.annotate.estimate import estimate as run
+
+    settings = _settings(config, overrides, None, image_roots=image_roots)
+    with hosted(settings) as endpoints:
+        found = asyncio.run(run(settings, endpoints, sample, gpus))
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+        return
+    table = Table("", "of the sample", "of the whole", "likely range")
+    for row in found.rows:
+        table.add_row(*map(escape, (row.what, row.sample, row.whole, row.spread)))
+    console.print(table)
+    console.print(
+        f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight:,} in flight. "
+        "Time scales with the rate of this sample on these servers; a short sample underestimates full servers."
+    )
+
+
+def _manifest(directory: Path) -> Manifest:
+    from schemas.errors import InputError
+    from schemas.manifest import Manifest
+
+    for place in (directory / "dataset", directory):
+        if (place / "manifest.json").is_file():
+            return Manifest.model_validate_json((place / "manifest.json").read_bytes())
+    raise InputError(f"{directory} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
+
+
+def _summary(manifest: Manifest, out: Path, done: bool) -> None:
+    _tables(manifest)
+    reasoning = sum(task.reasoning for task in manifest.tasks)
+    bypass = sum(task.bypass for task in manifest.tasks)
+    console.print(
+        f"{manifest.records:,} records of {manifest.queries:,} queries: {reasoning:,} reason, {bypass:,} bypass; "
+        f"{manifest.rejections:,} were rejected, each with its reason."
+    )
+    if manifest.malformed_lines:
+        console.print(f"{manifest.malformed_lines:,} malformed lines are in {escape(str(out / 'work' / 'malformed.jsonl'))}.")
+    if manifest.owed:
+        console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to ask them.")
+    dataset = escape(str(out / "dataset"))
+    console.print(f'{"Wrote" if done else "Nothing has changed since"} {dataset}: load_dataset("{dataset}")')
+
+
+def _tables(manifest: Manifest) -> None:
+    if manifest.synthetic:
+        console.print("[bold]SYNTHETIC[/] (pocket world: invented queries and images)")
+    table = Table("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept", "first reason")
+    for number in range(1, 7):
+        table.columns[number].justify = "right"
+    for task in manifest.tasks:
+        first = max(task.rejected.items(), key=lambda item: item[1], default=None)
+        table.add_row(
+            escape(f"{task.dataset}_task{task.task_id}"),
+            f"{task.queries:,}",
+            f"{task.reasoning:,}",
+            f"{task.bypass:,}",
+            f"{task.rejections:,}",
+            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
+            f"{task.kept:.1%}" if task.kept is not None else "-",
+            f"{escape(first[0])} ({first[1]:,})" if first else "",
+        )
+    console.print(table)
+
+
+def _show(journey: Journey, settings: BuildConfig) -> None:
+    query = journey.query
+    console.rule(f"[bold]{escape(journey.id)}[/]", align="left")
+    console.print(f"[dim]instruction[/] {escape(journey.instruction)}")
+    if query.query_txt:
+        console.print(f"[dim]text       [/] {escape(query.query_txt)}")
+    if query.query_img_path:
+        console.print(f"[dim]image      [/] {escape(str(settings.mbeir / query.query_img_path))}")
+    if journey.target is not None:
+        image = str(settings.mbeir / journey.target.img_path) if journey.target.img_path else ""
+        console.print(f"[dim]target     [/] {escape(journey.target.txt or '')} {escape(image)}")
+    if journey.assessment is not None and journey.assess_prompt is not None:
+        _prompt("assess", journey.assess_prompt)
+        console.print(f"  P(complex) = {journey.assessment:.3f}")
+    if journey.route is not None:
+        console.print(f"[bold]route: {escape(journey.route)}[/]")
+    for number, attempt in enumerate(journey.attempts, 1):
+        _show_attempt(number, attempt, settings)
+    if journey.refusal is not None:
+        refusal = journey.refusal
+        console.print(f"[red]rejected at {escape(refusal.stage)}: {escape(refusal.reason)}[/] ({escape(refusal.detail)})")
+    else:
+        console.print("[green]a record[/]")
+
+
+def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
+    from pipeline.annotate.screens import verdicts
+
+    _prompt(f"reason, attempt {number}", attempt.prompt)
+    console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens:,} tokens)[/]")
+    console.print(escape("\n".join(f"    {line}" for line in (attempt.answer.text or attempt.answer.detail).splitlines())))
+    if attempt.trace is not None:
+        for facet in attempt.trace.facets:
+            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
+        console.print(f"  [bold cyan]Answer[/]: {escape(attempt.trace.answer)}")
+    if attempt.screened is not None:
+        for name, fault in verdicts(attempt.screened, settings.screen).items():
+            shown = "[green]pass[/]" if fault is None else f"[red]{escape(fault.reason)}[/]: {escape(fault.detail)}"
+            console.print(f"  [dim]{escape(name):<26}[/] {shown}")
+    if attempt.verify_prompt is not None:
+        _prompt("verify", attempt.verify_prompt)
+        shown = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
+        console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
+
+
+def _prompt(title: str, prompt: object) -> None:
+    from prompts import ImageSlot
+
+    text = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else str(part) for part in prompt)  # type: ignore[attr-defined]
+    console.print(f"[dim]  {escape(title)} prompt[/]")
+    console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")

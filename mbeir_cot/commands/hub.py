@@ -1,0 +1,136 @@
+"""`mbeir-cot push` and `mbeir-cot push-model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mbeir_cot import printing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.hub.push import Plan, Target, Upload
+
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub.")]
+Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
+Revision = Annotated[str | None, typer.Option(help="Branch to push to; it is created [default: main].")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, show what would be uploaded, send nothing.")]
+
+console = printing.console()
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory or a dataset's.")],
+    repo: Repo,
+    private: Private = False,
+    revision: Revision = None,
+    with_images: Annotated[bool, typer.Option("--with-images", help="Push the config with_images too.")] = False,
+    dry_run: DryRun = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="A row's id: what looks like a secret or a path in it was looked at. May be repeated."),
+    ] = None,
+    allow_from: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such ids, one a line.")
+    ] = None,
+) -> None:
+    """Publishes a finished dataset on the Hugging Face Hub.
+
+    First everything is checked: every row against the schema, files against the manifest, the card, no path of this machine,
+    nothing like a token. Then what the repository lacks is uploaded; run it again after an interruption and it continues. The
+    token comes from HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured. The local dataset is not touched.
+    """
+    from pipeline.dataset.built_dataset import FinishedDataset
+    from pipeline.hub.check import check
+    from pipeline.hub.dataset import FINAL, belongs, uploads
+    from pipeline.hub.push import Target
+    from pipeline.meter import Meter
+
+    dataset = FinishedDataset.open(directory)
+    given = list(dict.fromkeys([*(allow or ()), *(_lines(allow_from) if allow_from is not None else ())]))
+    rows = dataset.manifest.records + dataset.manifest.rejections
+    with Meter("checking", rows, unit="rows") as meter:
+        accepted = check(dataset, meter.advance, allow=given)
+    if accepted:
+        console.print(f"Accepted, and named in the card: {escape(', '.join(accepted))}")
+    if unneeded := [name for name in given if name not in accepted]:
+        console.print(f"[yellow]Nothing to accept in {escape(', '.join(unneeded))}[/]")
+    found = uploads(dataset, repo, with_images=with_images, accepted=accepted)
+    _push(Target(repo, "dataset", revision), found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run)
+    if not dry_run:
+        console.print(escape(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})'))
+
+
+def push_model(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run, or one of its variants' directories.")],
+    repo: Repo,
+    variant: Annotated[str, typer.Option(help="Which of the run's embedders.")] = "trace",
+    private: Private = False,
+    revision: Revision = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Publishes a trained embedder (adapter, token row, pooling) with a model card of its settings and its table."""
+    from pipeline.hub.push import Target
+    from trainer.release.hub_files import FINAL, belongs, uploads
+
+    found = uploads(run, variant, repo)
+    _push(Target(repo, "model", revision), found, FINAL, belongs, f"{run.name} {variant}", private=private, dry_run=dry_run)
+
+
+def _push(
+    target: Target,
+    uploads: Sequence[Upload],
+    final: Sequence[str],
+    belongs: Callable[[str], bool],
+    name: str,
+    *,
+    private: bool,
+    dry_run: bool,
+) -> None:
+    from pipeline.hub.push import Unreachable
+    from pipeline.meter import Meter
+
+    try:
+        target.reach()
+    except Unreachable as error:
+        if not dry_run:
+            raise
+        _show(target.unseen(uploads, final=final))
+        console.print(f"[yellow]Not compared with what is there:[/] {escape(error.problem)}")
+        console.print("A dry run: nothing was sent.")
+        return
+    plan = target.plan(uploads, final=final, known=belongs)
+    _show(plan)
+    if plan.nothing:
+        console.print(f"{escape(target.address)} holds this already: nothing to do")
+        return
+    if dry_run:
+        console.print("A dry run: nothing was sent.")
+        return
+    with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
+        target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
+    console.print(f"Published {escape(target.address)}")
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _show(plan: Plan) -> None:
+    table = Table(escape(f"{plan.kind} {plan.repo} at {plan.revision}"), "file", "bytes")
+    for action, uploads in (("upload", plan.large), ("upload last", plan.last)):
+        for upload in uploads:
+            table.add_row(action, escape(upload.path), f"{upload.size:,}")
+    for path in plan.delete:
+        table.add_row("delete", escape(path), "")
+    if not plan.nothing:
+        console.print(table)
+    state = "" if plan.exists else "; the repository is to be created"
+    console.print(
+        f"{len(plan.large) + len(plan.last):,} files, {plan.size:,} bytes; {plan.unchanged:,} are there already{escape(state)}"
+    )

@@ -1,0 +1,89 @@
+"""`mbeir-cot pocket …`: the embedded default."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def pocket() -> None:
+    pass
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets mbeir/ (the benchmark) and truth/ (for measuring only).")],
+    seed: Annotated[int, typer.Option(help="Decides every byte, together with --queries.")] = 7,
+    queries: Annotated[
+        int, typer.Option(min=64, max=4000, help="Training queries, about; test and pools keep their size.")
+    ] = 2000,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it holds something else.")] = False,
+) -> None:
+    """Writes a SYNTHETIC miniature M-BEIR: same layout, 16 dataset-tasks, drawn pictures, invented entities."""
+    from pocket.world.write import write_world
+
+    began = time.monotonic()
+    if write_world(out, seed=seed, train_queries=queries, force=force):
+        typer.echo(f"wrote a synthetic world to {out} in {time.monotonic() - began:.1f} s")
+    else:
+        typer.echo(f"{out} is up to date")
+    typer.echo(f"look at it: mbeir-cot mbeir stats {out / 'mbeir'}")
+
+
+@app.command()
+def sheet(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="An M-BEIR root, such as OUT/mbeir.")],
+    picture: Annotated[Path, typer.Argument(metavar="PNG", help="The picture to write.")],
+    skip: Annotated[int, typer.Option(min=0, help="Which query of each test file.")] = 1,
+) -> None:
+    """Draws one query of each dataset-task with its positive, to look at."""
+    from pocket.world.contact_sheet import draw_sheet
+
+    draw_sheet(root, skip=skip).save(picture)
+    typer.echo(f"wrote {picture}")
+
+
+@app.command()
+def models(
+    out: Annotated[Path | None, typer.Option(help="Where to write [default: into the package, pocket/checkpoints].")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Trains the pocket teacher and the pocket base from scratch. Long on CPU: training.jsonl beside them shows the rate."""
+    from pocket.training.train_models import MODELS, Role, train, train_stem
+
+    where = out or MODELS
+    train_stem(where, device=device)
+    roles: tuple[Role, ...] = ("teacher", "base")
+    for role in roles:
+        typer.echo(f"wrote {train(role, where, device=device)}")
+
+
+@app.command(name="long-course")
+def long_course(
+    role: Annotated[str, typer.Argument(help="teacher or base.")],
+    out: Annotated[Path, typer.Option(help="Gets a folder of the role's name.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it lasts; the learning rate decays over this time.")] = 18,
+    source: Annotated[Path | None, typer.Option(help="The checkpoint to go on from [default: the shipped one].")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw lessons.")] = 7,
+    batch: Annotated[int, typer.Option(min=1, help="Lessons a step.")] = 512,
+    lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = 1e-3,
+    optimiser: Annotated[str | None, typer.Option(help="adamw or muon [default: the course's].")] = None,
+) -> None:
+    """Goes on with a pocket checkpoint: every skill at once, for some minutes of a GPU. training.jsonl shows the losses."""
+    from dataclasses import replace
+
+    from pocket.training.train_models import LONG, Role, train_long
+
+    checked: Role = "teacher" if role == "teacher" else "base"
+    course = LONG[checked]
+    kind = course.recipe.optimiser if optimiser is None else ("muon" if optimiser == "muon" else "adamw")
+    recipe = replace(course.recipe, minutes=minutes, workers=workers, batch=batch, lr=lr, optimiser=kind)
+    written = train_long(checked, out, source=source, course=replace(course, recipe=recipe), device=device)
+    typer.echo(f"wrote {written}")

@@ -1,0 +1,205 @@
+"""`mbeir-cot serve` and `mbeir-cot teacher …`: the teacher by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from mbeir_cot import printing
+from mbeir_cot.options import ImageRoots
+
+if TYPE_CHECKING:
+    from pipeline.serving.preflight import Example, Finding, Who
+    from pipeline.teacher.check import Questions
+    from schemas.config import BuildConfig
+    from schemas.hosting import Endpoint
+
+app = typer.Typer(no_args_is_help=True)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/pocket.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
+
+console = printing.console()
+errors = printing.console(stderr=True)
+
+
+@app.callback()
+def teacher() -> None:
+    pass
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Set = None,
+    skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
+    image_roots: ImageRoots = None,
+) -> None:
+    """Starts (or reaches) teacher and verifier, asks them what a build would ask, and shows one worked answer per task family.
+
+    Exits with 1 if anything does not go, and names the setting that mends it.
+    """
+    from pipeline.config import load_config
+    from pipeline.serving.preflight import Example
+    from pipeline.teacher.check import Questions
+    from schemas.config import BuildConfig
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())
+    questions = Questions(settings)
+    examples = [Example(sample) for sample in questions.samples(("val", "test", "train"), skip=skip)]
+    whose: tuple[Who, ...] = (
+        ("teacher", "verifier") if settings.verifier is not None and settings.verify.enabled else ("teacher",)
+    )
+    ok = True
+    for who in whose:  # one after the other: managed ones may not fit beside each other
+        with hosted(settings, who) as endpoints:
+            ok &= asyncio.run(_check(settings, who, endpoints, questions, examples))
+    for example in examples:
+        _show(example, settings, questions)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def fetch(config: Config, overrides: Set = None) -> None:
+    """Downloads the models of the config's managed servers, teacher's and verifier's, into Hugging Face's cache.
+
+    `build` does so by itself, on each node that runs a server. A local directory is only looked at.
+    """
+    from pipeline.config import load_config
+    from pipeline.serving.weights import fetch_model
+    from schemas.config import BuildConfig
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    for name, one in (("teacher", settings.teacher), ("verifier", settings.verifier)):
+        if one is None:
+            continue
+        if one.hosting != "managed" or one.server is None:
+            console.print(f"{escape(name)}: runs elsewhere, nothing to fetch")
+            continue
+        errors.print(f"{escape(name)}: fetching {escape(one.server.model)}")
+        console.print(f"{escape(name)}: {escape(str(fetch_model(one.server)))}")
+
+
+def serve(config: Config, overrides: Set = None) -> None:
+    """Runs the config's managed vLLM server in the foreground until interrupted."""
+    from pipeline.config import load_config
+    from schemas.config import BuildConfig
+    from schemas.errors import ConfigError
+
+    settings = load_config(config, BuildConfig, tuple(overrides or ()))
+    if settings.teacher.hosting != "managed":
+        raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with hosted(settings, register=True) as endpoints:
+        model = settings.teacher.server.model if settings.teacher.server else ""
+        console.print(f"serving {escape(model)} at {escape(endpoints[0].url)}")
+        console.print("Ctrl-C stops it.")
+        try:
+            stop.wait()
+        except KeyboardInterrupt:
+            console.print("stopping")
+
+
+@contextmanager
+def hosted(settings: BuildConfig, who: Who = "teacher", *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
+    """The endpoints of the config's teacher or verifier; a managed server lives as long as the context."""
+    from pipeline.serving.registry import registered, running
+    from pipeline.serving.server import ManagedServer
+    from pipeline.serving.teacher_servers import server_config
+    from pipeline.serving.weights import fetch_model
+
+    config = settings.verifier if who == "verifier" and settings.verifier is not None else settings.teacher
+    managed = server_config(config, settings.mbeir)
+    if managed is None:
+        yield config.endpoints
+        return
+    if config.reuse and not register and (found := running(managed)) is not None:
+        errors.print(f"using the server at {escape(found.url)}")
+        yield (found,)
+        return
+    if not Path(managed.model).exists():
+        errors.print(f"downloading {escape(managed.model)}, or finding it in the cache")
+        fetch_model(managed)
+    server = ManagedServer(managed)
+    with errors.status(f"starting vLLM with {escape(managed.model)}") as status:
+        endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
+    try:
+        with registered(managed, endpoint, server.pid or 0) if register else nullcontext():
+            yield (endpoint,)
+    finally:
+        server.stop()
+
+
+async def _check(
+    settings: BuildConfig, who: Who, endpoints: tuple[Endpoint, ...], questions: Questions, examples: list[Example]
+) -> bool:
+    """Whether all goes. The first endpoint's answers are those that are shown."""
+    from pipeline.serving.preflight import Example, preflight
+
+    shown = [examples, *([Example(example.sample, reasoned=example.reasoned) for example in examples] for _ in endpoints[1:])]
+    reports = await asyncio.gather(
+        *(preflight(endpoint, who, settings, questions, each) for endpoint, each in zip(endpoints, shown, strict=True))
+    )
+    console.print(f"[bold]{escape(who)}[/]")
+    for report in reports:
+        for finding in report.findings:
+            console.print(_line(finding))
+    return all(report.ok for report in reports)
+
+
+def _line(finding: Finding) -> str:
+    place = f"{escape(finding.ability):<11} {finding.endpoint}"
+    if finding.trouble is None:
+        return f"[green]ok[/]      {place}"
+    remedy = f"\n        what to do: {escape(finding.trouble.remedy)}"
+    return f"[red]missing[/] {place}: {escape(finding.trouble.detail)}{remedy}"
+
+
+def _show(example: Example, settings: BuildConfig, questions: Questions) -> None:
+    from pipeline.traces.judgements import ASSESS, VERIFY
+    from prompts import ImageSlot
+    from schemas.judgement import Judgement
+    from schemas.trace import Trace
+
+    query, target = example.sample.query, example.sample.target
+    console.rule(
+        f"[bold]{escape(example.sample.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left"
+    )
+    if query.query_img_path:
+        console.print(f"[dim]image [/] {escape(str(settings.mbeir / query.query_img_path))}")
+    asked = questions.reason_prompt(example.sample)
+    prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in asked)
+    console.print(f"[dim]prompt[/] {escape(prompt.strip())}")
+    for name, judged, labels in (("P(complex)", example.assessed, ASSESS), ("P(yes)", example.verified, VERIFY)):
+        if judged is None:
+            continue
+        value = judged.judgement
+        if isinstance(value, Judgement):
+            shown = f"{value.probability:.3f} ({value.source}; {labels.positive} or {labels.negative})"
+        else:
+            shown = f"none: {value.detail if value else judged.answer.detail}"
+        console.print(f"[dim]{escape(name)}[/] {escape(shown)}")
+    if example.reasoned is None:
+        return
+    answer, trace = example.reasoned.answer, example.reasoned.trace
+    if isinstance(trace, Trace):
+        for facet in trace.facets:
+            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
+        console.print(f"  [bold cyan]Answer[/]: {escape(trace.answer)}")
+    else:
+        console.print(
+            f"  [red]{escape(trace.reason if trace else answer.outcome)}[/]: {escape(trace.detail if trace else answer.detail)}"
+        )
+        console.print(f"  raw: {escape(answer.text)}")
+    image = str(settings.mbeir / target.img_path) if target.img_path else ""
+    console.print(f"[dim]target[/] {escape(' '.join(filter(None, (target.txt, image))))}")
+    console.print(f"[dim]cost  [/] {answer.prompt_tokens:,} + {answer.completion_tokens:,} tokens, {answer.latency_s:.2f} s")

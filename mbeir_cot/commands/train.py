@@ -1,0 +1,218 @@
+"""`mbeir-cot train` and `mbeir-cot eval`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mbeir_cot import printing
+from mbeir_cot.options import ImageRoots
+
+if TYPE_CHECKING:
+    from schemas.training import TrainConfig
+    from trainer.evaluation.results import Result, TaskResult
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG|RUN|MODEL", help="A config file, a run's or a model's directory, or ORG/NAME."),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+_FAMILIES = ("visual", "text", "composed", "knowledge")
+
+console = printing.console(least_width=140)
+
+
+def load_settings(
+    config: Path, overrides: list[str] | None, out: Path | None, image_roots: list[Path] | None = None
+) -> TrainConfig:
+    from pipeline.config import load_config
+    from schemas.training import TrainConfig
+    from trainer.model.location import checkpoint_settings, is_checkpoint
+    from trainer.training.train import SETTINGS
+
+    given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
+    if is_checkpoint(config):
+        return checkpoint_settings(config, given, image_roots or ())
+    path = config / SETTINGS if config.is_dir() else config
+    return load_config(path, TrainConfig, tuple(given), image_roots=image_roots or ())
+
+
+def train(
+    config: Config,
+    out: Out = None,
+    overrides: Set = None,
+    processes: Annotated[int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU.")] = 1,
+    ray_workers: Annotated[
+        int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
+    ] = None,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
+    image_roots: ImageRoots = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what it would be: parameters, tokens, memory, steps, hours.")
+    ] = False,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="With --dry-run: useful share of the peak (default: what was measured)."),
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
+
+    Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. It is
+    distributed over this machine with --processes, over a cluster under torchrun or accelerate, or on Ray with --ray-workers.
+    Each variant ends in OUT/VARIANT/model.
+    """
+    from schemas.errors import ConfigError
+
+    settings = load_settings(config, overrides, out, image_roots)
+    if ray_restarts and ray_workers is None:
+        raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
+    if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
+    if dry_run:
+        from trainer.training.cost import PEAK
+        from trainer.training.dry_run import plan, table
+
+        devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
+        found = plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        console.print(found.model_dump_json(indent=1) if as_json else table(found), markup=False)
+        return
+    if as_json or mfu is not None or peak is not None:
+        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
+    if ray_workers is not None:
+        from trainer.training.launch_ray import train_on_ray
+
+        train_on_ray(settings, ray_workers, restarts=ray_restarts, quiet=quiet)
+    elif processes > 1:
+        from trainer.training.launch_local import train_here
+
+        train_here(settings, processes, quiet=quiet)
+    else:
+        from trainer.training.train import train as run
+
+        for variant in settings.variants:
+            run(settings, variant, quiet=quiet)
+    if os.environ.get("RANK", "0") == "0":
+        for variant in settings.variants:
+            console.print(escape(f"{variant}: {settings.out / variant / 'model'}"))
+        if settings.data.skip_unreadable:
+            from trainer.data.unreadable import load_list, told
+
+            file = settings.out / "unreadable.json"
+            if left_out := load_list(file):
+                console.print(f"[yellow]{escape(told('rows', left_out, file))}[/]")
+
+
+def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
+    """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
+
+    TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
+    given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
+    """
+    from pipeline.files.durable import replace_text
+    from schemas.errors import ConfigError, InputError
+    from trainer.evaluation.controls import modality_routes, random_routes, teacher_traces
+    from trainer.evaluation.evaluate import ROUTES, Evaluation
+    from trainer.evaluation.results import as_json
+    from trainer.model.location import is_checkpoint, located
+
+    config = located(config)
+    alone = is_checkpoint(config)
+    if alone and out is None:
+        raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
+    settings = load_settings(config, overrides, out, image_roots)
+    if config.is_dir() and out is None:
+        settings = settings.model_copy(update={"out": config})  # it may have been moved since
+    directory = settings.out / "eval"
+    split = settings.evaluation.split
+    answers, given = None, None
+    if settings.evaluation.traces is not None:
+        given, answers = teacher_traces(settings.evaluation.traces, split)
+    results: list[Result] = []
+    notices: list[str] = []  # of the pools: the same for every model
+    if settings.evaluation.base:
+        with Evaluation(settings, None, directory, quiet=quiet) as evaluation:
+            evaluation.pools("base")
+            notices = evaluation.notices
+            results.append(evaluation.run("base", "base", "always-direct")[0])
+    for variant in settings.variants:
+        model = config if alone else settings.out / variant / "model"
+        if not alone and not (model / "finished.json").is_file():
+            raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
+        with Evaluation(settings, model, directory, quiet=quiet) as evaluation:
+            evaluation.pools(variant)
+            notices = evaluation.notices
+            result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
+            results.append(result)
+            if variant != "trace":
+                continue
+            by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
+            for name, routes in (("by modality", modality_routes(evaluation)), ("by lot", by_lot)):
+                suffix = f"{variant}-{name.replace(' ', '-')}"
+                results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
+            if given is not None:
+                results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
+    replace_text(directory / f"results_{split}.json", as_json(results) + "\n")
+    _show(results, split)
+    for notice in notices:
+        console.print(f"[yellow]{escape(notice)}[/]")
+    console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; results_{escape(split)}.json")
+
+
+def _show(results: list[Result], split: str) -> None:
+    hits = Table("hit@k on " + escape(split), "k", *(escape(result.name) for result in results))
+    for row, first in enumerate(results[0].tasks):
+        cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
+        hits.add_row(escape(first.task), str(first.k), *cells)
+    hits.add_section()
+    for family in _FAMILIES:
+        hits.add_row(f"mean {escape(family)}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
+    hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
+    console.print(hits)
+    console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
+    costs = Table("what it costs", *_COSTS)
+    for result in results:
+        costs.add_row(escape(result.name), *_cost_cells(result.tasks))
+    for result in results:
+        if result.name == "trace":
+            costs.add_section()
+            for task in result.tasks:
+                costs.add_row(f"trace, {escape(task.task)}", *_cost_cells([task]))
+    console.print(costs)
+    console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
+    console.print("queries/s: of all workers; not measured where a routing shares embeddings with an earlier one")
+
+
+_COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
+
+
+def _cost_cells(tasks: list[TaskResult]) -> list[str]:
+    costs = [task.costs for task in tasks]
+    queries, seconds = sum(cost.queries for cost in costs), sum(cost.seconds for cost in costs)
+    known = [task.trace_accuracy for task in tasks if task.trace_accuracy is not None]
+    return [
+        f"{sum(cost.reasoned for cost in costs) / max(1, queries):.1%}",
+        f"{sum(cost.tokens for cost in costs) / max(1, queries):.1f}",
+        f"{queries / seconds:.0f}" if seconds else "",
+        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if any(cost.p50_s for cost in costs) else "",
+        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if any(cost.p95_s for cost in costs) else "",
+        f"{sum(cost.cut for cost in costs):,}",
+        f"{sum(known) / len(known):.1%}" if known else "",
+    ]
+
+
+def _pair(local: float, union: float | None) -> str:
+    return f"{100 * local:.1f}" + (f" / {100 * union:.1f}" if union is not None else "")

@@ -1,0 +1,269 @@
+"""The annotators of a build: given work, watched, stopped.
+
+Chunks of the work list go to Ray actors and come back in any order; servers are started when a journey first finds no answer in
+the ledger; a teacher that is down or wrong ends the build early, with a diagnosis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+
+from pipeline.annotate.build_progress import Board
+from pipeline.annotate.worker import Annotator, Chunk, Tally
+from pipeline.dataset.staging import Staging
+from pipeline.ledger.maintenance import disputed_subjects
+from pipeline.ledger.segment import SegmentStore
+from pipeline.mbeir.work_list import WorkList
+from pipeline.serving.environ import carried
+from pipeline.serving.ray_session import start_ray
+from pipeline.serving.teacher_servers import Teachers
+from schemas.config import BuildConfig
+from schemas.errors import CotError
+from schemas.hosting import Endpoint
+from schemas.os_errors import explained
+
+_AHEAD: Final = 4
+"""Queries that an annotator has at once, in requests in flight: a journey is several requests in a row, the next chunks fill
+the places that the last queries of one leave, and the limit should always be used."""
+
+_CHUNKS_PER_ANNOTATOR: Final = 24
+_CHUNK: Final = (16, 128)
+_POLL_S: Final = 0.5
+_WATCH_S: Final = 3.0
+_DRAIN_S: Final = 60.0
+_RESTARTS: Final = 10
+
+
+class BuildError(CotError):
+    """A build that cannot go on."""
+
+
+class BuildStopped(CotError):
+    """A build that was asked to stop. What was answered is kept."""
+
+
+class Crew:
+    """The annotators of a build, and what they are given to do."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        work: WorkList,
+        staging: Staging,
+        *,
+        board: Board,
+        ledger: str,
+        logs: Path,
+        interrupted: Callable[[], bool],
+        retry_failed: bool,
+    ) -> None:
+        self._config, self._work, self._staging = config, work, staging
+        self._board, self._ledger = board, ledger
+        self._interrupted, self._retry_failed = interrupted, retry_failed
+        start_ray()
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        count = config.annotators or max(1, cpus // 4)
+        least, most = _CHUNK
+        self._size = max(least, min(most, -(-len(work) // (count * _CHUNKS_PER_ANNOTATOR))))
+        in_flight = config.teacher.transport.max_in_flight
+        self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
+        self._count = min(count, max(1, -(-len(work) // self._size)))
+        self._teachers = Teachers(config, logs, ledger)
+        self._tallies: dict[int, Tally] = {}
+        self._watched = 0.0
+        self._answered = 0
+        self._told = ""
+
+    def run(self) -> None:
+        chunks = -(-len(self._work) // self._size)
+        try:
+            self._annotate(list(range(chunks)), self._count, retry_failed=self._retry_failed)
+            suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
+            if suspected:  # a server died: which of the questions that it had was it?
+                self._annotate(suspected, 1, retry_failed=False, alone=True)
+            disputed = self._disputed()
+            if disputed:  # two annotators asked the same at once: all go by the ledger's choice
+                self._annotate(disputed, 1, retry_failed=False)
+        finally:
+            self._teachers.stop()
+
+    def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool, alone: bool = False) -> None:
+        remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
+            Annotator
+        )
+        given = carried(endpoint.api_key_env for endpoint in _endpoints(self._config))
+        options = {"retry_failed": retry_failed, "alone": alone, "environment": given}
+        crew = [remote.remote(self._config, self._ledger, **options) for _ in range(count)]
+        waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
+        load = [0] * count
+        done = sum(self._length(number) for number in range(len(self._staging)) if number not in numbers)
+        try:
+            self._board.state("running")
+            while waiting or running:
+                while waiting and min(load) < self._ahead:
+                    who = load.index(min(load))
+                    number = waiting.popleft()
+                    items = self._work.read(number * self._size, (number + 1) * self._size)
+                    running[crew[who].annotate.remote(items)] = (number, who)
+                    load[who] += 1
+                ready, _ = ray.wait(list(running), timeout=_POLL_S)
+                for reference in ready:
+                    number, who = running.pop(reference)
+                    load[who] -= 1
+                    chunk: Chunk | None = _got(reference)
+                    if chunk is None:
+                        raise self._stopped()
+                    self._put(number, chunk)
+                    done += self._length(number)
+                self._watch(crew, done)
+                if self._interrupted():
+                    raise self._stopped()
+            tallies = self._tally(crew)
+            self._board.update(tallies, done)
+            self._give_up(tallies)  # a short build may be over before anybody has looked
+        except BaseException:
+            self._dismiss(crew, list(running))
+            raise
+        for actor in crew:
+            _got(actor.close.remote())
+            ray.kill(actor)
+
+    def _put(self, number: int, chunk: Chunk) -> None:
+        try:
+            self._staging.put(number, chunk)
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise BuildError(
+                f"cannot write {self._staging.path}: {cause}",
+                f"{remedy} and run the same command again: every answer is in the ledger",
+            ) from error
+
+    def _length(self, number: int) -> int:
+        return min(len(self._work), (number + 1) * self._size) - number * self._size
+
+    def _stopped(self) -> BuildStopped:
+        return BuildStopped("the build was stopped", "run the same command again: it goes on where it stopped")
+
+    def _watch(self, crew: list[Any], done: int) -> None:
+        """Progress; servers when they are needed; trouble."""
+        now = time.monotonic()
+        if now - self._watched < _POLL_S:
+            return
+        self._watched = now
+        tallies = self._tally(crew)
+        self._board.update(tallies, done)
+        if any(tally.waits_for_teacher for tally in tallies):
+            if not self._teachers.begun:
+                self._teachers.begin()
+            endpoints = self._teachers.endpoints
+            if endpoints is None and self._teachers.doing not in ("", self._told):
+                self._told = self._teachers.doing
+                self._board.state("starting the teacher", self._told)
+            if endpoints is not None:
+                for actor in crew:
+                    actor.connect.remote(endpoints)
+                self._board.state("running")
+        failures = self._teachers.failures() if self._teachers.endpoints is not None and int(now) % int(_WATCH_S) == 0 else []
+        answered = sum(tally.asked - tally.failed for tally in tallies)
+        if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
+            self._answered = answered
+            self._teachers.revive()
+        elif failures:
+            raise BuildError(failures[0], "mend the server's trouble and run again: every answer so far is kept")
+        self._give_up(tallies)
+
+    def _give_up(self, tallies: list[Tally]) -> None:
+        stop = self._config.stop
+        rejected: Counter[str] = Counter()
+        for tally in tallies:
+            rejected += tally.rejected
+        reasons = ", ".join(f"{name} ({count})" for name, count in rejected.most_common(4))
+        trouble = next((tally.trouble for tally in tallies if tally.trouble), "")
+        unread = max(tallies, key=lambda tally: tally.unread_share, default=None)
+        if unread is not None and unread.unread_share > stop.inputs:
+            raise BuildError(
+                f"more than {stop.inputs:.0%} of the last queries were refused for {unread.unread_reason}; the last: "
+                f"{unread.unread_last}",
+                f"are the images below {self._config.mbeir} all there, and the disk they lie on mounted? Then run again; leave "
+                "datasets out with input.datasets, or raise stop.inputs to go on",
+            )
+        if any(tally.unreachable_s > stop.unreachable_s for tally in tallies):
+            raise BuildError(
+                f"no server of the teacher can be reached for {stop.unreachable_s:g} s",
+                "look at the servers (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
+            )
+        if any(tally.failure_share > stop.failures for tally in tallies):
+            raise BuildError(
+                f"more than {stop.failures:.0%} of the last requests had no usable answer: {reasons}\n  the last: {trouble}",
+                "look at the teacher (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
+            )
+        if any(tally.rejection_share > stop.rejections for tally in tallies):
+            raise BuildError(
+                f"more than {stop.rejections:.0%} of the last {stop.window} reasoning queries were rejected: {reasons}\n"
+                f"  the last: {trouble}",
+                "wrong prompt set, model or bounds? `mbeir-cot preview CONFIG` shows journeys; raise stop.rejections to go on",
+            )
+
+    def _tally(self, crew: list[Any]) -> list[Tally]:
+        """The latest of each; one that is being restarted keeps its last."""
+        references = [actor.tally.remote() for actor in crew]
+        ray.wait(references, num_returns=len(references), timeout=5)
+        for number, reference in enumerate(references):
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._tallies[number] = ray.get(reference, timeout=0.01)
+        return [self._tallies[number] for number in sorted(self._tallies) if number < len(crew)]
+
+    def _dismiss(self, crew: list[Any], running: list[Any]) -> None:
+        """Lets what is in flight come in, seals, and ends the annotators."""
+        self._board.state("stopping", "waiting for the answers in flight; Ctrl-C again to leave at once")
+        with contextlib.suppress(ray.exceptions.RayError):
+            drained = [actor.drain.remote() for actor in crew]
+            ray.wait(drained, num_returns=len(drained), timeout=_DRAIN_S)
+            if running:
+                ray.wait(running, num_returns=len(running), timeout=_DRAIN_S)
+            closed = [actor.close.remote() for actor in crew]
+            ray.wait(closed, num_returns=len(closed), timeout=_DRAIN_S)
+        for actor in crew:
+            ray.kill(actor)
+
+    def _disputed(self) -> list[int]:
+        """Chunks that used an answer which the ledger does not choose: of two to one fingerprint, asked at the same time."""
+        if self._count == 1:
+            return []
+        subjects = disputed_subjects(SegmentStore(self._ledger))
+        if not subjects:
+            return []
+        found = []
+        for number in range(len(self._staging)):
+            ids = {identifier for table in self._staging.get(number) for identifier in table["id"].to_pylist()}
+            if ids & subjects:
+                found.append(number)
+        return found
+
+
+def _endpoints(config: BuildConfig) -> tuple[Endpoint, ...]:
+    """Those that the config names."""
+    return config.teacher.endpoints + (config.verifier.endpoints if config.verifier is not None else ())
+
+
+def _got(reference: Any) -> Any:
+    """The result, with an error of ours as itself."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, CotError):
+            raise cause from None
+        raise
+    except ray.exceptions.ActorDiedError as error:
+        raise BuildError(
+            f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
+            "look at Ray's logs (memory?), mend it and run again; every answer so far is kept",
+        ) from None

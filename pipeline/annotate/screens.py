@@ -1,0 +1,199 @@
+"""Screens: the paper's rule filters, each a named function from a trace to None (pass) or the reason against it.
+
+The format rule is the parser's (`pipeline.traces.parser`), and near-duplicates are found when the whole dataset is at hand
+(`pipeline.dataset.assemble`). All others are here, in the order in which they are applied: `screen` tells the first that fails,
+`verdicts` what each says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS, WORD
+from schemas.config import ScreenConfig
+from schemas.record import ScreenReason
+from schemas.trace import Trace
+
+CountTokens = Callable[[str], int]
+
+
+class Fault(NamedTuple):
+    reason: ScreenReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A trace with what the rules look at beside it.
+
+    Args:
+        query_text: the query's own text, if it has one.
+        instruction: M-BEIR's instruction.
+        target_text: the positive's text, if it has one.
+        template_words: n-grams of the prompt template's own words (see `word_ngrams`).
+        count: length of a text in the teacher's tokens.
+    """
+
+    trace: Trace
+    query_text: str | None
+    instruction: str
+    target_text: str | None
+    template_words: frozenset[str]
+    count: CountTokens
+
+
+Rule = Callable[[Screened, ScreenConfig], Fault | None]
+
+_REFUSAL: Final = re.compile(
+    r"\bas an? (?:ai|artificial|language|large language|vision)\b|\bi(?:'m| am) (?:sorry|unable|not able|just an?)\b"
+    r"|\bi (?:can(?:no|')t|could not|couldn't|do not|don't) (?:determine|identify|see|tell|help|assist|answer|provide|know)\b"
+    r"|\b(?:unable|impossible|not possible) to (?:determine|identify|answer|tell)\b"
+    r"|\bcannot be (?:determined|identified|answered)\b|\b(?:not enough|insufficient) information\b"
+    r"|\bno image (?:was|is|has been) (?:provided|given|attached)\b|\bi apologi[sz]e\b"
+    r"|\bhere is (?:the|your|my) (?:answer|reasoning)\b",
+    re.IGNORECASE,
+)
+
+
+def normalised(text: str) -> str:
+    """Lower case, words only, one space between: equal for texts that differ in case, punctuation and spacing."""
+    return " ".join(WORD.findall(text.lower()))
+
+
+@lru_cache(maxsize=4096)
+def keywords(text: str) -> frozenset[str]:
+    """The salient words: no stop words, plural and singular alike."""
+    return frozenset(_stem(word) for word in WORD.findall(text.lower()) if word not in STOP_WORDS)
+
+
+@lru_cache(maxsize=65_536)
+def _stem(word: str) -> str:
+    word = word.removesuffix("'s")
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def word_ngrams(text: str, size: int) -> frozenset[str]:
+    words = WORD.findall(text.lower())
+    return frozenset(" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
+
+
+def reasoning_length(given: Screened, config: ScreenConfig) -> Fault | None:
+    least, most = config.reasoning_tokens
+    length = given.count(given.trace.reasoning)
+    if length < least:
+        return Fault(ScreenReason.REASONING_TOO_SHORT, f"{length} tokens of reasoning, at least {least} are wanted")
+    if length > most:
+        return Fault(ScreenReason.REASONING_TOO_LONG, f"{length} tokens of reasoning, at most {most} are wanted")
+    return None
+
+
+def answer_length(given: Screened, config: ScreenConfig) -> Fault | None:
+    least, most = config.answer_tokens
+    length = given.count(given.trace.answer)
+    if length < least:
+        return Fault(ScreenReason.ANSWER_TOO_SHORT, f"{length} tokens of answer, at least {least} are wanted")
+    if length > most:
+        return Fault(ScreenReason.ANSWER_TOO_LONG, f"{length} tokens of answer, at most {most} are wanted")
+    return None
+
+
+def repeated_ngram(given: Screened, config: ScreenConfig) -> Fault | None:
+    for text in (given.trace.reasoning, given.trace.answer):
+        words = WORD.findall(text.lower())
+        if len(words) < config.ngram + config.ngram_times - 1:
+            continue
+        counts = Counter(zip(*(words[i:] for i in range(config.ngram)), strict=False))
+        gram, times = counts.most_common(1)[0]
+        if times >= config.ngram_times:
+            return Fault(ScreenReason.REPEATED_NGRAM, f"'{' '.join(gram)}' stands {times} times")
+    return None
+
+
+def english(given: Screened, config: ScreenConfig) -> Fault | None:
+    """Latin script, and for longer texts more function words of English than of any other language known here."""
+    text = f"{given.trace.reasoning} {given.trace.answer}"
+    if not text.isascii():
+        letters = [c for c in text if c.isalpha()]
+        foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
+        if foreign > 0.1 * len(letters):
+            return Fault(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
+    words = WORD.findall(text.lower())
+    own = sum(word in ENGLISH for word in words)
+    if len(words) >= 20 and own < 0.15 * len(words):
+        for language, markers in FOREIGN.items():
+            hits = sum(word in markers and word not in ENGLISH for word in words)
+            if hits > own and hits >= 0.1 * len(words):
+                return Fault(ScreenReason.NOT_ENGLISH, f"reads as {language}")
+    return None
+
+
+def refusal(given: Screened, config: ScreenConfig) -> Fault | None:
+    found = _REFUSAL.search(f"{given.trace.reasoning} {given.trace.answer}")
+    return Fault(ScreenReason.REFUSAL, f"'{found[0]}'") if found else None
+
+
+def prompt_copied(given: Screened, config: ScreenConfig) -> Fault | None:
+    if not given.template_words:
+        return None
+    for text in (*(facet.text for facet in given.trace.facets), given.trace.answer):
+        copied = word_ngrams(text, config.copied_words) & given.template_words
+        if copied:
+            return Fault(ScreenReason.PROMPT_COPIED, f"'{min(copied)}' is the prompt's own")
+    return None
+
+
+def shared_keyword(given: Screened, config: ScreenConfig) -> Fault | None:
+    """The answer must have a salient word of the query's text, the instruction or the target's text.
+
+    Where neither query nor target has words (image to image) there is nothing to share and the rule passes. A composed query
+    speaks with its reference image too ("is not short" of a purple shirt), so the source facet counts as the query's text.
+    """
+    source = next((facet.text for facet in given.trace.facets if facet.name == "source"), "")
+    of_query, of_target = keywords(f"{given.query_text or ''} {source}"), keywords(given.target_text or "")
+    if not of_query and not of_target:
+        return None
+    of_answer = keywords(given.trace.answer)
+    if of_answer & of_query or of_answer & of_target or of_answer & keywords(given.instruction):
+        return None
+    return Fault(ScreenReason.NO_SHARED_KEYWORD, "the answer has no salient word of the query or of what is sought")
+
+
+def answer_is_source(given: Screened, config: ScreenConfig) -> Fault | None:
+    """Composed retrieval: the edited description is not that of the source (whose facet stands for its caption)."""
+    source = next((facet.text for facet in given.trace.facets if facet.name == "source"), None)
+    if source is not None and normalised(source) == normalised(given.trace.answer):
+        return Fault(ScreenReason.ANSWER_IS_SOURCE, "the answer describes the source; nothing was changed")
+    return None
+
+
+RULES: Final[dict[str, Rule]] = {
+    "reasoning length": reasoning_length,
+    "answer length": answer_length,
+    "refusal": refusal,
+    "English": english,
+    "repeated n-gram": repeated_ngram,
+    "prompt copied": prompt_copied,
+    "shared keyword": shared_keyword,
+    "answer is not the source": answer_is_source,
+}
+
+
+def screen(given: Screened, config: ScreenConfig) -> Fault | None:
+    """The first rule's fault, or None if all pass."""
+    for rule in RULES.values():
+        fault = rule(given, config)
+        if fault is not None:
+            return fault
+    return None
+
+
+def verdicts(given: Screened, config: ScreenConfig) -> dict[str, Fault | None]:
+    """What each rule says: for looking."""
+    return {name: rule(given, config) for name, rule in RULES.items()}

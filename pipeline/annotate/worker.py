@@ -1,0 +1,384 @@
+"""An annotator: the journeys of some queries, many at once, in one process.
+
+A build runs one or more of them as Ray actors. Each has a client, a view of the ledger and a journal of its own, so nothing
+is shared but files; a chunk of queries goes in, its rows come out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotate.record_builder import RowMaker, near_duplicate_key
+from pipeline.annotate.steps import Guide, Journey, Refusal
+from pipeline.dataset.arrow_schema import records_table, rejections_table
+from pipeline.dataset.unreadable_inputs import state_of
+from pipeline.ledger.ledger import Ledger, LedgerError, recover
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
+from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.stores import build_store
+from pipeline.mbeir.work_list import WorkItem, identity
+from pipeline.serving.environ import Carried
+from pipeline.teacher.cached_client import Asker, Stopped
+from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.images import ImageEncoder
+from pipeline.traces.token_counts import token_counter
+from schemas.config import BuildConfig, TeacherConfig
+from schemas.errors import CotError, InputError
+from schemas.hosting import Endpoint
+from schemas.mbeir import Candidate, DatasetTask, Query, hash_did
+from schemas.record import InputReason, Record, Rejection, Route, Stage
+from schemas.teacher import Outcome
+
+_TICK_S: Final = 0.5
+_IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the teacher and the verifier answer (often the same)."""
+
+    teacher: tuple[Endpoint, ...]
+    verifier: tuple[Endpoint, ...]
+
+
+@dataclass
+class Chunk:
+    """The rows of some queries in order.
+
+    Args:
+        keys: for each record its near-duplicate key, 0 for none.
+        owed: queries whose request got no answer for now; a later run asks again.
+        suspects: those of them whose request was in flight when a server died.
+        tokens: of all answers that the journeys used, asked now or before.
+        unread: image that could not be used -> (reason, its state then; see `pipeline.dataset.unreadable_inputs`).
+    """
+
+    records: pa.Table
+    rejections: pa.Table
+    keys: NDArray[np.int64]
+    owed: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, tuple[str, str]] = field(default_factory=dict)
+    suspects: int = 0
+
+
+@dataclass
+class Tally:
+    """Counts of one annotator since it began, for those who watch."""
+
+    done: int = 0
+    reasoning: int = 0
+    bypass: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    in_flight: int = 0
+    limit: int = 0
+    asked: int = 0
+    failed: int = 0
+    known: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    waits_for_teacher: bool = False
+    trouble: str = ""
+    failure_share: float = 0.0
+    unreachable_s: float = 0.0
+    rejection_share: float = 0.0
+    unread_share: float = 0.0
+    """Of the last queries, those whose image could not be used for one reason, the commonest."""
+    unread_reason: str = ""
+    unread_last: str = ""
+
+
+def _is_lost(journey: Journey) -> bool:
+    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in journey.answers[-1:])
+
+
+class Annotator:
+    """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews).
+
+    alone: it asks one question at a time, while nobody else asks: those that were in flight when a server died.
+    """
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        ledger: str | None,
+        *,
+        retry_failed: bool = False,
+        alone: bool = False,
+        environment: Carried | None = None,
+    ) -> None:
+        if environment is not None:  # keys and the Hub's settings, from the driver's shell
+            environment.set()
+        self.config = config
+        self._alone = alone
+        self._layout = Layout.open(config.mbeir)
+        self._instructions = InstructionTable.load(self._layout.instructions)
+        choice = config.input
+        self._choice = SeededChoice(choice.instruction_seed) if choice.instruction == "seeded" else FixedChoice(0)
+        self._pools: dict[Path, CandidatePool] = {}
+        self._stopping = False
+        self._ledger = None
+        if ledger is not None:
+            recover(ledger, config.ledger.journal)  # what a predecessor that was killed has left
+            self._ledger = Ledger(
+                ledger,
+                journals=config.ledger.journal,
+                segment_answers=config.ledger.segment_answers,
+                retry_failed=retry_failed,
+            )
+        self._endpoints: asyncio.Future[Endpoints] | None = None
+        self._clients: dict[str, TeacherClient] = {}
+        self._connecting = asyncio.Lock()
+        self._tally = Tally()
+        self._recent: deque[bool] = deque(maxlen=config.stop.window)
+        self._recent_unread: deque[str] = deque(maxlen=config.stop.window)
+        self._store = store = build_store(config)
+        self._teacher = self._asker("teacher", config.teacher, store)
+        self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
+        self.guide = Guide(config, self._teacher, self._verifier, token_counter(config))
+        self._rows = RowMaker(self.guide)
+        self._upkeep: asyncio.Task[None] | None = None
+        self._trouble: CotError | None = None
+
+    def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> Asker:
+        async def client() -> TeacherClient:
+            return await self._client(who)
+
+        encoder = ImageEncoder.of(config, store)
+        return Asker(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
+
+    # The driver's end
+
+    async def connect(self, endpoints: Endpoints) -> None:
+        """Tells where the servers are; journeys that wait for them go on."""
+        future = self._endpoint_future()
+        if not future.done():
+            future.set_result(endpoints)
+
+    async def annotate(self, items: list[WorkItem]) -> Chunk | None:
+        """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
+        if self._upkeep is None:
+            gc.freeze()  # modules and templates: looked at by no collection any more
+            gc.set_threshold(100_000, 20, 100)  # journeys make no cycles; full collections cost a tenth of a second each
+            self._upkeep = asyncio.create_task(self._keep_up())
+        journeys = self.journeys(items)
+        tasks = [asyncio.create_task(self._travel(journey)) for journey in journeys]
+        try:
+            await asyncio.gather(*tasks)
+        except Stopped:
+            await asyncio.wait(tasks)
+            if self._trouble is not None:
+                raise self._trouble from None
+            return None
+        except BaseException:
+            self._stopping = True  # the other chunks ask nothing more either
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+        if self._trouble is not None:
+            raise self._trouble
+        return self._chunk(items, journeys)
+
+    async def tally(self) -> Tally:
+        tally = self._tally
+        counters = {id(asker): asker.counters for asker in (self._teacher, self._verifier)}.values()
+        tally.asked = sum(c.asked for c in counters)
+        tally.failed = sum(c.failed for c in counters)
+        tally.known = sum(c.known for c in counters)
+        tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
+        tally.completion_tokens = sum(c.completion_tokens for c in counters)
+        stats = [client.stats() for client in self._clients.values()]
+        tally.in_flight = sum(one.in_flight for one in stats)
+        tally.limit = sum(one.limit for one in stats)
+        tally.failure_share = max((client.failure_share() for client in self._clients.values()), default=0.0)
+        tally.unreachable_s = max((client.unreachable_s() for client in self._clients.values()), default=0.0)
+        window = self.config.stop.window
+        tally.rejection_share = sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= window else 0.0
+        if len(self._recent_unread) * 2 >= window:
+            reasons = Counter(self._recent_unread)
+            usable = reasons.pop("", 0)
+            reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
+            tally.unread_share, tally.unread_reason = count / (usable + reasons.total() or 1), reason
+        return tally
+
+    async def drain(self) -> None:
+        """Asks nothing more; what is in flight is still recorded."""
+        self._stopping = True
+        for client in self._clients.values():
+            client.refuse(Stopped())
+        future = self._endpoint_future()
+        if not future.done():
+            future.set_exception(Stopped())
+            future.exception()
+
+    async def close(self) -> None:
+        """Seals the ledger and lets go of the clients."""
+        try:
+            if self._upkeep is not None:
+                self._upkeep.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._upkeep
+            for client in self._clients.values():
+                await client.__aexit__(None, None, None)
+            self._clients.clear()
+        finally:
+            if self._ledger is not None:
+                self._ledger.close()
+        for pool in self._pools.values():
+            pool.close()
+
+    # Within
+
+    def journeys(self, items: list[WorkItem]) -> list[Journey]:
+        queries = [Query.model_validate_json(item.line) for item in items]
+        targets = self._targets(queries, items[0].split) if items else []
+        found = []
+        for item, query, target in zip(items, queries, targets, strict=True):
+            task = query.dataset_task
+            instruction = self._instructions.choose(
+                query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=item.split, qid=query.qid
+            )
+            found.append(
+                Journey(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
+            )
+        return found
+
+    async def _travel(self, journey: Journey) -> None:
+        try:
+            await self.guide.travel(journey)
+        except (CotError, Stopped):
+            raise
+        except Exception as error:  # noqa: BLE001 (one query never ends the job)
+            journey.refusal = Refusal(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
+        tally = self._tally
+        tally.done += 1
+        unread = journey.unread
+        self._recent_unread.append(str(unread.reason) if unread is not None else "")
+        tally.unread_last = str(unread).splitlines()[0] if unread is not None else tally.unread_last
+        if journey.refusal is not None:
+            tally.rejected[f"{journey.refusal.stage}: {journey.refusal.reason}"] += 1
+            tally.trouble = journey.refusal.detail
+        elif journey.route is Route.REASONING:
+            tally.reasoning += 1
+        else:
+            tally.bypass += 1
+        if journey.asked and not _is_lost(journey) and (journey.refusal is not None or journey.route is Route.REASONING):
+            self._recent.append(journey.refusal is not None)
+
+    def _chunk(self, items: list[WorkItem], journeys: list[Journey]) -> Chunk:
+        records: list[Record] = []
+        rejections: list[Rejection] = []
+        owed = prompt_tokens = completion_tokens = 0
+        unread = [journey.unread for journey in journeys if journey.unread is not None]
+        for item, journey in zip(items, journeys, strict=True):
+            record, rejection = self._rows.rows(journey)
+            if record is not None:
+                records.append(record)
+            if rejection is not None:
+                rejections.append(rejection)
+            if item.conflict is not None and rejection is None:
+                rejections.append(self._conflict(journey, item.conflict))
+            owed += journey.refusal is not None and any(answer.is_owed for answer in journey.answers[-1:])
+            prompt_tokens += sum(answer.prompt_tokens for answer in journey.answers)
+            completion_tokens += sum(answer.completion_tokens for answer in journey.answers)
+        return Chunk(
+            records_table(records),
+            rejections_table(rejections),
+            np.array([near_duplicate_key(record) for record in records], np.int64),
+            owed,
+            {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+            {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
+            sum(journey.refusal is not None and _is_lost(journey) for journey in journeys),
+        )
+
+    def _conflict(self, journey: Journey, line: bytes) -> Rejection:
+        other = Journey(journey.id, Query.model_validate_json(line), journey.split, journey.instruction, None)
+        return self._rows.rejected(other, Stage.INPUT, InputReason.CONFLICTING_ROWS, "another row of this id came first")
+
+    def _targets(self, queries: list[Query], split: str) -> list[Candidate | None]:
+        """The first positive that a pool holds, pools in the order of `Layout.target_pools`."""
+        found: list[Candidate | None] = [None] * len(queries)
+        for task in {query.dataset_task for query in queries}:
+            places = [i for i, query in enumerate(queries) if query.dataset_task == task]
+            for path in self._pool_paths(task, split):
+                missing = [i for i in places if found[i] is None]
+                pool = self._pool(path) if missing else None
+                if pool is None:
+                    continue
+                owners = [(i, did) for i in missing for did in queries[i].pos_cand_list]
+                positions = pool.find(np.array([hash_did(did) for _, did in owners], np.int64))
+                first: dict[int, int] = {}
+                for (i, _), position in zip(owners, positions.tolist(), strict=True):
+                    if position >= 0:
+                        first.setdefault(i, position)
+                if first:
+                    table = pool.fetch_table(np.array(list(first.values()), np.int64))
+                    for i, row in zip(first, table.to_pylist(), strict=True):
+                        found[i] = Candidate.model_validate(row)
+        return found
+
+    def _pool_paths(self, task: DatasetTask, split: str) -> list[Path]:
+        known: Split = "train" if split == "train" else "val" if split == "val" else "test"
+        return self._layout.target_pools(task, known)
+
+    def _pool(self, path: Path) -> CandidatePool:
+        if path not in self._pools:
+            self._pools[path] = CandidatePool.open(path, self.config.input.cache)
+        return self._pools[path]
+
+    def _endpoint_future(self) -> asyncio.Future[Endpoints]:
+        if self._endpoints is None:
+            self._endpoints = asyncio.get_running_loop().create_future()
+        return self._endpoints
+
+    async def _client(self, who: str) -> TeacherClient:
+        """The client, once there are servers."""
+        if who in self._clients:
+            return self._clients[who]
+        self._tally.waits_for_teacher = True
+        endpoints = await asyncio.shield(self._endpoint_future())
+        self._tally.waits_for_teacher = False
+        async with self._connecting:
+            if who not in self._clients:
+                config = self.config.verifier if who == "verifier" and self.config.verifier is not None else self.config.teacher
+                found = endpoints.verifier if who == "verifier" else endpoints.teacher
+                if not found:
+                    raise InputError(f"the {who} has no endpoint", "check the config")
+                transport = config.transport
+                if self._alone:
+                    transport = transport.model_copy(update=dict.fromkeys(_IN_FLIGHT, 1))
+                client = TeacherClient(transport.client(found), ours=config.hosting == "managed")
+                self._clients[who] = await client.__aenter__()
+        return self._clients[who]
+
+    async def _keep_up(self) -> None:
+        """Makes answers durable and takes sealed segments in, now and then."""
+        waited = 0.0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            waited += _TICK_S
+            if self._ledger is None:
+                continue
+            try:
+                self._ledger.collect()
+                if waited >= self.config.ledger.fsync_s:
+                    waited = 0.0
+                    await asyncio.to_thread(self._ledger.sync)
+            except Exception as error:  # noqa: BLE001 (whatever it is, nothing more may be asked)
+                known = error if isinstance(error, CotError) else None
+                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "mend it and run again")
+                self._stopping = True
+                return

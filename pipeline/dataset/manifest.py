@@ -1,0 +1,104 @@
+"""The manifest and the data card of a dataset that was just assembled."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from data_cards import render_dataset_card
+from pipeline.dataset.assemble import Assembled
+from pipeline.dataset.card import examples, spreads
+from pipeline.dataset.staging import Staging
+from pipeline.ledger.request_key import Identity
+from pipeline.mbeir.work_list import WorkList
+from pipeline.traces.families import FAMILIES
+from pipeline.traces.token_counts import tokenizer_digest
+from prompts import PromptSet
+from schemas import __version__
+from schemas.config import BuildConfig, TeacherConfig
+from schemas.manifest import InputDigest, Manifest, Model
+
+_PLACES: Final = {"mbeir", "out", "annotators", "ledger", "stop", "publish", "lock"}
+"""Settings that say where and how, not what."""
+
+_TEACHER_PLACES: Final = {"hosting", "server", "endpoints", "reuse", "images", "transport"}
+
+
+def content_settings(config: BuildConfig) -> dict[str, Any]:
+    """The settings that decide the content of the dataset, without paths and addresses."""
+    found = config.model_dump(mode="json", exclude=_PLACES)
+    found["input"].pop("cache")
+    found["input"].pop("image_roots")
+    found["screen"].pop("tokenizer")
+    for name, teacher in (("teacher", config.teacher), ("verifier", config.verifier)):
+        if teacher is not None:
+            identity = Identity(teacher)
+            kept = teacher.model_dump(mode="json", exclude=_TEACHER_PLACES)
+            kept["prompts"] = Path(teacher.prompts).name
+            found[name] = {"model": identity.name, "revision": identity.revision, **kept}
+    return found
+
+
+def config_sha256(config: BuildConfig) -> str:
+    """Also of who is asked (with the pixel budgets), the prompts, the tokens' counter and the code's version."""
+    who = [Identity(teacher).prefix.decode() for teacher in (config.teacher, config.verifier) if teacher is not None]
+    state = [content_settings(config), who, prompt_digests(config), tokenizer_digest(config), __version__]
+    return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def prompt_digests(config: BuildConfig) -> dict[str, str]:
+    def of(teacher: TeacherConfig, names: list[str]) -> dict[str, str]:
+        prompts = PromptSet.load(teacher.prompts)
+        return {name: prompts.sha256(name) for name in names}
+
+    return of(config.teacher, ["assess", *(f"reason_{family}" for family in FAMILIES)]) | of(
+        config.verifier or config.teacher, ["verify_image", "verify_text"]
+    )
+
+
+def make_manifest(
+    config: BuildConfig,
+    work: WorkList,
+    assembled: Assembled,
+    inputs: list[InputDigest],
+    pools: list[InputDigest],
+    staging: Staging,
+    dataset: Path,
+) -> Manifest:
+    """Of the files in `dataset`, to which the card's pictures are added."""
+    teacher = Identity(config.teacher)
+    verifier = Identity(config.verifier or config.teacher) if config.verify.enabled else None
+    tokens = staging.tokens.values()
+    shown, pictures = examples(config, dataset, assembled.files)
+    return Manifest(
+        name=config.output.name,
+        synthetic=config.output.synthetic,
+        license=config.output.license,
+        pipeline_version=__version__,
+        teacher=Model(name=teacher.name, revision=teacher.revision),
+        verifier=Model(name=verifier.name, revision=verifier.revision) if verifier is not None else None,
+        prompts=prompt_digests(config),
+        config=content_settings(config),
+        config_sha256=config_sha256(config),
+        inputs=tuple(inputs),
+        pools=tuple(pools),
+        split=work.split,
+        queries=len(work),
+        records=assembled.records,
+        rejections=assembled.rejections,
+        malformed_lines=work.malformed,
+        owed=sum(staging.owed.values()),
+        tasks=assembled.tasks,
+        prompt_tokens=sum(one["prompt_tokens"] for one in tokens),
+        completion_tokens=sum(one["completion_tokens"] for one in tokens),
+        spreads=spreads(dataset, assembled.files),
+        examples=tuple(shown),
+        files=(*assembled.files, *pictures),
+    )
+
+
+def write_card(manifest: Manifest, directory: Path) -> None:
+    (directory / "README.md").write_text(render_dataset_card(manifest, directory), encoding="utf-8")

@@ -1,0 +1,87 @@
+"""Nothing good is replaced by something worse unasked: what a new dataset keeps, beside the one in its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.annotate.dispatcher import BuildError
+from schemas.manifest import Manifest
+
+_TRACES = 20
+"""Refused traces from which a dataset without a single one is taken for a failure."""
+
+
+def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) -> None:
+    """Raises BuildError for a dataset that keeps nothing, or much less than the one in `place`; it is then moved beside it.
+
+    written: where its files are. least_share: of the records in `place`, what the new one must have at least.
+    """
+    worse = _worse(new, place, least_share) or nothing_kept(new)
+    if worse is None:
+        return
+    aside = set_aside(place)
+    shutil.rmtree(aside, ignore_errors=True)
+    written.rename(aside)
+    there = f"; {place} is untouched" if place.exists() else ""
+    raise BuildError(
+        f"{worse}\n  the new dataset was not published{there}; it lies in {aside}",
+        "look at its rejections (`mbeir-cot stats` and `mbeir-cot report` of it), mend the cause and run again; or, if it is "
+        "what you want, run again with --replace (nothing is asked twice), or lower publish.least_share",
+    )
+
+
+def set_aside(place: Path) -> Path:
+    """Where a dataset lies that was not published."""
+    return place.with_name(f"{place.name}-unpublished")
+
+
+def nothing_kept(manifest: Manifest) -> str | None:
+    """In words, with the reason that dominates, that a build kept nothing, or not one of the traces it asked for."""
+    if not manifest.records:
+        return f"none of {manifest.queries:,} queries was kept: {dominant(manifest)}"
+    reasoning = sum(task.reasoning for task in manifest.tasks)
+    refused = sum(count for _, count in _reasons(manifest, traces=True))
+    if not reasoning and refused >= _TRACES:
+        return f"none of {refused:,} queries that were to reason has a trace: {dominant(manifest, traces=True)}"
+    return None
+
+
+def dominant(manifest: Manifest, *, traces: bool = False) -> str:
+    """The commonest reasons with their counts. traces: of queries that were to reason only."""
+    return ", ".join(f"{name} ({count:,})" for name, count in _reasons(manifest, traces=traces)[:3]) or "there are none"
+
+
+def _reasons(manifest: Manifest, *, traces: bool) -> list[tuple[str, int]]:
+    counts: Counter[str] = Counter()
+    for task in manifest.tasks:
+        counts.update(task.rejected)
+    found = counts.most_common()
+    return [one for one in found if one[0].split(":")[0] in ("reason", "screen", "verify")] if traces else found
+
+
+def _worse(new: Manifest, place: Path, least_share: float) -> str | None:
+    old = _manifest(place)
+    if old is None or not old.records:
+        return None
+    why = f"; most were refused for {dominant(new)}" if new.rejections else ""
+    if new.records < least_share * old.records:
+        return f"the build keeps {new.records:,} records, the dataset in {place} has {old.records:,}{why}"
+    kept = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
+    lost = [task for task in old.tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in kept]
+    if lost:
+        names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in lost)
+        return f"the build keeps no record of {names}, which the dataset in {place} has{why}"
+    return None
+
+
+def _manifest(place: Path) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json((place / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:  # damaged, or of another version: nothing to compare with
+        return None

@@ -1,0 +1,70 @@
+"""Finished chunks, as they come, until all of them are there. Derived from the ledger, so nothing here need survive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotate.worker import Chunk
+from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
+
+
+class Staging:
+    """Chunks by number in one scratch file; in memory is what the assembly needs to know of all at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("w+b")
+        self._places: dict[int, tuple[int, int, int]] = {}
+        self.keys: dict[int, NDArray[np.int64]] = {}
+        self.owed: dict[int, int] = {}
+        self.tokens: dict[int, dict[str, int]] = {}
+        self.suspects: dict[int, int] = {}
+        self.unread: dict[int, dict[str, tuple[str, str]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._file.close()
+        except OSError:  # a full disk: what could not be written is not needed any more
+            pass
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def put(self, number: int, chunk: Chunk) -> None:
+        """Takes a chunk, or the better version of one."""
+        records, rejections = _ipc(chunk.records), _ipc(chunk.rejections)
+        start = self._file.seek(0, 2)
+        self._file.write(records)
+        self._file.write(rejections)
+        self._places[number] = (start, len(records), len(rejections))
+        self.keys[number], self.owed[number], self.tokens[number] = chunk.keys, chunk.owed, chunk.tokens
+        self.unread[number], self.suspects[number] = chunk.unread, chunk.suspects
+
+    def get(self, number: int) -> tuple[pa.Table, pa.Table]:
+        """(records, rejections) of a chunk."""
+        start, first, second = self._places[number]
+        self._file.seek(start)
+        data = self._file.read(first + second)
+        records = pa.ipc.open_stream(pa.py_buffer(data[:first])).read_all()
+        rejections = pa.ipc.open_stream(pa.py_buffer(data[first:])).read_all()
+        return records.cast(RECORDS), rejections.cast(REJECTIONS)
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    found: bytes = sink.getvalue().to_pybytes()
+    return found

@@ -1,0 +1,65 @@
+"""Puts a finished directory in the place of an older one: whoever looks sees the old dataset or the whole new one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from pipeline.files.durable import sync
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+def publish(new: Path, place: Path) -> None:
+    """Makes `new` durable and exchanges it with `place` in one step (Linux), or in two renames elsewhere."""
+    for path in sorted(new.rglob("*"), reverse=True):
+        sync(path)
+    sync(new)
+    if not place.exists():
+        new.rename(place)
+    elif _exchange(new, place):
+        shutil.rmtree(new)
+    else:
+        old = _aside(place)
+        place.rename(old)
+        new.rename(place)
+        shutil.rmtree(old)
+    sync(place.parent)
+
+
+def mend(place: Path) -> None:
+    """After a kill between the two renames: the old dataset back in its place; scratch directories away."""
+    old = _aside(place)
+    if old.exists():
+        if place.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(place)
+    shutil.rmtree(scratch(place), ignore_errors=True)
+
+
+def scratch(place: Path) -> Path:
+    """Where the next version is written."""
+    return place.with_name(f".{place.name}.new")
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # a kernel or filesystem without it
+        return False
+    raise OSError(error, os.strerror(error), str(second))

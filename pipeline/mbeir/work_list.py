@@ -1,0 +1,205 @@
+"""The work of a build: every query once, in the order of the dataset, whatever the order and repetitions of the input.
+
+What is held of a query is where its line lies and its place in the order (some 40 bytes); the lines are read again when their
+turn comes, so that a million queries cost the driver tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.mbeir.jsonl import MAX_LISTED, LineProblem, MalformedInput, RejectsFile, line_problems
+from pipeline.mbeir.layout import Layout, QueryFile
+from pipeline.meter import Meter
+from schemas.config import InputConfig
+from schemas.errors import InputError
+from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query
+from schemas.record import record_id
+
+_BLOCK: Final = 8 << 20
+_WIDTH: Final = 6
+_SPLITS: Final = {"union_train": "train"}
+_ALPHABETIC: Final = {DATASET_IDS[name]: rank for rank, name in enumerate(sorted(DATASET_IDS))}
+
+
+class WorkItem(NamedTuple):
+    """One query to annotate. `line` is its JSON; `conflict` the line of a second row of its id with other contents."""
+
+    line: bytes
+    split: str
+    multiplicity: int
+    conflict: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """Provenance of an input: its path below the M-BEIR root."""
+
+    path: str
+    sha256: str
+    lines: int
+
+
+class WorkList:
+    """The queries of a build in order of dataset name, task and number of the qid."""
+
+    def __init__(
+        self, split: str, files: list[Path], columns: NDArray[np.int64], inputs: list[InputFile], malformed: int
+    ) -> None:
+        self.split = split
+        self.inputs = inputs
+        self.malformed = malformed
+        self._paths = files
+        self._columns = columns  # (n, 7): file, offset, length, multiplicity, conflict offset, conflict length, task key
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    @property
+    def tasks(self) -> list[tuple[str, int]]:
+        """The (dataset, task) of all queries, once each, in order."""
+        keys = np.unique(self._columns[:, 6])
+        by_rank = {rank: dataset for dataset, rank in _ALPHABETIC.items()}
+        return [(DATASET_NAMES[by_rank[int(key) // 16]], int(key) % 16) for key in keys]
+
+    def read(self, start: int, stop: int) -> list[WorkItem]:
+        """The items from `start` to `stop`."""
+        items = []
+        opened: dict[int, int] = {}
+        try:
+            for file, offset, length, multiplicity, at, size, _ in self._columns[start:stop].tolist():
+                if file not in opened:
+                    opened[file] = os.open(self._paths[file], os.O_RDONLY)
+                line = os.pread(opened[file], length, offset)
+                conflict = os.pread(opened[file], size, at) if size else None
+                items.append(WorkItem(line, self.split, multiplicity, conflict))
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        return items
+
+
+def collect(layout: Layout, config: InputConfig, *, rejects: Path, quiet: bool = False) -> WorkList:
+    """Reads the query files of the split. Malformed lines raise, or are written to `rejects` (see `malformed_lines`)."""
+    files = [file for file in layout.query_files() if file.split == config.split and _wanted(file, config)]
+    if not files:
+        raise InputError(
+            f"{layout.root} has no query files of the split {config.split!r}"
+            + (f" for {', '.join(config.datasets)}" if config.datasets else ""),
+            "check `input.split` and `input.datasets`; `mbeir-cot mbeir stats DIR` shows what is there",
+        )
+    rejects.unlink(missing_ok=True)
+    with (
+        RejectsFile(rejects) as refused,
+        Meter("reading queries", sum(f.path.stat().st_size for f in files), quiet=quiet) as meter,
+    ):
+        reader = _Reader(config, refused, meter)
+        inputs = [reader.read(number, layout, file) for number, file in enumerate(files)]
+        columns = reader.columns()
+    if config.limit is not None and config.limit < len(columns):
+        columns = _drawn(columns, reader.keys, config.limit)
+    return WorkList(_SPLITS.get(config.split, config.split), [file.path for file in files], columns, inputs, refused.lines)
+
+
+def _wanted(file: QueryFile, config: InputConfig) -> bool:
+    if config.datasets and file.dataset is not None and file.dataset not in config.datasets:
+        return False
+    return not (config.tasks and file.dataset_task is not None and file.dataset_task.task_id not in config.tasks)
+
+
+class _Reader:
+    def __init__(self, config: InputConfig, refused: RejectsFile, meter: Meter) -> None:
+        self._config, self._refused, self._meter = config, refused, meter
+        self._wanted_datasets = {DATASET_IDS[name] for name in config.datasets} or set(DATASET_NAMES)
+        self._wanted_tasks = set(config.tasks) or set(range(9))
+        self._seen: dict[int, int] = {}
+        self._rows = array("q")  # _WIDTH numbers a row: a million queries in 50 MB
+        self._contents = array("q")
+        self.keys: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def read(self, number: int, layout: Layout, file: QueryFile) -> InputFile:
+        digest, lines = hashlib.sha256(), 0
+        problems: list[LineProblem] = []
+        for line_number, (offset, line) in enumerate(_lines(file.path, digest), 1):
+            self._meter.advance(len(line) + 1)
+            if not line or line.isspace():
+                continue
+            lines += 1
+            try:
+                query = Query.model_validate_json(line)
+            except ValidationError as error:
+                found = line_problems(file.path, line_number, error)
+                if self._config.malformed_lines == "skip":
+                    self._refused.record(found, line)
+                    continue
+                problems += found
+                if len(problems) > MAX_LISTED:
+                    raise MalformedInput(problems[:MAX_LISTED], more=True) from None
+                continue
+            if query.dataset_id in self._wanted_datasets and query.task_id in self._wanted_tasks:
+                self._add(number, offset, line, query)
+        if problems:
+            raise MalformedInput(problems)
+        return InputFile(layout.relative(file.path), digest.hexdigest(), lines)
+
+    def _add(self, number: int, offset: int, line: bytes, query: Query) -> None:
+        # dataset by name, task, number: the order of the dataset in one integer
+        key = (_ALPHABETIC[query.dataset_id] * 16 + query.task_id) << 32 | int(query.qid[2:])
+        row, content = self._seen.get(key), hash(line)
+        if row is None:
+            self._seen[key] = len(self._contents)
+            self._rows.extend((number, offset, len(line), 1, 0, 0))
+            self._contents.append(content)
+        elif self._contents[row] == content:
+            self._rows[row * _WIDTH + 3] += 1
+        elif not self._rows[row * _WIDTH + 5]:
+            self._rows[row * _WIDTH + 4], self._rows[row * _WIDTH + 5] = offset, len(line)
+
+    def columns(self) -> NDArray[np.int64]:
+        keys = np.fromiter(self._seen.keys(), np.int64, len(self._seen))
+        order = np.argsort(keys)
+        rows = np.frombuffer(self._rows, np.int64).reshape(-1, _WIDTH)
+        self.keys = keys[order]
+        self._seen.clear()
+        return np.column_stack([rows[order], self.keys >> 32])
+
+
+def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its end) of all lines; a byte-order mark is passed over."""
+    with path.open("rb", buffering=0) as file:
+        offset, rest = 0, b""
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            if offset == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
+                block, offset = block[3:], 3
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                yield offset, line.removesuffix(b"\r")
+                offset += len(line) + 1
+        if rest:
+            yield offset, rest
+
+
+def _drawn(columns: NDArray[np.int64], keys: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """`limit` rows, those whose keys have the smallest hashes: an even sample that does not depend on what else there is."""
+    mixed = keys.astype(np.uint64)
+    for factor in (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)):  # splitmix64's finaliser
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * factor
+    mixed ^= mixed >> np.uint64(32)
+    return columns[np.sort(np.argsort(mixed, kind="stable")[:limit])]
+
+
+def identity(query: Query, split: str) -> str:
+    task = query.dataset_task
+    return record_id(split, task.dataset, task.task_id, query.qid)

@@ -1,0 +1,338 @@
+"""The report of a build: what is in the dataset, what was refused and why, and examples to look at."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.annotate.replay import first_positives, replay
+from pipeline.annotate.steps import Journey
+from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.mbeir.stores import build_store
+from pipeline.mbeir.thumbnails import Thumbnails
+from pipeline.report.charts import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
+from pipeline.report.page import Chart, Example, Exchange, Fact, Grid, Page
+from pipeline.traces.families import family_of
+from prompts import ImageSlot, Prompt
+from schemas.manifest import Manifest
+from schemas.mbeir import Candidate
+
+RECORDS: Final = 300
+REJECTIONS: Final = 100
+_LABELS: Final = {facet.name: facet.label for i in range(9) for facet in family_of(i).facets}
+
+Row = Mapping[str, Any]
+
+
+def build_page(
+    dataset: FinishedDataset,
+    *,
+    records: int = RECORDS,
+    rejections: int = REJECTIONS,
+    prices: tuple[float, float] | None = None,
+    image_roots: Sequence[Path] = (),
+) -> Page:
+    """prices: of a million tokens read and written, for the cost. image_roots: added to the build's."""
+    manifest = dataset.manifest
+    settings = dataset.settings(image_roots)
+    numbers = dataset.table(
+        "data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"]
+    )
+    rows = _sampled(dataset, records, numbers)
+    refused = _sampled_rejections(dataset, rejections)
+    journeys: dict[str, Journey] = {}
+    positives: dict[str, Candidate] = {}
+    store = None
+    if settings is not None and settings.mbeir.is_dir():
+        store = build_store(settings)
+        journeys = replay(settings, [*rows, *refused])
+        positives = first_positives(settings, [*rows, *refused])
+    pictures = Thumbnails(store)
+    examples = [_example(row, "record", journeys, positives, pictures) for row in rows]
+    examples += [_example(row, "rejected", journeys, positives, pictures) for row in refused]
+    return Page(
+        title=f"{manifest.name}: build report",
+        banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)."
+        if manifest.synthetic
+        else "",
+        lead=_lead(manifest),
+        facts=_facts(manifest, prices),
+        charts=_charts(manifest, numbers),
+        grids=[_tasks(manifest), *_reasons(manifest)],
+        examples=examples,
+        examples_note=_note(manifest, len(rows), len(refused), store is not None),
+        pictures=pictures.found,
+    )
+
+
+def _lead(manifest: Manifest) -> str:
+    verifier = f", verified by {manifest.verifier.name}" if manifest.verifier else ", without verification"
+    return (
+        f"{manifest.queries:,} queries of the {manifest.split} split, annotated by {manifest.teacher.name} "
+        f"(revision {manifest.teacher.revision}){verifier}, with mbeir-cot {manifest.pipeline_version}."
+    )
+
+
+def _facts(manifest: Manifest, prices: tuple[float, float] | None) -> list[Fact]:
+    reasoning = sum(task.reasoning for task in manifest.tasks)
+    found = [
+        Fact("queries", f"{manifest.queries:,}"),
+        Fact("records", f"{manifest.records:,}", f"{manifest.records / max(1, manifest.queries):.1%} of the queries"),
+        Fact("think rate", f"{reasoning / max(1, manifest.records):.1%}", f"{reasoning:,} records reason"),
+        Fact("rejections", f"{manifest.rejections:,}", "each with its reason"),
+        Fact("tokens read", f"{manifest.prompt_tokens:,}", f"{manifest.prompt_tokens / max(1, manifest.queries):.0f} a query"),
+        Fact(
+            "tokens written",
+            f"{manifest.completion_tokens:,}",
+            f"{manifest.completion_tokens / max(1, manifest.queries):.1f} a query",
+        ),
+    ]
+    if prices is not None:
+        cost = (manifest.prompt_tokens * prices[0] + manifest.completion_tokens * prices[1]) / 1e6
+        found.append(Fact("cost", f"{cost:,.2f}", f"at {prices[0]:g} and {prices[1]:g} a million tokens"))
+    return found
+
+
+def _charts(manifest: Manifest, rows: pa.Table) -> list[Chart]:
+    tasks = manifest.tasks
+    labels = [f"{task.dataset} task {task.task_id}" for task in tasks]
+    parts = {
+        "reasoning": ([task.reasoning for task in tasks], BLUE),
+        "bypass": ([task.bypass for task in tasks], TEAL),
+        "rejected": ([task.rejections for task in tasks], RED),
+    }
+    charts = [
+        Chart(
+            "From queries to records", "Where every query went; thickness is the number of queries.", _flow(manifest), wide=True
+        ),
+        Chart("Routes and yield", "Records by route, and rejections, of each dataset-task.", stacked(labels, parts), tall=True),
+    ]
+    thinks = pc.equal(rows["route"], "reasoning")
+    assessed = rows.filter(pc.is_valid(rows["assessment"]))
+    if len(assessed):
+        of = {
+            route: assessed.filter(pc.equal(assessed["route"], route))["assessment"].to_numpy()
+            for route in ("reasoning", "bypass")
+        }
+        threshold = float(manifest.config["route"]["threshold"])
+        charts.append(
+            Chart(
+                "P(complex)",
+                "The teacher's assessment of the records' queries, and the threshold that decides their routes. Counts are on "
+                "a logarithmic axis: a sure teacher crowds the ends.",
+                histogram(
+                    {"reasoning": (of["reasoning"], BLUE), "bypass": (of["bypass"], TEAL)},
+                    axis="P(complex)",
+                    span=(0.0, 1.0),
+                    line=(threshold, f"threshold {threshold:g}"),
+                    log=True,
+                ),
+            )
+        )
+    reasoned = rows.filter(thinks)
+    if len(reasoned):
+        words = [len(text.split()) for text in reasoned["reasoning"].to_pylist()]
+        answers = [len(text.split()) for text in reasoned["answer"].to_pylist()]
+        charts.append(
+            Chart(
+                "Lengths of traces",
+                "Words of the reasoning and of the answer.",
+                histogram({"answer": (answers, AMBER), "reasoning": (words, BLUE)}, axis="words"),
+            )
+        )
+        confidences = [verdict["confidence"] for verdict in reasoned["verdict"].to_pylist() if verdict is not None]
+        if confidences:
+            threshold = float(manifest.config["verify"]["threshold"])
+            charts.append(
+                Chart(
+                    "Verifier's confidence",
+                    "Of the traces that were kept; those at or below the threshold are among the rejections.",
+                    histogram(
+                        {"kept": (confidences, BLUE)},
+                        axis="P(yes)",
+                        span=(0.0, 1.0),
+                        line=(threshold, f"threshold {threshold:g}"),
+                    ),
+                )
+            )
+    return charts
+
+
+def _flow(manifest: Manifest) -> str:
+    """queries -> routes -> (screens) -> (verify) -> records, and at each step what was refused."""
+    stages: dict[str, int] = defaultdict(int)
+    for task in manifest.tasks:
+        for reason, count in task.rejected.items():
+            stages[reason.split(":")[0]] += count
+    reasoning = sum(task.reasoning for task in manifest.tasks)
+    bypass = sum(task.bypass for task in manifest.tasks)
+    early = stages["input"] + stages["assess"]
+    verified = reasoning + stages["verify"]
+    screened = verified + stages["screen"]
+    written = screened + stages["reason"]
+    verify = manifest.verifier is not None
+    links = [
+        ("queries", "to reason", written),
+        ("queries", "bypass", bypass),
+        ("queries", "rejected", early),
+        ("to reason", "well-formed", screened),
+        ("to reason", "rejected", stages["reason"]),
+        ("well-formed", "screened" if verify else "records", verified),
+        ("well-formed", "rejected", stages["screen"]),
+        *([("screened", "records", reasoning), ("screened", "rejected", stages["verify"])] if verify else []),
+        ("bypass", "records", bypass),
+    ]
+    colours = {
+        "to reason": BLUE,
+        "well-formed": BLUE,
+        "screened": BLUE,
+        "bypass": TEAL,
+        "rejected": RED,
+        "queries": GREY,
+    }
+    return flow([link for link in links if link[2]], colours | {"records": AMBER})
+
+
+def _tasks(manifest: Manifest) -> Grid:
+    rows = [
+        (
+            f"{task.dataset} task {task.task_id}",
+            f"{task.queries:,}",
+            f"{task.reasoning:,}",
+            f"{task.bypass:,}",
+            f"{task.rejections:,}",
+            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
+            f"{task.kept:.1%}" if task.kept is not None else "-",
+        )
+        for task in manifest.tasks
+    ]
+    return Grid("By dataset-task", ("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept"), rows)
+
+
+def _reasons(manifest: Manifest) -> list[Grid]:
+    found: dict[str, int] = defaultdict(int)
+    for task in manifest.tasks:
+        for reason, count in task.rejected.items():
+            found[reason] += count
+    if not found:
+        return []
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        Grid("Why queries were rejected", ("stage: reason", "queries"), [(reason, f"{count:,}") for reason, count in ordered])
+    ]
+
+
+def _sampled(dataset: FinishedDataset, count: int, rows: pa.Table) -> list[dict[str, Any]]:
+    """Drawn alike from each dataset-task and route, with the same result for the same dataset."""
+    groups = [
+        f"{d}/{t}/{r}"
+        for d, t, r in zip(rows["dataset"].to_pylist(), rows["task_id"].to_pylist(), rows["route"].to_pylist(), strict=True)
+    ]
+    return _fetched(dataset.table("data"), groups, count)
+
+
+def _sampled_rejections(dataset: FinishedDataset, count: int) -> list[dict[str, Any]]:
+    if "rejected" not in dataset.parts():
+        return []
+    rows = dataset.table("rejected")
+    groups = [f"{s}/{r}" for s, r in zip(rows["stage"].to_pylist(), rows["reason"].to_pylist(), strict=True)]
+    return _fetched(rows, groups, count)
+
+
+def _fetched(table: pa.Table, groups: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Rows of all groups in turn until there are `count`, in that order: the first ones show everything there is."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index in np.random.default_rng(0).permutation(len(groups)).tolist():
+        members[groups[index]].append(index)
+    waiting = [members[name] for name in sorted(members)]
+    chosen: list[int] = []
+    while waiting and len(chosen) < count:
+        chosen += [part.pop() for part in waiting][: count - len(chosen)]
+        waiting = [part for part in waiting if part]
+    found: list[dict[str, Any]] = table.take(pa.array(chosen, pa.int64())).to_pylist()
+    return found
+
+
+def _note(manifest: Manifest, records: int, rejections: int, pictured: bool) -> str:
+    sampled = records < manifest.records or rejections < manifest.rejections
+    said = f"{records:,} of {manifest.records:,} records and {rejections:,} of {manifest.rejections:,} rejections"
+    if sampled:
+        said = f"A sample: {said}, drawn evenly from dataset-tasks, routes and reasons"
+    if not pictured:
+        said += ". Images, positives and prompts are not shown: the M-BEIR directory or the ledger of this build is not here"
+    return said + "."
+
+
+def _example(
+    row: Row, kind: str, journeys: Mapping[str, Journey], positives: Mapping[str, Candidate], pictures: Thumbnails
+) -> Example:
+    journey, positive = journeys.get(row["id"]), positives.get(row["id"])
+    rejected = kind == "rejected"
+    badges = []
+    if row["assessment"] is not None:
+        badges.append(f"P(complex) {row['assessment']:.3f}")
+    if row.get("verdict"):
+        badges.append(f"verifier {row['verdict']['confidence']:.3f}")
+    if row["multiplicity"] > 1:
+        badges.append(f"{row['multiplicity']} times in the input")
+    lines = [(_LABELS.get(facet["name"], facet["name"]), facet["text"]) for facet in row.get("facets") or ()]
+    if rejected:
+        lines = [("detail", row["detail"]), *([("last answer", row["raw_answer"])] if row["raw_answer"] else [])]
+    return Example(
+        id=row["id"],
+        tags={
+            "dataset": f"{row['dataset']} task {row['task_id']}",
+            "route": "rejected" if rejected else row["route"],
+            "reason": f"{row['stage']}: {row['reason']}" if rejected else "",
+        },
+        instruction=row["instruction"],
+        text=row["query_text"] or "",
+        picture=pictures.add(row["query_image"]),
+        lines=lines or [("bypass", "the query is embedded as it is")],
+        strong=row.get("answer") or "",
+        badges=badges,
+        positive_text=(positive.txt or "") if positive is not None else "",
+        positive_picture=pictures.add(positive.img_path) if positive is not None else "",
+        positive_name=f"positive (1 of {len(row['positives'])})" if len(row["positives"]) > 1 else "positive",
+        small="" if rejected else _provenance(row["provenance"]),
+        exchanges=exchanges(journey) if journey is not None else (),
+    )
+
+
+def _provenance(found: Mapping[str, Any]) -> str:
+    attempts = f"{found['attempts']} attempt{'s' if found['attempts'] != 1 else ''}"
+    target = ", saw the target" if found["reveal_target"] else ""
+    tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
+    temperature = "the server's own" if found["temperature"] is None else f"{found['temperature']:g}"
+    return (
+        f"{found['teacher']} {found['revision']}, {attempts}, {tokens}, "
+        f"temperature {temperature}, seed {found['seed']}, prompts {found['prompt_sha256']}{target}"
+    )
+
+
+def exchanges(journey: Journey) -> list[Exchange]:
+    """The prompts of a journey with their raw answers, in order."""
+    found = []
+    if journey.assess_prompt is not None and journey.assess_answer is not None:
+        found.append(
+            Exchange("assess", in_words(journey.assess_prompt), journey.assess_answer.text or journey.assess_answer.detail)
+        )
+    for number, attempt in enumerate(journey.attempts, 1):
+        found.append(
+            Exchange(f"reason, attempt {number}", in_words(attempt.prompt), attempt.answer.text or attempt.answer.detail)
+        )
+        if attempt.verify_prompt is not None and attempt.verify_answer is not None:
+            answer = attempt.verify_answer.text or attempt.verify_answer.detail
+            found.append(Exchange(f"verify, attempt {number}", in_words(attempt.verify_prompt), answer))
+    return found
+
+
+def in_words(prompt: Prompt) -> str:
+    """A prompt with its pictures named."""
+    return "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in prompt)

@@ -1,0 +1,187 @@
+"""Asks an endpoint what the work will ask it, and tells all that does not go at once, with the setting that mends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+import aiohttp
+
+from pipeline.annotate.routing import needs_assessment
+from pipeline.teacher.check import STAND_IN, Questions, Sample
+from pipeline.teacher.client import AGENT, TeacherClient
+from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
+from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.requests import Judged, Reasoned, judge, reason
+from pipeline.traces.judgements import ASSESS, VERIFY, Labels
+from schemas.config import BuildConfig, TeacherConfig
+from schemas.hosting import Endpoint
+from schemas.teacher import Outcome, TeacherAnswer
+from schemas.trace import Trace
+
+Who = Literal["teacher", "verifier"]
+
+_TRY: Final = {"max_attempts": 2, "try_timeout_s": 120.0, "deadline_s": 240.0}
+_LISTED_S: Final = 20.0
+_NO_LIST: Final = frozenset({403, 404, 405, 501})
+"""A server without a list of models, or a key that may not see it; whether it has this one is seen from its answers."""
+
+
+class Finding(NamedTuple):
+    """What an endpoint can or cannot do. `trouble`: for what it cannot; `some_go`: other requests of the kind did."""
+
+    endpoint: str
+    ability: str
+    trouble: Trouble | None = None
+    some_go: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.trouble is None
+
+
+@dataclass
+class Example:
+    """A query and all that was said of it."""
+
+    sample: Sample
+    assessed: Judged | None = None
+    reasoned: Reasoned | None = None
+    verified: Judged | None = None
+
+    @property
+    def answer(self) -> str:
+        """To verify: the teacher's, if it is there."""
+        trace = self.reasoned.trace if self.reasoned is not None else None
+        return trace.answer if isinstance(trace, Trace) else STAND_IN
+
+
+@dataclass
+class Report:
+    """Of one endpoint. `serves`: the model that answered, as it names it, and where its list says that it lies."""
+
+    endpoint: Endpoint
+    findings: list[Finding] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    serves: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.ok for finding in self.findings)
+
+    def add(self, ability: str, found: Trouble | None = None, *, some_go: bool = False) -> None:
+        self.findings.append(Finding(self.endpoint.url, ability, found, some_go))
+
+
+async def preflight(
+    endpoint: Endpoint, who: Who, config: BuildConfig, questions: Questions, examples: Sequence[Example]
+) -> Report:
+    """Asks for each example all that a build asks of this teacher or verifier; the answers are put into the examples.
+
+    The teacher verifies as well where there is no other verifier. Nothing is recorded.
+    """
+    settings = questions.verifier if who == "verifier" else config.teacher
+    report = Report(endpoint, examples=list(examples))
+    listed = await _listed(endpoint, settings)
+    if isinstance(listed, str):
+        report.add("reachable", unreachable(who, settings, listed))
+        return report
+    report.add("reachable")
+    names = [str(model["id"]) for model in listed] if listed is not None else [endpoint.model]
+    if endpoint.model not in names:
+        served = ", ".join(names) or "nothing"
+        detail = f"it serves {served}, not {endpoint.model}"
+        report.add("model name", Trouble(detail, f"mend `model` of {who}.endpoints", stops=True))
+        return report
+    report.add("model name")
+    transport = settings.transport.model_copy(update=_TRY)
+    async with TeacherClient(transport.client((endpoint,)), agent=f"{AGENT} preflight") as client:
+        asking = _Asking(who, settings, config, questions, client)
+        await asyncio.gather(*(asking.ask(example) for example in examples))
+    asking.tell(report)
+    known = next((model for model in listed or () if model["id"] == endpoint.model), {})
+    report.serves = tuple(sorted({str(value) for value in (known.get("root"), *asking.models) if value}))
+    return report
+
+
+class _Asking:
+    """What became of each kind of request, family by family."""
+
+    def __init__(
+        self, who: Who, settings: TeacherConfig, config: BuildConfig, questions: Questions, client: TeacherClient
+    ) -> None:
+        self._who, self._settings, self._config = who, settings, config
+        self._questions, self._client = questions, client
+        self._found: dict[str, list[tuple[str, Trouble | None]]] = {"assess": [], "reason": [], "verify": []}
+        self.models: set[str] = set()
+
+    async def ask(self, example: Example) -> None:
+        first = []
+        if self._who == "teacher":
+            first = [self._reason(example)]
+            if needs_assessment(self._config.route):
+                first.append(self._assess(example))
+        await asyncio.gather(*first)
+        if self._config.verify.enabled and (self._who == "verifier" or self._config.verifier is None):
+            request = self._questions.verify(example.sample, example.answer)
+            example.verified = await self._judge("verify", example, request, VERIFY)
+
+    def tell(self, report: Report) -> None:
+        """One finding for each kind that goes, and for each remedy of what does not."""
+        for kind, found in self._found.items():
+            if not found:
+                continue
+            troubles: dict[str, Trouble] = {}
+            families: dict[str, dict[str, None]] = {}
+            for family, one in found:
+                if one is not None:
+                    troubles.setdefault(one.remedy, one)
+                    families.setdefault(one.remedy, {})[family] = None
+            some_go = any(one is None for _, one in found)
+            for remedy, one in troubles.items():
+                report.add(f"{kind} ({', '.join(families[remedy])})", one, some_go=some_go)
+            if not troubles:
+                report.add(kind)
+
+    async def _assess(self, example: Example) -> None:
+        example.assessed = await self._judge("assess", example, self._questions.assess(example.sample), ASSESS)
+
+    async def _reason(self, example: Example) -> None:
+        request = self._questions.reason(example.sample)
+        example.reasoned = await reason(self._client, request, example.sample.family)
+        self._note("reason", example, request, example.reasoned.answer, example.reasoned.trace)
+
+    async def _judge(self, kind: str, example: Example, request: TeacherRequest, labels: Labels) -> Judged:
+        judged = await judge(self._client, request, labels, self._settings)
+        self._note(kind, example, request, judged.answer, judged.judgement)
+        return judged
+
+    def _note(self, kind: str, example: Example, request: TeacherRequest, answer: TeacherAnswer, meaning: object) -> None:
+        found = trouble(self._who, self._settings, request, answer, meaning)
+        self._found[kind].append((example.sample.family.name, found))
+        if answer.outcome is Outcome.OK:
+            self.models.add(answer.model)
+
+
+async def _listed(endpoint: Endpoint, settings: TeacherConfig) -> list[dict[str, Any]] | str | None:
+    """The server's list of models, or what went wrong; None where it has none."""
+    client = TeacherClient(settings.transport.client((endpoint,)))  # reads the key, if there is one
+    try:
+        timeout = aiohttp.ClientTimeout(total=_LISTED_S)
+        url, headers = f"{endpoint.url.rstrip('/')}/models", client.headers(endpoint)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=settings.transport.trust_env) as session,
+            session.get(url, headers=headers) as response,
+        ):
+            if response.status in _NO_LIST:
+                return None
+            if response.status != 200:
+                return f"HTTP {response.status} for the list of models"
+            data = await response.json(content_type=None)
+            return [{**model, "id": model["id"]} for model in data["data"]]
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError):
+        return "its list of models is not an OpenAI-compatible one"

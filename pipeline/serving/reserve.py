@@ -1,0 +1,100 @@
+"""GPUs held for servers before any is started, so that what cannot be had is said and not waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from pipeline.serving.placement import Demand, Plan, describe, plan, refusal
+from pipeline.serving.server import HostingError
+
+_SETTLE_S: Final = 10.0
+"""GPUs of a job that has just ended come free within seconds: so long, fewer servers than the cluster holds are not enough."""
+
+_POLL_S: Final = 0.5
+
+
+def reserve(demands: Sequence[Demand], timeout_s: float) -> list[list[PlacementGroup | None]]:
+    """A placement group for each server of each demand; None for a server on CPU.
+
+    Raises HostingError at once where the cluster could not hold them if it were empty, and after `timeout_s` where GPUs
+    that others hold do not come free.
+    """
+    if not any(demand.gpus for demand in demands):
+        return [[None] * (demand.count or 1) for demand in demands]
+    whole = plan(_gpus(), demands)
+    if whole is None:
+        raise HostingError(*refusal(_gpus(), demands))
+    began = time.monotonic()
+    while True:
+        chosen = _choose(demands, whole, began, timeout_s)
+        held = _hold(demands, chosen, max(_POLL_S, min(timeout_s, began + timeout_s - time.monotonic())))
+        if held is not None:
+            return held
+        if time.monotonic() - began >= timeout_s:
+            raise _taken(demands, timeout_s)
+
+
+def release(groups: Sequence[PlacementGroup | None]) -> None:
+    for group in groups:
+        if group is not None and ray.is_initialized():
+            remove_placement_group(group)
+
+
+def _choose(demands: Sequence[Demand], whole: Plan, began: float, timeout_s: float) -> Plan:
+    """A plan on what is free."""
+    while True:
+        waited = time.monotonic() - began
+        chosen = plan(_free(), demands)
+        if chosen is not None and (sum(map(len, chosen)) >= sum(map(len, whole)) or waited >= min(_SETTLE_S, timeout_s)):
+            return chosen
+        if chosen is None and waited >= timeout_s:
+            raise _taken(demands, timeout_s)
+        time.sleep(_POLL_S)
+
+
+def _hold(demands: Sequence[Demand], chosen: Plan, timeout_s: float) -> list[list[PlacementGroup | None]] | None:
+    """None if somebody else was quicker. The plan's node is a hint to Ray; each server is on one node in any case."""
+    held: list[list[PlacementGroup | None]] = [
+        [
+            placement_group([{"GPU": demand.gpus}], strategy="STRICT_PACK", _soft_target_node_id=node) if demand.gpus else None
+            for node in nodes
+        ]
+        for demand, nodes in zip(demands, chosen, strict=True)
+    ]
+    groups = [group for each in held for group in each if group is not None]
+    deadline = time.monotonic() + timeout_s
+    if all(group.wait(max(0.01, deadline - time.monotonic())) for group in groups):
+        return held
+    release(groups)
+    return None
+
+
+def _taken(demands: Sequence[Demand], timeout_s: float) -> HostingError:
+    return HostingError(
+        f"{'; '.join(str(demand) for demand in demands if demand.gpus)}: not enough free GPUs after {timeout_s:g} s; "
+        f"the cluster has {describe(_held(_gpus()))}, free are {_list(_free(), _gpus())}",
+        "end what holds them (`ray status` shows it), lower `server.count`, or raise `server.placement_timeout_s`",
+    )
+
+
+def _list(free: Mapping[str, int], whole: Mapping[str, int]) -> str:
+    return ", ".join(f"{free.get(node, 0)} of {count}" for node, count in whole.items() if count)
+
+
+def _held(nodes: Mapping[str, int]) -> dict[str, int]:
+    return {node: count for node, count in nodes.items() if count}
+
+
+def _gpus() -> dict[str, int]:
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]}
+
+
+def _free() -> dict[str, int]:
+    return {node: int(found.get("GPU", 0)) for node, found in available_resources_per_node().items()}

@@ -1,0 +1,56 @@
+"""A model's files, brought to this machine before a server is started: then its start-up time counts loading alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pipeline.serving.model_check import check_files, check_model
+from schemas.errors import ConfigError
+from schemas.hosting import ServerConfig
+
+_NEEDED: Final = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
+_NOT_NEEDED: Final = ("original/*", "onnx/*", "openvino/*")
+
+
+def fetch_model(config: ServerConfig) -> Path:
+    """The directory with the model's files. Downloads what Hugging Face's cache lacks; a local directory is left as it is.
+
+    Raises ConfigError where there is no such repository or revision, it may not be read, or the Hub cannot be reached.
+    """
+    check_model(config)
+    if Path(config.model).exists():
+        return Path(config.model)
+    from huggingface_hub import errors as hub  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (reads HF_* when imported)
+
+    what = f"{config.model} at {config.revision}" if config.revision else config.model
+    try:
+        found = snapshot_download(
+            config.model, revision=config.revision, allow_patterns=list(_NEEDED), ignore_patterns=list(_NOT_NEEDED)
+        )
+    except hub.GatedRepoError as error:
+        raise ConfigError(
+            f"{what}: the Hub wants its terms accepted",
+            f"accept them at https://huggingface.co/{config.model} and set HF_TOKEN",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{what}: the Hub has no such model, or does not show it to you",
+            "check `server.model`; for a private one set HF_TOKEN",
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise ConfigError(f"{what}: there is no such revision", "check `server.revision`: a branch, tag or commit") from error
+    except hub.LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"{what}: not in the cache, and the Hub is offline or cannot be reached",
+            "unset HF_HUB_OFFLINE and check the network (https_proxy, HF_ENDPOINT); or run `mbeir-cot teacher fetch CONFIG` "
+            "where there is one with the same HF_HOME; or give a local directory as `server.model`",
+        ) from error
+    except OSError as error:  # the Hub's HTTP errors too, and a full disk
+        raise ConfigError(
+            f"{what}: cannot be fetched ({type(error).__name__}: {error})",
+            "check network and disk, then run the same command again: what has arrived is kept",
+        ) from error
+    check_files(config, Path(found))
+    return Path(found)

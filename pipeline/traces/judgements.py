@@ -1,0 +1,114 @@
+"""Judgements as one token between two labels: the probability costs no more than reading the prompt.
+
+The request holds the answer to the labels and asks for log-probabilities; the probability is the positive label's share of
+what both labels have, over all tokens that begin them (with a space, in capitals, or a first piece of the word).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+from pipeline.traces.sampling import greedy_fields
+from schemas.errors import ConfigError
+from schemas.judgement import Judgement, JudgementReason, JudgementSource, NoJudgement
+
+TOP_LOGPROBS: Final = 20
+_NUMBER: Final = re.compile(r"(?<![\d.])(?:(\d{1,3})\s*%|([01](?:\.\d+)?|\.\d+))(?![\d.])")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Two answers; the probability is that of `positive`."""
+
+    positive: str
+    negative: str
+
+
+ASSESS: Final = Labels("complex", "simple")
+VERIFY: Final = Labels("yes", "no")
+
+
+def choice_fields(labels: Labels) -> dict[str, Any]:
+    """What a chat request to vLLM needs for a judgement, besides model and messages."""
+    return {
+        **greedy_fields(8),  # a label may be several tokens; the first decides
+        "logprobs": True,
+        "top_logprobs": TOP_LOGPROBS,
+        "structured_outputs": {"choice": [labels.positive, labels.negative]},
+    }
+
+
+def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -> Judgement | NoJudgement:
+    """The judgement from the first token's alternatives (token -> log-probability).
+
+    A label without any token among them gets the smallest log-probability listed: its true one is at most that.
+    """
+    if not top_logprobs:
+        return NoJudgement(reason=JudgementReason.NO_LOGPROBS, detail="the answer came without log-probabilities")
+    masses = [_mass(top_logprobs, label, other) for label, other in _pairs(labels)]
+    known = [mass for mass in masses if mass is not None]
+    if not known:
+        seen = ", ".join(repr(token) for token in list(top_logprobs)[:5])
+        return NoJudgement(reason=JudgementReason.NO_LABEL, detail=f"neither label is among the likeliest tokens ({seen}, …)")
+    floor = min(top_logprobs.values())
+    positive, negative = (floor if mass is None else mass for mass in masses)
+    source = JudgementSource.LOGPROBS if len(known) == 2 else JudgementSource.BOUNDED
+    return Judgement(probability=_share(positive, negative), source=source)
+
+
+def judgement_from_statement(output: str) -> Judgement | NoJudgement:
+    """The fallback for endpoints without log-probabilities: the last number from 0 to 1 (or per cent) that was written."""
+    matches = list(_NUMBER.finditer(output))
+    if not matches:
+        return NoJudgement(reason=JudgementReason.NO_NUMBER, detail=f"no number between 0 and 1 in {output[:80]!r}")
+    per_cent, fraction = matches[-1].groups()
+    value = int(per_cent) / 100 if per_cent else float(fraction)
+    return Judgement(probability=min(1.0, max(0.0, value)), source=JudgementSource.STATED)
+
+
+class _Encodes(Protocol):
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> Sequence[int]: ...
+
+
+def require_distinct_labels(tokenizer: _Encodes, labels: Labels) -> None:
+    """Raises ConfigError where both labels begin with the same token: the first would decide nothing."""
+    first = [tokenizer.encode(label, add_special_tokens=False)[0] for label in (labels.positive, labels.negative)]
+    if first[0] == first[1]:
+        raise ConfigError(
+            f"the labels {labels.positive!r} and {labels.negative!r} begin with the same token of this model",
+            "choose labels that differ in their first token",
+        )
+
+
+def _pairs(labels: Labels) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (labels.positive, labels.negative), (labels.negative, labels.positive)
+
+
+def _mass(top_logprobs: Mapping[str, float], label: str, other: str) -> float | None:
+    """Log of the summed probability of tokens that begin `label` and cannot begin `other`."""
+    found = [logprob for token, logprob in top_logprobs.items() if _begins(token, label, other)]
+    if not found:
+        return None
+    most = max(found)
+    if len(found) == 1:
+        return most
+    return most if most == -math.inf else most + math.log(sum(math.exp(value - most) for value in found))
+
+
+@lru_cache(maxsize=4096)
+def _begins(token: str, label: str, other: str) -> bool:
+    """Whether a token begins `label` and cannot begin `other`."""
+    word = token.strip().lower().lstrip("▁Ġ")
+    return bool(word) and label.lower().startswith(word) and not other.lower().startswith(word)
+
+
+def _share(positive: float, negative: float) -> float:
+    if positive == negative:  # both may be -inf
+        return 0.5
+    difference = negative - positive
+    return 1 / (1 + math.exp(difference)) if difference < 700 else 0.0

@@ -1,0 +1,62 @@
+"""A query of M-BEIR as a question to the teacher: which template, which variables, which images."""
+
+from __future__ import annotations
+
+from pipeline.traces.families import family_of
+from prompts import Prompt, PromptSet
+from schemas.mbeir import Candidate, Query
+
+_TEXT_TARGETS = frozenset({1, 3, 6, 8})
+"""Tasks whose answers are verified against the target's text, as the paper does for OVEN and InfoSeek (also with an image)."""
+
+
+def assess_prompt(prompts: PromptSet, query: Query, instruction: str) -> Prompt:
+    return prompts.render("assess", **_variables(query, instruction))
+
+
+def reason_prompt(
+    prompts: PromptSet, query: Query, instruction: str, *, complaint: str = "", revealed: Candidate | None = None
+) -> Prompt:
+    """`complaint`: why an earlier attempt was rejected (in short, a colon, details); empty the first time.
+
+    `revealed`: the target, for ablations in which the teacher is not blind to it.
+    """
+    return prompts.render(
+        reason_template(query),
+        complaint=complaint,
+        revealed=revealed is not None,
+        revealed_text=(revealed.txt or "") if revealed is not None else "",
+        revealed_image=revealed is not None and revealed.img_path is not None,
+        **_variables(query, instruction),
+    )
+
+
+def reason_template(query: Query) -> str:
+    return f"reason_{family_of(query.task_id).name}"
+
+
+def verify_template(query: Query) -> str:
+    return "verify_text" if query.task_id in _TEXT_TARGETS else "verify_image"
+
+
+def verify_prompt(prompts: PromptSet, query: Query, instruction: str, answer: str, target: Candidate) -> Prompt:
+    """The one prompt that sees the target."""
+    by_text = query.task_id in _TEXT_TARGETS
+    return prompts.render(
+        verify_template(query),
+        answer=answer,
+        target_text=target.txt or "",
+        has_target_image=not by_text and target.img_path is not None,
+        **_variables(query, instruction),
+    )
+
+
+def image_paths(query: Query, target: Candidate | None = None) -> dict[str, str]:
+    """Role -> path below the M-BEIR root, for the roles that have an image."""
+    paths = {"query": query.query_img_path, "target": target.img_path if target is not None else None}
+    return {role: path for role, path in paths.items() if path}
+
+
+def _variables(query: Query, instruction: str) -> dict[str, str | bool]:
+    has_image = query.query_modality.has_image and bool(query.query_img_path)
+    return {"instruction": instruction, "query_text": query.query_txt or "", "has_image": has_image}

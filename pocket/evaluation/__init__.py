@@ -1,0 +1,1 @@
+"""How good the pocket checkpoints and a pocket build are, against the known truth."""

@@ -1,0 +1,1 @@
+"""Trains the two pocket checkpoints from scratch."""

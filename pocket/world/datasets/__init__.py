@@ -1,0 +1,1 @@
+"""The ten datasets of the pocket world."""

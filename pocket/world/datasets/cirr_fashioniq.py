@@ -1,0 +1,88 @@
+"""Composed retrieval: CIRR (scenes) and FashionIQ (garments). The reference and other edits of it are in the pool."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pocket.world.builder import LEAST_POOL, SPLITS, Book, Split, Target, until
+from pocket.world.draw import draw_garment, draw_scene
+from pocket.world.edits import Edit, sample_edit
+from pocket.world.garment import sample_garment
+from pocket.world.garment_edits import GarmentEdit, sample_garment_edit
+from pocket.world.scene import sample_scene
+from schemas.mbeir import DatasetTask, Modality
+
+NEAR_MISSES = 1
+"""Other edits of the same reference in the pool, besides the reference itself."""
+
+
+class _Composed:
+    """Writes one dataset: pictures are kept once, by their content."""
+
+    def __init__(self, book: Book, task: DatasetTask) -> None:
+        self.book, self.task = book, task
+        self.seen: set[str] = set()
+        self.number = 0
+
+    def path(self, split: Split) -> str:
+        self.number += 1
+        if self.task.dataset == "fashioniq":
+            return f"fashioniq_images/B{self.number:09d}.jpg"
+        folder = {"train": f"train/{self.number % 10}", "val": "dev", "test": "test1"}[split]
+        return f"cirr_images/{folder}/{split}-{self.number:05d}.jpg"
+
+    def candidate(self, content: Any, split: Split) -> tuple[str, str]:
+        """(did, image path)."""
+        self.seen.add(content.canonical)
+        draw: Any = draw_scene if self.task.dataset == "cirr" else draw_garment
+        path = self.book.image(self.path(split), draw(content, self.book.rng), content.canonical)
+        source = json.dumps({"id": path.rsplit("/", 1)[1].removesuffix(".jpg")})
+        did = self.book.candidate(
+            self.task.dataset, Modality.IMAGE, content.canonical, pool=self.task.name, img_path=path, src_content=source
+        )
+        return did, path
+
+    def sample(self) -> Any:
+        """A content that the pool does not hold yet."""
+        rng = self.book.rng
+        draw: Any = sample_scene if self.task.dataset == "cirr" else sample_garment
+        return until(lambda: content if (content := draw(rng)).canonical not in self.seen else None, self.task.dataset)
+
+    def edit(self, content: Any, simple: float = 0.3) -> Edit | GarmentEdit:
+        """An edit whose target the pool does not hold yet."""
+        rng = self.book.rng
+        draw: Any = sample_edit if self.task.dataset == "cirr" else sample_garment_edit
+
+        def drawn() -> Any:
+            edit = draw(content, rng, simple=simple)
+            return edit if edit.target.canonical not in self.seen else None
+
+        edit: Edit | GarmentEdit = until(drawn, f"{self.task.dataset} edit")
+        return edit
+
+    def write(self) -> None:
+        for split in SPLITS:
+            for _ in range(self.book.count(self.task, split)):
+                reference = self.sample()
+                reference_did, reference_path = self.candidate(reference, split)
+                edit = self.edit(reference)
+                positive, _ = self.candidate(edit.target, split)
+                misses = [self.candidate(self.edit(reference, simple=0).target, split)[0] for _ in range(NEAR_MISSES)]
+                steps = (reference.canonical, edit.operation, edit.target.canonical) if edit.why.needs_reasoning else ()
+                self.book.query(
+                    split,
+                    self.task,
+                    Target(edit.target.canonical, edit.why, steps=steps),
+                    [positive],
+                    txt=edit.text,
+                    img_path=reference_path,
+                    negatives=[reference_did, *misses] if self.task.dataset == "cirr" else (),
+                )
+        while self.book.pool_size(self.task.name) < LEAST_POOL:
+            self.candidate(self.sample(), "test")
+
+
+def add_composed(book: Book) -> None:
+    for dataset in ("fashioniq", "cirr"):
+        _Composed(book, DatasetTask(dataset, 7)).write()

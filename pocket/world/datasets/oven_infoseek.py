@@ -1,0 +1,279 @@
+"""Datasets that ask for knowledge: OVEN and InfoSeek (about a picture), WebQA (about a name)."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from PIL import Image
+
+from pocket.world.builder import SPLITS, Book, Split, Target, until
+from pocket.world.draw import draw_banner, draw_emblems
+from pocket.world.encyclopedia import Entity, Town, encyclopedia
+from pocket.world.lexicon import SETTINGS
+from pocket.world.passages import (
+    TOPICS,
+    Passage,
+    Question,
+    one_hop,
+    person_passage,
+    summary,
+    title,
+    topic_passage,
+    town_passage,
+    two_hops,
+    what_is,
+    which_of_two,
+)
+from pocket.world.reasoning_kinds import Why
+from schemas.mbeir import DatasetTask, Modality
+
+GROUNDED = 0.55
+"""Share of OVEN's queries that show two entities and ask for one."""
+
+TWO_HOPS = 0.6
+"""Share of InfoSeek's queries whose answer is in another subject's passage."""
+
+_PLACES = {"left": (0.26, 0.5), "right": (0.74, 0.5), "upper": (0.5, 0.26), "lower": (0.5, 0.74)}
+_OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
+_EXTRA_SUBJECTS = 40
+"""Entities that no picture shows whose passages fill InfoSeek's and WebQA's pools."""
+
+_KIND_SHARE = 0.1
+"""Share of InfoSeek's queries that the summary answers, which OVEN's pool has in the same words."""
+
+
+class _Library:
+    """The texts and pictures that OVEN and InfoSeek share: one summary and one picture per subject."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        world = encyclopedia()
+        self.summaries = {entity.name: summary(entity, book.rng) for entity in world.entities.values()}
+        self.ids = {name: f"Q{4000 + 7 * i}" for i, name in enumerate([*world.entities, *world.towns, *world.persons])}
+        self._pictures: dict[str, str] = {}
+        self._shown = 0
+
+    def source(self, subject: str) -> str:
+        return json.dumps({"wikidata_id": self.ids[subject], "wikipedia_title": title(subject)})
+
+    def picture(self, subject: Entity | Town) -> str:
+        """The picture on the subject's page."""
+        if subject.name not in self._pictures:
+            identifier = self.ids[subject.name]
+            path = f"oven_images/wikipedia_images_full/{identifier[:4]}/{identifier}.jpg"
+            picture, content = _portrait(subject, self.book.rng)
+            self._pictures[subject.name] = self.book.image(path, picture, content)
+        return self._pictures[subject.name]
+
+    def query_picture(self, shown: dict[str, Entity]) -> str:
+        """A new picture of one entity (under any key) or of two at their places."""
+        rng = self.book.rng
+        self._shown += 1
+        identifier = f"{self._shown * 10_007_003 % 100_000_000:08d}"
+        places = [_PLACES.get(place, (0.5, 0.5)) for place in shown]
+        entities = list(shown.values())
+        picture = draw_emblems([entity.emblem for entity in entities], rng.choice(list(SETTINGS)), rng, places=places)
+        content = "; ".join(f"{entity.name}{f' {place}' if place else ''}" for place, entity in shown.items())
+        return self.book.image(f"oven_images/{identifier[:2]}/{identifier}.jpg", picture, content)
+
+
+def _portrait(subject: Entity | Town, rng: random.Random) -> tuple[Image.Image, str]:
+    if isinstance(subject, Town):
+        return draw_banner(subject.banner, rng), f"banner of {subject.name}"
+    return draw_emblems([subject.emblem], rng.choice(list(SETTINGS)), rng), subject.name
+
+
+def add_oven_and_infoseek(book: Book) -> None:
+    library = _Library(book)
+    for infoseek, oven in (
+        (DatasetTask("infoseek", 6), DatasetTask("oven", 6)),
+        (DatasetTask("infoseek", 8), DatasetTask("oven", 8)),
+    ):
+        _Paired(book, library, infoseek, oven).write()
+
+
+class _Paired:
+    """One task of OVEN and InfoSeek: pools first, as their positives point into each other's."""
+
+    def __init__(self, book: Book, library: _Library, infoseek: DatasetTask, oven: DatasetTask) -> None:
+        self.book, self.library = book, library
+        self.infoseek, self.oven = infoseek, oven
+        self.modality = oven.cand_modality
+        self.dids: dict[tuple[str, str], str] = {}
+
+    def write(self) -> None:
+        rng, world = self.book.rng, encyclopedia()
+        for entity in world.entities.values():
+            self._add(self.oven, self.library.summaries[entity.name], entity)
+        subjects = list(world.entities.values())
+        for entity in [*world.pictured, *subjects[-_EXTRA_SUBJECTS:]]:
+            for topic in TOPICS if entity.pictured else (rng.choice(TOPICS),):
+                self._add(self.infoseek, topic_passage(entity, topic, rng), entity)
+        for town in world.towns.values():
+            self._add(self.infoseek, town_passage(town, rng), town)
+        if self.modality is Modality.TEXT:
+            for person in world.persons.values():
+                self._add(self.infoseek, person_passage(person, rng), None)
+        for entity in world.pictured:  # the same words in both datasets
+            self._add(self.infoseek, self.library.summaries[entity.name], entity)
+        for split in SPLITS:
+            for _ in range(self.book.count(self.oven, split)):
+                self._ask_oven(split)
+            for _ in range(self.book.count(self.infoseek, split)):
+                self._ask_infoseek(split)
+
+    def _add(self, task: DatasetTask, passage: Passage, pictured: Entity | Town | None) -> None:
+        self.dids[f"{task.dataset}/{passage.subject}", passage.topic] = self.book.candidate(
+            task.dataset,
+            self.modality,
+            passage.canonical,
+            pool=task.name,
+            txt=passage.text,
+            img_path=self.library.picture(pictured) if self.modality is Modality.IMAGE_TEXT and pictured is not None else None,
+            src_content=self.library.source(passage.subject),
+        )
+
+    def _did(self, dataset: str, subject: str, topic: str) -> str:
+        return self.dids[f"{dataset}/{subject}", topic]
+
+    def _ask_oven(self, split: Split) -> None:
+        rng, world = self.book.rng, encyclopedia()
+        entity = rng.choice(world.pictured)
+        if rng.random() < GROUNDED:
+            place = rng.choice(list(_PLACES))
+            second = rng.choice([e for e in world.pictured if e is not entity])
+            question = which_of_two(entity, place, rng)
+            picture = self.library.query_picture({place: entity, _OPPOSITE[place]: second})
+        else:
+            question = what_is(entity, rng)
+            picture = self.library.query_picture({"": entity})
+        # As M-BEIR does, every InfoSeek passage of the same subject counts as a further positive.
+        further = [self._did("infoseek", entity.name, topic) for topic in (*TOPICS, "summary")]
+        positives = [self._did("oven", entity.name, "summary"), *further]
+        self._write((split, self.oven), question, positives, picture, entity)
+
+    def _ask_infoseek(self, split: Split) -> None:
+        rng, world = self.book.rng, encyclopedia()
+        entity = rng.choice(world.pictured)
+        who = f"this {entity.kind}"
+        if rng.random() < TWO_HOPS:
+            question = two_hops(entity, who, world, rng, towns_only=self.modality is Modality.IMAGE_TEXT)
+        elif rng.random() < _KIND_SHARE / (1 - TWO_HOPS):
+            question = Question(f"What is the name of {who}?", entity.name, "summary", entity.name, Why.NONE, (entity.name,))
+        else:
+            question = one_hop(entity, who, rng)
+        positives = [self._did("infoseek", question.subject, question.topic)]
+        if question.topic == "summary":
+            positives.append(self._did("oven", entity.name, "summary"))
+        self._write((split, self.infoseek), question, positives, self.library.query_picture({"": entity}), entity)
+
+    def _write(
+        self, place: tuple[Split, DatasetTask], question: Question, positives: list[str], picture: str, entity: Entity
+    ) -> None:
+        target = Target(f"{question.subject}, {question.topic}", question.why, question.answer, question.hops)
+        source = json.dumps({"entity_id": self.library.ids[entity.name]})
+        self.book.query(*place, target, positives, txt=question.text, img_path=picture, src_content=source)
+
+
+# WebQA: questions by name
+
+
+def add_webqa(book: Book) -> None:
+    _add_webqa_passages(book)
+    _add_webqa_pictures(book)
+
+
+def _add_webqa_passages(book: Book) -> None:
+    task, rng, world = DatasetTask("webqa", 1), book.rng, encyclopedia()
+    dids: dict[str, list[str]] = {}
+
+    def add(passage: Passage) -> None:
+        did = book.candidate("webqa", Modality.TEXT, passage.canonical, pool=task.name, txt=passage.text)
+        dids.setdefault(passage.canonical, []).append(did)
+
+    known = [*world.pictured, *list(world.entities.values())[-_EXTRA_SUBJECTS:]]
+    for entity in known:
+        for topic in TOPICS:
+            first = topic_passage(entity, topic, rng)
+            add(first)
+            second = topic_passage(entity, topic, rng)
+            if second.text != first.text and rng.random() < 0.6:
+                add(second)
+    for town in world.towns.values():
+        add(town_passage(town, rng))
+    for person in world.persons.values():
+        add(person_passage(person, rng))
+    asked: set[str] = set()
+
+    def drawn() -> Question | None:
+        if rng.random() < 0.25:
+            entity = rng.choice(world.pictured)
+            question = two_hops(entity, f"the {entity.name}", world, rng)
+        else:
+            entity = rng.choice(known)
+            question = one_hop(entity, f"the {entity.name}", rng)
+        return question if question.text not in asked else None
+
+    for split in SPLITS:
+        for _ in range(book.count(task, split)):
+            question: Question = until(drawn, "question")
+            asked.add(question.text)
+            content = f"{question.subject}, {question.topic}"
+            near = [did for topic in TOPICS for did in dids.get(f"{question.subject}, {topic}", ()) if topic != question.topic]
+            target = Target(content, question.why, question.answer, question.hops)
+            book.query(split, task, target, dids[content], txt=question.text, negatives=near[:2])
+
+
+def _add_webqa_pictures(book: Book) -> None:
+    task, rng, world = DatasetTask("webqa", 2), book.rng, encyclopedia()
+    dids: dict[str, list[str]] = {}
+    number = 30_000_000
+
+    def add(subject: Entity | Town) -> None:
+        nonlocal number
+        number += 11
+        picture, content = _portrait(subject, rng)
+        path = book.image(f"webqa_images/{number}.jpg", picture, content)
+        if isinstance(subject, Town):
+            texts = (f"Banner of {subject.name}.", f"The banner that {subject.name} flies.")
+        else:
+            texts = (f"{title(subject.name)}, {subject.kind}.", f"The {subject.kind} called {subject.name}, as it is drawn.")
+        did = book.candidate("webqa", Modality.IMAGE_TEXT, content, pool=task.name, txt=rng.choice(texts), img_path=path)
+        dids.setdefault(content, []).append(did)
+
+    for entity in world.entities.values():
+        add(entity)
+        if entity.pictured and rng.random() < 0.3:
+            add(entity)
+    for town in world.towns.values():
+        add(town)
+    asked: set[str] = set()
+
+    def drawn() -> tuple[str, str, Why, tuple[str, ...]] | None:
+        entity = rng.choice(list(world.entities.values()))
+        chance = rng.random()
+        if chance < 0.72:
+            texts = (
+                f"What does the {entity.name} look like?",
+                f"Is there a picture of the {entity.name}?",
+                f"Show the {entity.name}.",
+            )
+            return rng.choice(texts), entity.name, Why.NONE, ()
+        entity = rng.choice(world.pictured)
+        if chance < 0.86:
+            text = f"What colours has the banner of the town where the {entity.name} is at home?"
+            return text, f"banner of {entity.home}", Why.MULTI_HOP, (f"{entity.name}: home: {entity.home}",)
+        fellows = [e for e in world.entities.values() if (e.kind, e.home, e.good) == (entity.kind, entity.home, entity.good)]
+        if len(fellows) > 1:
+            return None
+        text = f"What does the {entity.kind} from {entity.home} that is prized for its {entity.good} look like?"
+        return text, entity.name, Why.MULTI_HOP, (f"{entity.kind}, {entity.home}, {entity.good}: {entity.name}",)
+
+    for split in SPLITS:
+        for _ in range(book.count(task, split)):
+            text, content, why, steps = until(
+                lambda: found if (found := drawn()) and found[0] not in asked else None, "question"
+            )
+            asked.add(text)
+            book.query(split, task, Target(content, why, steps=steps), dids[content], txt=text)

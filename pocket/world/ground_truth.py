@@ -1,0 +1,72 @@
+"""The ground truth of a world: what its pictures show and what its queries mean.
+
+For tests and for measuring quality only. No module of the pipeline or the trainer may read it (a test enforces that).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from pocket.world.reasoning_kinds import Why
+
+QUERIES: Final = "queries.jsonl"
+CANDIDATES: Final = "candidates.jsonl"
+IMAGES: Final = "images.jsonl"
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueryTruth(_Row):
+    """Args:
+    target: canonical content of what is sought; candidates with this content are right.
+    answer: the short answer (an entity, a fact) or, for pictures, their canonical description.
+    steps: what a right trace goes through: reference, operation, or the facts hopped over.
+    """
+
+    split: str
+    qid: str
+    dataset_task: str
+    why: Why
+    target: str
+    answer: str
+    steps: tuple[str, ...] = ()
+
+    @property
+    def needs_reasoning(self) -> bool:
+        return self.why.needs_reasoning
+
+
+class CandidateTruth(_Row):
+    did: str
+    content: str
+
+
+class ImageTruth(_Row):
+    """`content` is the canonical description of what the picture shows."""
+
+    path: str
+    content: str
+
+
+class Truth(_Row):
+    queries: tuple[QueryTruth, ...]
+    candidates: tuple[CandidateTruth, ...]
+    images: tuple[ImageTruth, ...]
+
+
+def load_truth(directory: Path) -> Truth:
+    """Reads ``OUT/truth``."""
+
+    def lines(name: str) -> list[str]:
+        return (directory / name).read_text(encoding="utf-8").splitlines()
+
+    return Truth(
+        queries=tuple(QueryTruth.model_validate_json(line) for line in lines(QUERIES)),
+        candidates=tuple(CandidateTruth.model_validate_json(line) for line in lines(CANDIDATES)),
+        images=tuple(ImageTruth.model_validate_json(line) for line in lines(IMAGES)),
+    )

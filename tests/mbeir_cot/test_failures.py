@@ -1,0 +1,153 @@
+"""What the user sees of an exception that no command has dealt with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from mbeir_cot.failures import explained
+from schemas.errors import InputError
+from schemas.manifest import Manifest
+from tests.support.cli import mbeir_cot
+
+
+def raised(action: Callable[[], Any]) -> Exception:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def _full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
+
+
+def _carried() -> None:
+    try:
+        raise InputError("line 3 of a file", "mend it")
+    except InputError as error:
+        raise RuntimeError("a worker failed") from error
+
+
+def _ray_task() -> None:
+    from ray.exceptions import RayTaskError
+
+    raise RayTaskError("f", "traceback", InputError("line 3 of a file", "mend it"))
+
+
+def _ray() -> None:
+    from ray.exceptions import RaySystemError
+
+    raise RaySystemError("the cluster went away")
+
+
+def _hub() -> None:
+    from huggingface_hub.errors import HFValidationError
+
+    raise HFValidationError("Repo id must be in the form")
+
+
+def _transformers() -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.from_pretrained("/nonexistent/model")
+
+
+@pytest.mark.parametrize(
+    ("action", "words", "remedy"),
+    [
+        (lambda: Image.open(__file__), "UnidentifiedImageError", "mbeir check DIR --decode"),
+        (lambda: yaml.safe_load("a: [1"), "YAML", "mend the file"),
+        (lambda: pq.read_table(__file__), "ArrowInvalid", "build or convert it again"),
+        (lambda: Manifest.model_validate_json("{"), "ValidationError", "of another version"),
+        (lambda: b"\xff".decode("utf-8"), "not UTF-8", "write the file as UTF-8"),
+        (_full, "the disk is full: /data/x", "free space"),
+        (_carried, "line 3 of a file", "mend it"),
+        (_ray_task, "line 3 of a file", "mend it"),
+        (_ray, "Ray: RaySystemError", "RAY_ADDRESS"),
+        (_hub, "HFValidationError", "HF_ENDPOINT"),
+        (_transformers, "transformers cannot use a model", "name, revision"),
+        (lambda: [].pop() if not bytearray(1 << 62) else None, "no memory is left", "smaller batches"),
+    ],
+)
+def test_known_failures_become_one_line_with_a_remedy(action: Callable[[], Any], words: str, remedy: str) -> None:
+    found = explained(raised(action))
+    assert found is not None
+    assert words in found.problem
+    assert "\n" not in found.problem
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: {}["x"],
+        lambda: int("x"),
+        lambda: pa.array([1]).cast(pa.string(), nonsense=True),
+    ],
+)
+def test_faults_of_ours_are_no_failures_of_others(action: Callable[[], Any]) -> None:
+    assert explained(raised(action)) is None
+
+
+FAULTY = """
+import sys, mbeir_cot.app as main
+@main.app.command()
+def broken() -> None:
+    raise KeyError("[/red] of a fault")
+sys.argv = ["mbeir-cot", *sys.argv[1:]]
+main.main()
+"""
+
+
+def broken(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FAULTY, "broken", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"TMPDIR": str(tmp_path)} | environment,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_fault_says_so_and_where_its_traceback_is(tmp_path: Path) -> None:
+    done = broken(tmp_path)
+    assert done.returncode == 70
+    assert "Traceback" not in done.stderr
+    assert "a fault of the program: KeyError: '[/red] of a fault'" in done.stderr
+    (report,) = tmp_path.glob("mbeir-cot-fault-*.txt")
+    assert str(report) in done.stderr
+    assert "Traceback" in report.read_text(encoding="utf-8")
+    for shown in (broken(tmp_path, "--debug"), broken(tmp_path, MBEIR_COT_DEBUG="1")):
+        assert shown.returncode == 70
+        assert "Traceback" in shown.stderr
+
+
+@pytest.mark.slow
+def test_markup_in_a_query_is_text(pictured_build: Path, small_world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copied = tmp_path / "copy"
+    shutil.copytree(pictured_build / "dataset", copied)
+    path = next((copied / "data").glob("*.parquet"))
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0] |= {"query_text": "[/red] and [bold] :tiger:", "instruction": "[/]"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    done = mbeir_cot("show", copied, rows[0]["id"])
+    assert done.returncode == 0, done.stderr
+    assert "[/red] and [bold] :tiger:" in done.stdout

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline import meter as progress
+from pipeline.meter import Meter
+
+
+class _Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    made = _Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+def test_a_plain_line_says_how_far_how_fast_and_how_long(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("trace", 200, unit="steps") as meter:
+        clock.now += 20
+        meter.note = "loss 1"
+        meter.advance(10)
+        clock.now += 1
+        meter.advance(1)  # too soon for another line
+    assert capsys.readouterr().err == "trace: 5% (10 steps, 0.50 steps/s), about 380 s left loss 1\n"
+
+
+def test_what_an_earlier_process_did_is_no_speed_of_this_one(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("trace", 200, unit="steps") as meter:
+        meter.resume(100)
+        clock.now += 20
+        meter.advance(10)
+    assert capsys.readouterr().err == "trace: 55% (110 steps, 0.50 steps/s), about 180 s left\n"
+
+
+def test_a_quiet_one_says_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("trace", 2, unit="steps", quiet=True) as meter:
+        clock.now += 20
+        meter.advance(2)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
+
+from schemas.training import Pooling, TrainConfig
+from tests.trainer.conftest import fresh
+from trainer.data.encoding import IGNORE, Row
+from trainer.data.positions import mrope_positions
+
+
+@pytest.mark.parametrize("pool", ["pre", "token"])
+def test_what_is_learnt_and_where_the_embedding_is_read(config: TrainConfig, pool: Pooling) -> None:
+    embedder = fresh(config, pool=pool)
+    encoder, tokenizer = embedder.encoder(), embedder.processor.tokenizer
+    picture = Image.new("RGB", (112, 112), "red")
+    reasons = encoder.query("q1", "Find it.", "a dog", picture, written="Answer: a dog", labelled=True)
+    bypass = encoder.query("q2", "Find it.", "a dog", None, labelled=True)
+    chunk = encoder.chunk([reasons, bypass, encoder.candidate("d", "a dog", None)])
+    for i, written in enumerate(("Answer: a dog", "")):
+        learnt = chunk.labels[i] != IGNORE
+        assert tokenizer.decode(chunk.labels[i][learnt]) == written + "<|emb|>"
+        first = int(learnt.nonzero()[0])
+        # each label stands at the position before its token
+        follows = chunk.inputs["input_ids"][i, first + 1 : first + int(learnt.sum())]
+        assert follows.tolist() == chunk.labels[i][learnt][:-1].tolist()
+        last = int(chunk.last[i])
+        ends_in_token = int(chunk.inputs["input_ids"][i, last]) == embedder.emb_id
+        assert ends_in_token == (pool == "token")
+        predicts_token = int(chunk.labels[i, last]) == embedder.emb_id
+        assert predicts_token == (pool == "pre")
+    assert not (chunk.labels[2] != IGNORE).any()
+    assert int(chunk.inputs["attention_mask"][1].sum()) == int(chunk.last[1]) + 1
+
+
+def test_chunks_keep_to_their_bounds_and_every_row_has_its_place(config: TrainConfig) -> None:
+    encoder = fresh(config).encoder()
+    picture = Image.new("RGB", (112, 112), "red")
+    rows = [encoder.query(f"q{i}", "Find.", "word " * i, picture if i % 2 else None) for i in range(7)]
+    rows.append(Row("extra", rows[0].prompt, rows[0].pictures, "trace", labelled=True, pooled=False))
+    each = encoder.patches(rows[1])
+    chunks = encoder.chunks(rows, size=3, patches=2 * each)
+    assert all(len(chunk) <= 3 for chunk in chunks)
+    assert all(len(chunk.inputs.get("image_grid_thw", ())) <= 2 for chunk in chunks)
+    placed = {name: int(place) for chunk in chunks for name, place in zip(chunk.names, chunk.places, strict=True)}
+    assert placed == {f"q{i}": i for i in range(7)} | {"extra": -1}
+
+
+def test_padding_and_neighbours_change_no_embedding(config: TrainConfig) -> None:
+    embedder = fresh(config).eval()
+    encoder = embedder.encoder()
+    picture = Image.new("RGB", (112, 112), "blue")
+    rows = [encoder.query(f"q{i}", "Find.", "word " * (3 * i), picture if i % 2 else None, written="so " * i) for i in range(5)]
+    with torch.no_grad():
+        together, _ = embedder(encoder.chunk(rows))
+        for i, row in enumerate(rows):
+            alone, _ = embedder(encoder.chunk([row]))
+            assert torch.allclose(alone[0], together[i], atol=2e-6)
+
+
+def layouts() -> dict[str, Any]:
+    """Models without weights: what the test needs is how each looks for positions."""
+    text = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 1e4}}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
+    with torch.device("meta"):
+        return {
+            "Qwen2.5-VL": Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=text, vision_config=vision)),
+            "Qwen3-VL": Qwen3VLModel(
+                Qwen3VLConfig(text_config=text | {"head_dim": 16}, vision_config=vision | {"deepstack_visual_indexes": []})
+            ),
+        }
+
+
+@pytest.mark.parametrize("layout", ["Qwen2.5-VL", "Qwen3-VL"])
+def test_positions_are_the_models_own(layout: str) -> None:
+    """Right-padded rows: text alone, one picture, several of different sizes, a picture at the very end."""
+    grids = torch.tensor([[1, 4, 4], [1, 2, 10], [1, 6, 2], [1, 8, 8]])
+    rows = [[0] * 9, [0] * 3 + [1] * 4 + [0] * 5, [0] + [1] * 5 + [0] * 2 + [1] * 3 + [0] * 4, [0] * 2 + [1] * 16]
+    length = max(map(len, rows)) + 3
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    types = torch.tensor([row + [0] * (length - len(row)) for row in rows]).int()
+    expected, _ = layouts()[layout].get_rope_index(
+        torch.zeros_like(mask), mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
+    )
+    assert torch.equal(mrope_positions(types, mask, grids, 2), expected)
+    alone = mrope_positions(types[:1], mask[:1], None, 2)
+    assert torch.equal(alone[:, 0, :9], torch.arange(9).expand(3, 9))
+
+
+def test_a_chunk_brings_its_positions(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = fresh(config).eval()
+    encoder = embedder.encoder()
+    pictures = [Image.new("RGB", size, "red") for size in ((112, 112), (64, 200))]
+    rows = [encoder.query("a", "Find.", "a dog", pictures[0]), encoder.query("b", "Find.", "", pictures[1], written="so")]
+    chunk = encoder.chunk([*rows, encoder.candidate("c", "a text", None)])
+    expected, _ = embedder.model.model.get_rope_index(
+        **{name: value for name, value in chunk.inputs.items() if name not in {"pixel_values", "position_ids"}}
+    )
+    assert torch.equal(chunk.inputs["position_ids"], expected)
+    monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # not asked for them again
+    with torch.no_grad():
+        embedder(chunk)

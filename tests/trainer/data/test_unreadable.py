@@ -1,0 +1,169 @@
+"""Images that cannot be read: refused with file, row and setting; or left out, counted and listed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.mbeir.check import check
+from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.queries import read_queries
+from pipeline.mbeir.stores import training_store
+from schemas.errors import InputError
+from schemas.mbeir import DatasetTask, hash_did, hash_qid
+from schemas.training import EvaluationSettings, TrainConfig
+from tests.trainer.conftest import fresh
+from trainer.data.dataset import Candidates, Records
+from trainer.data.unreadable import StudentBatches, load_list, readable_records
+from trainer.evaluation.evaluate import Evaluation
+from trainer.retrieval.index import Card, build_index
+
+CIRR = DatasetTask("cirr", 7)
+
+
+@pytest.fixture
+def spoilt(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> tuple[TrainConfig, str, str]:
+    """A world with one task of a few queries: (config, did of a thin candidate that is a query's only positive, qid of a query
+    whose image is damaged)."""
+    mbeir = tmp_path / "M-BEIR"
+    shutil.copytree(tiny_world, mbeir, symlinks=True)
+    layout = Layout.open(mbeir)
+    for path in (mbeir / "query" / "val").iterdir():
+        if path != layout.queries("val", CIRR):
+            path.unlink()
+    queries = [query for _, query in read_queries(layout.queries("val", CIRR))]
+    pool = layout.local_pool(CIRR, "val")
+    assert pool is not None
+    lines = [json.loads(line) for line in pool.read_text().splitlines()]
+    (thin,) = queries[0].pos_cand_list
+    wanted = {did for query in queries for did in query.pos_cand_list}
+    others = [row for row in lines if row["did"] not in wanted][:10]
+    rows = [row for row in lines if row["did"] in wanted] + others
+    Image.new("RGB", (3000, 10)).save(mbeir / "mbeir_images" / "thin.png")
+    (mbeir / "mbeir_images" / "damaged.jpg").write_bytes(b"\xff\xd8\xff")
+    for row in rows:
+        if row["did"] == thin:
+            row["img_path"] = "mbeir_images/thin.png"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = layout.queries("val", CIRR)
+    asked = [json.loads(line) for line in file.read_text().splitlines()]
+    asked[3]["query_img_path"] = "mbeir_images/damaged.jpg"
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = config.data.model_copy(update={"mbeir": mbeir, "cache": tmp_path / "cache"})
+    settings = EvaluationSettings(split="val", union=False)
+    return config.model_copy(update={"data": data, "evaluation": settings}), thin, asked[3]["qid"]
+
+
+def skipping(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"skip_unreadable": True})})
+
+
+def test_an_evaluation_refuses_or_leaves_out(spoilt: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
+    config, thin, qid = spoilt
+    with Evaluation(config, None, tmp_path / "eval", quiet=True) as evaluation:
+        with pytest.raises(InputError) as caught:
+            evaluation.pools("base")
+        for said in (f"candidate {thin}", "thin.png", "3000x10", "data.skip_unreadable=true"):
+            assert said in str(caught.value)
+
+    with Evaluation(skipping(config), None, tmp_path / "eval", quiet=True) as evaluation:
+        evaluation.pools("base")
+        (notice,) = evaluation.notices
+        assert notice.startswith(
+            f"cirr_task7: 1 candidates whose images cannot be read left out: {thin} (mbeir_images/thin.png"
+        )
+        assert "1 queries have no other positive and count as misses" in notice
+        result, embedded = evaluation.run("base", "base", "always-direct")
+        assert f"1 queries whose images cannot be read left out: cirr_task7/{qid}" in evaluation.notices[1]
+        candidates = tmp_path / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_ids.npy"
+        ids, vectors = np.load(candidates), np.load(candidates.with_name(candidates.name.replace("_ids", "_embed")))
+        assert hash_did(thin) not in ids
+        assert len(ids) == len(vectors) == len(set(ids.tolist()))
+        assert [one.name for one in load_list(candidates.with_name("mbeir_cirr_task7_cand_pool_unreadable.json"))] == [thin]
+        asked = np.load(tmp_path / "eval" / "embed" / "base" / "val" / "mbeir_cirr_task7_val_ids.npy")
+        assert hash_qid(qid) not in asked
+        assert result.tasks[0].costs.queries == len(embedded) == len(asked) == 11
+        again = evaluation.run("base again", "base", "always-direct")[0]
+        assert again.tasks[0].local == result.tasks[0].local
+
+        index = build_index(
+            tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers(), skip=True, quiet=True
+        )
+        assert sorted(index.ids.tolist()) == sorted(ids.tolist())
+        assert [one.name for one in load_list(tmp_path / "index" / "unreadable.json")] == [thin]
+
+
+def pool_of(config: TrainConfig) -> Path:
+    path = Layout.open(config.data.mbeir).local_pool(CIRR, "val")
+    assert path is not None
+    return path
+
+
+def card_of(config: TrainConfig, directory: Path) -> Card:
+    return Card(
+        run=directory, variant="trace", embedder_sha256="x", mbeir=config.data.mbeir, cache=config.data.cache, pools=("p",),
+        count=0, dim=0,
+    )  # fmt: skip
+
+
+def test_the_check_applies_the_processors_rule(spoilt: tuple[TrainConfig, str, str]) -> None:
+    config, _, _ = spoilt
+    found = {one.code: one for one in check(config.data.mbeir, decode=True, quiet=True).findings}
+    assert "mbeir_images/thin.png: 3000x10 pixels" in str(found["image_aspect_ratio"])
+    assert "mbeir_images/damaged.jpg" in str(found["image_not_an_image"])
+    images, processor = training_store(config), fresh(config).processor.image_processor
+    for size, fits in (((2000, 10), True), ((2001, 10), False), ((10, 2010), False), ((1, 1), True), ((1, 200), True)):
+        picture = Image.new("RGB", size)
+        picture.save(config.data.mbeir / "mbeir_images" / "shape.png")
+        if fits:
+            processor(images=[images.open("mbeir_images/shape.png")], return_tensors="pt")
+            continue
+        with pytest.raises(ImageProblem, match="ratio above 200"):
+            images.open("mbeir_images/shape.png")
+        with pytest.raises(ValueError, match="aspect ratio"):
+            processor(images=[picture], return_tensors="pt")
+
+
+def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
+    mbeir = tmp_path / "M-BEIR"
+    shutil.copytree(small_world, mbeir)
+    data = config.data.model_copy(update={"mbeir": mbeir, "hard_negatives": 1, "cache": tmp_path / "cache"})
+    config = config.model_copy(update={"data": data, "out": tmp_path / "run"})
+    records = Records.load(config.data.dataset)
+    candidates = Candidates(mbeir, records.split, config.data.cache)
+    rows = records.table.to_pylist()
+    query = next(row for row in rows if row["query_image"])
+    (mbeir / query["query_image"]).unlink()
+    shown = {one.did: one.img_path for one in candidates.fetch([row["positives"][0] for row in rows]) if one.img_path}
+    positive = next(row for row in rows if row["positives"][0] in shown and row["query_image"] != query["query_image"])
+    Image.new("RGB", (3000, 10)).save(mbeir / shown[positive["positives"][0]], "PNG")
+
+    source = StudentBatches(config, "trace", records, records.traces(), fresh(config).encoder(), candidates)
+    for row, who in ((query, f"row {query['id']}"), (positive, f"candidate {positive['positives'][0]}")):
+        with pytest.raises(InputError) as caught:
+            source.query_rows(records.item(rows.index(row)), 0)
+            source.candidate_row(candidates.fetch(row["positives"])[0])
+        assert who in str(caught.value)
+        assert "data.skip_unreadable=true" in str(caught.value)
+
+    kept = readable_records(skipping(config), records, candidates, quiet=True)
+    left_out = load_list(tmp_path / "run" / "unreadable.json")
+    assert {query["id"], positive["id"]} <= {one.name for one in left_out}
+    assert len(kept) == len(records) - len(left_out)
+    ids = kept.table["id"].to_pylist()
+    assert query["id"] not in ids
+    assert positive["id"] not in ids
+    assert ids == [name for name in records.table["id"].to_pylist() if name not in {one.name for one in left_out}]
+    gone = {one["name"] for one in json.loads((tmp_path / "run" / "unreadable.json").read_text())["images"]}
+    assert positive["positives"][0] in gone
+    assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
+    source = StudentBatches(config, "trace", kept, kept.traces(), fresh(config).encoder(), candidates)
+    assert len(source.batch(0).ids) == config.batch.queries
+    shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
+    assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)

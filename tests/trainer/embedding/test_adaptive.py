@@ -1,0 +1,104 @@
+"""Adaptive embedding equals what training computes, whatever the neighbours, the routes and the order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from schemas.training import AdaptiveSettings, Pooling, TrainConfig
+from tests.trainer.conftest import fresh, mixed_routes
+from trainer.data.encoding import Row, RowEncoder
+from trainer.embedding.adaptive import AdaptiveEmbedder, Embedded
+from trainer.model.embedder import Embedder
+
+WORDS = ("red", "a small circle at the top and a ring", "blue", "two squares", "night", "the home of the bird", "what is it")
+
+
+def some_rows(encoder: RowEncoder) -> list[Row]:
+    pictures = [Image.new("RGB", (112, 112 + 28 * (i % 2)), color) for i, color in enumerate(("red", "blue", "green"))]
+    return [
+        encoder.query(f"q{i}", "Find it.", text, pictures[i % 3] if i % 2 else None, written="") for i, text in enumerate(WORDS)
+    ]
+
+
+def embedded(
+    embedder: Embedder, rows: list[Row], route: str = "always-reason", given: list[bool] | None = None, **settings: int
+) -> list[Embedded]:
+    known = AdaptiveSettings(**({"max_new_tokens": 9} | settings))
+    return AdaptiveEmbedder(embedder, known).embed(rows, route=route, given=given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pool", ["pre", "token"])
+@pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
+def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling, route: str) -> None:
+    embedder = fresh(config, pool=pool).eval()
+    rows = some_rows(embedder.encoder())
+    given = [i % 3 == 0 for i in range(len(rows))] if route == "given" else None
+    if route == "learned":
+        mixed_routes(embedder, rows)
+    together = embedded(embedder, rows, route, given)
+    for settings in ({"prefill_rows": 1, "decode_rows": 1}, {"prefill_rows": 3, "decode_rows": 2}):
+        apart = embedded(embedder, rows, route, given, **settings)
+        for one, other in zip(together, apart, strict=True):
+            assert (one.trace, one.tokens, one.reasoned, one.ended) == (other.trace, other.tokens, other.reasoned, other.ended)
+            assert torch.allclose(one.vector, other.vector, atol=2e-6)
+    if given is not None:
+        assert [one.reasoned for one in together] == given
+    if route == "learned":
+        assert {one.reasoned for one in together} == {True, False}
+    assert all(one.reasoned for one in together) or route != "always-reason"
+    assert not any(one.reasoned for one in together) or route != "always-direct"
+
+
+@pytest.mark.parametrize("pool", ["pre", "token"])
+@pytest.mark.parametrize("route", ["always-direct", "always-reason"])
+def test_the_embedding_is_the_one_that_training_computes(config: TrainConfig, pool: Pooling, route: str) -> None:
+    """Written traces are fed to the training pass: same pooling, same state."""
+    embedder = fresh(config, pool=pool).eval()
+    encoder = embedder.encoder()
+    rows = some_rows(encoder)
+    for row, found in zip(rows, embedded(embedder, rows, route), strict=True):
+        ids = encoder.written_ids(found.trace)
+        if len(ids) != found.tokens:  # a random model may write bytes that are no text
+            continue
+        with torch.no_grad():
+            vectors, _ = embedder(encoder.chunk([Row(row.name, row.prompt, row.pictures, found.trace)]))
+        assert torch.allclose(found.vector, vectors[0], atol=2e-6)
+
+
+def test_a_trace_that_does_not_end_is_cut_and_counted(config: TrainConfig) -> None:
+    embedder = fresh(config).eval()
+    rows = some_rows(embedder.encoder())
+    short, long = embedded(embedder, rows, max_new_tokens=2), embedded(embedder, rows, max_new_tokens=6)
+    assert all(one.tokens <= 2 for one in short)
+    cut = [i for i, one in enumerate(short) if not one.ended]
+    assert cut
+    for i in cut:
+        assert short[i].tokens == 2
+        assert long[i].trace.startswith(short[i].trace)
+        assert abs(float(short[i].vector.norm()) - 1) < 1e-5
+
+
+def test_the_route_is_the_first_token(config: TrainConfig) -> None:
+    """Pushing the embedding token's row along the bypass state turns routes one after another."""
+    embedder = fresh(config).eval()
+    rows = some_rows(embedder.encoder())
+    before = embedded(embedder, rows, "learned")
+    assert [one.p_direct > 0.5 for one in before] == [False] * len(rows)
+    delta = next(p for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name)
+    direct = embedded(embedder, rows, "always-direct")
+    mean = torch.stack([one.vector for one in direct]).mean(0)
+    with torch.no_grad():
+        delta += 50 * mean
+    after = embedded(embedder, rows, "learned")
+    assert [one.reasoned for one in after] == [False] * len(rows)
+    for one, other in zip(after, direct, strict=True):
+        assert torch.allclose(one.vector, other.vector, atol=2e-6)
+        assert one.p_direct > 0.5
+
+
+def test_given_routes_need_one_flag_per_row(config: TrainConfig) -> None:
+    embedder = fresh(config)
+    with pytest.raises(ValueError, match="one flag per row"):
+        embedded(embedder, some_rows(embedder.encoder()), "given", [True])

@@ -1,0 +1,107 @@
+"""Queries by workers: each embedded once, whatever is asked for, and as if each routing had been embedded alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.layout import Layout
+from schemas.mbeir import DATASET_TASKS
+from schemas.training import Pooling, RouteChoice, TrainConfig
+from tests.trainer.conftest import fresh, mixed_routes
+from trainer.embedding.adaptive import AdaptiveEmbedder, Embedded
+from trainer.embedding.embed import QueryFile
+from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit
+
+
+class Counting:
+    """A worker that remembers what it was asked, and answers in another order."""
+
+    count = 2
+
+    def __init__(self, embedder: QueryEmbedder) -> None:
+        self._embedder = embedder
+        self.asked: list[tuple[str, Place]] = []
+
+    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        for unit in reversed(units):
+            kind = "written" if unit.written is not None else unit.route
+            self.asked += [(kind, place) for place in unit.places]
+            yield self._embedder.part(unit)
+
+    def taken(self) -> dict[str, int]:
+        kinds = [kind for kind, _ in self.asked]
+        self.asked.clear()
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+
+@pytest.mark.parametrize("pool", ["pre", "token"])
+def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_world: Path, pool: Pooling) -> None:
+    data = config.data.model_copy(update={"mbeir": tiny_world})
+    config = config.model_copy(update={"data": data})
+    layout, images = Layout.open(tiny_world), ImageStore(tiny_world)
+    files = {task: QueryFile(layout, task, "val") for task in DATASET_TASKS if layout.queries("val", task).is_file()}
+    embedder = fresh(config, pool=pool).eval()
+    alone = AdaptiveEmbedder(embedder, config.adaptive)
+    rows = {task: file.rows(alone.encoder, images) for task, file in files.items()}
+    mixed_routes(embedder, [row for of_file in rows.values() for row in of_file])
+    worker = Counting(QueryEmbedder(embedder, config, images))
+    shared = QueryEmbeddings(files, worker, window=12)
+    places = [(task, query.qid) for task, file in files.items() for query in file.queries]
+    lot = {place: number % 2 == 0 for number, place in enumerate(places)}
+    traces = {place: "Answer: the same\n" for number, place in enumerate(places) if number % 3 == 0}
+
+    def same(route: RouteChoice, given: dict[Place, bool] | None, *, exact: bool) -> list[Embedded]:
+        got = shared.embed(route, given=given)
+        every: list[Embedded] = []
+        for task, of_file in rows.items():
+            flags = [given[task, query.qid] for query in files[task].queries] if given is not None else None
+            wanted = alone.embed(of_file, route=route, given=flags)
+            found, costs = got[task]
+            for one, other in zip(found, wanted, strict=True):
+                assert (one.reasoned, one.ended, one.trace, one.tokens) == (
+                    other.reasoned, other.ended, other.trace, other.tokens,
+                )  # fmt: skip
+                assert one.p_direct == pytest.approx(other.p_direct, abs=1e-5)
+                if exact:
+                    assert torch.equal(one.vector, other.vector.half())
+                else:
+                    # one step of float16 below 0.5
+                    np.testing.assert_allclose(
+                        one.vector.float().numpy(), other.vector.half().float().numpy(), rtol=0, atol=2.5e-4
+                    )
+            assert (costs.queries, costs.reasoned) == (len(wanted), sum(one.reasoned for one in wanted))
+            assert bool(costs.seconds) == exact
+            assert costs.p95_s > 0
+            every += found
+        return every
+
+    learned = dict(zip(places, same("learned", None, exact=True), strict=True))
+    thinking = {place for place, one in learned.items() if one.reasoned}
+    assert 0 < len(thinking) < len(places)
+    assert worker.taken() == {"learned": len(places)}
+
+    same("given", lot, exact=False)
+    owed = {"always-reason": sum(lot[place] and place not in thinking for place in places)}
+    if pool == "token":  # the bypass embedding is the embedding token's own state, which a trace's prefill does not give
+        owed["always-direct"] = sum(not lot[place] and place in thinking for place in places)
+    assert worker.taken() == owed
+
+    after = shared.embed("given", written=traces)
+    wanted = [one.trace for found, _ in after.values() for one in found]
+    assert wanted == [traces.get(place, "") for place in places]
+    taken = worker.taken()
+    assert taken.pop("written") == len(traces)
+    assert pool == "token" or not taken
+    same("always-direct", None, exact=False)
+    assert pool == "token" or not worker.taken()
+    worker.taken()
+    same("always-reason", None, exact=False)
+    assert worker.taken()["always-reason"] < len(places) - len(thinking)
+    same("given", lot, exact=False)
+    assert not worker.taken()

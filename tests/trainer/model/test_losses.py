@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.data.encoding import IGNORE
+from trainer.model.losses import Pairing, info_nce, trace_losses
+
+
+def plain_info_nce(
+    queries: torch.Tensor, candidates: torch.Tensor, dids: list[str], listed: list[set[str]], tau: float
+) -> float:
+    """The formula, term by term."""
+    losses = []
+    for i, query in enumerate(queries):
+        total = 0.0
+        for j, candidate in enumerate(candidates):
+            if j != i and (dids[j] == dids[i] or dids[j] in listed[i]):
+                continue
+            total += math.exp(float(query @ candidate) / tau)
+        losses.append(-math.log(math.exp(float(query @ candidates[i]) / tau) / total))
+    return sum(losses) / len(losses)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(0, 4), st.floats(0.05, 1.0))
+def test_info_nce_is_its_formula(seed: int, n: int, more: int, tau: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queries = nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=-1)
+    candidates = nn.functional.normalize(torch.randn(n + more, 5, generator=generator), dim=-1)
+    dids = [str(int(x)) for x in torch.randint(0, 4, (n + more,), generator=generator)]
+    listed = [{str(int(x)) for x in torch.randint(0, 4, (2,), generator=generator)} | {dids[i]} for i in range(n)]
+    pairing = Pairing.of(dids, [frozenset(one) for one in listed])
+    found = float(info_nce(queries, candidates, pairing, torch.tensor(1 / tau)))
+    assert found == pytest.approx(plain_info_nce(queries, candidates, dids, listed, tau), rel=1e-4, abs=1e-4)
+
+
+def test_a_positive_is_never_a_negative() -> None:
+    """Two queries with the same candidate, perfectly embedded: nothing is left to push apart."""
+    vector = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    same = Pairing.of(["a", "a"], [frozenset("a"), frozenset("a")])
+    assert float(info_nce(vector, vector, same, torch.tensor(20.0))) == 0.0
+    other = Pairing.of(["a", "b"], [frozenset("a"), frozenset("b")])
+    assert float(info_nce(vector, vector, other, torch.tensor(20.0))) == pytest.approx(math.log(2))
+
+
+def test_the_symmetric_term_asks_for_the_query_too() -> None:
+    queries, candidates = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    pairing = Pairing.of(["a", "b"], [frozenset("a"), frozenset("b")])
+    forward = float(info_nce(queries, candidates, pairing, torch.tensor(1.0)))
+    backward = float(torch.nn.functional.cross_entropy((queries @ candidates.T).T, torch.arange(2)))
+    both = float(info_nce(queries, candidates, pairing, torch.tensor(1.0), symmetric=True))
+    assert both == pytest.approx((forward + backward) / 2)
+
+
+def test_words_are_averaged_per_row() -> None:
+    """A long trace weighs as much as a short one; a row without labels gives nothing."""
+    torch.manual_seed(0)
+    head, states = nn.Linear(4, 7), torch.randn(3, 5, 4)
+    labels = torch.full((3, 5), IGNORE)
+    labels[0, 1:5] = torch.tensor([1, 2, 3, 4])
+    labels[1, 4] = 6
+    found = trace_losses(states, labels, head)
+    logs = head(states).log_softmax(-1)
+    expected = [-sum(logs[0, i, i] for i in range(1, 5)) / 4, -logs[1, 4, 6], torch.tensor(0.0)]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+    first = torch.stack([-logs[0, 1, 1], -logs[1, 4, 6], torch.tensor(0.0)])
+    assert torch.allclose(trace_losses(states, labels, head, route=2.0), torch.stack(expected) + 2 * first, atol=1e-6)

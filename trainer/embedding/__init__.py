@@ -1,0 +1,1 @@
+"""Queries and candidates to vectors: adaptive embedding, pools, workers, files."""

@@ -1,0 +1,1 @@
+"""M-BEIR's scores for a run and its controls."""

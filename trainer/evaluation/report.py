@@ -1,0 +1,284 @@
+"""The report of a training run: learning curves, the table with its controls, and where TRACE wins and loses."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.qrels import read_qrels
+from pipeline.mbeir.stores import training_store
+from pipeline.mbeir.thumbnails import Thumbnails
+from pipeline.report.charts import grouped, lines, stacked
+from pipeline.report.page import Chart, Example, Fact, Grid, Page
+from pipeline.traces.families import FAMILIES, family_of
+from schemas.errors import InputError
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask
+from schemas.training import TrainConfig
+from trainer.evaluation.evaluate import queries_file
+from trainer.evaluation.uniir import EmbeddingFiles, headline_k, metric_ks
+
+_SMOOTH: Final = 10
+_MISSED: Final = 10_000
+_OUTCOMES: Final = {(True, True): "both hit", (True, False): "win", (False, True): "loss", (False, False): "both miss"}
+"""(TRACE hits, direct hits) -> what that is for TRACE."""
+
+Entry = dict[str, Any]
+
+
+def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
+    """Of a run that was trained and evaluated. Raises InputError otherwise."""
+    config = TrainConfig.model_validate_json((run / "train.json").read_bytes()).model_copy(update={"out": run})
+    data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
+    config = config.model_copy(update={"data": data})
+    split = config.evaluation.split
+    file = run / "eval" / f"results_{split}.json"
+    if not file.is_file():
+        raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
+    found = _compared(config, split)
+    pictures = Thumbnails(training_store(config))
+    return Page(
+        title=f"TRACE: training report of {run.name}",
+        banner="SYNTHETIC: fitted and scored in an invented miniature world (pocket)." if synthetic else "",
+        lead=f"{config.model.base} fitted on {config.data.dataset}: {', '.join(config.variants)}; scored on {split}.",
+        facts=_facts(results),
+        charts=[*_curves(run, config), _by_family(results), *_difficulty(config, found)],
+        grids=[_table(results), _costs(results)],
+        examples=_examples(config, found, pictures, examples),
+        examples_note="Queries whose positive TRACE and the direct embedding rank differently in the local pool, first those "
+        "where hit@k changes; then some where both agree. The rank is that of the best positive.",
+        pictures=pictures.found,
+    )
+
+
+def _facts(results: Sequence[Entry]) -> list[Fact]:
+    found = [
+        Fact(f"hit@k, {one['name']}", f"{100 * _mean(one):.1f}", "mean over dataset-tasks, local pools")
+        for one in results
+        if one["name"] in ("base", "direct", "always-reason", "trace")
+    ]
+    trace = next((one for one in results if one["name"] == "trace"), None)
+    if trace is not None:
+        queries = sum(task["costs"]["queries"] for task in trace["tasks"])
+        reasoned = sum(task["costs"]["reasoned"] for task in trace["tasks"])
+        found.append(Fact("think rate of TRACE", f"{reasoned / max(1, queries):.1%}", f"{reasoned:,} of {queries:,} queries"))
+    return found
+
+
+def _mean(result: Entry, family: str | None = None, key: str = "local") -> float:
+    values = [
+        task[key]
+        for task in result["tasks"]
+        if task[key] is not None and family in (None, family_of(int(task["task"][-1])).name)
+    ]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _curves(run: Path, config: TrainConfig) -> list[Chart]:
+    series: dict[str, dict[str, tuple[list[float], list[float]]]] = {"retrieval": {}, "generation": {}}
+    for variant in config.variants:
+        path = run / variant / "metrics.jsonl"
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        for name, found in series.items():
+            found[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
+    notes = {
+        "retrieval": f"InfoNCE over the batch, mean of {_SMOOTH} steps.",
+        "generation": f"Cross-entropy of traces and routes, mean of {_SMOOTH} steps, logarithmic.",
+    }
+    return [
+        Chart(f"Learning curve: {name}", notes[name], lines(found, x="step", y="loss", log=name == "generation"))
+        for name, found in series.items()
+    ]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    return [round(float(np.mean(values[max(0, i - _SMOOTH + 1) : i + 1])), 5) for i in range(len(values))]
+
+
+def _by_family(results: Sequence[Entry]) -> Chart:
+    families = list(FAMILIES)
+    series = {one["name"]: [round(100 * _mean(one, family), 2) for family in families] for one in results}
+    return Chart(
+        "hit@k by task family",
+        "Unweighted means over the dataset-tasks of a family, local pools.",
+        grouped(families, series, axis="hit@k"),
+        wide=True,
+    )
+
+
+def _table(results: Sequence[Entry]) -> Grid:
+    rows = []
+    for i, task in enumerate(results[0]["tasks"]):
+        rows.append((task["task"], str(task["k"]), *(_pair(one["tasks"][i]) for one in results)))
+    rows.append(("mean", "", *(_pair({"local": _mean(one), "union": _mean(one, key="union")}) for one in results)))
+    return Grid(
+        "The table, with controls",
+        ("dataset-task", "k", *(one["name"] for one in results)),
+        rows,
+        "hit@k in per cent: local pool / union of all pools.",
+    )
+
+
+def _pair(task: Mapping[str, Any]) -> str:
+    union = task["union"]
+    return f"{100 * task['local']:.1f}" + (f" / {100 * union:.1f}" if union is not None and union == union else "")  # noqa: PLR0124
+
+
+def _costs(results: Sequence[Entry]) -> Grid:
+    rows = []
+    for one in results:
+        costs = [task["costs"] for task in one["tasks"]]
+        queries, seconds = sum(c["queries"] for c in costs), sum(c["seconds"] for c in costs)
+        rows.append(
+            (
+                one["name"],
+                f"{sum(c['reasoned'] for c in costs) / max(1, queries):.1%}",
+                f"{sum(c['tokens'] for c in costs) / max(1, queries):.1f}",
+                f"{queries / seconds:.0f}" if seconds else "-",
+                f"{1e3 * max(c['p95_s'] for c in costs):.0f}" if seconds else "-",
+                f"{sum(c['cut'] for c in costs):,}",
+            )
+        )
+    header = ("model", "think rate", "tokens a query", "queries/s", "p95 ms", "cut traces")
+    return Grid(
+        "What it costs",
+        header,
+        rows,
+        "Latency from the start of a query's prefill to its embedding, in batches; the slowest dataset-task's.",
+    )
+
+
+def _compared(config: TrainConfig, split: str) -> list[Entry]:
+    """The queries of `trace`, each with its rank there and with `direct`; empty where one was not fitted."""
+    entries = {name: _entries(config, name, split) for name in ("trace", "direct")}
+    if not all(entries.values()):
+        return []
+    ranks = {name: _ranks(config, name, split) for name in entries}
+    for entry in entries["trace"]:
+        entry["rank"] = ranks["trace"].get((entry["task"], entry["qid"]), _MISSED)
+        entry["direct_rank"] = ranks["direct"].get((entry["task"], entry["qid"]), _MISSED)
+    return entries["trace"]
+
+
+def _entries(config: TrainConfig, name: str, split: str) -> list[Entry]:
+    path = queries_file(config.out / "eval", name, split)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], int]:
+    """(dataset-task, qid) -> rank of the best positive in the local pool's run file."""
+    found: dict[tuple[str, str], int] = {}
+    runs = EmbeddingFiles(config.out / "eval", name).runs
+    for task in DATASET_TASKS:
+        path = runs / f"mbeir_{task.name}_single_pool_{split}_k{max(metric_ks(task))}_run.txt"
+        qrels = config.data.mbeir / "qrels" / split / f"mbeir_{task.name}_{split}_qrels.txt"
+        if not path.is_file() or not qrels.is_file():
+            continue
+        relevant = {(qrel.qid, qrel.did) for qrel in read_qrels(qrels) if qrel.relevance > 0}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            qid, _, did, rank, *_ = line.split()
+            if (qid, did) in relevant:
+                key = (task.name, qid)
+                found[key] = min(found.get(key, _MISSED), int(rank))
+    return found
+
+
+def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
+    """How often TRACE reasons, by the teacher's own assessment of the query."""
+    if not entries or config.evaluation.traces is None or not Path(config.evaluation.traces).is_dir():
+        return []
+    rows = FinishedDataset.open(Path(config.evaluation.traces)).table("data", ["id", "assessment"])
+    known = dict(zip(rows["id"].to_pylist(), rows["assessment"].to_pylist(), strict=True))
+    bins: dict[str, list[bool]] = defaultdict(list)
+    for entry in entries:
+        p = known.get(entry["id"])
+        if p is not None:
+            low = min(int(p * 5), 4) / 5
+            bins[f"{low:.1f} to {low + 0.2:.1f}"].append(entry["reasoned"])
+    labels = sorted(bins)
+    parts = {
+        "reasons": ([sum(bins[label]) for label in labels], "#4477aa"),
+        "bypasses": ([len(bins[label]) - sum(bins[label]) for label in labels], "#44aa99"),
+    }
+    return [
+        Chart(
+            "Think rate against difficulty",
+            "TRACE's own routes, by the teacher's P(complex) for the same query (which TRACE never sees).",
+            stacked([f"P(complex) {label}" for label in labels], parts),
+            wide=True,
+        )
+    ]
+
+
+def _examples(config: TrainConfig, entries: Sequence[Entry], pictures: Thumbnails, count: int) -> list[Example]:
+    changed: list[Entry] = []
+    same: list[Entry] = []
+    for entry in entries:
+        k = headline_k(_task(entry["task"]))
+        ours, theirs = entry["rank"] <= k, entry["direct_rank"] <= k
+        entry["outcome"] = (
+            "win" if ours and not theirs else "loss" if theirs and not ours else "both hit" if ours else "both miss"
+        )
+        (changed if ours != theirs else same).append(entry)
+    stride = max(1, len(same) // max(1, count - len(changed)))
+    chosen = [*changed, *same[::stride]][:count]
+    positives = _positives(config, chosen)
+    return [_example(entry, positives.get(entry["id"]), pictures) for entry in chosen]
+
+
+def _example(entry: Entry, positive: Candidate | None, pictures: Thumbnails) -> Example:
+    ended = "" if entry["ended"] else ", cut"
+    return Example(
+        id=entry["id"],
+        tags={
+            "outcome": entry["outcome"],
+            "dataset": entry["task"].replace("_task", " task "),
+            "route": "reasoning" if entry["reasoned"] else "bypass",
+        },
+        instruction=entry["instruction"],
+        text=entry["text"] or "",
+        picture=pictures.add(entry["image"]),
+        lines=[("TRACE wrote", entry["trace"].strip())] if entry["trace"] else [("bypass", "embedded as it is")],
+        badges=[
+            f"rank {_rank(entry['rank'])}, direct {_rank(entry['direct_rank'])}",
+            f"P(direct) {entry['p_direct']:.3f}",
+            f"{entry['tokens']} tokens{ended}",
+        ],
+        positive_text=(positive.txt or "") if positive is not None else "",
+        positive_picture=pictures.add(positive.img_path) if positive is not None else "",
+    )
+
+
+def _rank(rank: int) -> str:
+    return str(rank) if rank < _MISSED else "beyond the list"
+
+
+def _task(name: str) -> DatasetTask:
+    return next(task for task in DATASET_TASKS if task.name == name)
+
+
+def _positives(config: TrainConfig, entries: Sequence[Entry]) -> dict[str, Candidate]:
+    layout, split = Layout.open(config.data.mbeir), config.evaluation.split
+    by_task: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_task[entry["task"]].append(entry)
+    found: dict[str, Candidate] = {}
+    for name, part in by_task.items():
+        path = layout.local_pool(_task(name), split)
+        if path is None:
+            continue
+        with CandidatePool.open(path, config.data.cache) as pool:
+            for entry in part:
+                held = next((did for did in entry["positives"] if did in pool), None)
+                if held is not None:
+                    found[entry["id"]] = pool.fetch([held])[0]
+    return found

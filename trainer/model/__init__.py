@@ -1,0 +1,1 @@
+"""The embedder: backbone, `<|emb|>` token, LoRA, and the losses that fit it."""

@@ -1,0 +1,1 @@
+"""Exact top-k search and the index on disk."""

@@ -1,0 +1,1 @@
+"""The training run: step, checkpoints, self-generated traces, and how its processes are launched."""

@@ -1,0 +1,79 @@
+"""Training with several processes of this machine, without torchrun: one for each GPU, on CPU with their share of threads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+from schemas.errors import ConfigError, CotError
+from schemas.training import TrainConfig
+from trainer.distributed import World, takes_gpu
+
+_ERROR = "error"
+
+
+def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> None:
+    """Fits all variants of a config with `processes` processes, which end with this one, however it ends.
+
+    Errors of ours are raised here as they were raised there; any other is a ProcessException with its traceback.
+    """
+    on_gpu = takes_gpu(config.device)
+    held = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if processes > held:
+        raise ConfigError(
+            f"--processes {processes}, but this machine has {held} {'GPUs' if on_gpu else 'CPUs'}",
+            "ask for no more than it has",
+        )
+    # where they meet: held by this process, so that the port is one that was free when it was taken
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as exchange:
+        threads = None if on_gpu else max(1, held // processes)
+        given = (processes, os.getpid(), store.port, config.model_dump(mode="json"), exchange, threads, quiet)
+        try:
+            spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
+        except ProcessException:
+            if told := [path for path in sorted(Path(exchange).iterdir()) if path.name.startswith(_ERROR)]:
+                raise CotError(told[0].read_text(encoding="utf-8")) from None
+            raise
+
+
+def _process(
+    rank: int, world: int, parent: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool
+) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: none of them opens the store
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    if threads is not None:
+        torch.set_num_threads(threads)
+    from trainer.training.train import train  # noqa: PLC0415
+
+    config = TrainConfig.model_validate(given)
+    try:
+        for variant in config.variants:
+            train(config, variant, quiet=quiet)
+        World.join(config.device).leave()
+    except CotError as error:
+        Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
+        os._exit(2)  # at once: the others wait for this one
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone: a `kill -9` lets it tell nobody."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,31 @@
+"""Traces that the student writes for its own training queries.
+
+Training conditions the embedding on the teacher's traces, service on the student's own: the exposure gap. With
+``contrastive: own`` the contrastive pass follows these instead, and the cross-entropy stays with the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schemas.training import AdaptiveSettings
+from trainer.data.batches import BatchSource
+from trainer.distributed import World
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.model.embedder import Embedder
+
+
+def written_by(
+    embedder: Embedder, source: BatchSource, indices: Sequence[int], settings: AdaptiveSettings, world: World
+) -> dict[str, str]:
+    """Record id -> the student's trace for these records, shared among the processes. Cut traces are left out."""
+    mine = [source.records.item(index) for index in indices[world.rank :: world.size]]
+    adaptive = AdaptiveEmbedder(embedder, settings, source.encoder)
+    found: dict[str, str] = {}
+    for start in range(0, len(mine), 512):
+        part = mine[start : start + 512]
+        rows = [source.prompt_row(item) for item in part]
+        results = adaptive.embed(rows, route="always-reason")
+        found |= {item.id: one.trace for item, one in zip(part, results, strict=True) if one.ended and one.trace}
+    embedder.train()
+    return {identifier: trace for part in world.gather_objects(found) for identifier, trace in part.items()}
