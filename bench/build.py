@@ -29,8 +29,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from bench.oracle import ROOT, Oracle
 from schemas.mbeir import DATASET_NAMES
-from tests.support.builds import ROOT, Oracle
 
 app = typer.Typer(no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -184,7 +184,7 @@ def scale(
                     teacher__transport__max_in_flight=64,
                 )
                 took = run(config)
-                (directory / "out" / "work" / "finished.json").unlink()  # so that every journey is made again
+                (directory / "out" / "work" / "finished.json").unlink()  # so that every annotation is made again
                 again = run(config)
             console.print(
                 f"{size:,}: {took['annotating_s'] / size * 1e6:,.0f} us/record annotating, {took['wall_s'] / size * 1e6:,.0f} us "
@@ -213,9 +213,10 @@ def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> Non
 
 async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> None:
     """Builds through a recorder of request bodies, then twice: the build, and the bare loop, at the real server."""
-    from pipeline.annotate.worker import Annotator, Endpoints
+    from pipeline.annotate.worker import AnnotationWorker
     from pipeline.mbeir.layout import Layout
     from pipeline.mbeir.work_list import collect
+    from pipeline.serving.teacher_servers import Endpoints
     from pipeline.teacher.request import request_body
     from schemas.hosting import Endpoint
 
@@ -224,8 +225,8 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
     work = collect(Layout.open(given.mbeir), given.input, rejects=directory / "rejects", quiet=True)
     bodies: list[bytes] = []
 
-    async def journeys(name: str, record: bool) -> float:
-        annotator = Annotator(given, str(directory / name))
+    async def annotations(name: str, record: bool) -> float:
+        annotator = AnnotationWorker(given, str(directory / name))
         await annotator.connect(Endpoints((endpoint,), (endpoint,)))
         client = await annotator._client("teacher")
         if record:
@@ -242,10 +243,10 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
         await annotator.close()
         return took
 
-    await journeys("first", True)  # also warms the server's caches alike for both
+    await annotations("first", True)  # also warms the server's caches alike for both
     ratios = []
     for number in range(3):
-        build_s = await journeys(f"run-{number}", False)
+        build_s = await annotations(f"run-{number}", False)
         rate = await bare(url, bodies, given.teacher.transport.max_in_flight)
         ratios.append((len(bodies) / build_s) / rate)
         console.print(

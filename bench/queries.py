@@ -3,7 +3,7 @@
     python -m bench.queries CONFIG [--split val] [--rounds 3]
 
 On the base of the config with half of its queries told to reason (no training is needed): bypass, the student's own route,
-by modality and by lot, as `mbeir-cot eval` has them, with the model loaded once and pools left out.
+by modality and at random, as `mbeir-cot eval` has them, with the model loaded once and pools left out.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load_config
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS, Modality
 from schemas.training import TrainConfig
-from trainer.data.batch_sampler import seeded
+from trainer.data.batch_sampler import rng_for
 from trainer.embedding.embed import QueryFile
 from trainer.embedding.queries import QueryEmbedder, QueryEmbeddings
-from trainer.embedding.workers import Here, Source
+from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
 
 
 def main(
@@ -40,11 +40,11 @@ def main(
     layout = Layout.open(settings.data.mbeir)
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
     files = {task: QueryFile(layout, task, split) for task in tasks}  # type: ignore[arg-type]
-    worker = Here(Source(settings, None).embedder(), settings)
+    worker = LocalPoolEmbedder(EmbedderSpec(settings, None).embedder(), settings)
     places = [(task, query.qid) for task, file in files.items() for query in file.queries]
-    chosen = set(seeded("bench", 0).permutation(len(places))[: len(places) // 2].tolist())
+    chosen = set(rng_for("bench", 0).permutation(len(places))[: len(places) // 2].tolist())
     own = {place: number in chosen for number, place in enumerate(places)}
-    chosen = set(seeded("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
+    chosen = set(rng_for("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
     lot = {place: number in chosen for number, place in enumerate(places)}
     modality = {place: place[0].query_modality is Modality.IMAGE_TEXT for place in places}
     embedder = QueryEmbedder(worker._worker.embedder, settings, training_store(settings))

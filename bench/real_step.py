@@ -21,7 +21,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLConfi
 
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.data.batches import Batch
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.vision_attention import batch_windows
 from trainer.training.cost import useful_flop
@@ -139,7 +139,7 @@ def main() -> None:
     batch = draw_batch(embedder, chosen.rows // 2, chosen.chunk)
     trained = [p for p in embedder.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    world, losses = World(0, 1, torch.device("cuda")), LossSettings()
+    world, losses = ProcessGroup(0, 1, torch.device("cuda")), LossSettings()
     useful, executed, tokens, patches = count_flops(embedder.model, batch, checkpointing=not chosen.no_checkpointing)
     seconds = []
     torch.cuda.reset_peak_memory_stats()

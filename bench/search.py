@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.retrieval.topk import BLOCK_ROWS, blocks, normalised, top_k
+from trainer.embedding.vectors import BLOCK_ROWS, blocks, normalised
+from trainer.retrieval.topk import top_k
 
 STREAMED = """
 import resource, sys

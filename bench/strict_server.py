@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from bench import oracle_server
 from bench.oracle_server import Refused, content_of
 from pipeline.traces.families import FAMILIES, Family
 from pipeline.traces.grammar import trace_grammar
-from tests import oracle_server
 
 _REFERENCE = """
 audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens messages metadata modalities

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests import oracle_server
+from bench import oracle_server
 
 _THOUGHTS = "Okay, let me look at the picture first."
 

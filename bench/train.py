@@ -27,13 +27,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config import load_config
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.stores import training_store
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig
 from trainer.data.batches import Batch, BatchSource
 from trainer.data.dataset import Candidates, Records
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
 from trainer.model.embedder import Embedder, pooled
@@ -41,7 +41,7 @@ from trainer.training.step import train_step
 
 app = typer.Typer(help=__doc__, add_completion=False)
 console = Console()
-ONE = World(0, 1, torch.device("cpu"))
+ONE = ProcessGroup(0, 1, torch.device("cpu"))
 Config = Annotated[Path, typer.Argument(metavar="CONFIG")]
 POCKET = Path("configs/train-pocket.yaml")
 

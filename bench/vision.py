@@ -21,9 +21,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from pocket.training.train_models import MODELS
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.data.batches import Batch
-from trainer.distributed import World
+from trainer.data.tower_plan import vision_tower
+from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
-from trainer.model.vision_cache import TowerMemory, vision_tower
+from trainer.model.vision_cache import TowerMemory
 from trainer.training.step import train_step
 
 SIZES = {"341x256": (341, 256), "800x600": (800, 600)}
@@ -80,7 +81,7 @@ def measured(model: Embedder, batch: Batch, gib: float, rounds: int) -> tuple[in
             in_tower[0] = 0.0
         model.zero_grad()
         start = time.perf_counter()
-        train_step(model, batch, LossSettings(), World(0, 1, torch.device("cpu")), vision_cache_gib=gib)
+        train_step(model, batch, LossSettings(), ProcessGroup(0, 1, torch.device("cpu")), vision_cache_gib=gib)
         seconds.append(time.perf_counter() - start)
     for hook in hooks:
         hook.remove()

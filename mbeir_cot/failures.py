@@ -121,7 +121,7 @@ def _first_line(error: BaseException) -> str:
 
 def report_fault(error: BaseException) -> Path | None:
     """Writes the traceback and what helps to find the fault; None where nothing can be written."""
-    from schemas import __version__
+    from schemas import __version__  # noqa: PLC0415
 
     lines = [
         f"mbeir-cot {__version__}, Python {platform.python_version()}, {platform.platform()}",

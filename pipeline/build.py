@@ -5,7 +5,7 @@
                                               staging ─► assemble ─► publish
 
 Everything that must survive is in the ledger, so there is nothing to save when it stops and nothing to load when it goes on:
-the same journeys are made again and find their answers.
+the same annotations are made again and find their answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import os
 import shutil
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -23,14 +22,14 @@ from typing import Any, Final
 import orjson
 
 from pipeline.annotate.build_progress import Board
-from pipeline.annotate.dispatcher import BuildError, BuildStopped, Crew
+from pipeline.annotate.dispatcher import Dispatcher
 from pipeline.dataset.assemble import Assembled, assemble
-from pipeline.dataset.built_dataset import SETTINGS
+from pipeline.dataset.build_directory import Places
 from pipeline.dataset.manifest import config_sha256, make_manifest, write_card
 from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_aside
 from pipeline.dataset.staging import Staging
 from pipeline.dataset.unreadable_inputs import unchanged
-from pipeline.files.atomic_directory import mend, publish, scratch
+from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.files.durable import replace_text
 from pipeline.files.locks import only_one
 from pipeline.ledger.journal import check_journals
@@ -45,7 +44,7 @@ from pipeline.mbeir.work_list import WorkList, collect
 from pipeline.traces.token_counts import token_counter
 from prompts import PromptSet
 from schemas.config import BuildConfig
-from schemas.errors import InputError
+from schemas.errors import BuildError, BuildStopped, InputError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 from schemas.os_errors import explained
@@ -53,47 +52,17 @@ from schemas.os_errors import explained
 _OLD_WRITER_S: Final = 30.0
 
 
-@dataclass(frozen=True)
-class Places:
-    """The build's directory."""
-
-    out: Path
-
-    @property
-    def dataset(self) -> Path:
-        return self.out / "dataset"
-
-    @property
-    def work(self) -> Path:
-        return self.out / "work"
-
-    @property
-    def progress(self) -> Path:
-        return self.work / "progress.json"
-
-    @property
-    def settings(self) -> Path:
-        return self.work / SETTINGS
-
-    @property
-    def finished(self) -> Path:
-        return self.work / "finished.json"
-
-    def ledger(self, config: BuildConfig) -> str:
-        return config.ledger.location or str(self.out / "ledger")
-
-
 def build(
     config: BuildConfig, *, retry_failed: bool = False, replace: bool = False, quiet: bool = False
 ) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
-    replace: also a dataset that keeps much less than the one in its place (see `pipeline.dataset.publication_guard`) is published.
+    replace: also a dataset that keeps much less than the one in its place (see `publication_guard`) is published.
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
     with only_one(places.out, config.lock):
-        mend(places.dataset)
+        recover_directory(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
             with _Interrupt() as interrupt:
@@ -160,7 +129,7 @@ class _Build:
             return finished, False
         with Staging(self.places.work / "staging") as staging:
             self.board.begin(len(work))
-            crew = Crew(
+            crew = Dispatcher(
                 config,
                 work,
                 staging,
@@ -173,7 +142,7 @@ class _Build:
             self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
             crew.run()
             self.board.state("writing")
-            new = scratch(self.places.dataset)
+            new = staging_path(self.places.dataset)
             shutil.rmtree(new, ignore_errors=True)
             try:
                 assembled = self._assembled(staging, work, new)
@@ -185,7 +154,7 @@ class _Build:
                 shutil.rmtree(set_aside(self.places.dataset), ignore_errors=True)
                 self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
-                publish(new, self.places.dataset)
+                replace_directory(new, self.places.dataset)
             except OSError as error:
                 cause, remedy = explained(error)
                 raise BuildError(

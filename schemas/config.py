@@ -228,13 +228,13 @@ class StopConfig(_Settings):
     """When a build gives up early instead of burning GPU-hours."""
 
     window: PositiveInt = 200
-    """Last journeys looked at, of those that asked the teacher something."""
+    """Last annotations looked at, of those that asked the teacher something."""
     failures: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of requests without a usable answer above which the build stops."""
     unreachable_s: PositiveFloat = 900
     """Seconds for which no server may answer at all; a large model that is started again loads for minutes."""
     rejections: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of rejected reasoning journeys above which the build stops."""
+    """Share of rejected reasoning annotations above which the build stops."""
     inputs: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of queries refused for one fault of their image (a disk that is not mounted) above which the build stops."""
 
@@ -298,7 +298,7 @@ class BuildConfig(_Settings):
     """The file that is locked while a build is at work in `out` [default: `.lock` in it]. Name one on a local disk where `out`
     lies on a file system without locks (and set `ledger.journal`); builds of other machines are not kept out then."""
     annotators: PositiveInt | None = None
-    """Ray actors that run the queries' journeys [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
+    """Ray actors that run the queries' annotations [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
     stop: StopConfig = StopConfig()
     publish: PublishConfig = PublishConfig()
     ledger: LedgerConfig = LedgerConfig()

@@ -34,3 +34,11 @@ class InputError(CotError):
 
 class ConfigError(CotError):
     """A setting that is unknown, of the wrong type or impossible."""
+
+
+class BuildError(CotError):
+    """A build that cannot go on."""
+
+
+class BuildStopped(CotError):
+    """A build that was asked to stop. What was answered is kept."""

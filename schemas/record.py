@@ -30,7 +30,7 @@ class RoutePolicy(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where a query's journey ended."""
+    """Where a query's annotation ended."""
 
     INPUT = "input"
     ASSESS = "assess"
@@ -109,12 +109,12 @@ class Verdict(_Frozen):
 
 
 class Provenance(_Frozen):
-    """Where a record comes from. Tokens are those of all requests of the record's journey."""
+    """Where a record comes from. Tokens are those of all requests of the record's annotation."""
 
     teacher: str
     revision: str
     prompt_sha256: str
-    """First 16 digits for each template of its journey, as far as the build uses them: assess+reason+verify."""
+    """First 16 digits for each template of its annotation, as far as the build uses them: assess+reason+verify."""
     temperature: float | None
     """None, like the seed's, where none was sent (`extra_body: {temperature: null}`): the server's own."""
     seed: NonNegativeInt | None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from bench.oracle import Oracle
 from pocket.world.write import write_world
-from tests.support.builds import Oracle
 from tests.support.cli import mbeir_cot
 
 if TYPE_CHECKING:

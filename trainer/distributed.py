@@ -27,7 +27,7 @@ def takes_gpu(device: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ProcessGroup:
     rank: int
     size: int
     device: torch.device
@@ -38,7 +38,7 @@ class World:
         return self.rank == 0
 
     @classmethod
-    def join(cls, device: str) -> World:
+    def join(cls, device: str) -> ProcessGroup:
         """One process, or what torchrun (or accelerate, or Ray Train) started: they set RANK and WORLD_SIZE."""
         if device == "auto":
             device = "cuda" if takes_gpu(device) else "cpu"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.oracle import Oracle
 from bench.real_vocabulary import CACHE
 from bench.rehearse.commands import ROOT, StageFailed, await_steps, await_text, failed, kill, lines_of, mbeir_cot, run, started
 from bench.rehearse.data import thin_evaluation
 from bench.rehearse.layouts import Layout, write_checkpoint
-from tests.support.builds import Oracle
 
 BUILD: Final = "configs/mbeir-cot.yaml"
 TRAIN: Final = "configs/train-trace-7b.yaml"
@@ -149,7 +149,7 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
         preview = mbeir_cot("preview", BUILD, "-n", "2", *sets)
         run(preview, log=rehearsal.log("preview"))
     abilities = sum(line.startswith("ok ") for line in checked.splitlines())
-    return f"{abilities} kinds of request ok, 2 journeys"
+    return f"{abilities} kinds of request ok, 2 annotations"
 
 
 def train_and_resume(

@@ -14,7 +14,7 @@ from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
 
 if TYPE_CHECKING:
-    from pipeline.annotate.steps import Attempt, Journey
+    from pipeline.annotate.annotation import Annotation, Attempt
     from schemas.config import BuildConfig
     from schemas.manifest import Manifest
 
@@ -65,8 +65,8 @@ def build(
     builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one that keeps about
     as much (see publish.least_share).
     """
-    from pipeline.annotate.dispatcher import BuildStopped
     from pipeline.build import build as run
+    from schemas.errors import BuildStopped
 
     settings = _settings(config, overrides, out, limit, image_roots=image_roots)
     try:
@@ -101,13 +101,13 @@ def stats(directory: Dir, as_json: Json = False) -> None:
 
 def status(directory: Dir, as_json: Json = False) -> None:
     """How far a running, stopped or finished build is."""
-    from pipeline.annotate.build_progress import Progress, facts
+    from pipeline.annotate.build_progress import BuildProgress, facts
     from pipeline.files.locks import is_held
     from schemas.errors import InputError
 
     file = directory / "work" / "progress.json"
     try:
-        progress = Progress.model_validate_json(file.read_bytes())
+        progress = BuildProgress.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
     running = progress.state not in ("finished", "stopped", "failed")
@@ -130,15 +130,15 @@ def preview(
     out: Out = None,
     image_roots: ImageRoots = None,
 ) -> None:
-    """The journeys of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
+    """The annotations of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
     from mbeir_cot.commands.teacher import hosted
-    from pipeline.annotate.preview import journeys
+    from pipeline.annotate.preview import preview_annotations
 
     settings = _settings(config, overrides, out, count, image_roots=image_roots)
     with hosted(settings) as endpoints:
-        found = asyncio.run(journeys(settings, endpoints))
-    for journey in found:
-        _show(journey, settings)
+        found = asyncio.run(preview_annotations(settings, endpoints))
+    for annotation in found:
+        _show(annotation, settings)
 
 
 def estimate(
@@ -216,33 +216,33 @@ def _tables(manifest: Manifest) -> None:
     console.print(table)
 
 
-def _show(journey: Journey, settings: BuildConfig) -> None:
-    query = journey.query
-    console.rule(f"[bold]{escape(journey.id)}[/]", align="left")
-    console.print(f"[dim]instruction[/] {escape(journey.instruction)}")
+def _show(annotation: Annotation, settings: BuildConfig) -> None:
+    query = annotation.query
+    console.rule(f"[bold]{escape(annotation.id)}[/]", align="left")
+    console.print(f"[dim]instruction[/] {escape(annotation.instruction)}")
     if query.query_txt:
         console.print(f"[dim]text       [/] {escape(query.query_txt)}")
     if query.query_img_path:
         console.print(f"[dim]image      [/] {escape(str(settings.mbeir / query.query_img_path))}")
-    if journey.target is not None:
-        image = str(settings.mbeir / journey.target.img_path) if journey.target.img_path else ""
-        console.print(f"[dim]target     [/] {escape(journey.target.txt or '')} {escape(image)}")
-    if journey.assessment is not None and journey.assess_prompt is not None:
-        _prompt("assess", journey.assess_prompt)
-        console.print(f"  P(complex) = {journey.assessment:.3f}")
-    if journey.route is not None:
-        console.print(f"[bold]route: {escape(journey.route)}[/]")
-    for number, attempt in enumerate(journey.attempts, 1):
+    if annotation.target is not None:
+        image = str(settings.mbeir / annotation.target.img_path) if annotation.target.img_path else ""
+        console.print(f"[dim]target     [/] {escape(annotation.target.txt or '')} {escape(image)}")
+    if annotation.assessment is not None and annotation.assess_prompt is not None:
+        _prompt("assess", annotation.assess_prompt)
+        console.print(f"  P(complex) = {annotation.assessment:.3f}")
+    if annotation.route is not None:
+        console.print(f"[bold]route: {escape(annotation.route)}[/]")
+    for number, attempt in enumerate(annotation.attempts, 1):
         _show_attempt(number, attempt, settings)
-    if journey.refusal is not None:
-        refusal = journey.refusal
+    if annotation.refusal is not None:
+        refusal = annotation.refusal
         console.print(f"[red]rejected at {escape(refusal.stage)}: {escape(refusal.reason)}[/] ({escape(refusal.detail)})")
     else:
         console.print("[green]a record[/]")
 
 
 def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
-    from pipeline.annotate.screens import verdicts
+    from pipeline.annotate.screens import screen_results
 
     _prompt(f"reason, attempt {number}", attempt.prompt)
     console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens:,} tokens)[/]")
@@ -252,7 +252,7 @@ def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
             console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
         console.print(f"  [bold cyan]Answer[/]: {escape(attempt.trace.answer)}")
     if attempt.screened is not None:
-        for name, fault in verdicts(attempt.screened, settings.screen).items():
+        for name, fault in screen_results(attempt.screened, settings.screen).items():
             shown = "[green]pass[/]" if fault is None else f"[red]{escape(fault.reason)}[/]: {escape(fault.detail)}"
             console.print(f"  [dim]{escape(name):<26}[/] {shown}")
     if attempt.verify_prompt is not None:

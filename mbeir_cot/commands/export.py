@@ -39,15 +39,15 @@ def export(
     image_roots: ImageRoots = None,
 ) -> None:
     """Writes the records as a training project reads them, joined with M-BEIR's candidates, and a README on how to use them."""
-    from pipeline.dataset.built_dataset import FinishedDataset
+    from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.export.formats import FORMATS, texts
     from pipeline.export.samples import Skipped, SkipReason, samples
-    from pipeline.files.atomic_directory import publish, scratch
+    from pipeline.files.atomic_directory import replace_directory, staging_path
     from pipeline.mbeir.stores import plain_store
     from pipeline.meter import Meter
     from schemas.errors import InputError
 
-    dataset = FinishedDataset.open(directory)
+    dataset = BuiltDataset.open(directory)
     settings = dataset.settings()
     root = mbeir or (settings.mbeir if settings is not None else None)
     if root is None or not root.is_dir():
@@ -66,14 +66,14 @@ def export(
                 else:
                     yield one
 
-        new = scratch(out)
+        new = staging_path(out)
         new.mkdir(parents=True, exist_ok=True)
         for left in new.iterdir():  # of an export that was interrupted
             _remove(left)
         written = FORMATS[format](found(), plain_store(root, roots), new, negatives)
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
         (new / name).write_text(text, encoding="utf-8")
-    publish(new, out)
+    replace_directory(new, out)
     console.print(
         f"Wrote {written.count:,} records for {escape(format)} to {escape(str(out))}; see {escape(str(out / 'README.md'))}"
     )

@@ -45,13 +45,13 @@ def push(
     nothing like a token. Then what the repository lacks is uploaded; run it again after an interruption and it continues. The
     token comes from HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured. The local dataset is not touched.
     """
-    from pipeline.dataset.built_dataset import FinishedDataset
+    from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.hub.check import check
     from pipeline.hub.dataset import FINAL, belongs, uploads
     from pipeline.hub.push import Target
     from pipeline.meter import Meter
 
-    dataset = FinishedDataset.open(directory)
+    dataset = BuiltDataset.open(directory)
     given = list(dict.fromkeys([*(allow or ()), *(_lines(allow_from) if allow_from is not None else ())]))
     rows = dataset.manifest.records + dataset.manifest.rejections
     with Meter("checking", rows, unit="rows") as meter:

@@ -14,7 +14,7 @@ from mbeir_cot.options import ImageRoots
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.annotate.steps import Journey
+    from pipeline.annotate.annotation import Annotation
 
 console = printing.console()
 
@@ -44,10 +44,10 @@ def report(
         page = run_page(directory, examples=records, image_roots=image_roots or ())
         target = out or directory / "report.html"
     else:
-        from pipeline.dataset.built_dataset import FinishedDataset
+        from pipeline.dataset.built_dataset import BuiltDataset
         from pipeline.report.build_report import build_page
 
-        dataset = FinishedDataset.open(directory)
+        dataset = BuiltDataset.open(directory)
         prices = (price_in or 0.0, price_out or 0.0) if price_in is not None or price_out is not None else None
         page = build_page(dataset, records=records, rejections=rejections, prices=prices, image_roots=image_roots or ())
         # beside the dataset and never in it: what is pushed is the dataset alone
@@ -62,10 +62,11 @@ def show(
     identifier: Annotated[str, typer.Argument(metavar="ID", help="A row's id, such as train/cirr/task7/8:1.")],
 ) -> None:
     """One record or rejection and everything about it: images, trace, judgements, provenance, prompts and raw answers."""
-    from pipeline.annotate.replay import first_positives, replay
-    from pipeline.dataset.built_dataset import FinishedDataset
+    from pipeline.annotate.replay import replay
+    from pipeline.dataset.built_dataset import BuiltDataset
+    from pipeline.mbeir.candidates import first_positives
 
-    dataset = FinishedDataset.open(directory)
+    dataset = BuiltDataset.open(directory)
     part, row = dataset.row(identifier)
     settings = dataset.settings()
     here = settings is not None and settings.mbeir.is_dir()
@@ -99,11 +100,11 @@ def show(
         if row["verdict"]:
             _lines([("verdict", f"{row['verdict']['confidence']:.3f} by {row['verdict']['verifier']}")])
         _lines([("provenance", ", ".join(f"{key} {value}" for key, value in row["provenance"].items()))])
-    journey = replay(settings, [row]).get(identifier) if settings is not None and here else None
-    if journey is None:
+    annotation = replay(settings, [row]).get(identifier) if settings is not None and here else None
+    if annotation is None:
         console.print("[dim]prompts and raw answers: the M-BEIR directory or the ledger of this build is not here[/]")
     else:
-        _journey(journey)
+        _journey(annotation)
 
 
 def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -112,10 +113,10 @@ def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
             console.print(f"[dim]{escape(label):<15}[/]{escape(str(value))}")
 
 
-def _journey(journey: Journey) -> None:
+def _journey(annotation: Annotation) -> None:
     from pipeline.report.build_report import exchanges
 
-    for exchange in exchanges(journey):
+    for exchange in exchanges(annotation):
         console.print(f"\n[bold]{escape(exchange.title)}[/]")
         console.print(escape("\n".join(f"    {line}" for line in exchange.prompt.strip().splitlines())), style="dim")
         console.print(escape("\n".join(f"  > {line}" for line in exchange.answer.strip().splitlines())))

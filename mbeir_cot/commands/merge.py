@@ -15,7 +15,7 @@ from mbeir_cot.options import ImageRoots
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.data.encoding import Row
+    from trainer.data.encoding import EncodedSequence
     from trainer.model.embedder import Embedder
 
 _QUERIES = 16
@@ -59,7 +59,7 @@ def merge(
     )
 
 
-def _rows(settings: TrainConfig, embedder: Embedder) -> tuple[list[Row], list[Row]]:
+def _rows(settings: TrainConfig, embedder: Embedder) -> tuple[list[EncodedSequence], list[EncodedSequence]]:
     from trainer.data.batches import BatchSource
     from trainer.data.dataset import Candidates, Records
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from schemas.training import TrainConfig
-    from trainer.embedding.workers import Source
+    from trainer.embedding.workers import EmbedderSpec
 
 _RECALL_QUERIES = 256
 _RECALL_K = 10
@@ -48,10 +48,11 @@ def index(
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
     from trainer.data.unreadable import load_list, told
-    from trainer.distributed import World
-    from trainer.embedding.workers import Here, OnRay
+    from trainer.distributed import ProcessGroup
+    from trainer.embedding.workers import LocalPoolEmbedder, RayPoolEmbedder
+    from trainer.model.embedder import fingerprint
     from trainer.model.location import is_checkpoint, located
-    from trainer.retrieval.index import UNREADABLE, Card, build_index, fingerprint, pools_of
+    from trainer.retrieval.index import UNREADABLE, IndexMetadata, build_index, pools_of
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
@@ -61,7 +62,7 @@ def index(
     assert source.model is not None
     layout = Layout.open(settings.data.mbeir)
     paths = pools_of(layout, split, pool or [])  # type: ignore[arg-type]
-    card = Card(
+    card = IndexMetadata(
         run=run.absolute(),
         variant=variant,
         embedder_sha256=fingerprint(source.model),
@@ -72,8 +73,12 @@ def index(
         count=0,
         dim=0,
     )
-    count, on_gpu = settings.evaluation.workers, World.join(settings.device).device.type == "cuda"
-    with nullcontext(Here(source.embedder(), settings)) if count == 1 else OnRay(source, count, gpu=on_gpu) as workers:
+    count, on_gpu = settings.evaluation.workers, ProcessGroup.join(settings.device).device.type == "cuda"
+    with (
+        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
+        if count == 1
+        else RayPoolEmbedder(source, count, gpu=on_gpu) as workers
+    ):
         made = build_index(out, card, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
     console.print(f"{escape(str(out))}: {made.card.count:,} candidates, {made.card.dim:,} dimensions")
     if left_out := load_list(out / UNREADABLE):
@@ -101,7 +106,8 @@ def search(
     from pipeline.mbeir.stores import plain_store
     from schemas.errors import ConfigError, InputError
     from trainer.embedding.adaptive import AdaptiveEmbedder
-    from trainer.retrieval.index import Index, fingerprint
+    from trainer.model.embedder import fingerprint
+    from trainer.retrieval.index import Index
 
     if not text and image is None:
         raise ConfigError("nothing to search for", "give a text, --image, or both")
@@ -133,25 +139,25 @@ def search(
     console.print(table)
 
 
-def source_of(settings: TrainConfig, run: Path, variant: str) -> Source:
+def source_of(settings: TrainConfig, run: Path, variant: str) -> EmbedderSpec:
     from schemas.errors import InputError
-    from trainer.embedding.workers import Source
+    from trainer.embedding.workers import EmbedderSpec
     from trainer.model.location import is_checkpoint
 
     if is_checkpoint(run):
-        return Source(settings, run)
+        return EmbedderSpec(settings, run)
     model = (run if run.is_dir() else settings.out) / variant / "model"
     if not (model / "embedder.json").is_file():
         raise InputError(f"{model} holds no embedder", "run `mbeir-cot train` first, or name another --variant")
-    return Source(settings, model)
+    return EmbedderSpec(settings, model)
 
 
-def _some_queries(source: Source, settings: TrainConfig, split: str) -> NDArray[np.float32]:
+def _some_queries(source: EmbedderSpec, settings: TrainConfig, split: str) -> NDArray[np.float32]:
     """Vectors of a few queries of every dataset-task, embedded as in service."""
     import torch
 
+    from pipeline.dataset.training_store import training_store
     from pipeline.mbeir.layout import Layout
-    from pipeline.mbeir.stores import training_store
     from schemas.mbeir import DATASET_TASKS
     from trainer.embedding.adaptive import AdaptiveEmbedder
     from trainer.embedding.embed import QueryFile

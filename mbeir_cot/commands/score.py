@@ -30,7 +30,8 @@ def score(
     """
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.evaluation.uniir import EmbeddingFiles, headline_k, score_directory, table
+    from trainer.embedding.files import EmbeddingFiles
+    from trainer.evaluation.uniir import headline_k, score_directory, table
     from trainer.retrieval.topk import search_device
 
     if split not in ("test", "val"):

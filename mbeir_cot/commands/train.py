@@ -119,7 +119,7 @@ def train(
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
     """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
-    TRACE is also scored with other routes: by modality, and by lot at the same think rate; and with the teacher's traces
+    TRACE is also scored with other routes: by modality, and at random at the same think rate; and with the teacher's traces
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from pipeline.files.durable import replace_text
@@ -160,7 +160,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
             if variant != "trace":
                 continue
             by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
-            for name, routes in (("by modality", modality_routes(evaluation)), ("by lot", by_lot)):
+            for name, routes in (("by modality", modality_routes(evaluation)), ("at random", by_lot)):
                 suffix = f"{variant}-{name.replace(' ', '-')}"
                 results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
             if given is not None:

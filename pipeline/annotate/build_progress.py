@@ -18,13 +18,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.annotate.worker import Tally
+from pipeline.annotate.worker_stats import WorkerStats
 
 _PLAIN_S: Final = 15.0
 _FILE_S: Final = 2.0
 
 
-class Progress(BaseModel):
+class BuildProgress(BaseModel):
     """A moment of a build."""
 
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +46,7 @@ class Progress(BaseModel):
     completion_tokens: int = 0
     elapsed_s: float = 0.0
     annotating_s: float = 0.0
-    """From the first finished journey to the last."""
+    """From the first finished annotation to the last."""
     rate: float = 0.0
     """Queries per second over the last half minute."""
     tokens_rate: float = 0.0
@@ -60,7 +60,7 @@ class Progress(BaseModel):
 
 
 class Board:
-    """Collects tallies; draws on a terminal, prints a line now and then elsewhere, writes the progress file."""
+    """Collects stats; draws on a terminal, prints a line now and then elsewhere, writes the progress file."""
 
     def __init__(self, file: Path, *, quiet: bool = False) -> None:
         self._file = file
@@ -73,7 +73,7 @@ class Board:
         self._first: float | None = None
         self._seen = self._began
         self._history: list[tuple[float, int, int]] = []
-        self.progress = Progress(state="reading", pid=os.getpid(), host=socket.gethostname())
+        self.progress = BuildProgress(state="reading", pid=os.getpid(), host=socket.gethostname())
 
     def begin(self, total: int) -> None:
         self.progress.total = total
@@ -89,16 +89,16 @@ class Board:
                 print(f"build: {state}{f': {message}' if message else ''}", file=sys.stderr, flush=True)
             self.write()
 
-    def update(self, tallies: list[Tally], done: int) -> None:
-        """`done`: queries whose chunk is finished; what is finished inside chunks is added from the tallies."""
+    def update(self, stats: list[WorkerStats], done: int) -> None:
+        """`done`: queries whose chunk is finished; what is finished inside chunks is added from the stats."""
         now = time.monotonic()
         progress = self.progress
         rejected: Counter[str] = Counter()
-        for tally in tallies:
+        for tally in stats:
             rejected += tally.rejected
-        progress.done = min(progress.total, max(done, sum(tally.done for tally in tallies)))
+        progress.done = min(progress.total, max(done, sum(tally.done for tally in stats)))
         for name in ("reasoning", "bypass", "in_flight", "limit", "asked", "known", "prompt_tokens", "completion_tokens"):
-            setattr(progress, name, sum(getattr(tally, name) for tally in tallies))
+            setattr(progress, name, sum(getattr(tally, name) for tally in stats))
         progress.rejected = dict(rejected.most_common())
         progress.elapsed_s = round(now - self._began, 1)
         if progress.done > self._done:
@@ -147,7 +147,7 @@ class Board:
         return Group(Text(f"{progress.state}  {progress.message}"), bar, table)
 
 
-def facts(progress: Progress) -> list[tuple[str, str]]:
+def facts(progress: BuildProgress) -> list[tuple[str, str]]:
     """The figures of a moment, labelled."""
     rejected = sum(progress.rejected.values())
     top = ", ".join(f"{name} {count:,}" for name, count in list(progress.rejected.items())[:3])
@@ -164,7 +164,7 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
     ]
 
 
-def line(progress: Progress) -> str:
+def line(progress: BuildProgress) -> str:
     """The same in one line."""
     share = progress.done / progress.total if progress.total else 1.0
     rejected = sum(progress.rejected.values())
@@ -177,7 +177,7 @@ def line(progress: Progress) -> str:
     )
 
 
-def _eta(progress: Progress) -> str:
+def _eta(progress: BuildProgress) -> str:
     if progress.eta_s is None:
         return "no rate yet"
     seconds = int(progress.eta_s)

@@ -1,6 +1,6 @@
 """The annotators of a build: given work, watched, stopped.
 
-Chunks of the work list go to Ray actors and come back in any order; servers are started when a journey first finds no answer in
+Chunks of the work list go to Ray actors and come back in any order; servers are started when a query first finds no answer in
 the ledger; a teacher that is down or wrong ends the build early, with a diagnosis.
 """
 
@@ -16,8 +16,9 @@ from typing import Any, Final
 import ray
 
 from pipeline.annotate.build_progress import Board
-from pipeline.annotate.worker import Annotator, Chunk, Tally
-from pipeline.dataset.staging import Staging
+from pipeline.annotate.worker import AnnotationWorker
+from pipeline.annotate.worker_stats import WorkerStats
+from pipeline.dataset.staging import Chunk, Staging
 from pipeline.ledger.maintenance import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
 from pipeline.mbeir.work_list import WorkList
@@ -25,13 +26,13 @@ from pipeline.serving.environ import carried
 from pipeline.serving.ray_session import start_ray
 from pipeline.serving.teacher_servers import Teachers
 from schemas.config import BuildConfig
-from schemas.errors import CotError
+from schemas.errors import BuildError, BuildStopped, CotError
 from schemas.hosting import Endpoint
 from schemas.os_errors import explained
 
 _AHEAD: Final = 4
-"""Queries that an annotator has at once, in requests in flight: a journey is several requests in a row, the next chunks fill
-the places that the last queries of one leave, and the limit should always be used."""
+"""Queries that a worker has at once, in requests in flight. A query is several requests in a row, the next chunks fill the
+places that the last queries of one leave, and the limit should always be used."""
 
 _CHUNKS_PER_ANNOTATOR: Final = 24
 _CHUNK: Final = (16, 128)
@@ -41,15 +42,7 @@ _DRAIN_S: Final = 60.0
 _RESTARTS: Final = 10
 
 
-class BuildError(CotError):
-    """A build that cannot go on."""
-
-
-class BuildStopped(CotError):
-    """A build that was asked to stop. What was answered is kept."""
-
-
-class Crew:
+class Dispatcher:
     """The annotators of a build, and what they are given to do."""
 
     def __init__(
@@ -76,7 +69,7 @@ class Crew:
         self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
         self._count = min(count, max(1, -(-len(work) // self._size)))
         self._teachers = Teachers(config, logs, ledger)
-        self._tallies: dict[int, Tally] = {}
+        self._stats: dict[int, WorkerStats] = {}
         self._watched = 0.0
         self._answered = 0
         self._told = ""
@@ -96,11 +89,11 @@ class Crew:
 
     def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool, alone: bool = False) -> None:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
-            Annotator
+            AnnotationWorker
         )
         given = carried(endpoint.api_key_env for endpoint in _endpoints(self._config))
         options = {"retry_failed": retry_failed, "alone": alone, "environment": given}
-        crew = [remote.remote(self._config, self._ledger, **options) for _ in range(count)]
+        workers = [remote.remote(self._config, self._ledger, **options) for _ in range(count)]
         waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
         load = [0] * count
         done = sum(self._length(number) for number in range(len(self._staging)) if number not in numbers)
@@ -111,7 +104,7 @@ class Crew:
                     who = load.index(min(load))
                     number = waiting.popleft()
                     items = self._work.read(number * self._size, (number + 1) * self._size)
-                    running[crew[who].annotate.remote(items)] = (number, who)
+                    running[workers[who].annotate.remote(items)] = (number, who)
                     load[who] += 1
                 ready, _ = ray.wait(list(running), timeout=_POLL_S)
                 for reference in ready:
@@ -122,16 +115,16 @@ class Crew:
                         raise self._stopped()
                     self._put(number, chunk)
                     done += self._length(number)
-                self._watch(crew, done)
+                self._watch(workers, done)
                 if self._interrupted():
                     raise self._stopped()
-            tallies = self._tally(crew)
-            self._board.update(tallies, done)
-            self._give_up(tallies)  # a short build may be over before anybody has looked
+            stats = self._collect_stats(workers)
+            self._board.update(stats, done)
+            self._give_up(stats)  # a short build may be over before anybody has looked
         except BaseException:
-            self._dismiss(crew, list(running))
+            self._dismiss(workers, list(running))
             raise
-        for actor in crew:
+        for actor in workers:
             _got(actor.close.remote())
             ray.kill(actor)
 
@@ -151,15 +144,15 @@ class Crew:
     def _stopped(self) -> BuildStopped:
         return BuildStopped("the build was stopped", "run the same command again: it goes on where it stopped")
 
-    def _watch(self, crew: list[Any], done: int) -> None:
+    def _watch(self, workers: list[Any], done: int) -> None:
         """Progress; servers when they are needed; trouble."""
         now = time.monotonic()
         if now - self._watched < _POLL_S:
             return
         self._watched = now
-        tallies = self._tally(crew)
-        self._board.update(tallies, done)
-        if any(tally.waits_for_teacher for tally in tallies):
+        stats = self._collect_stats(workers)
+        self._board.update(stats, done)
+        if any(tally.waits_for_teacher for tally in stats):
             if not self._teachers.begun:
                 self._teachers.begin()
             endpoints = self._teachers.endpoints
@@ -167,26 +160,26 @@ class Crew:
                 self._told = self._teachers.doing
                 self._board.state("starting the teacher", self._told)
             if endpoints is not None:
-                for actor in crew:
+                for actor in workers:
                     actor.connect.remote(endpoints)
                 self._board.state("running")
         failures = self._teachers.failures() if self._teachers.endpoints is not None and int(now) % int(_WATCH_S) == 0 else []
-        answered = sum(tally.asked - tally.failed for tally in tallies)
+        answered = sum(tally.asked - tally.failed for tally in stats)
         if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
             self._answered = answered
             self._teachers.revive()
         elif failures:
             raise BuildError(failures[0], "mend the server's trouble and run again: every answer so far is kept")
-        self._give_up(tallies)
+        self._give_up(stats)
 
-    def _give_up(self, tallies: list[Tally]) -> None:
+    def _give_up(self, stats: list[WorkerStats]) -> None:
         stop = self._config.stop
         rejected: Counter[str] = Counter()
-        for tally in tallies:
+        for tally in stats:
             rejected += tally.rejected
         reasons = ", ".join(f"{name} ({count})" for name, count in rejected.most_common(4))
-        trouble = next((tally.trouble for tally in tallies if tally.trouble), "")
-        unread = max(tallies, key=lambda tally: tally.unread_share, default=None)
+        trouble = next((tally.trouble for tally in stats if tally.trouble), "")
+        unread = max(stats, key=lambda tally: tally.unread_share, default=None)
         if unread is not None and unread.unread_share > stop.inputs:
             raise BuildError(
                 f"more than {stop.inputs:.0%} of the last queries were refused for {unread.unread_reason}; the last: "
@@ -194,43 +187,43 @@ class Crew:
                 f"are the images below {self._config.mbeir} all there, and the disk they lie on mounted? Then run again; leave "
                 "datasets out with input.datasets, or raise stop.inputs to go on",
             )
-        if any(tally.unreachable_s > stop.unreachable_s for tally in tallies):
+        if any(tally.unreachable_s > stop.unreachable_s for tally in stats):
             raise BuildError(
                 f"no server of the teacher can be reached for {stop.unreachable_s:g} s",
                 "look at the servers (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
             )
-        if any(tally.failure_share > stop.failures for tally in tallies):
+        if any(tally.failure_share > stop.failures for tally in stats):
             raise BuildError(
                 f"more than {stop.failures:.0%} of the last requests had no usable answer: {reasons}\n  the last: {trouble}",
                 "look at the teacher (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
             )
-        if any(tally.rejection_share > stop.rejections for tally in tallies):
+        if any(tally.rejection_share > stop.rejections for tally in stats):
             raise BuildError(
                 f"more than {stop.rejections:.0%} of the last {stop.window} reasoning queries were rejected: {reasons}\n"
                 f"  the last: {trouble}",
-                "wrong prompt set, model or bounds? `mbeir-cot preview CONFIG` shows journeys; raise stop.rejections to go on",
+                "wrong prompt set, model or bounds? `mbeir-cot preview CONFIG` shows them; raise stop.rejections to go on",
             )
 
-    def _tally(self, crew: list[Any]) -> list[Tally]:
+    def _collect_stats(self, workers: list[Any]) -> list[WorkerStats]:
         """The latest of each; one that is being restarted keeps its last."""
-        references = [actor.tally.remote() for actor in crew]
+        references = [actor.stats.remote() for actor in workers]
         ray.wait(references, num_returns=len(references), timeout=5)
         for number, reference in enumerate(references):
             with contextlib.suppress(ray.exceptions.RayError):
-                self._tallies[number] = ray.get(reference, timeout=0.01)
-        return [self._tallies[number] for number in sorted(self._tallies) if number < len(crew)]
+                self._stats[number] = ray.get(reference, timeout=0.01)
+        return [self._stats[number] for number in sorted(self._stats) if number < len(workers)]
 
-    def _dismiss(self, crew: list[Any], running: list[Any]) -> None:
+    def _dismiss(self, workers: list[Any], running: list[Any]) -> None:
         """Lets what is in flight come in, seals, and ends the annotators."""
         self._board.state("stopping", "waiting for the answers in flight; Ctrl-C again to leave at once")
         with contextlib.suppress(ray.exceptions.RayError):
-            drained = [actor.drain.remote() for actor in crew]
+            drained = [actor.drain.remote() for actor in workers]
             ray.wait(drained, num_returns=len(drained), timeout=_DRAIN_S)
             if running:
                 ray.wait(running, num_returns=len(running), timeout=_DRAIN_S)
-            closed = [actor.close.remote() for actor in crew]
+            closed = [actor.close.remote() for actor in workers]
             ray.wait(closed, num_returns=len(closed), timeout=_DRAIN_S)
-        for actor in crew:
+        for actor in workers:
             ray.kill(actor)
 
     def _disputed(self) -> list[int]:

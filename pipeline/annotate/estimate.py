@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.annotate.preview import journeys
+from pipeline.annotate.preview import preview_annotations
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import collect
 from schemas.config import BuildConfig
@@ -52,12 +52,12 @@ async def estimate(config: BuildConfig, endpoints: tuple[Endpoint, ...], sample:
     with tempfile.TemporaryDirectory() as scratch:
         whole = len(collect(Layout.open(config.mbeir), unlimited.input, rejects=Path(scratch) / "malformed.jsonl"))
     began = time.monotonic()
-    found = await journeys(drawn, endpoints)
+    found = await preview_annotations(drawn, endpoints)
     seconds = time.monotonic() - began
-    calls = np.array([journey.asked for journey in found], float)
-    read = np.array([sum(answer.prompt_tokens for answer in journey.answers) for journey in found], float)
-    written = np.array([sum(answer.completion_tokens for answer in journey.answers) for journey in found], float)
-    kept = np.array([journey.refusal is None for journey in found], float)
+    calls = np.array([annotation.asked for annotation in found], float)
+    read = np.array([sum(answer.prompt_tokens for answer in annotation.answers) for annotation in found], float)
+    written = np.array([sum(answer.completion_tokens for answer in annotation.answers) for annotation in found], float)
+    kept = np.array([annotation.refusal is None for annotation in found], float)
     # each group of GPUs has a server of its own, and the sample was asked of one
     size = config.teacher.server.tensor_parallel_size if config.teacher.server is not None else 1
     managed = config.teacher.hosting == "managed" and gpus

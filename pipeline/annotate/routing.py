@@ -12,10 +12,6 @@ REASONING_DATASETS: Final = frozenset({"cirr", "fashioniq", "oven", "infoseek"})
 """The datasets of the paper's reasoning subset."""
 
 
-def needs_assessment(config: RouteConfig) -> bool:
-    return config.policy is RoutePolicy.ASSESSOR or config.always_assess
-
-
 def route(task: DatasetTask, assessment: float | None, config: RouteConfig) -> Route:
     """`assessment` is P(complex); None only where the policy does not need it (ValueError otherwise)."""
     match config.policy:

@@ -2,7 +2,7 @@
 
 The format rule is the parser's (`pipeline.traces.parser`), and near-duplicates are found when the whole dataset is at hand
 (`pipeline.dataset.assemble`). All others are here, in the order in which they are applied: `screen` tells the first that fails,
-`verdicts` what each says.
+`screen_results` what each says.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS, WORD
+from pipeline.traces.token_counts import CountTokens
 from schemas.config import ScreenConfig
 from schemas.record import ScreenReason
 from schemas.trace import Trace
 
-CountTokens = Callable[[str], int]
 
-
-class Fault(NamedTuple):
+class ScreenFailure(NamedTuple):
     reason: ScreenReason
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Screened:
+class ScreenInput:
     """A trace with what the rules look at beside it.
 
     Args:
@@ -47,7 +46,7 @@ class Screened:
     count: CountTokens
 
 
-Rule = Callable[[Screened, ScreenConfig], Fault | None]
+Rule = Callable[[ScreenInput, ScreenConfig], ScreenFailure | None]
 
 _REFUSAL: Final = re.compile(
     r"\bas an? (?:ai|artificial|language|large language|vision)\b|\bi(?:'m| am) (?:sorry|unable|not able|just an?)\b"
@@ -84,27 +83,27 @@ def word_ngrams(text: str, size: int) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
-def reasoning_length(given: Screened, config: ScreenConfig) -> Fault | None:
+def reasoning_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     least, most = config.reasoning_tokens
     length = given.count(given.trace.reasoning)
     if length < least:
-        return Fault(ScreenReason.REASONING_TOO_SHORT, f"{length} tokens of reasoning, at least {least} are wanted")
+        return ScreenFailure(ScreenReason.REASONING_TOO_SHORT, f"{length} tokens of reasoning, at least {least} are wanted")
     if length > most:
-        return Fault(ScreenReason.REASONING_TOO_LONG, f"{length} tokens of reasoning, at most {most} are wanted")
+        return ScreenFailure(ScreenReason.REASONING_TOO_LONG, f"{length} tokens of reasoning, at most {most} are wanted")
     return None
 
 
-def answer_length(given: Screened, config: ScreenConfig) -> Fault | None:
+def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     least, most = config.answer_tokens
     length = given.count(given.trace.answer)
     if length < least:
-        return Fault(ScreenReason.ANSWER_TOO_SHORT, f"{length} tokens of answer, at least {least} are wanted")
+        return ScreenFailure(ScreenReason.ANSWER_TOO_SHORT, f"{length} tokens of answer, at least {least} are wanted")
     if length > most:
-        return Fault(ScreenReason.ANSWER_TOO_LONG, f"{length} tokens of answer, at most {most} are wanted")
+        return ScreenFailure(ScreenReason.ANSWER_TOO_LONG, f"{length} tokens of answer, at most {most} are wanted")
     return None
 
 
-def repeated_ngram(given: Screened, config: ScreenConfig) -> Fault | None:
+def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
         words = WORD.findall(text.lower())
         if len(words) < config.ngram + config.ngram_times - 1:
@@ -112,44 +111,44 @@ def repeated_ngram(given: Screened, config: ScreenConfig) -> Fault | None:
         counts = Counter(zip(*(words[i:] for i in range(config.ngram)), strict=False))
         gram, times = counts.most_common(1)[0]
         if times >= config.ngram_times:
-            return Fault(ScreenReason.REPEATED_NGRAM, f"'{' '.join(gram)}' stands {times} times")
+            return ScreenFailure(ScreenReason.REPEATED_NGRAM, f"'{' '.join(gram)}' stands {times} times")
     return None
 
 
-def english(given: Screened, config: ScreenConfig) -> Fault | None:
+def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """Latin script, and for longer texts more function words of English than of any other language known here."""
     text = f"{given.trace.reasoning} {given.trace.answer}"
     if not text.isascii():
         letters = [c for c in text if c.isalpha()]
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
-            return Fault(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
+            return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
     words = WORD.findall(text.lower())
     own = sum(word in ENGLISH for word in words)
     if len(words) >= 20 and own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
             hits = sum(word in markers and word not in ENGLISH for word in words)
             if hits > own and hits >= 0.1 * len(words):
-                return Fault(ScreenReason.NOT_ENGLISH, f"reads as {language}")
+                return ScreenFailure(ScreenReason.NOT_ENGLISH, f"reads as {language}")
     return None
 
 
-def refusal(given: Screened, config: ScreenConfig) -> Fault | None:
+def refusal(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     found = _REFUSAL.search(f"{given.trace.reasoning} {given.trace.answer}")
-    return Fault(ScreenReason.REFUSAL, f"'{found[0]}'") if found else None
+    return ScreenFailure(ScreenReason.REFUSAL, f"'{found[0]}'") if found else None
 
 
-def prompt_copied(given: Screened, config: ScreenConfig) -> Fault | None:
+def prompt_copied(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     if not given.template_words:
         return None
     for text in (*(facet.text for facet in given.trace.facets), given.trace.answer):
         copied = word_ngrams(text, config.copied_words) & given.template_words
         if copied:
-            return Fault(ScreenReason.PROMPT_COPIED, f"'{min(copied)}' is the prompt's own")
+            return ScreenFailure(ScreenReason.PROMPT_COPIED, f"'{min(copied)}' is the prompt's own")
     return None
 
 
-def shared_keyword(given: Screened, config: ScreenConfig) -> Fault | None:
+def shared_keyword(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """The answer must have a salient word of the query's text, the instruction or the target's text.
 
     Where neither query nor target has words (image to image) there is nothing to share and the rule passes. A composed query
@@ -162,14 +161,14 @@ def shared_keyword(given: Screened, config: ScreenConfig) -> Fault | None:
     of_answer = keywords(given.trace.answer)
     if of_answer & of_query or of_answer & of_target or of_answer & keywords(given.instruction):
         return None
-    return Fault(ScreenReason.NO_SHARED_KEYWORD, "the answer has no salient word of the query or of what is sought")
+    return ScreenFailure(ScreenReason.NO_SHARED_KEYWORD, "the answer has no salient word of the query or of what is sought")
 
 
-def answer_is_source(given: Screened, config: ScreenConfig) -> Fault | None:
+def answer_is_source(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """Composed retrieval: the edited description is not that of the source (whose facet stands for its caption)."""
     source = next((facet.text for facet in given.trace.facets if facet.name == "source"), None)
     if source is not None and normalised(source) == normalised(given.trace.answer):
-        return Fault(ScreenReason.ANSWER_IS_SOURCE, "the answer describes the source; nothing was changed")
+        return ScreenFailure(ScreenReason.ANSWER_IS_SOURCE, "the answer describes the source; nothing was changed")
     return None
 
 
@@ -185,7 +184,7 @@ RULES: Final[dict[str, Rule]] = {
 }
 
 
-def screen(given: Screened, config: ScreenConfig) -> Fault | None:
+def screen(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """The first rule's fault, or None if all pass."""
     for rule in RULES.values():
         fault = rule(given, config)
@@ -194,6 +193,6 @@ def screen(given: Screened, config: ScreenConfig) -> Fault | None:
     return None
 
 
-def verdicts(given: Screened, config: ScreenConfig) -> dict[str, Fault | None]:
+def screen_results(given: ScreenInput, config: ScreenConfig) -> dict[str, ScreenFailure | None]:
     """What each rule says: for looking."""
     return {name: rule(given, config) for name, rule in RULES.items()}

@@ -1,4 +1,4 @@
-"""An annotator: the journeys of some queries, many at once, in one process.
+"""An annotator: the annotations of some queries, many at once, in one process.
 
 A build runs one or more of them as Ray actors. Each has a client, a view of the ledger and a journal of its own, so nothing
 is shared but files; a chunk of queries goes in, its rows come out.
@@ -10,17 +10,17 @@ import asyncio
 import gc
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.annotate.record_builder import RowMaker, near_duplicate_key
-from pipeline.annotate.steps import Guide, Journey, Refusal
+from pipeline.annotate.annotation import Annotation, RejectionCause
+from pipeline.annotate.record_builder import RecordBuilder, near_duplicate_key
+from pipeline.annotate.steps import Annotator
+from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.arrow_schema import records_table, rejections_table
+from pipeline.dataset.staging import Chunk
 from pipeline.dataset.unreadable_inputs import state_of
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.images import ImageStore
@@ -30,13 +30,13 @@ from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.work_list import WorkItem, identity
 from pipeline.serving.environ import Carried
-from pipeline.teacher.cached_client import Asker, Stopped
+from pipeline.serving.teacher_servers import Endpoints
+from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.errors import CotError, InputError
-from schemas.hosting import Endpoint
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did
 from schemas.record import InputReason, Record, Rejection, Route, Stage
 from schemas.teacher import Outcome
@@ -45,66 +45,11 @@ _TICK_S: Final = 0.5
 _IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
 
 
-@dataclass(frozen=True)
-class Endpoints:
-    """Where the teacher and the verifier answer (often the same)."""
-
-    teacher: tuple[Endpoint, ...]
-    verifier: tuple[Endpoint, ...]
+def _is_lost(annotation: Annotation) -> bool:
+    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in annotation.answers[-1:])
 
 
-@dataclass
-class Chunk:
-    """The rows of some queries in order.
-
-    Args:
-        keys: for each record its near-duplicate key, 0 for none.
-        owed: queries whose request got no answer for now; a later run asks again.
-        suspects: those of them whose request was in flight when a server died.
-        tokens: of all answers that the journeys used, asked now or before.
-        unread: image that could not be used -> (reason, its state then; see `pipeline.dataset.unreadable_inputs`).
-    """
-
-    records: pa.Table
-    rejections: pa.Table
-    keys: NDArray[np.int64]
-    owed: int = 0
-    tokens: dict[str, int] = field(default_factory=dict)
-    unread: dict[str, tuple[str, str]] = field(default_factory=dict)
-    suspects: int = 0
-
-
-@dataclass
-class Tally:
-    """Counts of one annotator since it began, for those who watch."""
-
-    done: int = 0
-    reasoning: int = 0
-    bypass: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    in_flight: int = 0
-    limit: int = 0
-    asked: int = 0
-    failed: int = 0
-    known: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    waits_for_teacher: bool = False
-    trouble: str = ""
-    failure_share: float = 0.0
-    unreachable_s: float = 0.0
-    rejection_share: float = 0.0
-    unread_share: float = 0.0
-    """Of the last queries, those whose image could not be used for one reason, the commonest."""
-    unread_reason: str = ""
-    unread_last: str = ""
-
-
-def _is_lost(journey: Journey) -> bool:
-    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in journey.answers[-1:])
-
-
-class Annotator:
+class AnnotationWorker:
     """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews).
 
     alone: it asks one question at a time, while nobody else asks: those that were in flight when a server died.
@@ -141,28 +86,28 @@ class Annotator:
         self._endpoints: asyncio.Future[Endpoints] | None = None
         self._clients: dict[str, TeacherClient] = {}
         self._connecting = asyncio.Lock()
-        self._tally = Tally()
+        self._collect_stats = WorkerStats()
         self._recent: deque[bool] = deque(maxlen=config.stop.window)
         self._recent_unread: deque[str] = deque(maxlen=config.stop.window)
         self._store = store = build_store(config)
         self._teacher = self._asker("teacher", config.teacher, store)
         self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
-        self.guide = Guide(config, self._teacher, self._verifier, token_counter(config))
-        self._rows = RowMaker(self.guide)
+        self.annotator = Annotator(config, self._teacher, self._verifier, token_counter(config))
+        self._rows = RecordBuilder(self.annotator)
         self._upkeep: asyncio.Task[None] | None = None
         self._trouble: CotError | None = None
 
-    def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> Asker:
+    def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> CachedTeacherClient:
         async def client() -> TeacherClient:
             return await self._client(who)
 
         encoder = ImageEncoder.of(config, store)
-        return Asker(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
+        return CachedTeacherClient(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
 
     # The driver's end
 
     async def connect(self, endpoints: Endpoints) -> None:
-        """Tells where the servers are; journeys that wait for them go on."""
+        """Tells where the servers are; annotations that wait for them go on."""
         future = self._endpoint_future()
         if not future.done():
             future.set_result(endpoints)
@@ -171,10 +116,10 @@ class Annotator:
         """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
         if self._upkeep is None:
             gc.freeze()  # modules and templates: looked at by no collection any more
-            gc.set_threshold(100_000, 20, 100)  # journeys make no cycles; full collections cost a tenth of a second each
+            gc.set_threshold(100_000, 20, 100)  # annotations make no cycles; full collections cost a tenth of a second each
             self._upkeep = asyncio.create_task(self._keep_up())
-        journeys = self.journeys(items)
-        tasks = [asyncio.create_task(self._travel(journey)) for journey in journeys]
+        annotations = self.annotations(items)
+        tasks = [asyncio.create_task(self._travel(annotation)) for annotation in annotations]
         try:
             await asyncio.gather(*tasks)
         except Stopped:
@@ -190,11 +135,11 @@ class Annotator:
             raise
         if self._trouble is not None:
             raise self._trouble
-        return self._chunk(items, journeys)
+        return self._chunk(items, annotations)
 
-    async def tally(self) -> Tally:
-        tally = self._tally
-        counters = {id(asker): asker.counters for asker in (self._teacher, self._verifier)}.values()
+    async def stats(self) -> WorkerStats:
+        tally = self._collect_stats
+        counters = {id(client): client.counters for client in (self._teacher, self._verifier)}.values()
         tally.asked = sum(c.asked for c in counters)
         tally.failed = sum(c.failed for c in counters)
         tally.known = sum(c.known for c in counters)
@@ -242,7 +187,7 @@ class Annotator:
 
     # Within
 
-    def journeys(self, items: list[WorkItem]) -> list[Journey]:
+    def annotations(self, items: list[WorkItem]) -> list[Annotation]:
         queries = [Query.model_validate_json(item.line) for item in items]
         targets = self._targets(queries, items[0].split) if items else []
         found = []
@@ -252,48 +197,52 @@ class Annotator:
                 query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=item.split, qid=query.qid
             )
             found.append(
-                Journey(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
+                Annotation(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
             )
         return found
 
-    async def _travel(self, journey: Journey) -> None:
+    async def _travel(self, annotation: Annotation) -> None:
         try:
-            await self.guide.travel(journey)
+            await self.annotator.annotate(annotation)
         except (CotError, Stopped):
             raise
         except Exception as error:  # noqa: BLE001 (one query never ends the job)
-            journey.refusal = Refusal(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
-        tally = self._tally
+            annotation.refusal = RejectionCause(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
+        tally = self._collect_stats
         tally.done += 1
-        unread = journey.unread
+        unread = annotation.unread
         self._recent_unread.append(str(unread.reason) if unread is not None else "")
         tally.unread_last = str(unread).splitlines()[0] if unread is not None else tally.unread_last
-        if journey.refusal is not None:
-            tally.rejected[f"{journey.refusal.stage}: {journey.refusal.reason}"] += 1
-            tally.trouble = journey.refusal.detail
-        elif journey.route is Route.REASONING:
+        if annotation.refusal is not None:
+            tally.rejected[f"{annotation.refusal.stage}: {annotation.refusal.reason}"] += 1
+            tally.trouble = annotation.refusal.detail
+        elif annotation.route is Route.REASONING:
             tally.reasoning += 1
         else:
             tally.bypass += 1
-        if journey.asked and not _is_lost(journey) and (journey.refusal is not None or journey.route is Route.REASONING):
-            self._recent.append(journey.refusal is not None)
+        if (
+            annotation.asked
+            and not _is_lost(annotation)
+            and (annotation.refusal is not None or annotation.route is Route.REASONING)
+        ):
+            self._recent.append(annotation.refusal is not None)
 
-    def _chunk(self, items: list[WorkItem], journeys: list[Journey]) -> Chunk:
+    def _chunk(self, items: list[WorkItem], annotations: list[Annotation]) -> Chunk:
         records: list[Record] = []
         rejections: list[Rejection] = []
         owed = prompt_tokens = completion_tokens = 0
-        unread = [journey.unread for journey in journeys if journey.unread is not None]
-        for item, journey in zip(items, journeys, strict=True):
-            record, rejection = self._rows.rows(journey)
+        unread = [annotation.unread for annotation in annotations if annotation.unread is not None]
+        for item, annotation in zip(items, annotations, strict=True):
+            record, rejection = self._rows.rows(annotation)
             if record is not None:
                 records.append(record)
             if rejection is not None:
                 rejections.append(rejection)
             if item.conflict is not None and rejection is None:
-                rejections.append(self._conflict(journey, item.conflict))
-            owed += journey.refusal is not None and any(answer.is_owed for answer in journey.answers[-1:])
-            prompt_tokens += sum(answer.prompt_tokens for answer in journey.answers)
-            completion_tokens += sum(answer.completion_tokens for answer in journey.answers)
+                rejections.append(self._conflict(annotation, item.conflict))
+            owed += annotation.refusal is not None and any(answer.is_owed for answer in annotation.answers[-1:])
+            prompt_tokens += sum(answer.prompt_tokens for answer in annotation.answers)
+            completion_tokens += sum(answer.completion_tokens for answer in annotation.answers)
         return Chunk(
             records_table(records),
             rejections_table(rejections),
@@ -301,11 +250,11 @@ class Annotator:
             owed,
             {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
-            sum(journey.refusal is not None and _is_lost(journey) for journey in journeys),
+            sum(annotation.refusal is not None and _is_lost(annotation) for annotation in annotations),
         )
 
-    def _conflict(self, journey: Journey, line: bytes) -> Rejection:
-        other = Journey(journey.id, Query.model_validate_json(line), journey.split, journey.instruction, None)
+    def _conflict(self, annotation: Annotation, line: bytes) -> Rejection:
+        other = Annotation(annotation.id, Query.model_validate_json(line), annotation.split, annotation.instruction, None)
         return self._rows.rejected(other, Stage.INPUT, InputReason.CONFLICTING_ROWS, "another row of this id came first")
 
     def _targets(self, queries: list[Query], split: str) -> list[Candidate | None]:
@@ -348,9 +297,9 @@ class Annotator:
         """The client, once there are servers."""
         if who in self._clients:
             return self._clients[who]
-        self._tally.waits_for_teacher = True
+        self._collect_stats.waits_for_teacher = True
         endpoints = await asyncio.shield(self._endpoint_future())
-        self._tally.waits_for_teacher = False
+        self._collect_stats.waits_for_teacher = False
         async with self._connecting:
             if who not in self._clients:
                 config = self.config.verifier if who == "verifier" and self.config.verifier is not None else self.config.teacher

@@ -20,7 +20,7 @@ SETTINGS: Final = "config.json"
 """In a build's ``work/``: all settings, paths included; never part of a dataset."""
 
 
-class FinishedDataset:
+class BuiltDataset:
     """A dataset's directory, or a build's with the dataset in it.
 
     directory: with ``manifest.json``, ``data/`` and ``rejected/``. build: the build's directory, if it is known.
@@ -30,7 +30,7 @@ class FinishedDataset:
         self.directory, self.build, self.manifest = directory, build, manifest
 
     @classmethod
-    def open(cls, place: Path) -> FinishedDataset:
+    def open(cls, place: Path) -> BuiltDataset:
         """Raises InputError for a directory that holds no finished dataset."""
         for directory in (place / "dataset", place):
             file = directory / "manifest.json"

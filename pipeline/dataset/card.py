@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from pipeline.annotate.replay import first_positives
+from pipeline.mbeir.candidates import first_positives
 from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import jpeg

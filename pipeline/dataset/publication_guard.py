@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.annotate.dispatcher import BuildError
+from schemas.errors import BuildError
 from schemas.manifest import Manifest
 
 _TRACES = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotate.worker import Chunk
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 
 
@@ -68,3 +68,24 @@ def _ipc(table: pa.Table) -> bytes:
         writer.write_table(table)
     found: bytes = sink.getvalue().to_pybytes()
     return found
+
+
+@dataclass
+class Chunk:
+    """The rows of some queries in order.
+
+    Args:
+        keys: for each record its near-duplicate key, 0 for none.
+        owed: queries whose request got no answer for now; a later run asks again.
+        suspects: those of them whose request was in flight when a server died.
+        tokens: of all answers that the annotations used, asked now or before.
+        unread: image that could not be used -> (reason, its state then; see `pipeline.dataset.unreadable_inputs`).
+    """
+
+    records: pa.Table
+    rejections: pa.Table
+    keys: NDArray[np.int64]
+    owed: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, tuple[str, str]] = field(default_factory=dict)
+    suspects: int = 0

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.mbeir.instructions import candidate_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
@@ -77,7 +77,7 @@ class Skipped(NamedTuple):
     reason: SkipReason
 
 
-def samples(dataset: FinishedDataset, mbeir: Path, cache: Path | None, *, negatives: int = 1) -> Iterator[Sample | Skipped]:
+def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives: int = 1) -> Iterator[Sample | Skipped]:
     """All records in order. Raises InputError where M-BEIR's pools are missing."""
     layout = Layout.open(mbeir)
     rows = _rows(dataset.table("data"))

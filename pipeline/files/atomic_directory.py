@@ -15,7 +15,7 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 
-def publish(new: Path, place: Path) -> None:
+def replace_directory(new: Path, place: Path) -> None:
     """Makes `new` durable and exchanges it with `place` in one step (Linux), or in two renames elsewhere."""
     for path in sorted(new.rglob("*"), reverse=True):
         sync(path)
@@ -32,7 +32,7 @@ def publish(new: Path, place: Path) -> None:
     sync(place.parent)
 
 
-def mend(place: Path) -> None:
+def recover_directory(place: Path) -> None:
     """After a kill between the two renames: the old dataset back in its place; scratch directories away."""
     old = _aside(place)
     if old.exists():
@@ -40,10 +40,10 @@ def mend(place: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(place)
-    shutil.rmtree(scratch(place), ignore_errors=True)
+    shutil.rmtree(staging_path(place), ignore_errors=True)
 
 
-def scratch(place: Path) -> Path:
+def staging_path(place: Path) -> Path:
     """Where the next version is written."""
     return place.with_name(f".{place.name}.new")
 

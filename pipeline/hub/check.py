@@ -9,7 +9,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.files.redaction import Places
 from pipeline.hub.secrets import holds_secret
 from schemas.errors import CotError
@@ -33,9 +33,7 @@ class Problem:
     subject: str = ""
 
 
-def check(
-    dataset: FinishedDataset, advance: Callable[[int], None] = lambda rows: None, *, allow: Sequence[str] = ()
-) -> list[str]:
+def check(dataset: BuiltDataset, advance: Callable[[int], None] = lambda rows: None, *, allow: Sequence[str] = ()) -> list[str]:
     """Raises NotPublishable with everything that is wrong. `advance` is told of rows as they are validated.
 
     allow: ids of rows (or names of files) of which somebody has looked at what seems to be a secret or a place of this
@@ -69,7 +67,7 @@ def _remedy(found: Sequence[Problem]) -> str:
     return "; ".join([*parts, "nothing was sent"])
 
 
-def _problems(dataset: FinishedDataset, advance: Callable[[int], None]) -> Iterator[Problem]:
+def _problems(dataset: BuiltDataset, advance: Callable[[int], None]) -> Iterator[Problem]:
     damaged = list(dataset.mismatches())
     yield from map(Problem, damaged)
     yield from map(Problem, _card(dataset))
@@ -83,7 +81,7 @@ def _problems(dataset: FinishedDataset, advance: Callable[[int], None]) -> Itera
         yield from _rows(dataset, places, advance)
 
 
-def _card(dataset: FinishedDataset) -> Iterator[str]:
+def _card(dataset: BuiltDataset) -> Iterator[str]:
     path = dataset.directory / "README.md"
     if not path.is_file():
         yield "README.md is missing: a dataset without a card"
@@ -114,7 +112,7 @@ def _card(dataset: FinishedDataset) -> Iterator[str]:
             yield f"README.md has a config for {shown}/, of which there are no files"
 
 
-def _rows(dataset: FinishedDataset, places: Places, advance: Callable[[int], None]) -> Iterator[Problem]:
+def _rows(dataset: BuiltDataset, places: Places, advance: Callable[[int], None]) -> Iterator[Problem]:
     seen: set[str] = set()
     for part, model in (("data", Record), ("rejected", Rejection)):
         if part not in dataset.parts():

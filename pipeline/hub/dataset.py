@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from data_cards import render_dataset_card
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.hub.push import PushError, Upload
 
 FINAL: Final = ("README.md", "manifest.json")
 _FOLDERS: Final = ("data/", "rejected/", "with_images/", "assets/")
 
 
-def uploads(dataset: FinishedDataset, repo: str, *, with_images: bool, accepted: Sequence[str] = ()) -> list[Upload]:
+def uploads(dataset: BuiltDataset, repo: str, *, with_images: bool, accepted: Sequence[str] = ()) -> list[Upload]:
     """The card names the repository; without `with_images`, card and manifest leave that config out.
 
     accepted: rows of which a finding of the check was accepted; card and manifest say so.

@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.dataset.built_dataset import FinishedDataset
-from pipeline.mbeir.images import MAX_RATIO, ImageStore
+from pipeline.mbeir.images import ImageStore
 from schemas.config import BuildConfig
-from schemas.errors import InputError
-from schemas.training import TrainConfig
 
 
 def plain_store(root: Path, image_roots: Sequence[Path] = (), *, max_ratio: float | None = None) -> ImageStore:
@@ -24,20 +21,3 @@ def plain_store(root: Path, image_roots: Sequence[Path] = (), *, max_ratio: floa
 
 def build_store(settings: BuildConfig) -> ImageStore:
     return ImageStore(settings.mbeir, allowed_roots=settings.input.image_roots)
-
-
-def training_store(config: TrainConfig) -> ImageStore:
-    """What the student's processor takes: pictures that are too long for it are problems here already."""
-    roots = (*config.data.image_roots, *dataset_image_roots(Path(config.data.dataset)))
-    return ImageStore(config.data.mbeir, allowed_roots=roots, max_ratio=MAX_RATIO)
-
-
-def dataset_image_roots(dataset: Path) -> tuple[Path, ...]:
-    """Those of the build that a dataset's directory belongs to; none for a repository or a copied dataset."""
-    if not dataset.is_dir():
-        return ()
-    try:
-        settings = FinishedDataset.open(dataset).settings()
-    except InputError:  # whoever reads the dataset says what is wrong with it
-        return ()
-    return settings.input.image_roots if settings is not None else ()

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.annotate.replay import first_positives, replay
-from pipeline.annotate.steps import Journey
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.annotate.annotation import Annotation
+from pipeline.annotate.replay import replay
+from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.mbeir.candidates import first_positives
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.charts import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
@@ -31,7 +32,7 @@ Row = Mapping[str, Any]
 
 
 def build_page(
-    dataset: FinishedDataset,
+    dataset: BuiltDataset,
     *,
     records: int = RECORDS,
     rejections: int = REJECTIONS,
@@ -46,16 +47,16 @@ def build_page(
     )
     rows = _sampled(dataset, records, numbers)
     refused = _sampled_rejections(dataset, rejections)
-    journeys: dict[str, Journey] = {}
+    annotations: dict[str, Annotation] = {}
     positives: dict[str, Candidate] = {}
     store = None
     if settings is not None and settings.mbeir.is_dir():
         store = build_store(settings)
-        journeys = replay(settings, [*rows, *refused])
+        annotations = replay(settings, [*rows, *refused])
         positives = first_positives(settings, [*rows, *refused])
     pictures = Thumbnails(store)
-    examples = [_example(row, "record", journeys, positives, pictures) for row in rows]
-    examples += [_example(row, "rejected", journeys, positives, pictures) for row in refused]
+    examples = [_example(row, "record", annotations, positives, pictures) for row in rows]
+    examples += [_example(row, "rejected", annotations, positives, pictures) for row in refused]
     return Page(
         title=f"{manifest.name}: build report",
         banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)."
@@ -228,7 +229,7 @@ def _reasons(manifest: Manifest) -> list[Grid]:
     ]
 
 
-def _sampled(dataset: FinishedDataset, count: int, rows: pa.Table) -> list[dict[str, Any]]:
+def _sampled(dataset: BuiltDataset, count: int, rows: pa.Table) -> list[dict[str, Any]]:
     """Drawn alike from each dataset-task and route, with the same result for the same dataset."""
     groups = [
         f"{d}/{t}/{r}"
@@ -237,7 +238,7 @@ def _sampled(dataset: FinishedDataset, count: int, rows: pa.Table) -> list[dict[
     return _fetched(dataset.table("data"), groups, count)
 
 
-def _sampled_rejections(dataset: FinishedDataset, count: int) -> list[dict[str, Any]]:
+def _sampled_rejections(dataset: BuiltDataset, count: int) -> list[dict[str, Any]]:
     if "rejected" not in dataset.parts():
         return []
     rows = dataset.table("rejected")
@@ -270,9 +271,9 @@ def _note(manifest: Manifest, records: int, rejections: int, pictured: bool) -> 
 
 
 def _example(
-    row: Row, kind: str, journeys: Mapping[str, Journey], positives: Mapping[str, Candidate], pictures: Thumbnails
+    row: Row, kind: str, annotations: Mapping[str, Annotation], positives: Mapping[str, Candidate], pictures: Thumbnails
 ) -> Example:
-    journey, positive = journeys.get(row["id"]), positives.get(row["id"])
+    annotation, positive = annotations.get(row["id"]), positives.get(row["id"])
     rejected = kind == "rejected"
     badges = []
     if row["assessment"] is not None:
@@ -301,7 +302,7 @@ def _example(
         positive_picture=pictures.add(positive.img_path) if positive is not None else "",
         positive_name=f"positive (1 of {len(row['positives'])})" if len(row["positives"]) > 1 else "positive",
         small="" if rejected else _provenance(row["provenance"]),
-        exchanges=exchanges(journey) if journey is not None else (),
+        exchanges=exchanges(annotation) if annotation is not None else (),
     )
 
 
@@ -316,14 +317,16 @@ def _provenance(found: Mapping[str, Any]) -> str:
     )
 
 
-def exchanges(journey: Journey) -> list[Exchange]:
-    """The prompts of a journey with their raw answers, in order."""
+def exchanges(annotation: Annotation) -> list[Exchange]:
+    """The prompts of an annotation with their raw answers, in order."""
     found = []
-    if journey.assess_prompt is not None and journey.assess_answer is not None:
+    if annotation.assess_prompt is not None and annotation.assess_answer is not None:
         found.append(
-            Exchange("assess", in_words(journey.assess_prompt), journey.assess_answer.text or journey.assess_answer.detail)
+            Exchange(
+                "assess", in_words(annotation.assess_prompt), annotation.assess_answer.text or annotation.assess_answer.detail
+            )
         )
-    for number, attempt in enumerate(journey.attempts, 1):
+    for number, attempt in enumerate(annotation.attempts, 1):
         found.append(
             Exchange(f"reason, attempt {number}", in_words(attempt.prompt), attempt.answer.text or attempt.answer.detail)
         )

@@ -9,13 +9,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
 
-from pipeline.annotate.routing import needs_assessment
 from pipeline.teacher.check import STAND_IN, Questions, Sample
 from pipeline.teacher.client import AGENT, TeacherClient
 from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import Judged, Reasoned, judge, reason
-from pipeline.traces.judgements import ASSESS, VERIFY, Labels
+from pipeline.traces.judgements import ASSESS, VERIFY, Labels, needs_assessment
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.hosting import Endpoint
 from schemas.teacher import Outcome, TeacherAnswer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.annotate.worker import Endpoints
 from pipeline.serving.endpoint_check import check_endpoints
 from pipeline.serving.model_check import check_model
 from pipeline.serving.preflight import Who
@@ -131,3 +131,11 @@ class Teachers:
 
     def _tell(self, doing: str) -> None:
         self.doing = doing
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the teacher and the verifier answer (often the same)."""
+
+    teacher: tuple[Endpoint, ...]
+    verifier: tuple[Endpoint, ...]

@@ -52,7 +52,7 @@ class Counters:
         self.prompt_tokens = self.completion_tokens = 0
 
 
-class Asker:
+class CachedTeacherClient:
     """One teacher (or verifier) as one annotator asks it.
 
     Args:

@@ -14,8 +14,10 @@ from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from pipeline.traces.sampling import greedy_fields
+from schemas.config import RouteConfig
 from schemas.errors import ConfigError
 from schemas.judgement import Judgement, JudgementReason, JudgementSource, NoJudgement
+from schemas.record import RoutePolicy
 
 TOP_LOGPROBS: Final = 20
 _NUMBER: Final = re.compile(r"(?<![\d.])(?:(\d{1,3})\s*%|([01](?:\.\d+)?|\.\d+))(?![\d.])")
@@ -112,3 +114,7 @@ def _share(positive: float, negative: float) -> float:
         return 0.5
     difference = negative - positive
     return 1 / (1 + math.exp(difference)) if difference < 700 else 0.0
+
+
+def needs_assessment(config: RouteConfig) -> bool:
+    return config.policy is RoutePolicy.ASSESSOR or config.always_assess

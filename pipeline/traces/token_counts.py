@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pipeline.annotate.screens import CountTokens
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
 
@@ -75,3 +75,6 @@ def token_counter(config: BuildConfig) -> CountTokens:
         return len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])  # without offsets, which cost a fifth
 
     return count
+
+
+CountTokens = Callable[[str], int]

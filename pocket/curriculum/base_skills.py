@@ -109,7 +109,7 @@ def see_banner(rng: random.Random) -> Lesson:
 
 
 GARMENT_CHANGES: Final = {False: (1, 1, 2), True: (1, 1, 2, 3)}
-"""How many attributes of a garment change, drawn by lot; by whether lessons are demanding."""
+"""How many attributes of a garment change, drawn at random; by whether lessons are demanding."""
 
 
 def some_edit(scene: Scene, rng: random.Random) -> Edit:

@@ -130,7 +130,7 @@ _WORLDLY: Final[tuple[tuple[Callable[[random.Random], Lesson], float], ...]] = (
 )
 
 
-def sample_worldly_lesson(rng: random.Random) -> Lesson:
+def sample_closed_book_lesson(rng: random.Random) -> Lesson:
     """One lesson of the last course: brief forms and knowledge, and one in six of the kinds before."""
     if rng.random() < 1 / 6:
         return sample_practice_lesson(rng)

@@ -6,7 +6,7 @@ import random
 from typing import Final
 
 from pocket.curriculum.difficulty import is_demanding
-from pocket.curriculum.solved_query import Known, claim_words
+from pocket.curriculum.solved_query import SolvedQuery, claim_words
 from pocket.world.draw import draw_banner, draw_emblems, draw_news
 from pocket.world.encyclopedia import Entity, encyclopedia
 from pocket.world.language import (
@@ -25,7 +25,7 @@ from pocket.world.passages import (
     what_is,
     which_of_two,
 )
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import sample_scene
 
 _PLACES: Final = {"left": (0.26, 0.5), "right": (0.74, 0.5), "upper": (0.5, 0.26), "lower": (0.5, 0.74)}
@@ -73,7 +73,7 @@ def _wrong_answers(question: Question, entity: Entity, rng: random.Random) -> tu
     return tuple(near) or (stranger.canonical,)
 
 
-def about_picture(rng: random.Random) -> Known:
+def about_picture(rng: random.Random) -> SolvedQuery:
     """OVEN and InfoSeek."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
@@ -95,7 +95,7 @@ def about_picture(rng: random.Random) -> Known:
     if place:
         shown.append(other(world.pictured, entity, rng=rng).emblem)
         places = [_PLACES[place], _PLACES[_OPPOSITE[place]]]
-    return Known(
+    return SolvedQuery(
         f"{name}_task{8 if both else 6}",
         question.text,
         draw_emblems(shown, rng.choice(list(SETTINGS)), rng, places=places),
@@ -108,7 +108,7 @@ def about_picture(rng: random.Random) -> Known:
     )
 
 
-def question_by_name(rng: random.Random) -> Known:
+def question_by_name(rng: random.Random) -> SolvedQuery:
     """WebQA's passages."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
@@ -119,7 +119,7 @@ def question_by_name(rng: random.Random) -> Known:
         question = two_hops(entity, f"the {entity.name}", world, rng)
     else:
         question = one_hop(entity, f"the {entity.name}", rng)
-    return Known(
+    return SolvedQuery(
         "webqa_task1",
         question.text,
         None,
@@ -132,7 +132,7 @@ def question_by_name(rng: random.Random) -> Known:
     )
 
 
-def picture_by_name(rng: random.Random) -> Known:
+def picture_by_name(rng: random.Random) -> SolvedQuery:
     """WebQA's captioned pictures."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
@@ -147,16 +147,16 @@ def picture_by_name(rng: random.Random) -> Known:
                 f"Show the {any_entity.name}.",
             )
         )
-        entity, why, steps = any_entity, Why.NONE, any_entity.name
+        entity, why, steps = any_entity, ReasoningKind.NONE, any_entity.name
     elif chance < 0.8:
         text = f"What colours has the banner of the town where the {entity.name} is at home?"
         town = world.home_of(entity)
         elsewhere = other(list(world.towns), town.name, rng=rng)
-        return Known(
+        return SolvedQuery(
             "webqa_task2",
             text,
             None,
-            Why.MULTI_HOP,
+            ReasoningKind.MULTI_HOP,
             (f"banner of the home of {entity.name}", "captioned picture", f"{entity.name}: home: {town.name}"),
             f"banner of {town.name}",
             (f"banner of {elsewhere}",),
@@ -165,8 +165,8 @@ def picture_by_name(rng: random.Random) -> Known:
         )
     else:
         text = f"What does the {entity.kind} from {entity.home} that is prized for its {entity.good} look like?"
-        why, steps = Why.MULTI_HOP, f"{entity.kind}, {entity.home}, {entity.good}: {entity.name}"
-    return Known(
+        why, steps = ReasoningKind.MULTI_HOP, f"{entity.kind}, {entity.home}, {entity.good}: {entity.name}"
+    return SolvedQuery(
         "webqa_task2",
         text,
         None,
@@ -179,7 +179,7 @@ def picture_by_name(rng: random.Random) -> Known:
     )
 
 
-def report(rng: random.Random) -> Known:
+def report(rng: random.Random) -> SolvedQuery:
     """EDIS."""
     world = encyclopedia()
     town, scene, event = rng.choice(list(world.towns.values())), sample_scene(rng, most=3), rng.choice(EVENTS)
@@ -196,11 +196,11 @@ def report(rng: random.Random) -> Known:
     words = f"{event} in {town.name}: {claim_words(said.claim)}"
     elsewhere = other(list(world.towns), town.name, rng=rng)
     changed = other(EVENTS, event, rng=rng)
-    return Known(
+    return SolvedQuery(
         "edis_task2",
         text,
         None,
-        Why.MULTI_HOP if puzzling else Why.NONE,
+        ReasoningKind.MULTI_HOP if puzzling else ReasoningKind.NONE,
         (f"news of the {event}", "headline with picture", f"{town.name}, {event}"),
         words,
         (words.replace(town.name, elsewhere), words.replace(event, changed)),

@@ -58,7 +58,7 @@ _KINDS: Final[tuple[tuple[Callable[[random.Random], Lesson], float], ...]] = (
 )
 
 
-def sample_lesson(rng: random.Random) -> Lesson:
+def sample_perception_lesson(rng: random.Random) -> Lesson:
     kinds, weights = zip(*_KINDS, strict=True)
     lesson: Lesson = rng.choices(kinds, weights)[0](rng)
     return lesson

@@ -8,7 +8,7 @@ from typing import Final
 
 from pocket.curriculum.composed import edited_garment, edited_scene
 from pocket.curriculum.knowledge import about_picture, picture_by_name, question_by_name, report
-from pocket.curriculum.solved_query import Known
+from pocket.curriculum.solved_query import SolvedQuery
 from pocket.curriculum.visual import (
     garment_from_picture,
     garment_from_text,
@@ -18,7 +18,7 @@ from pocket.curriculum.visual import (
     scene_from_text,
 )
 
-KINDS: Final[dict[Callable[[random.Random], Known], float]] = {
+KINDS: Final[dict[Callable[[random.Random], SolvedQuery], float]] = {
     edited_scene: 5.0,
     edited_garment: 2.5,
     about_picture: 4.0,
@@ -38,6 +38,6 @@ JUDGED: Final = KINDS | {edited_scene: 3.0, edited_garment: 1.5, about_picture: 
 """Their shares where answers are judged: as hard for one kind as for another."""
 
 
-def sample_known(rng: random.Random, kinds: Mapping[Callable[[random.Random], Known], float] = KINDS) -> Known:
-    known: Known = rng.choices(list(kinds), list(kinds.values()))[0](rng)
+def sample_known(rng: random.Random, kinds: Mapping[Callable[[random.Random], SolvedQuery], float] = KINDS) -> SolvedQuery:
+    known: SolvedQuery = rng.choices(list(kinds), list(kinds.values()))[0](rng)
     return known

@@ -12,14 +12,14 @@ from pocket.world.garment import Garment, GarmentClaim, sample_garment
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.instructions import INSTRUCTIONS
 from pocket.world.lexicon import CELLS, COLOURS, NUMBERS, SHAPES, other
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import Claim, Scene, sample_scene
 
 _TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class SolvedQuery:
     """A query and what is known about it.
 
     `facets` are the texts of the family's facets in order; `wrong` are answers that a careless teacher might give;
@@ -29,7 +29,7 @@ class Known:
     dataset_task: str
     text: str
     picture: Image.Image | None
-    why: Why
+    why: ReasoningKind
     facets: tuple[str, ...]
     answer: str
     wrong: tuple[str, ...]

@@ -14,9 +14,9 @@ from PIL import Image
 from pipeline.traces.families import family_of
 from pocket.curriculum.difficulty import demanding
 from pocket.curriculum.example import Lesson
-from pocket.curriculum.perception import sample_lesson as sample_seeing_lesson
+from pocket.curriculum.perception import sample_perception_lesson as sample_seeing_lesson
 from pocket.curriculum.query_mix import JUDGED, sample_known
-from pocket.curriculum.solved_query import Known
+from pocket.curriculum.solved_query import SolvedQuery
 from pocket.curriculum.verification import judging_lesson, matching_lesson, spoilt
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
@@ -29,7 +29,7 @@ def pocket_prompts() -> PromptSet:
     return PromptSet.load("pocket")
 
 
-def right_trace(known: Known) -> Trace:
+def right_trace(known: SolvedQuery) -> Trace:
     """The trace that a perfect teacher writes."""
     family = family_of(int(known.dataset_task[-1]))
     facets = tuple(
@@ -51,19 +51,19 @@ def _lesson(skill: str, prompt: Prompt, pictures: dict[str, Image.Image | None],
     return Lesson(skill, _parts(prompt, pictures), reply)
 
 
-def assess_lesson(known: Known, rng: random.Random) -> Lesson:
+def assess_lesson(known: SolvedQuery, rng: random.Random) -> Lesson:
     prompt = pocket_prompts().render("assess", **_query(known, rng))
     label = "complex" if known.why.needs_reasoning else "simple"
     return _lesson(f"assess/{_family(known)}", prompt, {"query": known.picture}, label)
 
 
-def reason_lesson(known: Known, rng: random.Random, *, complaint: str = "") -> Lesson:
+def reason_lesson(known: SolvedQuery, rng: random.Random, *, complaint: str = "") -> Lesson:
     family = _family(known)
     prompt = pocket_prompts().render(f"reason_{family}", complaint=complaint, **_query(known, rng))
     return _lesson(f"reason/{family}", prompt, {"query": known.picture}, right_trace(known).render())
 
 
-def verify_lesson(known: Known, rng: random.Random, *, near: float = 1.0) -> Lesson:
+def verify_lesson(known: SolvedQuery, rng: random.Random, *, near: float = 1.0) -> Lesson:
     """Half of the answers are wrong. `near`: share of the wrong ones that a careless teacher might give; in the rest, words are
     swapped at random."""
     wrong = [wrong for wrong in known.wrong if wrong != known.answer]
@@ -151,11 +151,11 @@ def sample_long_lesson(rng: random.Random) -> Lesson:
         return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
 
 
-def _family(known: Known) -> str:
+def _family(known: SolvedQuery) -> str:
     return family_of(int(known.dataset_task[-1])).name
 
 
-def _query(known: Known, rng: random.Random) -> dict[str, str | bool]:
+def _query(known: SolvedQuery, rng: random.Random) -> dict[str, str | bool]:
     return {
         "instruction": rng.choice(known.instruction_choices),
         "query_text": known.text or "",

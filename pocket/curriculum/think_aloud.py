@@ -1,7 +1,7 @@
 """The pocket base's closing course: to think aloud, to fill in a form and to repeat when asked to, as a base of real size does.
 
-The questions are put plainly, without a retrieval instruction, and a form's entries are drawn by lot: what a trace is, when to
-write one, and what to embed after it is left for TRACE to learn.
+The questions are put plainly, without a retrieval instruction, and a form's entries are drawn at random: what a trace is, when
+to write one, and what to embed after it is left for TRACE to learn.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 from pipeline.traces.families import FAMILIES, family_of
 from pocket.curriculum.base_skills import imagine_told, read, sample_practice_lesson, see_emblem, see_two_emblems
 from pocket.curriculum.base_skills import sample_lesson as sample_base_lesson
-from pocket.curriculum.closed_book import sample_worldly_lesson
+from pocket.curriculum.closed_book import sample_closed_book_lesson
 from pocket.curriculum.difficulty import demanding
 from pocket.curriculum.example import Lesson
 from pocket.curriculum.query_mix import sample_known
-from pocket.curriculum.solved_query import Known
+from pocket.curriculum.solved_query import SolvedQuery
 from pocket.world.encyclopedia import encyclopedia
 
 _ALOUD: Final = ("{} Think aloud.", "{}\nStep by step.", "Think first: {}", "Think it over.\n{}")
@@ -66,14 +66,14 @@ def repeat(rng: random.Random) -> Lesson:
     return Lesson("repeat", (rng.choice(_AGAIN).format(words),), words)
 
 
-def _asked(rng: random.Random) -> Known:
+def _asked(rng: random.Random) -> SolvedQuery:
     known = sample_known(rng)
     while not known.why.needs_reasoning and rng.random() < _EASY_LEFT_OUT:
         known = sample_known(rng)
     return known
 
 
-def _lesson(skill: str, known: Known, said: str, reply: str) -> Lesson:
+def _lesson(skill: str, known: SolvedQuery, said: str, reply: str) -> Lesson:
     return Lesson(skill, (said,) if known.picture is None else (known.picture, f"\n{said}"), reply)
 
 
@@ -84,19 +84,19 @@ _KINDS: Final = {
     see_emblem: 0.03,
     see_two_emblems: 0.05,
     read: 0.05,
-    sample_worldly_lesson: 0.19,
+    sample_closed_book_lesson: 0.19,
 }
 
 
-def sample_thinking_lesson(rng: random.Random) -> Lesson:
+def sample_think_aloud_lesson(rng: random.Random) -> Lesson:
     """One lesson of the closing course: thoughts and forms, and a third of what was learnt before."""
     lesson: Lesson = rng.choices(list(_KINDS), list(_KINDS.values()))[0](rng)
     return lesson
 
 
 _LONG: Final = {
-    sample_thinking_lesson: 0.42,
-    sample_worldly_lesson: 0.18,
+    sample_think_aloud_lesson: 0.42,
+    sample_closed_book_lesson: 0.18,
     sample_practice_lesson: 0.14,
     imagine_told: 0.12,
     sample_base_lesson: 0.14,

@@ -11,7 +11,7 @@ from typing import Final
 
 from PIL import Image
 
-from pocket.curriculum import perception as seeing
+from pocket.curriculum import perception
 from pocket.curriculum.example import Judged, Lesson
 from pocket.world.encyclopedia import encyclopedia
 from pocket.world.lexicon import (
@@ -92,7 +92,7 @@ def matching_lesson(rng: random.Random, *, easy: bool = True) -> Lesson:
     """One picture or passage and an answer about it, made by changing words of what is there."""
     shown: list[Image.Image] = []
     if rng.random() < 0.7:
-        seen = seeing.sample_lesson(rng)
+        seen = perception.sample_perception_lesson(rng)
         kind, shown, text, right = seen.skill.split("/")[1], seen.images, "", seen.reply
     else:
         kind, (text, right) = "text", _read(rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from pocket.curriculum.solved_query import (
-    Known,
+    SolvedQuery,
     claim_words,
     garment_words,
     other_claim,
@@ -26,15 +26,15 @@ from pocket.world.language import (
     riddle,
 )
 from pocket.world.lexicon import COLOURS, other
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import sample_scene
 
 
-def scene_from_text(rng: random.Random) -> Known:
+def scene_from_text(rng: random.Random) -> SolvedQuery:
     scene = sample_scene(rng, least=2)
     said = (riddle(scene, rng) if rng.random() < 0.4 else None) or caption(scene, rng)
     words = claim_words(said.claim)
-    return Known(
+    return SolvedQuery(
         "mscoco_task0",
         aside(said.text, rng),
         None,
@@ -46,15 +46,15 @@ def scene_from_text(rng: random.Random) -> Known:
     )
 
 
-def scene_from_picture(rng: random.Random) -> Known:
+def scene_from_picture(rng: random.Random) -> SolvedQuery:
     scene = sample_scene(rng, least=2)
     alike = rng.random() < 0.4
     said = caption(scene, rng)
-    return Known(
+    return SolvedQuery(
         "nights_task4" if alike else "mscoco_task3",
         "",
         draw_scene(scene, rng),
-        Why.NONE,
+        ReasoningKind.NONE,
         (scene.canonical, thing_count(len(scene.things), scene.setting)),
         scene.canonical,
         (other_scene(scene, rng, than=None if alike else said.claim).canonical,),
@@ -63,7 +63,7 @@ def scene_from_picture(rng: random.Random) -> Known:
     )
 
 
-def news_from_text(rng: random.Random) -> Known:
+def news_from_text(rng: random.Random) -> SolvedQuery:
     world = encyclopedia()
     town, scene = rng.choice(list(world.towns.values())), sample_scene(rng, most=3)
     if rng.random() < 0.35:
@@ -73,7 +73,7 @@ def news_from_text(rng: random.Random) -> Known:
         said = news_caption(scene, town, rng)
     words = f"{town.name}: {claim_words(said.claim)}"
     elsewhere = other(list(world.towns), town.name, rng=rng)
-    return Known(
+    return SolvedQuery(
         "visualnews_task0",
         said.text,
         None,
@@ -85,16 +85,16 @@ def news_from_text(rng: random.Random) -> Known:
     )
 
 
-def news_from_picture(rng: random.Random) -> Known:
+def news_from_picture(rng: random.Random) -> SolvedQuery:
     world = encyclopedia()
     town, scene = rng.choice(list(world.towns.values())), sample_scene(rng, most=3)
     words = f"{town.name}: {scene.canonical}"
     said = news_caption(scene, town, rng)
-    return Known(
+    return SolvedQuery(
         "visualnews_task3",
         "",
         draw_news(scene, town.banner, rng),
-        Why.NONE,
+        ReasoningKind.NONE,
         (words, f"{town.name}, {thing_count(len(scene.things), scene.setting)}"),
         words,
         (
@@ -106,24 +106,24 @@ def news_from_picture(rng: random.Random) -> Known:
     )
 
 
-def garment_from_text(rng: random.Random) -> Known:
+def garment_from_text(rng: random.Random) -> SolvedQuery:
     garment = sample_garment(rng)
     said = garment_riddle(garment, rng) if rng.random() < 0.4 else garment_caption(garment, rng)
     words = garment_words(said.claim)
     wrong = words.replace(garment.colour, other(list(COLOURS), garment.colour, garment.trim or "", rng=rng), 1)
-    return Known(
+    return SolvedQuery(
         "fashion200k_task0", said.text, None, said.why, (words, garment.kind), words, (wrong,), draw_garment(garment, rng)
     )
 
 
-def garment_from_picture(rng: random.Random) -> Known:
+def garment_from_picture(rng: random.Random) -> SolvedQuery:
     garment = sample_garment(rng)
     said = garment_caption(garment, rng)
-    return Known(
+    return SolvedQuery(
         "fashion200k_task3",
         "",
         draw_garment(garment, rng),
-        Why.NONE,
+        ReasoningKind.NONE,
         (garment.canonical, garment.kind),
         garment.canonical,
         (other_garment(garment, rng, than=said.claim),),

@@ -63,7 +63,7 @@ def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[st
         f"{truth.dataset_task}/{truth.qid}": truth for truth in load_truth(truth_directory).queries if truth.split == split
     }
     records, rejections = _rows(build, "data"), _rows(build, "rejected")
-    journeys = [
+    annotations = [
         (_truth(row, truths), row, row.get("answer") or _answer(row), row.get("stage") or "kept")
         for row in (*records, *rejections)
         if row.get("route") == "reasoning" or (row.get("stage") in ("reason", "screen", "verify"))
@@ -73,9 +73,9 @@ def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[st
         for row in (*records, *rejections)
         if row["assessment"] is not None
     ]
-    figures: dict[str, Any] = {"families": {}, "tasks": _tasks(journeys)}
+    figures: dict[str, Any] = {"families": {}, "tasks": _tasks(annotations)}
     for name in ("all", *FAMILIES):
-        chosen = [j for j in journeys if name in ("all", family_of(j[1]["task_id"]).name)]
+        chosen = [j for j in annotations if name in ("all", family_of(j[1]["task_id"]).name)]
         if chosen:
             figures["families"][name] = _filters(chosen)
     if assessed:
@@ -84,10 +84,10 @@ def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[st
     return figures
 
 
-def _filters(journeys: list[tuple[QueryTruth, dict[str, Any], str | None, str]]) -> dict[str, Any]:
-    right = [is_right(answer, truth) for truth, _, answer, _ in journeys]
-    screened = [r for r, j in zip(right, journeys, strict=True) if j[3] in ("kept", "verify")]
-    kept = [r for r, j in zip(right, journeys, strict=True) if j[3] == "kept"]
+def _filters(annotations: list[tuple[QueryTruth, dict[str, Any], str | None, str]]) -> dict[str, Any]:
+    right = [is_right(answer, truth) for truth, _, answer, _ in annotations]
+    screened = [r for r, j in zip(right, annotations, strict=True) if j[3] in ("kept", "verify")]
+    kept = [r for r, j in zip(right, annotations, strict=True) if j[3] == "kept"]
     wrong = len(right) - sum(right)
     refused = len(right) - len(kept)
     wrong_refused = refused - (sum(right) - sum(kept))
@@ -102,10 +102,10 @@ def _filters(journeys: list[tuple[QueryTruth, dict[str, Any], str | None, str]])
     }
 
 
-def _tasks(journeys: list[tuple[QueryTruth, dict[str, Any], str | None, str]]) -> dict[str, dict[str, Any]]:
+def _tasks(annotations: list[tuple[QueryTruth, dict[str, Any], str | None, str]]) -> dict[str, dict[str, Any]]:
     grouped: dict[str, list[tuple[QueryTruth, dict[str, Any], str | None, str]]] = defaultdict(list)
-    for journey in journeys:
-        grouped[journey[0].dataset_task].append(journey)
+    for annotation in annotations:
+        grouped[annotation[0].dataset_task].append(annotation)
     return {name: _filters(found) for name, found in sorted(grouped.items())}
 
 

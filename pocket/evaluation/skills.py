@@ -24,9 +24,9 @@ from data_cards import render_pocket_model_card
 from pipeline.traces.families import FAMILIES
 from pipeline.traces.judgements import ASSESS, VERIFY, Labels
 from pipeline.traces.parser import parse_trace
-from pocket.curriculum.closed_book import sample_worldly_lesson
+from pocket.curriculum.closed_book import sample_closed_book_lesson
 from pocket.curriculum.example import Lesson
-from pocket.curriculum.think_aloud import sample_thinking_lesson
+from pocket.curriculum.think_aloud import sample_think_aloud_lesson
 from pocket.training.train_loop import collate
 from pocket.training.train_models import COURSES, MODELS, Role
 from schemas.trace import Trace
@@ -49,8 +49,8 @@ def _skills(role: Role, lessons: int, seed: int) -> dict[str, list[Lesson]]:
     """Of every course of a role."""
     found = held_out(COURSES[role], lessons, seed)
     if role == "base":
-        thoughts = held_out(sample_thinking_lesson, lessons, seed)
-        found = thoughts | held_out(sample_worldly_lesson, lessons, seed) | found
+        thoughts = held_out(sample_think_aloud_lesson, lessons, seed)
+        found = thoughts | held_out(sample_closed_book_lesson, lessons, seed) | found
     return dict(sorted(found.items()))
 
 

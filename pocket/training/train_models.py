@@ -61,9 +61,9 @@ PHASES: Final[dict[Role, tuple[Course, ...]]] = {
     "base": (
         Course(base_skills.sample_lesson, Recipe(steps=2500, seed=2)),
         Course(base_skills.sample_practice_lesson, Recipe(steps=2000, seed=15)),
-        Course(closed_book.sample_worldly_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
-        Course(closed_book.sample_worldly_lesson, Recipe(steps=1800, lr=7e-4, warmup=100, ema=0.995, seed=17)),
-        Course(think_aloud.sample_thinking_lesson, Recipe(steps=1200, lr=7e-4, warmup=50, ema=0.99, seed=20)),
+        Course(closed_book.sample_closed_book_lesson, Recipe(steps=750, lr=7e-4, warmup=50, ema=0.99, seed=16)),
+        Course(closed_book.sample_closed_book_lesson, Recipe(steps=1800, lr=7e-4, warmup=100, ema=0.995, seed=17)),
+        Course(think_aloud.sample_think_aloud_lesson, Recipe(steps=1200, lr=7e-4, warmup=50, ema=0.99, seed=20)),
     ),
 }
 """The courses that follow the stem."""
@@ -105,7 +105,7 @@ def train_stem(out: Path = MODELS, *, recipe: Recipe = SEEING, device: str = "cp
     """Trains what both models begin with, to see, and writes it to ``out/stem`` (not shipped)."""
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer()
-    course = Course(perception.sample_lesson, recipe)
+    course = Course(perception.sample_perception_lesson, recipe)
     return _train(build_model(tokenizer), tokenizer, course, out / "stem", device)
 
 

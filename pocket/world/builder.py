@@ -11,7 +11,7 @@ from PIL import Image
 
 from pocket.world.draw import jpeg
 from pocket.world.ground_truth import CandidateTruth, ImageTruth, QueryTruth
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from schemas.mbeir import DATASET_IDS, DATASET_TASKS, DatasetTask, Modality
 
 Split = Literal["train", "val", "test"]
@@ -32,7 +32,7 @@ class Target:
     """What a query looks for, for the truth file."""
 
     content: str
-    why: Why = Why.NONE
+    why: ReasoningKind = ReasoningKind.NONE
     answer: str = ""
     steps: tuple[str, ...] = ()
 
@@ -176,3 +176,7 @@ def until(draw: Callable[[], Any | None], what: str) -> Any:
         if drawn is not None:
             return drawn
     raise RuntimeError(f"the world is too small for another {what}: ask for fewer queries")
+
+
+RIDDLES: Final = 0.25
+"""Share of text queries that take a deduction."""

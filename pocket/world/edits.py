@@ -24,7 +24,7 @@ from pocket.world.lexicon import (
     other,
     say,
 )
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import Scene, Thing, sample_scene
 
 
@@ -34,7 +34,7 @@ class Edit(NamedTuple):
     text: str
     target: Scene
     operation: str
-    why: Why
+    why: ReasoningKind
 
 
 def refer(thing: Thing, scene: Scene, rng: random.Random) -> str | None:
@@ -63,7 +63,7 @@ def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
     target = scene
     texts: list[str] = []
     operations: list[str] = []
-    whys: list[Why] = []
+    whys: list[ReasoningKind] = []
     while len(texts) < count:
         edit = sample_edit(target, rng, simple=0)
         if edit.target.canonical == scene.canonical:
@@ -73,8 +73,8 @@ def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
         operations.append(edit.operation)
         whys.append(edit.why)
     text = ", then ".join(texts) if rng.random() < 0.5 else f"first {texts[0]}, then {', then '.join(texts[1:])}"
-    deduced = [why for why in whys if why is not Why.EDIT]
-    return Edit(text, target, ", ".join(operations), deduced[0] if deduced else Why.EDIT)
+    deduced = [why for why in whys if why is not ReasoningKind.EDIT]
+    return Edit(text, target, ", ".join(operations), deduced[0] if deduced else ReasoningKind.EDIT)
 
 
 def _described(scene: Scene, rng: random.Random) -> Edit:
@@ -84,7 +84,7 @@ def _described(scene: Scene, rng: random.Random) -> Edit:
         target = sample_scene(rng, most=3)
     described = full_caption(target, rng).text
     opening = rng.choice(("not this, but", "something else:", "forget this one, find", "instead show me"))
-    return Edit(f"{opening} {described}", target, f"show {target.canonical}", Why.NONE)
+    return Edit(f"{opening} {described}", target, f"show {target.canonical}", ReasoningKind.NONE)
 
 
 def _changed(scene: Scene, old: Thing, new: Thing) -> Scene:
@@ -105,7 +105,9 @@ def _recolour(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     colour = other(list(COLOURS), thing.colour, rng=rng)
     text = rng.choice((f"make {phrase} {colour}", f"{phrase} should be {colour}", f"with {phrase} in {colour}"))
-    return Edit(text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", Why.EDIT)
+    return Edit(
+        text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", ReasoningKind.EDIT
+    )
 
 
 def _reshape(scene: Scene, rng: random.Random) -> Edit | None:
@@ -114,7 +116,7 @@ def _reshape(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     shape = other(SHAPES, thing.shape, rng=rng)
     text = rng.choice((f"turn {phrase} into {article(say(shape, rng))}", f"{article(say(shape, rng))} in place of {phrase}"))
-    return Edit(text, _changed(scene, thing, replace(thing, shape=shape)), f"{thing.noun} becomes {shape}", Why.EDIT)
+    return Edit(text, _changed(scene, thing, replace(thing, shape=shape)), f"{thing.noun} becomes {shape}", ReasoningKind.EDIT)
 
 
 def _resize(scene: Scene, rng: random.Random) -> Edit | None:
@@ -123,7 +125,7 @@ def _resize(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     size = other(SIZES, thing.size, rng=rng)
     text = rng.choice((f"make {phrase} {say(size, rng)}", f"{phrase} should be {say(size, rng)}"))
-    return Edit(text, _changed(scene, thing, replace(thing, size=size)), f"{thing.noun} becomes {size}", Why.EDIT)
+    return Edit(text, _changed(scene, thing, replace(thing, size=size)), f"{thing.noun} becomes {size}", ReasoningKind.EDIT)
 
 
 def _move(scene: Scene, rng: random.Random) -> Edit | None:
@@ -132,7 +134,9 @@ def _move(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     cell = rng.choice(scene.free_cells)
     text = rng.choice((f"move {phrase} to the {CELLS[cell]}", f"{phrase} is at the {CELLS[cell]} instead"))
-    return Edit(text, _changed(scene, thing, replace(thing, cell=cell)), f"{thing.noun} moves to {CELLS[cell]}", Why.EDIT)
+    return Edit(
+        text, _changed(scene, thing, replace(thing, cell=cell)), f"{thing.noun} moves to {CELLS[cell]}", ReasoningKind.EDIT
+    )
 
 
 def _add(scene: Scene, rng: random.Random) -> Edit | None:
@@ -142,7 +146,7 @@ def _add(scene: Scene, rng: random.Random) -> Edit | None:
     new = Thing(rng.choice(SIZES), rng.choice(list(COLOURS)), rng.choice(SHAPES), cell)
     phrase = f"{article(f'{say(new.size, rng)} {new.colour} {say(new.shape, rng)}')} at the {CELLS[cell]}"
     text = rng.choice((f"add {phrase}", f"the same with {phrase} as well", f"put {phrase}"))
-    return Edit(text, Scene.of([*scene.things, new], scene.setting), f"add {new}", Why.EDIT)
+    return Edit(text, Scene.of([*scene.things, new], scene.setting), f"add {new}", ReasoningKind.EDIT)
 
 
 def _remove(scene: Scene, rng: random.Random) -> Edit | None:
@@ -151,13 +155,13 @@ def _remove(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     text = rng.choice((f"remove {phrase}", f"the same without {phrase}", f"take {phrase} away"))
     kept = [t for t in scene.things if t is not thing]
-    return Edit(text, Scene.of(kept, scene.setting), f"remove {thing.noun}", Why.EDIT)
+    return Edit(text, Scene.of(kept, scene.setting), f"remove {thing.noun}", ReasoningKind.EDIT)
 
 
 def _relight(scene: Scene, rng: random.Random) -> Edit | None:
     setting = other(list(SETTINGS), scene.setting, rng=rng)
     text = f"the same, but {rng.choice(SETTING_PHRASES[setting])}"
-    return Edit(text, Scene.of(scene.things, setting), f"setting becomes {setting}", Why.EDIT)
+    return Edit(text, Scene.of(scene.things, setting), f"setting becomes {setting}", ReasoningKind.EDIT)
 
 
 def _swap(scene: Scene, rng: random.Random) -> Edit | None:
@@ -170,7 +174,10 @@ def _swap(scene: Scene, rng: random.Random) -> Edit | None:
     things = [replace(t, colour=b.colour) if t is a else replace(t, colour=a.colour) if t is b else t for t in scene.things]
     text = rng.choice((f"swap the colours of {first} and {second}", f"{first} and {second} exchange their colours"))
     return Edit(
-        text, Scene.of(things, scene.setting), f"{a.noun} becomes {b.colour}, {b.noun} becomes {a.colour}", Why.COMPARISON
+        text,
+        Scene.of(things, scene.setting),
+        f"{a.noun} becomes {b.colour}, {b.noun} becomes {a.colour}",
+        ReasoningKind.COMPARISON,
     )
 
 
@@ -180,7 +187,7 @@ def _keep_only(scene: Scene, rng: random.Random) -> Edit | None:
     thing, phrase = found
     text = rng.choice((f"nothing but {phrase}", f"remove everything that is not {phrase}"))
     gone = ", ".join(f"remove {t.noun}" for t in scene.things if t is not thing)
-    return Edit(text, Scene.of([thing], scene.setting), gone, Why.NEGATION)
+    return Edit(text, Scene.of([thing], scene.setting), gone, ReasoningKind.NEGATION)
 
 
 def _recolour_others(scene: Scene, rng: random.Random) -> Edit | None:
@@ -192,7 +199,7 @@ def _recolour_others(scene: Scene, rng: random.Random) -> Edit | None:
     things = [thing if thing.colour == kept else replace(thing, colour=new) for thing in scene.things]
     text = rng.choice((f"everything that is not {kept} becomes {new}", f"all but what is {kept} should be {new}"))
     operation = ", ".join(f"{t.noun} becomes {new}" for t in scene.things if t.colour != kept)
-    return Edit(text, Scene.of(things, scene.setting), operation, Why.NEGATION)
+    return Edit(text, Scene.of(things, scene.setting), operation, ReasoningKind.NEGATION)
 
 
 _EXTREMES: Final[tuple[tuple[str, Callable[[Thing], int]], ...]] = (
@@ -213,10 +220,12 @@ def _extreme(scene: Scene, rng: random.Random) -> Edit | None:
     thing = ordered[0]
     if rng.random() < 0.5:
         text = rng.choice((f"remove the {word} thing", f"without the {word} one"))
-        return Edit(text, Scene.of(ordered[1:], scene.setting), f"remove {thing.noun}", Why.COMPARISON)
+        return Edit(text, Scene.of(ordered[1:], scene.setting), f"remove {thing.noun}", ReasoningKind.COMPARISON)
     colour = other(list(COLOURS), thing.colour, rng=rng)
     text = f"make the {word} thing {colour}"
-    return Edit(text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", Why.COMPARISON)
+    return Edit(
+        text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", ReasoningKind.COMPARISON
+    )
 
 
 def _by_size(scene: Scene, rng: random.Random) -> Edit | None:
@@ -226,7 +235,9 @@ def _by_size(scene: Scene, rng: random.Random) -> Edit | None:
     word = "larger" if thing.size == "large" else "smaller"
     colour = other(list(COLOURS), thing.colour, rng=rng)
     text = rng.choice((f"make the {word} one {colour}", f"the {word} of the two is {colour}"))
-    return Edit(text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", Why.COMPARISON)
+    return Edit(
+        text, _changed(scene, thing, replace(thing, colour=colour)), f"{thing.noun} becomes {colour}", ReasoningKind.COMPARISON
+    )
 
 
 def _like(scene: Scene, rng: random.Random) -> Edit | None:
@@ -236,7 +247,7 @@ def _like(scene: Scene, rng: random.Random) -> Edit | None:
     things = [replace(t, colour=thing.colour) for t in scene.things]
     text = rng.choice((f"everything in the colour of {phrase}", f"give all the others the colour of {phrase}"))
     operation = ", ".join(f"{t.noun} becomes {thing.colour}" for t in scene.things if t.colour != thing.colour)
-    return Edit(text, Scene.of(things, scene.setting), operation, Why.COMPARISON)
+    return Edit(text, Scene.of(things, scene.setting), operation, ReasoningKind.COMPARISON)
 
 
 def _one_more(scene: Scene, rng: random.Random) -> Edit | None:
@@ -249,7 +260,7 @@ def _one_more(scene: Scene, rng: random.Random) -> Edit | None:
     shape = say(thing.shape, rng)
     text = rng.choice((f"one more such {shape}, at the {CELLS[cell]}", f"two of that {shape}: the second at the {CELLS[cell]}"))
     new = replace(thing, cell=cell)
-    return Edit(text, Scene.of([*scene.things, new], scene.setting), f"add {new}", Why.COUNTING)
+    return Edit(text, Scene.of([*scene.things, new], scene.setting), f"add {new}", ReasoningKind.COUNTING)
 
 
 def _just_one(scene: Scene, rng: random.Random) -> Edit | None:
@@ -268,7 +279,7 @@ def _just_one(scene: Scene, rng: random.Random) -> Edit | None:
         return None
     text = f"only one {shape} instead of two: the {word} one stays"
     kept = [t for t in scene.things if t is not gone]
-    return Edit(text, Scene.of(kept, scene.setting), f"remove {gone.noun} {CELLS[gone.cell]}", Why.COUNTING)
+    return Edit(text, Scene.of(kept, scene.setting), f"remove {gone.noun} {CELLS[gone.cell]}", ReasoningKind.COUNTING)
 
 
 _EDITS: Final = (

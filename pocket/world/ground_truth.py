@@ -10,7 +10,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 
 QUERIES: Final = "queries.jsonl"
 CANDIDATES: Final = "candidates.jsonl"
@@ -31,7 +31,7 @@ class QueryTruth(_Row):
     split: str
     qid: str
     dataset_task: str
-    why: Why
+    why: ReasoningKind
     target: str
     answer: str
     steps: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from pocket.world.lexicon import (
     plural,
     say,
 )
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import Claim, Partial, Scene, Thing, relation_between
 
 
@@ -35,13 +35,13 @@ class Said(NamedTuple):
 
     text: str
     claim: Claim
-    why: Why = Why.NONE
+    why: ReasoningKind = ReasoningKind.NONE
 
 
 class SaidOfGarment(NamedTuple):
     text: str
     claim: GarmentClaim
-    why: Why = Why.NONE
+    why: ReasoningKind = ReasoningKind.NONE
 
 
 _OPENINGS: Final = ("", "", "", "a picture of ", "we see ")
@@ -143,7 +143,7 @@ def _same_colour(scene: Scene, rng: random.Random) -> Said | None:
     second, _ = _noun(b, rng, colour=False)
     where = {"left of": "to its left", "right of": "to its right"}.get(relation, f"{relation} it")
     text = f"{article(first)} and, {where}, {article(second)} of the same colour"
-    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size)), ((1, relation, 0),)), Why.COMPARISON)
+    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size)), ((1, relation, 0),)), ReasoningKind.COMPARISON)
 
 
 def _other_size(scene: Scene, rng: random.Random) -> Said | None:
@@ -153,7 +153,7 @@ def _other_size(scene: Scene, rng: random.Random) -> Said | None:
     first, first_claim = _noun(a, rng)
     second, _ = _noun(b, rng, size=False)
     text = f"{article(first)} and {article(second)} of the other size"
-    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size))), Why.COMPARISON)
+    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size))), ReasoningKind.COMPARISON)
 
 
 def _counted(scene: Scene, rng: random.Random) -> Said | None:
@@ -173,7 +173,7 @@ def _counted(scene: Scene, rng: random.Random) -> Said | None:
         text += f" and {rest} {article(second) if m == 1 else plural(second)}"
     else:
         text = f"{NUMBERS[n]} {one} and one {'more' if m > n else 'fewer'} {second if m == 1 else plural(second)}"
-    return Said(text, Claim((p,) * n + (q,) * m), Why.COUNTING)
+    return Said(text, Claim((p,) * n + (q,) * m), ReasoningKind.COUNTING)
 
 
 def _excepted(scene: Scene, rng: random.Random) -> Said | None:
@@ -196,7 +196,7 @@ def _excepted(scene: Scene, rng: random.Random) -> Said | None:
     partial = said.claim.things[index]
     right = Partial(partial.shape, odd.colour, partial.size, partial.cell)
     things = (*said.claim.things[:index], right, *said.claim.things[index + 1 :])
-    return Said(text, Claim(things), Why.NEGATION)
+    return Said(text, Claim(things), ReasoningKind.NEGATION)
 
 
 # News
@@ -213,7 +213,7 @@ def news_riddle(scene: Scene, town: Town, rng: random.Random, birthplace_of: str
     """As `news_caption`, but the town is named by a fact about it."""
     said = news_caption(scene, town, rng)
     named = rng.choice((f"the town ruled by {town.ruler}", f"the town where {birthplace_of} was born"))
-    return Said(said.text.replace(town.name, named), said.claim, Why.MULTI_HOP)
+    return Said(said.text.replace(town.name, named), said.claim, ReasoningKind.MULTI_HOP)
 
 
 def _news(town: str, seen: str, rng: random.Random) -> str:
@@ -274,4 +274,4 @@ def garment_riddle(garment: Garment, rng: random.Random) -> SaidOfGarment:
         neither = f"neither {excluded[0]} nor {excluded[1]} nor {excluded[2]}"
         verb = "are" if garment.kind == "trousers" else "is"
         text = f"{garment.length} {garment.colour} {garment.kind} that {verb} {neither}, {trim}"
-    return SaidOfGarment(text, claim, Why.NEGATION)
+    return SaidOfGarment(text, claim, ReasoningKind.NEGATION)

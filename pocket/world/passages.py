@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from pocket.world.encyclopedia import Encyclopedia, Entity, Person, Town
 from pocket.world.lexicon import article
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 
 TOPICS: Final = ("home", "finder", "season")
 """What an entity's passages are about, besides its summary."""
@@ -32,7 +32,7 @@ class Question(NamedTuple):
     subject: str
     topic: str
     answer: str
-    why: Why
+    why: ReasoningKind
     hops: tuple[str, ...]
 
 
@@ -114,7 +114,7 @@ def one_hop(entity: Entity, who: str, rng: random.Random) -> Question:
     }
     topic = rng.choice(list(kinds))
     answer, texts = kinds[topic]
-    return Question(rng.choice(texts), entity.name, topic, answer, Why.NONE, (f"{entity.name}: {topic}: {answer}",))
+    return Question(rng.choice(texts), entity.name, topic, answer, ReasoningKind.NONE, (f"{entity.name}: {topic}: {answer}",))
 
 
 def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, *, towns_only: bool = False) -> Question:
@@ -129,7 +129,7 @@ def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, 
             )
         )
         hops = (f"{entity.name}: home: {town.name}", f"{town.name}: {answer}")
-        return Question(text, town.name, "town", answer, Why.MULTI_HOP, hops)
+        return Question(text, town.name, "town", answer, ReasoningKind.MULTI_HOP, hops)
     answer, text = rng.choice(
         (
             (person.craft, f"What was the craft of the one who first described {who}?"),
@@ -137,7 +137,7 @@ def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, 
         )
     )
     hops = (f"{entity.name}: finder: {person.name}", f"{person.name}: {answer}")
-    return Question(text, person.name, "person", answer, Why.MULTI_HOP, hops)
+    return Question(text, person.name, "person", answer, ReasoningKind.MULTI_HOP, hops)
 
 
 def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random) -> Question:
@@ -152,13 +152,13 @@ def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random
         )
     )
     hops = (f"{entity.name}: finder: {person.name}", f"{person.name}: {town.name}", f"{town.name}: {answer}")
-    return Question(text, town.name, "town", answer, Why.MULTI_HOP, hops)
+    return Question(text, town.name, "town", answer, ReasoningKind.MULTI_HOP, hops)
 
 
 def what_is(entity: Entity, rng: random.Random) -> Question:
     """Asks for the entity itself."""
     text = rng.choice(("What is this?", "What is it called?", f"Which {entity.kind} is this?", "Can you name this?"))
-    return Question(text, entity.name, "summary", entity.name, Why.NONE, (entity.name,))
+    return Question(text, entity.name, "summary", entity.name, ReasoningKind.NONE, (entity.name,))
 
 
 def which_of_two(entity: Entity, place: str, rng: random.Random) -> Question:
@@ -166,7 +166,7 @@ def which_of_two(entity: Entity, place: str, rng: random.Random) -> Question:
     text = rng.choice(
         (f"What is the {place} one?", f"Name the one {_SIDES[place]}.", f"Which thing is the {place} one of the two?")
     )
-    return Question(text, entity.name, "summary", entity.name, Why.GROUNDING, (place, entity.name))
+    return Question(text, entity.name, "summary", entity.name, ReasoningKind.GROUNDING, (place, entity.name))
 
 
 _SIDES: Final = {"left": "on the left", "right": "on the right", "upper": "at the top", "lower": "at the bottom"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Why(StrEnum):
+class ReasoningKind(StrEnum):
     NONE = "none"
     EDIT = "edit"
     COUNTING = "counting"
@@ -17,4 +17,4 @@ class Why(StrEnum):
     @property
     def needs_reasoning(self) -> bool:
         """Whether the target's content takes an operation that the query does not show."""
-        return self is not Why.NONE
+        return self is not ReasoningKind.NONE

@@ -22,8 +22,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.mbeir.layout import Layout
 from pocket.world.builder import DEFAULT_QUERIES, SPLITS, Book
 from pocket.world.datasets.cirr_fashioniq import add_composed
-from pocket.world.datasets.oven_infoseek import add_oven_and_infoseek, add_webqa
-from pocket.world.datasets.paired import add_edis, add_fashion200k, add_mscoco, add_nights, add_visualnews
+from pocket.world.datasets.edis import add_edis
+from pocket.world.datasets.fashion200k import add_fashion200k
+from pocket.world.datasets.mscoco import add_mscoco
+from pocket.world.datasets.nights import add_nights
+from pocket.world.datasets.oven_infoseek import add_oven_and_infoseek
+from pocket.world.datasets.visualnews import add_visualnews
+from pocket.world.datasets.webqa import add_webqa
 from pocket.world.ground_truth import CANDIDATES, IMAGES, QUERIES
 from pocket.world.instructions import INSTRUCTIONS
 from schemas.errors import CotError

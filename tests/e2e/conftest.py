@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import Oracle, built
+from bench.oracle import Oracle
+from tests.support.builds import built
 
 
 @pytest.fixture(scope="session")

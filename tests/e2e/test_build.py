@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.oracle import Oracle
 from schemas.record import EMB_TOKEN
-from tests.support.builds import Oracle, built, count_queries, digests, rows
+from tests.support.builds import built, count_queries, digests, rows
 from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from bench.oracle import Oracle
 from tests.pipeline.serving.test_command import model
-from tests.support.builds import Oracle, start
+from tests.support.builds import start
 from tests.support.hub_repos import hub_repos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

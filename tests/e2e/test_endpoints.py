@@ -10,7 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.support.builds import Oracle, built, rows
+from bench.oracle import Oracle
+from tests.support.builds import built, rows
 from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.builds import Oracle, built, rows
+from bench.oracle import Oracle
+from tests.support.builds import built, rows
 from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

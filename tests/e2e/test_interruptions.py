@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.builds import Oracle, built, digests, kill, start
+from bench.oracle import Oracle
+from tests.support.builds import built, digests, kill, start
 from tests.support.cli import mbeir_cot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -66,7 +67,7 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
             wait_for_log(oracle, mark, process)
             assert process.poll() is None, process.communicate()[0]
             if number % 3 == 1:  # an annotator: the build goes on by itself; then the driver
-                os.kill(wait_for_one(process, "ray::Annotator"), signal.SIGKILL)
+                os.kill(wait_for_one(process, "ray::AnnotationWorker"), signal.SIGKILL)
                 wait_for_log(oracle, mark + 5, process)
             elif number % 3 == 2:  # the raylet: the driver cannot go on
                 os.kill(wait_for_one(process, "raylet/raylet"), signal.SIGKILL)

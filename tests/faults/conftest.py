@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench.oracle import Oracle
 from pipeline.config import load_config
 from schemas.config import BuildConfig
 from schemas.manifest import Manifest
-from tests.support.builds import ROOT, Oracle, digests
+from tests.support.builds import ROOT, digests
 
 Build = Callable[..., tuple[Manifest, bool]]
 Inject = Callable[..., None]

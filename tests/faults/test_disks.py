@@ -21,13 +21,14 @@ import pipeline.dataset.staging
 import pipeline.files.atomic_directory
 import pipeline.ledger.ledger
 import pipeline.ledger.segment
-from pipeline.files.atomic_directory import mend, publish, scratch
+from bench.oracle import Oracle
+from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.ledger.ledger import Ledger, recover
 from schemas.errors import CotError
 from tests.faults.conftest import Build, Inject
 from tests.pipeline.files.test_atomic_directory import version
 from tests.pipeline.ledger.test_ledger import entry, key
-from tests.support.builds import Oracle, digests
+from tests.support.builds import digests
 
 Undisturbed = tuple[dict[str, str], set[str]]
 IN_FLIGHT = 8
@@ -146,20 +147,20 @@ def test_killed_inside_publication(tmp_path: Path, exchange: bool, point: str, n
         pytest.skip("one step, no renames")
     place = tmp_path / "dataset"
     version(place, "old")
-    new = version(scratch(place), "new")  # two things to sync, then itself, then the place
+    new = version(staging_path(place), "new")  # two things to sync, then itself, then the place
 
     def work() -> None:
         if not exchange:
             pipeline.files.atomic_directory._exchange = lambda *_: False  # type: ignore[assignment]
         owner = {"rmtree": pipeline.files.atomic_directory.shutil, "rename": Path}.get(point, pipeline.files.atomic_directory)
         setattr(owner, point, kill_at(number)(getattr(owner, point)))
-        publish(new, place)
+        replace_directory(new, place)
 
     killed(work)
-    mend(place)
+    recover_directory(place)
     assert (place / "data" / "file").read_text() == now
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
-    publish(version(scratch(place), "newer"), place)  # and the next one works
+    replace_directory(version(staging_path(place), "newer"), place)  # and the next one works
     assert (place / "data" / "file").read_text() == "newer"
 
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.annotate.dispatcher import BuildError
+from bench.oracle import Oracle
 from pipeline.build import build as run_build
 from pipeline.config import load_config
 from pipeline.files.locks import LockError, is_held, only_one
 from pipeline.ledger.journal import Journal, LedgerError, take_lock
 from schemas.config import BuildConfig
+from schemas.errors import BuildError
 from schemas.os_errors import explained, is_full
 from tests.faults.conftest import Build, Inject
-from tests.support.builds import Oracle, digests
+from tests.support.builds import digests
 
 
 def refused_below(place: Path, number: int, patch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from bench.oracle import Oracle
 from schemas.errors import CotError
 from tests.faults.conftest import Build
-from tests.support.builds import Oracle, built, digests, rows
+from tests.support.builds import built, digests, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

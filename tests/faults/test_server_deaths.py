@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.oracle import TOKENIZER, Oracle
 from tests.faults.conftest import Build, Inject
-from tests.support.builds import TOKENIZER, Oracle, rows
+from tests.support.builds import rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

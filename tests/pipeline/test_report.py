@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.report.build_report import build_page
 from pipeline.report.page import Example, Page, render
 from tests.support.browser import CHROMIUM, DRIVER, browser
@@ -120,7 +120,7 @@ def test_a_hundred_thousand_records_stay_a_page_that_opens_at_once(pictured_buil
     pq.write_table(pa.concat_tables([table] * times), copy / file["path"])
     manifest["records"] *= times
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    text = render(build_page(FinishedDataset.open(copy)))
+    text = render(build_page(BuiltDataset.open(copy)))
     assert len(text.encode()) <= 15e6
     assert "A sample: 300 of" in text
     path = tmp_path / "report.html"

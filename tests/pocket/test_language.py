@@ -14,7 +14,7 @@ from pocket.world.garment import sample_garment
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import caption, full_caption, full_garment_caption, garment_caption, garment_riddle, riddle
 from pocket.world.passages import one_hop, two_hops
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import Scene, sample_scene
 
 seeds = st.integers(0, 2**32).map(random.Random)
@@ -41,7 +41,7 @@ def test_riddles_are_true_and_take_a_step(rng: random.Random) -> None:
 def test_there_are_riddles_of_every_kind() -> None:
     rng = random.Random(1)
     kinds = Counter(said.why for _ in range(600) if (said := riddle(sample_scene(rng, least=2), rng)) is not None)
-    assert set(kinds) == {Why.COMPARISON, Why.COUNTING, Why.NEGATION}
+    assert set(kinds) == {ReasoningKind.COMPARISON, ReasoningKind.COUNTING, ReasoningKind.NEGATION}
     assert min(kinds.values()) > 20
 
 
@@ -53,7 +53,7 @@ def test_a_claim_is_false_of_an_edited_scene_that_it_denies(rng: random.Random) 
     assert not full_caption(scene, rng).claim.matches(edit.target)
     assert 1 <= len(edit.target.things) <= 4
     assert len({thing.cell for thing in edit.target.things}) == len(edit.target.things)
-    if edit.why is Why.NONE:  # the text alone describes the target
+    if edit.why is ReasoningKind.NONE:  # the text alone describes the target
         assert edit.operation == f"show {edit.target.canonical}"
 
 
@@ -79,9 +79,15 @@ def test_garments_likewise(rng: random.Random) -> None:
 def test_edits_are_of_every_kind() -> None:
     rng = random.Random(2)
     kinds = Counter(sample_edit(sample_scene(rng), rng).why for _ in range(600))
-    assert {Why.NONE, Why.EDIT, Why.COMPARISON, Why.NEGATION, Why.COUNTING} == set(kinds)
+    assert {
+        ReasoningKind.NONE,
+        ReasoningKind.EDIT,
+        ReasoningKind.COMPARISON,
+        ReasoningKind.NEGATION,
+        ReasoningKind.COUNTING,
+    } == set(kinds)
     garments = Counter(sample_garment_edit(sample_garment(rng), rng).why for _ in range(600))
-    assert {Why.NONE, Why.EDIT, Why.COMPARISON, Why.NEGATION} == set(garments)
+    assert {ReasoningKind.NONE, ReasoningKind.EDIT, ReasoningKind.COMPARISON, ReasoningKind.NEGATION} == set(garments)
 
 
 def test_the_encyclopedia_is_one_and_its_looks_are_unique() -> None:
@@ -105,7 +111,7 @@ def test_questions_have_the_answer_of_the_encyclopedia(rng: random.Random) -> No
     assert not near.why.needs_reasoning
     far = two_hops(entity, "this thing", world, rng)
     assert far.subject in (entity.home, entity.finder)
-    assert far.why is Why.MULTI_HOP
+    assert far.why is ReasoningKind.MULTI_HOP
     town, person = world.home_of(entity), world.finder_of(entity)
     assert far.answer in (town.region, town.river, town.ruler, person.craft, person.birthplace)
 

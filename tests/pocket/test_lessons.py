@@ -13,11 +13,7 @@ from PIL import Image
 
 from pipeline.traces.families import FAMILIES, family_of
 from pipeline.traces.parser import parse_trace
-from pocket.curriculum import base_skills as base
-from pocket.curriculum import closed_book as worldly
-from pocket.curriculum import perception as seeing
-from pocket.curriculum import teacher_tasks as teacher
-from pocket.curriculum import think_aloud as thinking
+from pocket.curriculum import base_skills, closed_book, perception, teacher_tasks, think_aloud
 from pocket.curriculum.example import Lesson
 from pocket.curriculum.query_mix import sample_known
 from pocket.curriculum.solved_query import other_scene
@@ -34,7 +30,7 @@ seeds = st.integers(0, 2**32).map(random.Random)
 @given(seeds)
 def test_right_traces_keep_to_the_form(rng: random.Random) -> None:
     known = sample_known(rng)
-    trace = teacher.right_trace(known)
+    trace = teacher_tasks.right_trace(known)
     assert parse_trace(trace.render(), family_of(int(known.dataset_task[-1]))) == trace
     assert known.answer not in known.wrong
     assert known.target_picture is not None or known.target_text
@@ -42,7 +38,7 @@ def test_right_traces_keep_to_the_form(rng: random.Random) -> None:
 
 def test_every_task_family_and_kind_of_answer_is_taught() -> None:
     rng = random.Random(1)
-    lessons = [teacher.sample_lesson(rng) for _ in range(1500)]
+    lessons = [teacher_tasks.sample_lesson(rng) for _ in range(1500)]
     skills = Counter(lesson.skill for lesson in lessons)
     assert {f"{kind}/{family}" for kind in ("assess", "reason", "verify") for family in FAMILIES} < set(skills)
     for kind, labels in (("assess", {"simple", "complex"}), ("verify", {"yes", "no"})):
@@ -54,14 +50,14 @@ def test_every_task_family_and_kind_of_answer_is_taught() -> None:
 @given(seeds)
 def test_the_base_never_sees_what_trace_adds(rng: random.Random) -> None:
     courses = (
-        base.sample_lesson,
-        base.sample_practice_lesson,
-        worldly.sample_worldly_lesson,
-        thinking.sample_thinking_lesson,
+        base_skills.sample_lesson,
+        base_skills.sample_practice_lesson,
+        closed_book.sample_closed_book_lesson,
+        think_aloud.sample_think_aloud_lesson,
     )
     for sample in courses:
         _has_no_trace(sample(rng))
-    lesson = base.sample_lesson(rng)
+    lesson = base_skills.sample_lesson(rng)
     assert lesson.reply[0].isupper()
     assert lesson.reply.endswith(".")
 
@@ -85,7 +81,7 @@ def _has_no_trace(lesson: Lesson) -> None:
 
 @given(seeds)
 def test_a_form_has_the_entries_that_were_asked_for_in_order_and_the_answer_below(rng: random.Random) -> None:
-    lesson = thinking.fill_in(rng)
+    lesson = think_aloud.fill_in(rng)
     asked = "".join(part for part in lesson.parts if isinstance(part, str))
     *lines, answer = lesson.reply.split("\n")
     entries = re.findall(r"(?:^|\. )([A-Z][a-z]+): ", "\n".join(lines))
@@ -96,7 +92,7 @@ def test_a_form_has_the_entries_that_were_asked_for_in_order_and_the_answer_belo
 
 def test_any_word_is_repeated_as_it_was_said() -> None:
     rng = random.Random(2)
-    for lesson in (thinking.repeat(rng) for _ in range(50)):
+    for lesson in (think_aloud.repeat(rng) for _ in range(50)):
         assert lesson.reply in lesson.parts[0]
 
 
@@ -110,7 +106,7 @@ def test_another_scene_is_found_even_where_hardly_a_change_makes_a_text_wrong(rn
 
 @given(seeds)
 def test_first_lessons_are_pictures_and_short_words(rng: random.Random) -> None:
-    lesson = seeing.sample_lesson(rng)
+    lesson = perception.sample_perception_lesson(rng)
     assert len(lesson.images) == 1
     assert lesson.reply
 
@@ -118,9 +114,9 @@ def test_first_lessons_are_pictures_and_short_words(rng: random.Random) -> None:
 def test_held_out_lessons_are_not_training_lessons() -> None:
     rng = random.Random("lessons:1")
     trained = {
-        (lesson.skill, lesson.reply, str(lesson.parts[0])) for lesson in (teacher.sample_lesson(rng) for _ in range(500))
+        (lesson.skill, lesson.reply, str(lesson.parts[0])) for lesson in (teacher_tasks.sample_lesson(rng) for _ in range(500))
     }
-    fresh = held_out(teacher.sample_lesson, 5, seed=0)
+    fresh = held_out(teacher_tasks.sample_lesson, 5, seed=0)
     assert len(fresh) == 13
     long = [lesson for skill, drawn in fresh.items() for lesson in drawn if skill == "reason/composed"]
     assert not [lesson for lesson in long if (lesson.skill, lesson.reply, str(lesson.parts[0])) in trained]

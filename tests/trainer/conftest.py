@@ -27,7 +27,7 @@ from schemas.training import AdaptiveSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Records
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
@@ -172,7 +172,7 @@ def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSou
     return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
 
 
-def mixed_routes(embedder: Embedder, rows: list[Row]) -> None:
+def mixed_routes(embedder: Embedder, rows: list[EncodedSequence]) -> None:
     """Moves the embedding token's row until some of these queries bypass and others reason."""
     adaptive = AdaptiveEmbedder(embedder, AdaptiveSettings(max_new_tokens=1))
     vectors = torch.stack([one.vector for one in adaptive.embed(rows, route="always-direct")])

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.serving.command import arguments
 from schemas.errors import ConfigError
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 from trainer.release.merge import Plan, Sample, server_config, sort_disagreements
 
 ON_GPU = Plan(torch.device("cuda:0"), "bfloat16", 8192, "")
@@ -31,7 +31,7 @@ def test_a_full_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_routes_that_rounding_decides_may_differ() -> None:
     vector = np.zeros(2, np.float32)
-    samples = [Sample(Row(f"q{p}", (), ()), True, p > 0.5, vector, p) for p in (0.51, 0.55, 0.6, 0.0, 1.0, 0.5)]
+    samples = [Sample(EncodedSequence(f"q{p}", (), ()), True, p > 0.5, vector, p) for p in (0.51, 0.55, 0.6, 0.0, 1.0, 0.5)]
     same = [False, False, False, False, False, True]
     assert sort_disagreements(samples, same, "bfloat16") == (["q0.51", "q0.55"], ["q0.6", "q0.0", "q1.0"])
     assert sort_disagreements(samples, same, "float32")[0] == []

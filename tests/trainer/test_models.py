@@ -26,14 +26,14 @@ from pocket.training.train_models import MODELS
 from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.embedding.test_adaptive import some_rows
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import AdaptiveEmbedder
-from trainer.model.emb_token import begin_emb_row
+from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.training.step import train_step
 from trainer.training.train import train
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def qwen25(directory: Path, *, tied: bool) -> None:
@@ -112,7 +112,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
     embedder = fresh(config, base=str(base), train_projector=True).train()
     source = source_of(config, embedder)
-    begin_emb_row(embedder, source.opening(8), ONE)
+    initialise_emb_token(embedder, source.opening(8), ONE)
     optimiser = torch.optim.AdamW([p for p in embedder.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(6):

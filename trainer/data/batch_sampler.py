@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 
-def seeded(*parts: object) -> np.random.Generator:
+def rng_for(*parts: object) -> np.random.Generator:
     """A generator that depends on these parts and nothing else."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchSampler:
     """Batches of an endless sequence of epochs.
 
     Args:
@@ -52,7 +52,7 @@ class Order:
         return epoch, self.epoch(epoch)[place]
 
     def epoch(self, epoch: int) -> list[Indices]:
-        rng = seeded("order", self.seed, epoch)
+        rng = rng_for("order", self.seed, epoch)
         drawn = {name: self._drawn(name, rng) for name in self.groups}
         if self.sampling == "mixed":
             every = rng.permutation(np.concatenate(list(drawn.values())))

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.instructions import candidate_text
-from pipeline.mbeir.stores import training_store
 from schemas.errors import CotError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
-from trainer.data.batch_sampler import Order, seeded
+from trainer.data.batch_sampler import BatchSampler, rng_for
 from trainer.data.dataset import Candidates, Item, Records
-from trainer.data.encoding import Chunk, Row, RowEncoder
+from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
 
 CPU_CHUNK: Final = 16
 """What `batch.chunk: auto` is on CPU."""
@@ -40,8 +40,8 @@ class Batch:
 
     step: int
     ids: list[str]
-    queries: list[Chunk]
-    candidates: list[Chunk]
+    queries: list[MicroBatch]
+    candidates: list[MicroBatch]
     dids: list[str]
     positives: list[frozenset[str]]
     reasoning: int
@@ -59,22 +59,22 @@ class BatchSource(Dataset["Batch | CotError"]):
         variant: Variant,
         records: Records,
         traces: Mapping[str, str],
-        encoder: RowEncoder,
+        encoder: SequenceEncoder,
         candidates: Candidates,
         *,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.config, self.variant, self.records, self.encoder = config, variant, records, encoder
         self.traces, self.candidates = traces, candidates
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.own: dict[str, str] = {}
         chunk = config.batch.chunk
         self.chunk: int = CPU_CHUNK if chunk == "auto" else chunk  # what `auto` comes to is set later
         self.images = training_store(config)
         batch = config.batch
         groups = records.groups(repeat=config.data.repeat)
-        self.order = Order(groups, batch.queries, config.seed, batch.sampling, batch.balance)
+        self.order = BatchSampler(groups, batch.queries, config.seed, batch.sampling, batch.balance)
         self._epoch = lru_cache(maxsize=2)(self.order.epoch)
 
     def __getitem__(self, step: int) -> Batch | CotError:
@@ -91,7 +91,7 @@ class BatchSource(Dataset["Batch | CotError"]):
 
     def batch(self, step: int) -> Batch:
         epoch, everyones = self.drawn(step)
-        items = [self.records.item(int(index)) for index in everyones[self.rank :: self.world]]
+        items = [self.records.item(int(index)) for index in everyones[self.rank :: self.world_size]]
         queries = [row for item in items for row in self.query_rows(item, epoch)]
         dids = [item.positives[int(self._draw(epoch, item, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
@@ -111,7 +111,7 @@ class BatchSource(Dataset["Batch | CotError"]):
             len(queries) + len(found) <= self.chunk,
         )
 
-    def query_rows(self, item: Item, epoch: int) -> list[Row]:
+    def query_rows(self, item: Item, epoch: int) -> list[EncodedSequence]:
         """One row; two where the embedding follows a trace of the student's own and the loss on words another one."""
         trace = self._trace(item)
         # always-reason: a query whose trace was refused has nothing to imitate, and must not learn to write none
@@ -121,24 +121,24 @@ class BatchSource(Dataset["Batch | CotError"]):
             return [self._query(item, trace, labelled=labelled)]
         return [self._query(item, own), self._query(item, trace, labelled=True, pooled=False)]
 
-    def opening(self, rows: int = 128) -> list[Chunk]:
-        """Queries drawn by lot with what is learnt of them, the same in every process: to begin the token's row from."""
-        drawn = seeded("opening", self.config.seed).permutation(len(self.records.table))[:rows]
+    def opening(self, rows: int = 128) -> list[MicroBatch]:
+        """Queries drawn at random with what is learnt of them, the same in every process: to begin the token's row from."""
+        drawn = rng_for("opening", self.config.seed).permutation(len(self.records.table))[:rows]
         found = [row for index in drawn for row in self.query_rows(self.records.item(int(index)), 0) if row.labelled]
         return self.encoder.chunks(found, self.config.batch.forward or self.chunk, self.config.batch.chunk_patches)
 
-    def sample(self, queries: int) -> list[Row]:
-        """Rows of queries drawn by lot, each with what it learns, and of a positive of each; the same in every process."""
-        drawn = seeded("sample", self.config.seed).permutation(len(self.records.table))[:queries]
+    def sample(self, queries: int) -> list[EncodedSequence]:
+        """Rows of queries drawn at random, each with what it learns, and of a positive of each; the same in every process."""
+        drawn = rng_for("sample", self.config.seed).permutation(len(self.records.table))[:queries]
         items = [self.records.item(int(index)) for index in drawn]
         found = self.candidates.fetch([item.positives[0] for item in items])
         return [row for item in items for row in self.query_rows(item, 0)] + [self.candidate_row(one) for one in found]
 
-    def prompt_row(self, item: Item) -> Row:
+    def prompt_row(self, item: Item) -> EncodedSequence:
         """The query alone, for the student to write its trace."""
         return self._query(item, "")
 
-    def _query(self, item: Item, written: str, **flags: bool) -> Row:
+    def _query(self, item: Item, written: str, **flags: bool) -> EncodedSequence:
         picture = self.images.open(item.image) if item.image else None
         return self.encoder.query(item.id, item.instruction, item.text, picture, written=written, **flags)
 
@@ -150,7 +150,7 @@ class BatchSource(Dataset["Batch | CotError"]):
             drawn.update(self.drawn(step)[1].tolist())
         return [index for index in sorted(drawn) if ids[index].as_py() in self.traces]
 
-    def candidate_row(self, candidate: Candidate) -> Row:
+    def candidate_row(self, candidate: Candidate) -> EncodedSequence:
         text = candidate_text(candidate.txt)[: self.config.data.max_candidate_chars]
         picture = self.images.open(candidate.img_path) if candidate.img_path and candidate.modality.has_image else None
         return self.encoder.candidate(candidate.did, text if candidate.modality.has_text else "", picture)
@@ -164,7 +164,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         return self.own.get(item.id)
 
     def _draw(self, epoch: int, item: Item, what: str) -> np.random.Generator:
-        return seeded(what, self.config.seed, epoch, item.id)
+        return rng_for(what, self.config.seed, epoch, item.id)
 
 
 @dataclass(slots=True)
@@ -220,7 +220,7 @@ def unwrapped(made: Packed | CotError) -> Batch:
 
 
 def _with_tensors(batch: Batch, change: Callable[[Any], Any]) -> Batch:
-    def changed(chunk: Chunk) -> Chunk:
+    def changed(chunk: MicroBatch) -> MicroBatch:
         return chunk.changed(change)
 
     return replace(batch, queries=[*map(changed, batch.queries)], candidates=[*map(changed, batch.candidates)])

@@ -23,7 +23,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import Pooling
 from trainer.data.pixels import PixelScale
 from trainer.data.positions import mrope_positions
-from trainer.model.vision_cache import TowerPlan
+from trainer.data.tower_plan import TowerPlan
 
 IGNORE: Final = -100
 LENGTH_STEP: Final = 16
@@ -31,7 +31,7 @@ LENGTH_STEP: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EncodedSequence:
     """`prompt` with its pictures in order, and `written`: the text after it, without the embedding token.
 
     name: qid or did, for messages.
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Chunk:
+class MicroBatch:
     """Rows of one forward pass, right-padded.
 
     inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `position_ids` (3, rows, length);
@@ -73,7 +73,7 @@ class Chunk:
     host: dict[str, Tensor] = field(default_factory=dict)
     scale: PixelScale | None = None
 
-    def to(self, device: torch.device, *, pixels: bool = True) -> Chunk:
+    def to(self, device: torch.device, *, pixels: bool = True) -> MicroBatch:
         """`pixels=False` leaves the pixel values behind."""
         inputs = {name: value for name, value in self.inputs.items() if pixels or name != "pixel_values"}
         moved = replace(self, inputs=inputs, host={}).changed(lambda tensor: tensor.to(device, non_blocking=True))
@@ -82,7 +82,7 @@ class Chunk:
             moved.inputs["pixel_values"] = self.scale.normalised(raw)
         return replace(moved, host=self.host)
 
-    def changed(self, change: Callable[[Any], Any]) -> Chunk:
+    def changed(self, change: Callable[[Any], Any]) -> MicroBatch:
         """With every tensor changed."""
         dicts = [{name: change(value) for name, value in one.items()} for one in (self.inputs, self.tower, self.host)]
         flat = {name: change(getattr(self, name)) for name in ("labels", "last", "places", "learnt")}
@@ -92,7 +92,7 @@ class Chunk:
         return len(self.names)
 
 
-class RowEncoder:
+class SequenceEncoder:
     """Tokenises rows and prepares their images for one checkpoint. Picklable."""
 
     def __init__(
@@ -104,21 +104,21 @@ class RowEncoder:
 
     def query(
         self, name: str, instruction: str, text: str | None, picture: Image.Image | None, *, written: str = "", **flags: bool
-    ) -> Row:
+    ) -> EncodedSequence:
         prompt = self.prompts.render(
             "student_query", instruction=instruction, query_text=text or "", has_image=picture is not None
         )
-        return Row(name, prompt, _pictures(prompt, picture), written, **flags)
+        return EncodedSequence(name, prompt, _pictures(prompt, picture), written, **flags)
 
-    def candidate(self, name: str, text: str | None, picture: Image.Image | None) -> Row:
+    def candidate(self, name: str, text: str | None, picture: Image.Image | None) -> EncodedSequence:
         prompt = self.prompts.render("student_candidate", candidate_text=text or "", has_image=picture is not None)
-        return Row(name, prompt, _pictures(prompt, picture))
+        return EncodedSequence(name, prompt, _pictures(prompt, picture))
 
     def written_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
         return ids
 
-    def chunk(self, rows: Sequence[Row], places: Sequence[int] = (), *, prompts_only: bool = False) -> Chunk:
+    def chunk(self, rows: Sequence[EncodedSequence], places: Sequence[int] = (), *, prompts_only: bool = False) -> MicroBatch:
         """One forward pass. `prompts_only`: rows end after their prompts whatever the pooling (for generation)."""
         pictures = [picture for row in rows for picture in row.pictures]
         visual: dict[str, Tensor] = self._visual(pictures) if pictures else {}
@@ -154,7 +154,7 @@ class RowEncoder:
         }
         given = torch.tensor(list(places) if places else list(range(len(rows))))
         learnt = (labels != IGNORE).flatten().nonzero().flatten()
-        chunk = Chunk(inputs, labels, mask.sum(1) - 1, given, [row.name for row in rows], learnt, scale=self.scale)
+        chunk = MicroBatch(inputs, labels, mask.sum(1) - 1, given, [row.name for row in rows], learnt, scale=self.scale)
         if pictures and self.tower is not None:
             chunk.tower, lengths = self.tower.place(visual["image_grid_thw"])
             chunk.host = {"image_grid_thw": visual["image_grid_thw"], **lengths}
@@ -166,7 +166,7 @@ class RowEncoder:
             return dict(processor(images=pictures, return_tensors="pt"))
         return self.scale.patches(processor, pictures)
 
-    def chunks(self, rows: Sequence[Row], size: int, patches: int) -> list[Chunk]:
+    def chunks(self, rows: Sequence[EncodedSequence], size: int, patches: int) -> list[MicroBatch]:
         """All rows in chunks of at most `size` rows and `patches` image patches, rows of similar length together."""
         places, next_place = [], 0
         for row in rows:
@@ -178,7 +178,7 @@ class RowEncoder:
             for part in _parts(order, [self.patches(row) for row in rows], size, patches)
         ]
 
-    def _prompt_ids(self, row: Row, image_tokens: Iterator[int]) -> list[int]:
+    def _prompt_ids(self, row: EncodedSequence, image_tokens: Iterator[int]) -> list[int]:
         content = [{"type": "image"} if isinstance(part, ImageSlot) else {"type": "text", "text": part} for part in row.prompt]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -189,7 +189,7 @@ class RowEncoder:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def patches(self, row: Row) -> int:
+    def patches(self, row: EncodedSequence) -> int:
         side: int = self.processor.image_processor.patch_size
         return sum((picture.width // side) * (picture.height // side) for picture in row.pictures)
 
@@ -200,7 +200,7 @@ def _pictures(prompt: Prompt, picture: Image.Image | None) -> tuple[Image.Image,
     return tuple(picture for part in prompt if isinstance(part, ImageSlot))
 
 
-def _characters(row: Row) -> int:
+def _characters(row: EncodedSequence) -> int:
     return len(row.written) + sum(len(part) for part in row.prompt if isinstance(part, str))
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from schemas.errors import ConfigError
 from trainer.data.batches import BatchSource
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 
 SHARED: Final = Path("/dev/shm")  # noqa: S108 (where torch's workers hand their tensors over; nothing of ours is written there)
 MARGIN: Final = 1.25
@@ -38,15 +38,15 @@ def row_bytes(source: BatchSource, queries: int = 16) -> float:
 def needed(source: BatchSource, processes: int, each: float) -> float:
     """Bytes in /dev/shm of a node with so many processes, at so many bytes a row."""
     config = source.config
-    rows = config.batch.queries / source.world * (2 + config.data.hard_negatives)
+    rows = config.batch.queries / source.world_size * (2 + config.data.hard_negatives)
     return MARGIN * processes * config.data.workers * config.data.prefetch * rows * each
 
 
-def check_shared_memory(source: BatchSource, world: World, shared: Path = SHARED) -> str | None:
+def check_shared_memory(source: BatchSource, group: ProcessGroup, shared: Path = SHARED) -> str | None:
     """What to tell about it, or None where no loader uses it. Raises ConfigError, in every process, if a node has less."""
     if not source.config.data.workers or not shared.is_dir():
         return None
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", source.world))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", source.world_size))
     each = row_bytes(source)
     wanted = needed(source, processes, each)
     free = os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize
@@ -55,7 +55,7 @@ def check_shared_memory(source: BatchSource, world: World, shared: Path = SHARED
         f"loaders hold up to {_size(wanted)} in {shared} ({processes} x {data.workers} workers x {data.prefetch} batches, "
         f"{_size(each)} a row), which has {_size(free)}"
     )
-    short = [told for told, is_short in world.gather_objects((told, wanted > free)) if is_short]
+    short = [told for told, is_short in group.gather_objects((told, wanted > free)) if is_short]
     if short:
         raise ConfigError(
             short[0],

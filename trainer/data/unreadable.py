@@ -19,16 +19,16 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 
+from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.mbeir.images import ImageProblem
-from pipeline.mbeir.stores import training_store
 from pipeline.meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Item, Records
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 
 T = TypeVar("T")
 
@@ -82,13 +82,13 @@ def load_list(path: Path) -> list[LeftOut]:
 class StudentBatches(BatchSource):
     """Batches of images that the student's processor takes; a refusal names row or did."""
 
-    def candidate_row(self, candidate: Candidate) -> Row:
+    def candidate_row(self, candidate: Candidate) -> EncodedSequence:
         try:
             return super().candidate_row(candidate)
         except ImageProblem as problem:
             raise refused("candidate", candidate.did, problem) from problem
 
-    def _query(self, item: Item, written: str, **flags: bool) -> Row:
+    def _query(self, item: Item, written: str, **flags: bool) -> EncodedSequence:
         try:
             return super()._query(item, written, **flags)
         except ImageProblem as problem:

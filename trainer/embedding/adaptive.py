@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from schemas.training import AdaptiveSettings, RouteChoice
-from trainer.data.encoding import Row, RowEncoder
+from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.model.embedder import Embedder, pooled
 
 _NEVER: Final = torch.finfo(torch.float32).min
 
 
-class Embedded(NamedTuple):
+class QueryEmbedding(NamedTuple):
     """A query's embedding and how it came about.
 
     vector: (dim,), unit length, float32, on CPU.
@@ -52,7 +52,7 @@ class Embedded(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Lanes:
+class DecodeBatch:
     """Queries in mid-trace.
 
     keys, values: per layer (lanes, heads, length, dim); mask: (lanes, length), 0 at padding.
@@ -78,14 +78,14 @@ class _Lanes:
     def __len__(self) -> int:
         return len(self.owner)
 
-    def take(self, kept: list[int]) -> _Lanes:
+    def take(self, kept: list[int]) -> DecodeBatch:
         at = torch.tensor(kept, device=self.mask.device)
         states = (self.owner, self.written, self.began, self.closing, self.ended)
         lists = (*states, self.p_direct, self.bypass, self.bypass_seconds)
         mask = self.mask[at]
         used = mask.any(0).nonzero()
         length = int(used.max()) + 1 if len(used) else 0
-        return _Lanes(
+        return DecodeBatch(
             [k[at, :, :length] for k in self.keys],
             [v[at, :, :length] for v in self.values],
             mask[:, :length],
@@ -94,7 +94,7 @@ class _Lanes:
             *([each[i] for i in kept] for each in lists),  # type: ignore[arg-type]
         )
 
-    def join(self, other: _Lanes) -> _Lanes:
+    def join(self, other: DecodeBatch) -> DecodeBatch:
         length = max(self.mask.shape[1], other.mask.shape[1])
 
         def wide(tensor: Tensor, dim: int) -> Tensor:
@@ -108,7 +108,7 @@ class _Lanes:
         def both(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
             return [torch.cat([wide(x, 2), wide(y, 2)]) for x, y in zip(a, b, strict=True)]
 
-        return _Lanes(
+        return DecodeBatch(
             both(self.keys, other.keys),
             both(self.values, other.values),
             torch.cat([wide(self.mask, 1), wide(other.mask, 1)]),
@@ -128,7 +128,7 @@ class _Lanes:
 class AdaptiveEmbedder:
     """Embeds queries with one student. Not thread-safe."""
 
-    def __init__(self, embedder: Embedder, settings: AdaptiveSettings, encoder: RowEncoder | None = None) -> None:
+    def __init__(self, embedder: Embedder, settings: AdaptiveSettings, encoder: SequenceEncoder | None = None) -> None:
         self.embedder, self.settings = embedder, settings
         self.encoder = encoder or embedder.encoder()
         tokenizer = embedder.processor.tokenizer
@@ -138,25 +138,25 @@ class AdaptiveEmbedder:
         self._emb = embedder.emb_id
 
     def embed(
-        self, rows: Sequence[Row], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
-    ) -> list[Embedded]:
+        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+    ) -> list[QueryEmbedding]:
         """In the order of `rows`. `given`: which of them reason, for ``route="given"``."""
-        found: list[Embedded | None] = [None] * len(rows)
+        found: list[QueryEmbedding | None] = [None] * len(rows)
         for index, one in self.stream(rows, route=route, given=given):
             found[index] = one
         return [one for one in found if one is not None]
 
     @torch.inference_mode()
     def stream(
-        self, rows: Sequence[Row], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
-    ) -> Iterator[tuple[int, Embedded]]:
+        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+    ) -> Iterator[tuple[int, QueryEmbedding]]:
         """(index, result) as they are done."""
         route = route or self.settings.route
         if route == "given" and (given is None or len(given) != len(rows)):
             raise ValueError("route 'given' needs one flag per row")
         self.embedder.eval()
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), sum(len(str(p)) for p in rows[i].prompt)))
-        lanes: _Lanes | None = None
+        lanes: DecodeBatch | None = None
         for start in range(0, len(order), self.settings.prefill_rows):
             part = order[start : start + self.settings.prefill_rows]
             forced = None if route == "learned" else [self._forced(route, given, i) for i in part]
@@ -176,8 +176,8 @@ class AdaptiveEmbedder:
         return given[index] if route == "given" and given is not None else route == "always-reason"
 
     def _prefill(
-        self, rows: Sequence[Row], owners: list[int], forced: list[bool] | None
-    ) -> tuple[list[tuple[int, Embedded]], _Lanes | None]:
+        self, rows: Sequence[EncodedSequence], owners: list[int], forced: list[bool] | None
+    ) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
         began = time.perf_counter()
         chunk = self.encoder.chunk(rows, prompts_only=True).to(self.embedder.device)
         # what is written after a row goes on after its last position
@@ -198,12 +198,12 @@ class AdaptiveEmbedder:
         done, on = [], []
         for i, token in enumerate(picked):
             if self.embedder.identity.pool == "pre" and (token == self._emb or token in self._stops):
-                done.append((owners[i], Embedded(kept[i], False, token == self._emb, "", p_direct[i], 0, now - began)))
+                done.append((owners[i], QueryEmbedding(kept[i], False, token == self._emb, "", p_direct[i], 0, now - began)))
             else:
                 on.append(i)
         if not on:
             return done, None
-        lanes = _Lanes(
+        lanes = DecodeBatch(
             [layer.keys for layer in cache.layers],
             [layer.values for layer in cache.layers],
             chunk.inputs["attention_mask"],
@@ -218,10 +218,10 @@ class AdaptiveEmbedder:
             list(kept),
             [now - began] * len(rows),
         ).take(on)
-        self._settle(lanes)
+        self._classify_next_tokens(lanes)
         return done, lanes
 
-    def _settle(self, lanes: _Lanes) -> None:
+    def _classify_next_tokens(self, lanes: DecodeBatch) -> None:
         """Looks at each lane's next token: a word of its trace, or the end of it."""
         for i, token in enumerate(lanes.token.tolist()):
             if lanes.closing[i]:
@@ -234,7 +234,7 @@ class AdaptiveEmbedder:
             else:
                 lanes.written[i].append(token)
 
-    def _advance(self, lanes: _Lanes) -> tuple[list[tuple[int, Embedded]], _Lanes | None]:
+    def _advance(self, lanes: DecodeBatch) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
         """Feeds every lane's next token; lanes that are done leave."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(zip(lanes.keys, lanes.values, strict=True)):
@@ -255,7 +255,7 @@ class AdaptiveEmbedder:
         lanes.mask = mask
         lanes.position = lanes.position + 1
         lanes.token = self._logits(states[:, 0]).argmax(-1)
-        self._settle(lanes)
+        self._classify_next_tokens(lanes)
         pre = self.embedder.identity.pool == "pre"
         over = [i for i in range(len(lanes)) if (lanes.closing[i] if pre else was_closing[i])]
         if not over:
@@ -265,11 +265,11 @@ class AdaptiveEmbedder:
         rest = sorted(set(range(len(lanes))) - set(over))
         return done, lanes.take(rest) if rest else None
 
-    def _result(self, lanes: _Lanes, i: int, vector: Tensor, now: float) -> Embedded:
+    def _result(self, lanes: DecodeBatch, i: int, vector: Tensor, now: float) -> QueryEmbedding:
         written = lanes.written[i]
         text: str = self.embedder.processor.tokenizer.decode(written, skip_special_tokens=True)
         seconds = now - lanes.began[i]
-        found = Embedded(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
+        found = QueryEmbedding(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
         if self.embedder.identity.pool != "pre" or not written:
             return found
         return found._replace(bypass=lanes.bypass[i], bypass_seconds=lanes.bypass_seconds[i])

@@ -24,10 +24,10 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did, hash_qid, unhash_did, unhash_qid
-from trainer.data.encoding import Chunk, Row, RowEncoder
+from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
 from trainer.data.unreadable import LeftOut, load_list, refused, save_list
-from trainer.embedding.adaptive import Embedded
-from trainer.evaluation.uniir import Split, ids_path, not_finite
+from trainer.embedding.adaptive import QueryEmbedding
+from trainer.embedding.files import Split, ids_path, not_finite
 from trainer.model.embedder import Embedder
 
 PART_ROWS: Final = 8_192
@@ -104,7 +104,7 @@ class PoolEmbedder:
             thread.shutdown(cancel_futures=True)
 
     def _group(self, candidates: list[Candidate], places: list[int]) -> _Group:
-        rows: dict[int, Row] = {}
+        rows: dict[int, EncodedSequence] = {}
         left_out: dict[int, LeftOut] = {}
         for place in places:
             try:
@@ -119,7 +119,7 @@ class PoolEmbedder:
     def _text(self, candidate: Candidate) -> str:
         return candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
 
-    def _row(self, candidate: Candidate) -> Row:
+    def _row(self, candidate: Candidate) -> EncodedSequence:
         picture = self.images.open(candidate.img_path or "") if _shows(candidate) else None
         return self.encoder.candidate(candidate.did, self._text(candidate), picture)
 
@@ -128,7 +128,7 @@ class _Group(NamedTuple):
     """Candidates that were prepared together. places: of the chunks' rows among all candidates."""
 
     places: list[int]
-    chunks: list[Chunk]
+    chunks: list[MicroBatch]
     left_out: dict[int, LeftOut]
 
 
@@ -191,7 +191,7 @@ class Asked(NamedTuple):
     text: str | None
     image: str | None
 
-    def row(self, encoder: RowEncoder, images: ImageStore, written: str = "") -> Row:
+    def row(self, encoder: SequenceEncoder, images: ImageStore, written: str = "") -> EncodedSequence:
         try:
             picture = images.open(self.image) if self.image else None
         except ImageProblem as problem:
@@ -208,7 +208,7 @@ class QueryFile:
         self._instructions = InstructionTable.load(layout.instructions)
         self._choice = choice or SeededChoice()
 
-    def rows(self, encoder: RowEncoder, images: ImageStore) -> list[Row]:
+    def rows(self, encoder: SequenceEncoder, images: ImageStore) -> list[EncodedSequence]:
         """Of all queries; their images are decoded and held."""
         return [self.asked(query).row(encoder, images) for query in self.queries]
 
@@ -223,7 +223,7 @@ class QueryFile:
         )
 
 
-def save_queries(found: list[Embedded], file: QueryFile, out: Path) -> None:
+def save_queries(found: list[QueryEmbedding], file: QueryFile, out: Path) -> None:
     """UniIR's files for one query file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     vectors = torch.stack([one.vector for one in found]).numpy().astype(np.float16)

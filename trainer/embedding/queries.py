@@ -24,9 +24,9 @@ import torch
 from pipeline.mbeir.images import ImageStore
 from schemas.mbeir import DatasetTask
 from schemas.training import RouteChoice, TrainConfig
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 from trainer.data.unreadable import LeftOut, Unreadable
-from trainer.embedding.adaptive import AdaptiveEmbedder, Embedded
+from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.embed import Asked, QueryFile
 from trainer.model.embedder import Embedder
 
@@ -52,7 +52,7 @@ class QueryPart(NamedTuple):
     seconds: of the worker, reading and decoding included.
     """
 
-    found: dict[Place, Embedded]
+    found: dict[Place, QueryEmbedding]
     left_out: dict[Place, LeftOut]
     seconds: float
 
@@ -83,7 +83,7 @@ class QueryCosts(NamedTuple):
         return self.queries / self.seconds if self.seconds else 0.0
 
     @classmethod
-    def of(cls, found: Sequence[Embedded], seconds: float) -> QueryCosts:
+    def of(cls, found: Sequence[QueryEmbedding], seconds: float) -> QueryCosts:
         each = np.array([one.seconds for one in found] or [0.0])
         return cls(
             len(found),
@@ -106,7 +106,7 @@ class QueryEmbedder:
     def part(self, unit: QueryUnit) -> QueryPart:
         """Raises InputError for an image that cannot be read, unless such queries are left out."""
         began = time.perf_counter()
-        rows: dict[Place, Row] = {}
+        rows: dict[Place, EncodedSequence] = {}
         left_out: dict[Place, LeftOut] = {}
         for place, asked, trace in zip(unit.places, unit.asked, unit.written or [""] * len(unit.places), strict=True):
             try:
@@ -121,19 +121,19 @@ class QueryEmbedder:
         return QueryPart(compact, left_out, time.perf_counter() - began)
 
     @torch.inference_mode()
-    def _after(self, rows: Sequence[Row]) -> list[Embedded]:
+    def _after(self, rows: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
         """After the rows' own traces: no word is the student's."""
         embedder, encoder = self._adaptive.embedder.eval(), self._adaptive.encoder
         traces = [row.written for row in rows]
-        found: dict[int, Embedded] = {}
+        found: dict[int, QueryEmbedding] = {}
         for chunk in encoder.chunks(rows, self._rows, 1 << 20) if rows else []:
             vectors, _ = embedder(chunk.to(embedder.device), labelled=False)
             for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
-                found[place] = Embedded(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
+                found[place] = QueryEmbedding(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
         return [found[place] for place in range(len(rows))]
 
 
-def _compact(one: Embedded) -> Embedded:
+def _compact(one: QueryEmbedding) -> QueryEmbedding:
     """As it is saved. A vector of its own, too: one of a batch's would keep, and send, the whole batch."""
     return one._replace(vector=one.vector.half(), bypass=one.bypass.half() if one.bypass is not None else None)
 
@@ -151,8 +151,8 @@ class QueryEmbeddings:
     def __init__(self, files: Mapping[DatasetTask, QueryFile], workers: QueryWorkers, *, window: int = WINDOW) -> None:
         self._files, self._workers, self._window = files, workers, window
         self.left_out: dict[Place, LeftOut] = {}
-        self._direct: dict[Place, Embedded] = {}
-        self._reasoned: dict[Place, Embedded] = {}
+        self._direct: dict[Place, QueryEmbedding] = {}
+        self._reasoned: dict[Place, QueryEmbedding] = {}
         self._spent: dict[DatasetTask, float] = defaultdict(float)
         self._shared = False
 
@@ -163,7 +163,7 @@ class QueryEmbeddings:
         given: Mapping[Place, bool] | None = None,
         written: Mapping[Place, str] | None = None,
         advance: Callable[[int], None] = lambda rows: None,
-    ) -> dict[DatasetTask, tuple[list[Embedded], QueryCosts]]:
+    ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
         """Of every file, in its order. Queries that cannot be read leave their file, where that is allowed.
 
         given: which reason, for ``route="given"``. written: traces to follow; "" for none.
@@ -190,7 +190,7 @@ class QueryEmbeddings:
         of_file = {task: [found[task, query.qid] for query in file.queries] for task, file in self._files.items()}
         return {task: (rows, QueryCosts.of(rows, seconds[task])) for task, rows in of_file.items()}
 
-    def _each(self, places: Sequence[Place], route: RouteChoice, advance: Callable[[int], None]) -> dict[Place, Embedded]:
+    def _each(self, places: Sequence[Place], route: RouteChoice, advance: Callable[[int], None]) -> dict[Place, QueryEmbedding]:
         """With the route forced. What is there already is not embedded again."""
         store = self._direct if route == "always-direct" else self._reasoned
         owed = [place for place in places if place not in store]
@@ -201,7 +201,7 @@ class QueryEmbeddings:
             self._keep(place, one)
         return {place: store[place] for place in places if place not in self.left_out}
 
-    def _keep(self, place: Place, one: Embedded) -> None:
+    def _keep(self, place: Place, one: QueryEmbedding) -> None:
         if not one.reasoned:
             self._direct.setdefault(
                 place, one._replace(ended=True)
@@ -209,7 +209,7 @@ class QueryEmbeddings:
             return
         self._reasoned[place] = one
         if one.bypass is not None:
-            direct = Embedded(one.bypass, False, True, "", one.p_direct, 0, one.bypass_seconds)
+            direct = QueryEmbedding(one.bypass, False, True, "", one.p_direct, 0, one.bypass_seconds)
             self._direct.setdefault(place, direct)
 
     def _ask(
@@ -218,7 +218,7 @@ class QueryEmbeddings:
         route: RouteChoice,
         advance: Callable[[int], None],
         written: Mapping[Place, str] | None = None,
-    ) -> dict[Place, Embedded]:
+    ) -> dict[Place, QueryEmbedding]:
         units = []
         wanted = set(places)
         for task, file in self._files.items():
@@ -227,7 +227,7 @@ class QueryEmbeddings:
                 of_part = tuple((task, query.qid) for query in part)
                 traces = tuple(written[place] for place in of_part) if written is not None else None
                 units.append(QueryUnit(of_part, tuple(map(file.asked, part)), route, traces))
-        found: dict[Place, Embedded] = {}
+        found: dict[Place, QueryEmbedding] = {}
         for done in self._workers.queries(units):
             found |= done.found
             self.left_out |= done.left_out

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.mbeir.stores import training_store
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
 from trainer.embedding.embed import PoolEmbedder, PoolPart, Range
@@ -22,7 +22,7 @@ from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit
 from trainer.model.embedder import Embedder
 
 
-class Source(NamedTuple):
+class EmbedderSpec(NamedTuple):
     """A model as any process can load it: a checkpoint's directory, or the untrained base (None)."""
 
     config: TrainConfig
@@ -32,9 +32,9 @@ class Source(NamedTuple):
         """For use: its adapter is folded into its weights."""
         import torch  # noqa: PLC0415 (actors import it where they run)
 
-        from trainer.distributed import World  # noqa: PLC0415
+        from trainer.distributed import ProcessGroup  # noqa: PLC0415
 
-        device = World.join(self.config.device).device
+        device = ProcessGroup.join(self.config.device).device
         if self.model is not None:
             return Embedder.load(self.model, self.config.model, pool=self.config.model.pool).folded().to(device)
         torch.manual_seed(self.config.seed)
@@ -61,7 +61,7 @@ class Workers(Protocol):
         """The embeddings of these queries, unit by unit, in any order."""
 
 
-class Here:
+class LocalPoolEmbedder:
     """This process embeds."""
 
     count = 1
@@ -78,10 +78,10 @@ class Here:
         yield from map(embedder.part, units)
 
 
-class OnRay(AbstractContextManager["OnRay"]):
+class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
     """Ray actors embed; a cluster's, where RAY_ADDRESS names one. Each gets a GPU where the device is one."""
 
-    def __init__(self, source: Source, workers: int, *, gpu: bool) -> None:
+    def __init__(self, source: EmbedderSpec, workers: int, *, gpu: bool) -> None:
         import ray  # noqa: PLC0415
 
         from pipeline.serving.ray_session import start_ray  # noqa: PLC0415
@@ -117,7 +117,7 @@ class OnRay(AbstractContextManager["OnRay"]):
 
 
 class _Actor:
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: EmbedderSpec) -> None:
         self._worker = source.embedder()
         self._queries = QueryEmbedder(self._worker.embedder, source.config, self._worker.images)
 

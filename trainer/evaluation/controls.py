@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from schemas.errors import InputError
 from schemas.mbeir import Modality
 from schemas.record import record_id
-from trainer.data.batch_sampler import seeded
+from trainer.data.batch_sampler import rng_for
 from trainer.data.dataset import Records
 from trainer.evaluation.evaluate import Evaluation
 
@@ -22,8 +22,8 @@ def modality_routes(evaluation: Evaluation) -> dict[str, bool]:
 
 
 def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]:
-    """The same think rate, drawn by lot."""
-    chosen = set(seeded("routes", seed).permutation(len(ids))[: round(rate * len(ids))].tolist())
+    """The same think rate, drawn at random."""
+    chosen = set(rng_for("routes", seed).permutation(len(ids))[: round(rate * len(ids))].tolist())
     return {identifier: i in chosen for i, identifier in enumerate(ids)}
 
 

@@ -26,14 +26,15 @@ from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.data.unreadable import LeftOut, save_list, told
-from trainer.distributed import World
-from trainer.embedding.adaptive import Embedded
+from trainer.distributed import ProcessGroup
+from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, embed_pool, left_out_path, save_queries
+from trainer.embedding.files import EmbeddingFiles, ids_path, pool_name
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
-from trainer.embedding.workers import Here, OnRay, Source, Workers
+from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
 from trainer.evaluation.results import Result, TaskResult
-from trainer.evaluation.uniir import EmbeddingFiles, Score, headline_k, ids_path, pool_name, score_directory, table
-from trainer.retrieval.index import fingerprint
+from trainer.evaluation.uniir import Score, headline_k, score_directory, table
+from trainer.model.embedder import fingerprint
 from trainer.retrieval.topk import search_device
 
 ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "always-direct", "always-reason": "always-reason"}
@@ -135,12 +136,12 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def workers(self) -> Workers:
         """Who embeds; the model is loaded when they are first asked for, and given up when the evaluation is closed."""
         if self._workers is None:
-            source, count = Source(self.config, self.model), self.config.evaluation.workers
+            source, count = EmbedderSpec(self.config, self.model), self.config.evaluation.workers
             if count == 1:
-                self._workers = Here(source.embedder(), self.config)
+                self._workers = LocalPoolEmbedder(source.embedder(), self.config)
             else:
-                on_gpu = World.join(self.config.device).device.type == "cuda"
-                self._workers = self._open.enter_context(OnRay(source, count, gpu=on_gpu))
+                on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
+                self._workers = self._open.enter_context(RayPoolEmbedder(source, count, gpu=on_gpu))
         return self._workers
 
     def run(
@@ -152,7 +153,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         given: Mapping[str, bool] | None = None,
         written: Mapping[str, str] | None = None,
         answers: Mapping[str, str] | None = None,
-    ) -> tuple[Result, dict[str, Embedded]]:
+    ) -> tuple[Result, dict[str, QueryEmbedding]]:
         """Embeds all queries, scores them, and returns the table and each query's embedding by record id.
 
         given: record id -> reasons, for route ``given``. written: record id -> trace to embed with instead of the student's
@@ -179,7 +180,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             )
         if first:
             self._say_queries_left_out(self._queries.left_out)
-        every: dict[str, Embedded] = {}
+        every: dict[str, QueryEmbedding] = {}
         accuracy: dict[DatasetTask, float | None] = {}
         for task, (found, _) in of_task.items():
             save_queries(found, self.files[task], files.queries(task, self.split))
@@ -190,7 +191,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         self._write_queries(suffix, every)
         return Result(name, [_task_result(task, scores, of_task[task][1], accuracy[task]) for task in self.tasks]), every
 
-    def _write_queries(self, suffix: str, every: Mapping[str, Embedded]) -> None:
+    def _write_queries(self, suffix: str, every: Mapping[str, QueryEmbedding]) -> None:
         """What each query was and how it was embedded, a line each: see `queries_file`."""
         lines = []
         for task, file in self.files.items():
@@ -253,7 +254,7 @@ def _with_ids(path: Path) -> tuple[Path, Path]:
     return path, ids_path(path)
 
 
-def _accuracy(found: Mapping[str, Embedded], answers: Mapping[str, str]) -> float | None:
+def _accuracy(found: Mapping[str, QueryEmbedding], answers: Mapping[str, str]) -> float | None:
     asked = [identifier for identifier in found if identifier in answers]
     if not asked:
         return None

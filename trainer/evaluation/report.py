@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.qrels import read_qrels
-from pipeline.mbeir.stores import training_store
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
@@ -22,8 +22,9 @@ from pipeline.traces.families import FAMILIES, family_of
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask
 from schemas.training import TrainConfig
+from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.evaluate import queries_file
-from trainer.evaluation.uniir import EmbeddingFiles, headline_k, metric_ks
+from trainer.evaluation.uniir import headline_k, metric_ks
 
 _SMOOTH: Final = 10
 _MISSED: Final = 10_000
@@ -196,7 +197,7 @@ def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
     """How often TRACE reasons, by the teacher's own assessment of the query."""
     if not entries or config.evaluation.traces is None or not Path(config.evaluation.traces).is_dir():
         return []
-    rows = FinishedDataset.open(Path(config.evaluation.traces)).table("data", ["id", "assessment"])
+    rows = BuiltDataset.open(Path(config.evaluation.traces)).table("data", ["id", "assessment"])
     known = dict(zip(rows["id"].to_pylist(), rows["assessment"].to_pylist(), strict=True))
     bins: dict[str, list[bool]] = defaultdict(list)
     for entry in entries:

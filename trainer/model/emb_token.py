@@ -13,13 +13,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from trainer.data.encoding import Chunk
-from trainer.distributed import World
+from trainer.data.encoding import MicroBatch
+from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 
 
 @torch.no_grad()
-def begin_emb_row(embedder: Embedder, chunks: Iterable[Chunk], world: World) -> None:
+def initialise_emb_token(embedder: Embedder, chunks: Iterable[MicroBatch], world: ProcessGroup) -> None:
     """Sets the trainable row (of the output head, where it is not tied) from labelled chunks, the same in every process.
 
     With states s_i at the positions whose label is the token, their mean m, and the missing logits d_i = logsumexp(others) -

@@ -6,6 +6,7 @@ prompt set, so that a checkpoint cannot be used with another pooling by mistake.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -26,10 +27,11 @@ from schemas.errors import ConfigError, InputError
 from schemas.os_errors import explained
 from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
-from trainer.data.encoding import Chunk, RowEncoder
+from trainer.data.encoding import MicroBatch, SequenceEncoder
+from trainer.data.tower_plan import TowerPlan, vision_tower
 from trainer.model.losses import trace_losses
 from trainer.model.vision_attention import batch_windows
-from trainer.model.vision_cache import Seen, TowerPlan, vision_tower
+from trainer.model.vision_cache import Seen
 
 IDENTITY: Final = "embedder.json"
 EXTRAS: Final = "extras.safetensors"
@@ -182,11 +184,11 @@ class Embedder(nn.Module):
             wanted = self.device.type != "cpu" or cpu_multiplies_bfloat16()
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
-    def encoder(self, prompts: PromptSet | None = None) -> RowEncoder:
+    def encoder(self, prompts: PromptSet | None = None) -> SequenceEncoder:
         known = prompts or PromptSet.load(self.identity.prompts)
-        return RowEncoder(self.processor, known, self.identity.pool, self.emb_id, tower=TowerPlan.of(self.model))
+        return SequenceEncoder(self.processor, known, self.identity.pool, self.emb_id, tower=TowerPlan.of(self.model))
 
-    def states(self, chunk: Chunk, *, seen: Seen | None = None) -> Tensor:
+    def states(self, chunk: MicroBatch, *, seen: Seen | None = None) -> Tensor:
         """Final states, normalised by the model's own last norm: (rows, length, dim). What stands on padding means nothing.
 
         No mask is given: rows are padded on the right and attention looks back, so padding is never looked at.
@@ -200,7 +202,7 @@ class Embedder(nn.Module):
             inputs["mm_encoder_outputs"] = {"image": self._look(chunk)}
         return cast(Tensor, self.model.model(**inputs, use_cache=False).last_hidden_state)
 
-    def _look(self, chunk: Chunk) -> Any:
+    def _look(self, chunk: MicroBatch) -> Any:
         grids = chunk.host.get("image_grid_thw", chunk.inputs["image_grid_thw"])
         host = {name: value for name, value in chunk.host.items() if name != "image_grid_thw"}
         tower = vision_tower(self.model)
@@ -210,7 +212,7 @@ class Embedder(nn.Module):
         return self.model.model.get_image_features(chunk.inputs["pixel_values"], grids, return_dict=True, **placed)
 
     def forward(
-        self, chunk: Chunk, *, labelled: bool = True, route: float = 0.0, seen: Seen | None = None
+        self, chunk: MicroBatch, *, labelled: bool = True, route: float = 0.0, seen: Seen | None = None
     ) -> tuple[Tensor, Tensor]:
         """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0.
 
@@ -326,3 +328,13 @@ def _load(base: str, settings: ModelSettings, *, weights: bool = True) -> tuple[
         batch_windows(model)
     model.requires_grad_(False)
     return model, processor
+
+
+def fingerprint(model: Path) -> str:
+    """Of an embedder's weights and identity; vectors of two embedders never meet."""
+    digest = hashlib.sha256()
+    for name in [*sorted(path.name for path in model.glob("*.safetensors")), "embedder.json"]:
+        digest.update(name.encode())
+        with (model / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.files.atomic_directory import publish, scratch
+from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.serving.direct import opened
 from pipeline.serving.server import ManagedServer
 from prompts import ImageSlot
@@ -30,7 +30,7 @@ from schemas.errors import ConfigError, CotError
 from schemas.hosting import ServerConfig
 from schemas.record import EMB_TOKEN
 from schemas.training import AdaptiveSettings
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.model.embedder import IDENTITY, Embedder
 from trainer.release.sentence_transformers import write_modules
@@ -54,7 +54,7 @@ class MergeError(CotError):
 class Sample(NamedTuple):
     """A row as the adapter sees it: its embedding, its first token's route, and the row with the trace it wrote."""
 
-    row: Row
+    row: EncodedSequence
     query: bool
     direct: bool
     vector: np.ndarray[Any, np.dtype[np.float32]]
@@ -72,8 +72,8 @@ class Report(NamedTuple):
 
 def merge(
     embedder: Embedder,
-    queries: list[Row],
-    candidates: list[Row],
+    queries: list[EncodedSequence],
+    candidates: list[EncodedSequence],
     out: Path,
     *,
     settings: AdaptiveSettings,
@@ -88,7 +88,7 @@ def merge(
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists", "name another directory, or remove it")
     samples = list(_samples(embedder, queries, candidates, settings))
-    new = scratch(out)
+    new = staging_path(out)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -115,7 +115,7 @@ def merge(
             )
         report = Report(len(samples), least, len(asked), sum(same), tuple(even))
         (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n", encoding="utf-8")
-        publish(new, out)
+        replace_directory(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return report
@@ -132,12 +132,17 @@ def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> t
     return even, wrong
 
 
-def _samples(embedder: Embedder, queries: list[Row], candidates: list[Row], settings: AdaptiveSettings) -> Iterator[Sample]:
+def _samples(
+    embedder: Embedder, queries: list[EncodedSequence], candidates: list[EncodedSequence], settings: AdaptiveSettings
+) -> Iterator[Sample]:
     """Queries as they are first read, the same with the traces that they lead to, and candidates."""
     adaptive = AdaptiveEmbedder(embedder, settings)
     learned = adaptive.embed(queries, route="learned")
     written = adaptive.embed(queries, route="always-reason")
-    traced = [Row(row.name, row.prompt, row.pictures, one.trace.strip()) for row, one in zip(queries, written, strict=True)]
+    traced = [
+        EncodedSequence(row.name, row.prompt, row.pictures, one.trace.strip())
+        for row, one in zip(queries, written, strict=True)
+    ]
     plain = [*queries, *(row for row in traced if row.written), *candidates]
     with torch.inference_mode():
         for i, row in enumerate(plain):
@@ -244,7 +249,7 @@ def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
     return found
 
 
-def _messages(row: Row, ending: str) -> dict[str, Any]:
+def _messages(row: EncodedSequence, ending: str) -> dict[str, Any]:
     """The row as a chat request: its prompt, and what is written after it as the beginning of the reply."""
     pictures = iter(row.pictures)
     content: list[dict[str, Any]] = []

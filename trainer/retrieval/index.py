@@ -8,7 +8,6 @@ INDEX/unreadable.json         candidates that were left out (data.skip_unreadabl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,9 +28,10 @@ from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
 from schemas.os_errors import explained
 from trainer.data.unreadable import LeftOut, load_list, save_list
 from trainer.embedding.embed import embed_pool, left_out_path
+from trainer.embedding.files import ids_path, load_embeddings, not_finite
+from trainer.embedding.vectors import Vectors, blocks, normalised
 from trainer.embedding.workers import Workers
-from trainer.evaluation.uniir import ids_path, load_embeddings, not_finite
-from trainer.retrieval.topk import MISSING, TopK, Vectors, blocks, normalised, top_k
+from trainer.retrieval.topk import MISSING, TopK, top_k
 
 _CARD: Final = "index.json"
 _VECTORS: Final = "corpus_embed.npy"
@@ -40,7 +40,7 @@ UNREADABLE: Final = "unreadable.json"
 _TRAINING_VECTORS: Final = 200_000
 
 
-class Card(BaseModel):
+class IndexMetadata(BaseModel):
     """What an index holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,16 +72,6 @@ class Hit(NamedTuple):
     candidate: Candidate
 
 
-def fingerprint(model: Path) -> str:
-    """Of an embedder's weights and identity; vectors of two embedders never meet."""
-    digest = hashlib.sha256()
-    for name in [*sorted(path.name for path in model.glob("*.safetensors")), "embedder.json"]:
-        digest.update(name.encode())
-        with (model / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
     """Pool files: the named dataset-tasks' local pools, or the global one of the split."""
     if not names:
@@ -102,7 +92,7 @@ def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
 
 
 def build_index(
-    out: Path, card: Card, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
+    out: Path, card: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
 ) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index."""
     file = out / _CARD
@@ -150,7 +140,7 @@ def build_index(
 class Index:
     """An index on disk, memory-mapped."""
 
-    def __init__(self, directory: Path, card: Card) -> None:
+    def __init__(self, directory: Path, card: IndexMetadata) -> None:
         self.directory, self.card = directory, card
         self.vectors: NDArray[np.float16] = np.load(directory / _VECTORS, mmap_mode="r", allow_pickle=False)
         self.ids: NDArray[np.int64] = np.load(directory / "corpus_ids.npy", mmap_mode="r", allow_pickle=False)
@@ -165,7 +155,7 @@ class Index:
     @classmethod
     def open(cls, directory: Path) -> Index:
         try:
-            card = Card.model_validate_json((directory / _CARD).read_bytes())
+            card = IndexMetadata.model_validate_json((directory / _CARD).read_bytes())
             return cls(directory, card)
         except (OSError, ValidationError, ValueError) as error:
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):

@@ -12,22 +12,21 @@ CPU here, with numpy; on a GPU in `trainer.retrieval.topk_device`, by the same r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.embedding.vectors import Vectors
+
 MISSING: Final = -1
 LOWEST: Final = np.float32(np.finfo(np.float32).min)
-BLOCK_ROWS: Final = 32_768
 _QUERY_ROWS: Final = 1_024
 _FIRST_ROWS: Final = 256
 _WAITING: Final = 4
 """Scores that may wait for a merge, for each that is kept."""
-
-Vectors = NDArray[np.float32]
 
 
 class TopK(NamedTuple):
@@ -35,37 +34,6 @@ class TopK(NamedTuple):
 
     positions: NDArray[np.int64]
     scores: Vectors
-
-
-def normalised(vectors: NDArray[np.floating]) -> Vectors:
-    """Rows of unit length in float32; zero rows stay zero (faiss.normalize_L2)."""
-    return _normalised(vectors)[0]
-
-
-def _normalised(vectors: NDArray[np.floating]) -> tuple[Vectors, Vectors]:
-    found: Vectors = np.ascontiguousarray(vectors, np.float32)
-    if found is vectors:
-        found = found.copy()
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
-        np.divide(found, lengths[:, None], out=found, where=lengths[:, None] > 0)
-    return found, lengths
-
-
-def blocks(
-    pool: NDArray[np.floating], rows: int = BLOCK_ROWS, *, wrong: Callable[[NDArray[np.int64]], None] | None = None
-) -> Iterator[Vectors]:
-    """A (possibly memory-mapped) array of shape (n, dim) as normalised blocks.
-
-    wrong: called after the last block where rows have no finite length (NaN, inf, or beyond float32), with their indices.
-    """
-    without: list[NDArray[np.int64]] = []
-    for start in range(0, len(pool), rows):
-        block, lengths = _normalised(pool[start : start + rows])
-        without.append(np.flatnonzero(~np.isfinite(lengths)) + start)
-        yield block
-    if wrong is not None and any(map(len, without)):
-        wrong(np.concatenate(without))
 
 
 def top_k(queries: Vectors, pool: Iterable[Vectors], k: int, *, device: str = "cpu") -> TopK:
@@ -90,8 +58,8 @@ def search_device(wanted: str = "auto") -> str:
 
 
 def _on_cpu(parts: Sequence[tuple[Vectors, int]], pool: Iterable[Vectors]) -> list[TopK]:
-    kept = [_Kept(len(part), k) for part, k in parts]
-    products, enters = _Room(np.float32), _Room(np.bool_)
+    kept = [RunningTopK(len(part), k) for part, k in parts]
+    products, enters = ScratchBuffer(np.float32), ScratchBuffer(np.bool_)
     for block in pool:
         for (part, _), best in zip(parts, kept, strict=True):
             best.scan(np.matmul(part, block.T, out=products.of(len(part), len(block))), enters)
@@ -107,7 +75,7 @@ def _on_device(parts: Sequence[tuple[Vectors, int]], pool: Iterable[Vectors], de
 
 
 def _joined(found: Sequence[TopK], k: int) -> TopK:
-    found = found or [_Kept(0, k).result()]
+    found = found or [RunningTopK(0, k).result()]
     return TopK(np.concatenate([one.positions for one in found]), np.concatenate([one.scores for one in found]))
 
 
@@ -119,7 +87,7 @@ def _sorted(positions: NDArray[np.int64], scores: Vectors) -> TopK:
     return TopK(positions, scores)
 
 
-class _Room:
+class ScratchBuffer:
     """Memory that is used again and again: getting it anew for every block costs as much as the products in it."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
@@ -131,7 +99,7 @@ class _Room:
         return self._flat[: rows * columns].reshape(rows, columns)
 
 
-class _Kept:
+class RunningTopK:
     """The k best of some queries so far, in pool order.
 
     What may enter is collected, against the worst kept at the last merge, and merged when the rows seen have doubled: few enter
@@ -145,7 +113,7 @@ class _Kept:
         self._entering: list[tuple[NDArray[np.int64], NDArray[np.int64], Vectors]] = []
         self._waiting = self._seen = self._merged = 0
 
-    def scan(self, products: Vectors, enters: _Room) -> None:
+    def scan(self, products: Vectors, enters: ScratchBuffer) -> None:
         """The next rows of the pool: products (queries, rows). NaN never enters."""
         begin, rows = 0, products.shape[1]
         while begin < rows:

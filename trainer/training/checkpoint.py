@@ -16,7 +16,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.files.atomic_directory import publish, scratch
+from pipeline.files.atomic_directory import replace_directory, staging_path
 from schemas.errors import InputError
 from trainer.model.embedder import EXTRAS, Embedder
 
@@ -40,7 +40,7 @@ def save(
     """
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"step-{step:08d}"
-    new = scratch(place)
+    new = staging_path(place)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     embedder.save(new)
@@ -52,7 +52,7 @@ def save(
             tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
     save_file(tensors, new / _STATE)
     (new / _META).write_text(json.dumps({"step": step, "own": dict(own or {})}) + "\n", encoding="utf-8")
-    publish(new, place)
+    replace_directory(new, place)
     for old in steps(directory)[:-keep]:
         shutil.rmtree(old)
     return place

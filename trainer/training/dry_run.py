@@ -139,7 +139,7 @@ def _counted(config: TrainConfig, variant: Variant, embedder: Embedder, devices:
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
     traces = learnt_traces(config, variant, records)
-    source = BatchSource(config, variant, records, traces, embedder.encoder(), candidates, world=devices)
+    source = BatchSource(config, variant, records, traces, embedder.encoder(), candidates, world_size=devices)
     rows = source.sample(min(SAMPLE, len(records)))
     tokens = patches = 0
     for chunk in source.encoder.chunks(rows, source.chunk, config.batch.chunk_patches):

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
-from trainer.distributed import World, takes_gpu
+from trainer.distributed import ProcessGroup, takes_gpu
 
 _ERROR = "error"
 
@@ -46,13 +46,13 @@ def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> N
 
 
 def _process(
-    rank: int, world: int, parent: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool
+    rank: int, processes: int, parent: int, port: int, given: dict[str, Any], exchange: str, threads: int | None, quiet: bool
 ) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
+        "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: none of them opens the store
@@ -66,7 +66,7 @@ def _process(
     try:
         for variant in config.variants:
             train(config, variant, quiet=quiet)
-        World.join(config.device).leave()
+        ProcessGroup.join(config.device).leave()
     except CotError as error:
         Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
         os._exit(2)  # at once: the others wait for this one

@@ -16,8 +16,8 @@ import torch
 from pipeline.files.durable import replace_text
 from schemas.errors import ConfigError
 from trainer.data.batches import CPU_CHUNK, BatchSource
-from trainer.data.encoding import Row
-from trainer.distributed import World
+from trainer.data.encoding import EncodedSequence
+from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 
 STEP: Final = 4
@@ -55,38 +55,38 @@ def largest(takes: Callable[[int], float | None], limit: float, most: int) -> in
     return good
 
 
-def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, world: World) -> str | None:
+def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: ProcessGroup) -> str | None:
     """Sets the source's chunk where it is `auto`, the same in all processes, and records it in the run's file.
 
     Returns what to tell about it. A run that has one keeps it. Raises ConfigError where not even one row fits.
     """
     if source.config.batch.chunk != "auto":
         return None
-    known: int | None = world.gather_objects(json.loads(run.read_text(encoding="utf-8")).get("chunk") if world.first else None)[
-        0
-    ]
+    known: int | None = processes.gather_objects(
+        json.loads(run.read_text(encoding="utf-8")).get("chunk") if processes.first else None
+    )[0]
     if known is not None:
         source.chunk = known
         return f"batch.chunk: auto is {known} rows, as the run began with"
-    if world.device.type != "cuda":
+    if processes.device.type != "cuda":
         source.chunk, how = CPU_CHUNK, "the fixed value on CPU"
     else:
-        source.chunk = min(world.gather_objects(_probe(embedder, source, world)))
+        source.chunk = min(processes.gather_objects(_probe(embedder, source, processes)))
         how = f"within {source.config.batch.memory_share:.0%} of the memory of each GPU"
     if not source.chunk:
         raise ConfigError(
             f"not even one row fits {source.config.batch.memory_share:.0%} of the GPU's memory",
             "set model.gradient_checkpointing, or lower model.max_pixels, model.lora.r or batch.vision_cache_gib",
         )
-    if world.first:
+    if processes.first:
         replace_text(run, json.dumps(json.loads(run.read_text(encoding="utf-8")) | {"chunk": source.chunk}, indent=1) + "\n")
     return f"batch.chunk: auto is {source.chunk} rows, {how}"
 
 
-def _probe(embedder: Embedder, source: BatchSource, world: World) -> int:
-    batch, device = source.config.batch, world.device
+def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> int:
+    batch, device = source.config.batch, processes.device
     rows = sorted(source.sample(SAMPLE), key=lambda row: length(source, row), reverse=True)
-    share = -(-batch.queries // world.size) * (2 + source.config.data.hard_negatives)
+    share = -(-batch.queries // processes.size) * (2 + source.config.data.hard_negatives)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
@@ -113,6 +113,6 @@ def _probe(embedder: Embedder, source: BatchSource, world: World) -> int:
     return found
 
 
-def length(source: BatchSource, row: Row) -> int:
+def length(source: BatchSource, row: EncodedSequence) -> int:
     """Tokens of a row, those of its pictures among them."""
     return int(source.encoder.chunk([row]).last[0]) + 1

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from schemas.training import AdaptiveSettings
 from trainer.data.batches import BatchSource
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
 
-def written_by(
-    embedder: Embedder, source: BatchSource, indices: Sequence[int], settings: AdaptiveSettings, world: World
+def generate_traces(
+    embedder: Embedder, source: BatchSource, indices: Sequence[int], settings: AdaptiveSettings, processes: ProcessGroup
 ) -> dict[str, str]:
     """Record id -> the student's trace for these records, shared among the processes. Cut traces are left out."""
-    mine = [source.records.item(index) for index in indices[world.rank :: world.size]]
+    mine = [source.records.item(index) for index in indices[processes.rank :: processes.size]]
     adaptive = AdaptiveEmbedder(embedder, settings, source.encoder)
     found: dict[str, str] = {}
     for start in range(0, len(mine), 512):
@@ -28,4 +28,4 @@ def written_by(
         results = adaptive.embed(rows, route="always-reason")
         found |= {item.id: one.trace for item, one in zip(part, results, strict=True) if one.ended and one.trace}
     embedder.train()
-    return {identifier: trace for part in world.gather_objects(found) for identifier, trace in part.items()}
+    return {identifier: trace for part in processes.gather_objects(found) for identifier, trace in part.items()}

@@ -26,8 +26,8 @@ from torch import Tensor
 from schemas.errors import CotError
 from schemas.training import LossSettings
 from trainer.data.batches import Batch
-from trainer.data.encoding import Chunk
-from trainer.distributed import World
+from trainer.data.encoding import MicroBatch
+from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.losses import Pairing, info_nce
 from trainer.model.vision_cache import Seen, TowerMemory
@@ -48,22 +48,22 @@ class DivergedError(CotError):
 
 
 def train_step(
-    embedder: Embedder, batch: Batch, settings: LossSettings, world: World, *, vision_cache_gib: float = 4.0
+    embedder: Embedder, batch: Batch, settings: LossSettings, processes: ProcessGroup, *, vision_cache_gib: float = 4.0
 ) -> StepLosses:
     """Adds the gradients of a batch to the embedder's parameters, summed over processes.
 
     vision_cache_gib: what may be kept of the vision tower's output between the passes, on the device.
     """
     queries, candidates = batch.queries, batch.candidates  # on the CPU; each goes to the device when it is its turn
-    total = sum(world.gather_objects(len(batch.ids)))
+    total = sum(processes.gather_objects(len(batch.ids)))
     memory = TowerMemory(embedder.model, vision_cache_gib * 2**30)
-    first = _FirstPass(embedder, settings, world.device, memory, keep_graph=batch.at_once)
+    first = _FirstPass(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
     query_vectors = first.embed(queries, len(batch.ids))
     candidate_vectors = first.embed(candidates, len(batch.dids))
-    retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, world)
+    retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, processes)
     chunks = [(chunk, query_vectors) for chunk in queries] + [(chunk, candidate_vectors) for chunk in candidates]
 
-    generation = torch.zeros((), device=world.device)
+    generation = torch.zeros((), device=processes.device)
     surrogates = []
     for chunk, vectors in chunks:
         found, losses = first.again(chunk)
@@ -80,20 +80,20 @@ def train_step(
                 f"step {batch.step}: the loss is no finite number for {', '.join(chunk.names[:8])}",
                 "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
             )
-    world.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
-    generation = world.sum(generation)
+    processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
+    generation = processes.sum(generation)
     total_loss = settings.retrieval * retrieval + settings.generation * float(generation)
     return StepLosses(total_loss, retrieval, float(generation), hit)
 
 
 def _contrast(
-    embedder: Embedder, batch: Batch, queries: Tensor, candidates: Tensor, settings: LossSettings, world: World
+    embedder: Embedder, batch: Batch, queries: Tensor, candidates: Tensor, settings: LossSettings, processes: ProcessGroup
 ) -> tuple[float, float]:
     """(loss, share of hits); leaves the gradients in `queries`, `candidates` and the temperature."""
-    everyones = world.gather_objects((batch.dids, batch.positives))
-    query_parts = world.gather(queries.detach())
-    candidate_parts = world.gather(candidates.detach())
-    query_parts[world.rank], candidate_parts[world.rank] = queries, candidates
+    everyones = processes.gather_objects((batch.dids, batch.positives))
+    query_parts = processes.gather(queries.detach())
+    candidate_parts = processes.gather(candidates.detach())
+    query_parts[processes.rank], candidate_parts[processes.rank] = queries, candidates
     # the positives of all processes first, then their hard negatives
     sizes = [len(positives) for _, positives in everyones]
     ordered = [part[:n] for part, n in zip(candidate_parts, sizes, strict=True)]
@@ -149,7 +149,7 @@ class _FirstPass:
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self._seen: list[list[Seen]] = []
 
-    def embed(self, chunks: Sequence[Chunk], count: int) -> Tensor:
+    def embed(self, chunks: Sequence[MicroBatch], count: int) -> Tensor:
         """(count, dim), a leaf that takes a gradient."""
         found: Tensor | None = None
         for chunk in chunks:
@@ -172,7 +172,7 @@ class _FirstPass:
         assert found is not None, "a batch has at least one query"
         return found[:count].requires_grad_()
 
-    def again(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    def again(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:
         """(embeddings, CE per row) of the next chunk."""
         if self._keep_graph:
             return self._kept.pop(0)

@@ -19,22 +19,22 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from pipeline.files.atomic_directory import publish, scratch
+from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.files.durable import replace_text
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.training import OptimiserSettings, TrainConfig, Variant
-from trainer.data.batch_sampler import seeded
+from trainer.data.batch_sampler import rng_for
 from trainer.data.batches import allow_open_files, loader, unwrapped
 from trainer.data.dataset import Candidates, Records
 from trainer.data.shared_memory import check_shared_memory
 from trainer.data.unreadable import StudentBatches, readable_records
-from trainer.distributed import World
-from trainer.model.emb_token import begin_emb_row
+from trainer.distributed import ProcessGroup
+from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.training import checkpoint
 from trainer.training.micro_batch_size import settle_chunk
-from trainer.training.self_traces import written_by
+from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 
 SETTINGS: Final = "train.json"
@@ -47,7 +47,7 @@ _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluati
 def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
     """Fits one variant, or goes on where an earlier run stopped; returns the directory of the finished embedder."""
     allow_open_files()
-    world = World.join(config.device)
+    processes = ProcessGroup.join(config.device)
     directory = config.out / variant
     model_directory = directory / "model"
 
@@ -55,9 +55,9 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
     if config.data.skip_unreadable:
-        if world.first:
+        if processes.first:
             readable_records(config, records, candidates, quiet=quiet)
-        world.wait()  # the others take what was found
+        processes.wait()  # the others take what was found
         records = readable_records(config, records, candidates, quiet=True)
     traces = learnt_traces(config, variant, records)
     torch.manual_seed(config.seed)
@@ -67,8 +67,8 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,
     )
-    embedder.to(world.device).train()
-    torch.manual_seed(int(seeded("process", config.seed, world.rank).integers(2**62)))  # dropout of its own
+    embedder.to(processes.device).train()
+    torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # dropout of its own
     source = StudentBatches(
         config,
         variant,
@@ -76,47 +76,47 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         traces,
         embedder.encoder(),
         candidates,
-        rank=world.rank,
-        world=world.size,
+        rank=processes.rank,
+        world_size=processes.size,
     )
     steps = config.optimiser.steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
     identity = _identity(config, variant, records, steps)
-    if world.first:
+    if processes.first:
         _claim(directory, identity)
         replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
     if (model_directory / "finished.json").is_file():
         return model_directory
 
-    for told in (settle_chunk(embedder, source, directory / "run.json", world), check_shared_memory(source, world)):
-        if told is not None and world.first and not quiet:
+    for told in (settle_chunk(embedder, source, directory / "run.json", processes), check_shared_memory(source, processes)):
+        if told is not None and processes.first and not quiet:
             sys.stderr.write(f"{told}\n")
 
     # Where to begin
     optimiser = _optimiser(embedder, config.optimiser)
-    last = checkpoint.latest(directory / "checkpoints") if world.first else None
-    last = world.gather_objects(last)[0]
+    last = checkpoint.latest(directory / "checkpoints") if processes.first else None
+    last = processes.gather_objects(last)[0]
     step = 0
     if last is not None:
-        step, source.own = checkpoint.restore(last, embedder, optimiser, rank=world.rank)
+        step, source.own = checkpoint.restore(last, embedder, optimiser, rank=processes.rank)
     else:
-        begin_emb_row(embedder, source.opening(), world)
-    log = _Log(directory, step, config.tensorboard) if world.first else None
+        initialise_emb_token(embedder, source.opening(), processes)
+    log = _Log(directory, step, config.tensorboard) if processes.first else None
 
     # Steps
-    with Meter(f"{variant}", steps, unit="steps", quiet=quiet or not world.first) as meter:
+    with Meter(f"{variant}", steps, unit="steps", quiet=quiet or not processes.first) as meter:
         meter.resume(step)
         while step < steps:
             if _own_due(config, variant, step):
                 needed = source.reasoning(step, min(step + config.traces.refresh, steps))
-                source.own = written_by(embedder, source, needed, config.adaptive, world)
+                source.own = generate_traces(embedder, source, needed, config.adaptive, processes)
             until = _next_stop(config, variant, step, steps)
             began = time.monotonic()
-            for made in loader(source, step, until, config.data.workers, pin=world.device.type == "cuda"):
+            for made in loader(source, step, until, config.data.workers, pin=processes.device.type == "cuda"):
                 batch = unwrapped(made)
                 for group in optimiser.param_groups:
                     group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
-                losses = train_step(embedder, batch, config.loss, world, vision_cache_gib=config.batch.vision_cache_gib)
+                losses = train_step(embedder, batch, config.loss, processes, vision_cache_gib=config.batch.vision_cache_gib)
                 norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
                 if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
                     raise DivergedError(
@@ -127,7 +127,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 step += 1
                 lr, rate = optimiser.param_groups[0]["lr"], config.batch.queries / (time.monotonic() - began)
                 began = time.monotonic()
-                reasoning, queries = map(sum, zip(*world.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
+                reasoning, queries = map(sum, zip(*processes.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
                 share = reasoning / max(1, queries)
                 if log is not None:
                     log.write(step, losses, lr, float(norm), rate, share)
@@ -137,21 +137,21 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                 )
                 meter.advance()
             if step % config.checkpoint.every == 0 or step == steps:
-                random = world.gather_objects(checkpoint.random_state())
-                if world.first:
+                random = processes.gather_objects(checkpoint.random_state())
+                if processes.first:
                     place, keep = directory / "checkpoints", config.checkpoint.keep
                     checkpoint.save(place, step, embedder, optimiser, keep, own=source.own, random=random)
-            world.wait()
+            processes.wait()
 
     # The finished embedder
-    if world.first:
-        new = scratch(model_directory)
+    if processes.first:
+        new = staging_path(model_directory)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         embedder.save(new)
         (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n", encoding="utf-8")
-        publish(new, model_directory)
-    world.wait()
+        replace_directory(new, model_directory)
+    processes.wait()
     return model_directory
 
 

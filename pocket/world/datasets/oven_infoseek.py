@@ -7,7 +7,7 @@ import random
 
 from PIL import Image
 
-from pocket.world.builder import SPLITS, Book, Split, Target, until
+from pocket.world.builder import SPLITS, Book, Split, Target
 from pocket.world.draw import draw_banner, draw_emblems
 from pocket.world.encyclopedia import Entity, Town, encyclopedia
 from pocket.world.lexicon import SETTINGS
@@ -25,7 +25,7 @@ from pocket.world.passages import (
     what_is,
     which_of_two,
 )
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 from schemas.mbeir import DatasetTask, Modality
 
 GROUNDED = 0.55
@@ -36,7 +36,7 @@ TWO_HOPS = 0.6
 
 _PLACES = {"left": (0.26, 0.5), "right": (0.74, 0.5), "upper": (0.5, 0.26), "lower": (0.5, 0.74)}
 _OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
-_EXTRA_SUBJECTS = 40
+EXTRA_SUBJECTS = 40
 """Entities that no picture shows whose passages fill InfoSeek's and WebQA's pools."""
 
 _KIND_SHARE = 0.1
@@ -62,7 +62,7 @@ class _Library:
         if subject.name not in self._pictures:
             identifier = self.ids[subject.name]
             path = f"oven_images/wikipedia_images_full/{identifier[:4]}/{identifier}.jpg"
-            picture, content = _portrait(subject, self.book.rng)
+            picture, content = portrait(subject, self.book.rng)
             self._pictures[subject.name] = self.book.image(path, picture, content)
         return self._pictures[subject.name]
 
@@ -78,7 +78,7 @@ class _Library:
         return self.book.image(f"oven_images/{identifier[:2]}/{identifier}.jpg", picture, content)
 
 
-def _portrait(subject: Entity | Town, rng: random.Random) -> tuple[Image.Image, str]:
+def portrait(subject: Entity | Town, rng: random.Random) -> tuple[Image.Image, str]:
     if isinstance(subject, Town):
         return draw_banner(subject.banner, rng), f"banner of {subject.name}"
     return draw_emblems([subject.emblem], rng.choice(list(SETTINGS)), rng), subject.name
@@ -107,7 +107,7 @@ class _Paired:
         for entity in world.entities.values():
             self._add(self.oven, self.library.summaries[entity.name], entity)
         subjects = list(world.entities.values())
-        for entity in [*world.pictured, *subjects[-_EXTRA_SUBJECTS:]]:
+        for entity in [*world.pictured, *subjects[-EXTRA_SUBJECTS:]]:
             for topic in TOPICS if entity.pictured else (rng.choice(TOPICS),):
                 self._add(self.infoseek, topic_passage(entity, topic, rng), entity)
         for town in world.towns.values():
@@ -160,7 +160,9 @@ class _Paired:
         if rng.random() < TWO_HOPS:
             question = two_hops(entity, who, world, rng, towns_only=self.modality is Modality.IMAGE_TEXT)
         elif rng.random() < _KIND_SHARE / (1 - TWO_HOPS):
-            question = Question(f"What is the name of {who}?", entity.name, "summary", entity.name, Why.NONE, (entity.name,))
+            question = Question(
+                f"What is the name of {who}?", entity.name, "summary", entity.name, ReasoningKind.NONE, (entity.name,)
+            )
         else:
             question = one_hop(entity, who, rng)
         positives = [self._did("infoseek", question.subject, question.topic)]
@@ -177,103 +179,3 @@ class _Paired:
 
 
 # WebQA: questions by name
-
-
-def add_webqa(book: Book) -> None:
-    _add_webqa_passages(book)
-    _add_webqa_pictures(book)
-
-
-def _add_webqa_passages(book: Book) -> None:
-    task, rng, world = DatasetTask("webqa", 1), book.rng, encyclopedia()
-    dids: dict[str, list[str]] = {}
-
-    def add(passage: Passage) -> None:
-        did = book.candidate("webqa", Modality.TEXT, passage.canonical, pool=task.name, txt=passage.text)
-        dids.setdefault(passage.canonical, []).append(did)
-
-    known = [*world.pictured, *list(world.entities.values())[-_EXTRA_SUBJECTS:]]
-    for entity in known:
-        for topic in TOPICS:
-            first = topic_passage(entity, topic, rng)
-            add(first)
-            second = topic_passage(entity, topic, rng)
-            if second.text != first.text and rng.random() < 0.6:
-                add(second)
-    for town in world.towns.values():
-        add(town_passage(town, rng))
-    for person in world.persons.values():
-        add(person_passage(person, rng))
-    asked: set[str] = set()
-
-    def drawn() -> Question | None:
-        if rng.random() < 0.25:
-            entity = rng.choice(world.pictured)
-            question = two_hops(entity, f"the {entity.name}", world, rng)
-        else:
-            entity = rng.choice(known)
-            question = one_hop(entity, f"the {entity.name}", rng)
-        return question if question.text not in asked else None
-
-    for split in SPLITS:
-        for _ in range(book.count(task, split)):
-            question: Question = until(drawn, "question")
-            asked.add(question.text)
-            content = f"{question.subject}, {question.topic}"
-            near = [did for topic in TOPICS for did in dids.get(f"{question.subject}, {topic}", ()) if topic != question.topic]
-            target = Target(content, question.why, question.answer, question.hops)
-            book.query(split, task, target, dids[content], txt=question.text, negatives=near[:2])
-
-
-def _add_webqa_pictures(book: Book) -> None:
-    task, rng, world = DatasetTask("webqa", 2), book.rng, encyclopedia()
-    dids: dict[str, list[str]] = {}
-    number = 30_000_000
-
-    def add(subject: Entity | Town) -> None:
-        nonlocal number
-        number += 11
-        picture, content = _portrait(subject, rng)
-        path = book.image(f"webqa_images/{number}.jpg", picture, content)
-        if isinstance(subject, Town):
-            texts = (f"Banner of {subject.name}.", f"The banner that {subject.name} flies.")
-        else:
-            texts = (f"{title(subject.name)}, {subject.kind}.", f"The {subject.kind} called {subject.name}, as it is drawn.")
-        did = book.candidate("webqa", Modality.IMAGE_TEXT, content, pool=task.name, txt=rng.choice(texts), img_path=path)
-        dids.setdefault(content, []).append(did)
-
-    for entity in world.entities.values():
-        add(entity)
-        if entity.pictured and rng.random() < 0.3:
-            add(entity)
-    for town in world.towns.values():
-        add(town)
-    asked: set[str] = set()
-
-    def drawn() -> tuple[str, str, Why, tuple[str, ...]] | None:
-        entity = rng.choice(list(world.entities.values()))
-        chance = rng.random()
-        if chance < 0.72:
-            texts = (
-                f"What does the {entity.name} look like?",
-                f"Is there a picture of the {entity.name}?",
-                f"Show the {entity.name}.",
-            )
-            return rng.choice(texts), entity.name, Why.NONE, ()
-        entity = rng.choice(world.pictured)
-        if chance < 0.86:
-            text = f"What colours has the banner of the town where the {entity.name} is at home?"
-            return text, f"banner of {entity.home}", Why.MULTI_HOP, (f"{entity.name}: home: {entity.home}",)
-        fellows = [e for e in world.entities.values() if (e.kind, e.home, e.good) == (entity.kind, entity.home, entity.good)]
-        if len(fellows) > 1:
-            return None
-        text = f"What does the {entity.kind} from {entity.home} that is prized for its {entity.good} look like?"
-        return text, entity.name, Why.MULTI_HOP, (f"{entity.kind}, {entity.home}, {entity.good}: {entity.name}",)
-
-    for split in SPLITS:
-        for _ in range(book.count(task, split)):
-            text, content, why, steps = until(
-                lambda: found if (found := drawn()) and found[0] not in asked else None, "question"
-            )
-            asked.add(text)
-            book.query(split, task, Target(content, why, steps=steps), dids[content], txt=text)

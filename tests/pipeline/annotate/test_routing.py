@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.annotate.routing import needs_assessment, route
+from pipeline.annotate.routing import route
+from pipeline.traces.judgements import needs_assessment
 from schemas.config import RouteConfig
 from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import Route, RoutePolicy

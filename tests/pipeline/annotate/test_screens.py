@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.annotate.screens import RULES, Screened, keywords, normalised, screen, shared_keyword, verdicts, word_ngrams
+from pipeline.annotate.screens import (
+    RULES,
+    ScreenInput,
+    keywords,
+    normalised,
+    screen,
+    screen_results,
+    shared_keyword,
+    word_ngrams,
+)
 from pipeline.mbeir.images import ImageReason
 from pipeline.traces.families import COMPOSED, FAMILIES
 from prompts import BUILT_IN, PromptSet
@@ -23,7 +32,7 @@ GOOD = (
 )
 
 
-def screened(*facets: str, answer: str = "two beagles lying on sand outdoors", **changes: Any) -> Screened:
+def screened(*facets: str, answer: str = "two beagles lying on sand outdoors", **changes: Any) -> ScreenInput:
     names = [(facet.name, facet.label) for facet in COMPOSED.facets]
     texts = facets or GOOD
     trace = Trace(
@@ -38,17 +47,17 @@ def screened(*facets: str, answer: str = "two beagles lying on sand outdoors", *
         "template_words": frozenset(),
         "count": lambda text: len(text.split()),
     }
-    return Screened(trace=trace, **(usual | changes))
+    return ScreenInput(trace=trace, **(usual | changes))
 
 
-def reason(given: Screened, config: ScreenConfig = CONFIG) -> str | None:
+def reason(given: ScreenInput, config: ScreenConfig = CONFIG) -> str | None:
     fault = screen(given, config)
     return fault.reason if fault else None
 
 
 def test_a_good_trace_passes_every_rule() -> None:
-    assert set(verdicts(screened(), CONFIG).values()) == {None}
-    assert list(verdicts(screened(), CONFIG)) == list(RULES)
+    assert set(screen_results(screened(), CONFIG).values()) == {None}
+    assert list(screen_results(screened(), CONFIG)) == list(RULES)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def test_a_good_trace_passes_every_rule() -> None:
         (screened(answer="One beagle, lying on green grass (seen from the side)"), ScreenReason.ANSWER_IS_SOURCE),
     ],
 )
-def test_each_rule_gives_its_reason(given: Screened, expected: ScreenReason) -> None:
+def test_each_rule_gives_its_reason(given: ScreenInput, expected: ScreenReason) -> None:
     assert reason(given) == expected
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.annotate.worker import Annotator
+from bench.oracle import Oracle
+from pipeline.annotate.worker import AnnotationWorker
 from pipeline.config import load_config
 from pipeline.ledger.ledger import LedgerError
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import collect
 from schemas.config import BuildConfig
-from tests.support.builds import Oracle
 
 
 @pytest.fixture
@@ -27,19 +27,19 @@ def items(config: BuildConfig, tmp_path: Path) -> Any:
 
 
 async def test_a_fault_of_ours_costs_one_query(config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    annotator = Annotator(config, None)
+    annotator = AnnotationWorker(config, None)
     given = items(config, tmp_path)
     calls = 0
 
-    async def travel(journey: Any) -> Any:
+    async def annotate(annotation: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise ZeroDivisionError("nobody thought of this")
-        journey.route = "bypass"
-        return journey
+        annotation.route = "bypass"
+        return annotation
 
-    monkeypatch.setattr(annotator.guide, "travel", travel)
+    monkeypatch.setattr(annotator.annotator, "annotate", annotate)
     chunk = await annotator.annotate(given)
     await annotator.close()
     assert chunk is not None
@@ -52,7 +52,7 @@ async def test_a_fault_of_ours_costs_one_query(config: BuildConfig, tmp_path: Pa
 async def test_a_ledger_that_cannot_be_kept_stops_the_asking(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    annotator = Annotator(config, str(tmp_path / "ledger"))
+    annotator = AnnotationWorker(config, str(tmp_path / "ledger"))
 
     def broken() -> None:
         raise OSError(5, "Input/output error")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.files.atomic_directory
-from pipeline.files.atomic_directory import mend, publish, scratch
+from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 
 
 def version(directory: Path, text: str) -> Path:
@@ -24,9 +24,9 @@ def test_the_new_one_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pyt
     if not exchange:
         monkeypatch.setattr(pipeline.files.atomic_directory, "_exchange", lambda first, second: False)
     place = tmp_path / "dataset"
-    publish(version(scratch(place), "first"), place)
+    replace_directory(version(staging_path(place), "first"), place)
     assert text_at(place) == "first"
-    publish(version(scratch(place), "second"), place)
+    replace_directory(version(staging_path(place), "second"), place)
     assert text_at(place) == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
@@ -34,8 +34,8 @@ def test_the_new_one_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pyt
 def test_a_kill_between_two_renames_is_mended(tmp_path: Path) -> None:
     place = tmp_path / "dataset"
     version(tmp_path / ".dataset.old", "old")
-    version(scratch(place), "new")
-    mend(place)
+    version(staging_path(place), "new")
+    recover_directory(place)
     assert text_at(place) == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
@@ -44,6 +44,6 @@ def test_a_kill_after_the_renames_leaves_the_new(tmp_path: Path) -> None:
     place = tmp_path / "dataset"
     version(tmp_path / ".dataset.old", "old")
     version(place, "new")
-    mend(place)
+    recover_directory(place)
     assert text_at(place) == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]

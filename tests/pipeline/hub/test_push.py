@@ -18,7 +18,7 @@ import pytest
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
 
-from pipeline.dataset.built_dataset import FinishedDataset
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.hub.check import NotPublishable, check
 from pipeline.hub.push import PushError, understood
 from tests.support.builds import digests, kill, start
@@ -257,14 +257,14 @@ def copied(pictured_build: Path, tmp_path: Path) -> Path:
 
 def refusal(dataset: Path) -> str:
     with pytest.raises(NotPublishable) as caught:
-        check(FinishedDataset.open(dataset))
+        check(BuiltDataset.open(dataset))
     return str(caught.value)
 
 
 def test_a_whole_dataset_passes(copied: Path) -> None:
     rows: list[int] = []
-    check(FinishedDataset.open(copied), rows.append)
-    manifest = FinishedDataset.open(copied).manifest
+    check(BuiltDataset.open(copied), rows.append)
+    manifest = BuiltDataset.open(copied).manifest
     assert sum(rows) == manifest.records + manifest.rejections
 
 

@@ -10,10 +10,11 @@ import pytest
 import typer.main
 
 from pipeline.config import load_config
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.check import check
 from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.stats import collect_stats
-from pipeline.mbeir.stores import build_store, training_store
+from pipeline.mbeir.stores import build_store
 from schemas.config import BuildConfig
 from schemas.training import TrainConfig
 from tests.pipeline.mbeir.conftest import COCO

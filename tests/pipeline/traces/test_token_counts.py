@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from bench.oracle import TOKENIZER
 from pipeline.traces import token_counts as tokens
 from pipeline.traces.token_counts import load_tokenizer, token_counter, tokenizer_digest
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
-from tests.support.builds import TOKENIZER
 
 TEXT = "two red circles left of the large one"
 

@@ -4,11 +4,13 @@ import pytest
 
 from pocket.evaluation.build_quality import is_right
 from pocket.world.ground_truth import QueryTruth
-from pocket.world.reasoning_kinds import Why
+from pocket.world.reasoning_kinds import ReasoningKind
 
 
 def truth(task: str, answer: str, target: str = "") -> QueryTruth:
-    return QueryTruth(split="train", qid="8:1", dataset_task=task, why=Why.NONE, target=target or answer, answer=answer)
+    return QueryTruth(
+        split="train", qid="8:1", dataset_task=task, why=ReasoningKind.NONE, target=target or answer, answer=answer
+    )
 
 
 @pytest.mark.parametrize(

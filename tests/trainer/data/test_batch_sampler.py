@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.batch_sampler import Order, seeded
+from trainer.data.batch_sampler import BatchSampler, rng_for
 
 GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(
     lambda sizes: {f"g{i}": list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i, _ in enumerate(sizes)}
@@ -15,7 +15,7 @@ GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(
 
 @given(GROUPS, st.integers(1, 12), st.integers(0, 99), st.sampled_from(["mixed", "by-task"]))
 def test_every_batch_is_full_and_an_epoch_repeats_nothing(groups, batch, seed, sampling) -> None:  # type: ignore[no-untyped-def]
-    order = Order(groups, batch, seed, sampling)
+    order = BatchSampler(groups, batch, seed, sampling)
     epoch = order.epoch(3)
     assert len(epoch) == order.per_epoch
     assert all(len(rows) == batch for rows in epoch)
@@ -27,7 +27,7 @@ def test_every_batch_is_full_and_an_epoch_repeats_nothing(groups, batch, seed, s
 
 @given(GROUPS, st.integers(1, 12), st.sampled_from(["mixed", "by-task"]), st.sampled_from([0.0, 0.5, 0.9]))
 def test_an_epoch_keeps_its_length_in_any_balance(groups, batch, sampling, balance) -> None:  # type: ignore[no-untyped-def]
-    order = Order(groups, batch, 1, sampling, balance)
+    order = BatchSampler(groups, batch, 1, sampling, balance)
     epoch = order.epoch(0)
     assert len(epoch) == order.per_epoch
     assert all(len(rows) == batch for rows in epoch)
@@ -35,12 +35,12 @@ def test_an_epoch_keeps_its_length_in_any_balance(groups, batch, sampling, balan
 
 def test_rounding_leaves_no_epoch_short() -> None:
     groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 rows are drawn of each
-    assert len(Order(groups, 10, 0, "mixed", 0.0).epoch(0)) == 10
+    assert len(BatchSampler(groups, 10, 0, "mixed", 0.0).epoch(0)) == 10
 
 
 @given(GROUPS, st.integers(1, 8), st.integers(0, 99))
 def test_the_seed_alone_decides(groups, batch, seed) -> None:  # type: ignore[no-untyped-def]
-    first, again = Order(groups, batch, seed), Order(dict(groups), batch, seed)
+    first, again = BatchSampler(groups, batch, seed), BatchSampler(dict(groups), batch, seed)
     for step in range(2 * first.per_epoch):
         assert first.batch_at(step)[0] == again.batch_at(step)[0] == step // first.per_epoch
         assert (first.batch_at(step)[1] == again.batch_at(step)[1]).all()
@@ -48,18 +48,19 @@ def test_the_seed_alone_decides(groups, batch, seed) -> None:  # type: ignore[no
 
 def test_batches_by_task_are_of_one_task() -> None:
     groups = {"a": list(range(40)), "b": list(range(40, 80))}
-    for rows in Order(groups, 8, 0, "by-task").epoch(0):
+    for rows in BatchSampler(groups, 8, 0, "by-task").epoch(0):
         assert set(rows.tolist()) <= set(range(40)) or set(rows.tolist()) <= set(range(40, 80))
 
 
 def test_balance_draws_small_groups_more_often() -> None:
     groups = {"large": list(range(90)), "small": list(range(90, 100))}
     small = [
-        sum(int((rows >= 90).sum()) for rows in Order(groups, 10, 0, "mixed", balance).epoch(0)) for balance in (1, 0.5, 0)
+        sum(int((rows >= 90).sum()) for rows in BatchSampler(groups, 10, 0, "mixed", balance).epoch(0))
+        for balance in (1, 0.5, 0)
     ]
     assert small == [10, 25, 50]
 
 
 def test_seeds_depend_on_every_part() -> None:
-    assert seeded("a", 1).integers(1 << 60) == seeded("a", 1).integers(1 << 60)
-    assert len({int(seeded(*parts).integers(1 << 60)) for parts in (("a", 1), ("a", 2), ("b", 1), ("a1",))}) == 4
+    assert rng_for("a", 1).integers(1 << 60) == rng_for("a", 1).integers(1 << 60)
+    assert len({int(rng_for(*parts).integers(1 << 60)) for parts in (("a", 1), ("a", 2), ("b", 1), ("a1",))}) == 4

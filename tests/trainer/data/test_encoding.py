@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3
 
 from schemas.training import Pooling, TrainConfig
 from tests.trainer.conftest import fresh
-from trainer.data.encoding import IGNORE, Row
+from trainer.data.encoding import IGNORE, EncodedSequence
 from trainer.data.positions import mrope_positions
 
 
@@ -41,7 +41,7 @@ def test_chunks_keep_to_their_bounds_and_every_row_has_its_place(config: TrainCo
     encoder = fresh(config).encoder()
     picture = Image.new("RGB", (112, 112), "red")
     rows = [encoder.query(f"q{i}", "Find.", "word " * i, picture if i % 2 else None) for i in range(7)]
-    rows.append(Row("extra", rows[0].prompt, rows[0].pictures, "trace", labelled=True, pooled=False))
+    rows.append(EncodedSequence("extra", rows[0].prompt, rows[0].pictures, "trace", labelled=True, pooled=False))
     each = encoder.patches(rows[1])
     chunks = encoder.chunks(rows, size=3, patches=2 * each)
     assert all(len(chunk) <= 3 for chunk in chunks)

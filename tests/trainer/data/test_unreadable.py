@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.check import check
 from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
-from pipeline.mbeir.stores import training_store
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did, hash_qid
 from schemas.training import EvaluationSettings, TrainConfig
@@ -22,7 +22,7 @@ from tests.trainer.conftest import fresh
 from trainer.data.dataset import Candidates, Records
 from trainer.data.unreadable import StudentBatches, load_list, readable_records
 from trainer.evaluation.evaluate import Evaluation
-from trainer.retrieval.index import Card, build_index
+from trainer.retrieval.index import IndexMetadata, build_index
 
 CIRR = DatasetTask("cirr", 7)
 
@@ -105,8 +105,8 @@ def pool_of(config: TrainConfig) -> Path:
     return path
 
 
-def card_of(config: TrainConfig, directory: Path) -> Card:
-    return Card(
+def card_of(config: TrainConfig, directory: Path) -> IndexMetadata:
+    return IndexMetadata(
         run=directory, variant="trace", embedder_sha256="x", mbeir=config.data.mbeir, cache=config.data.cache, pools=("p",),
         count=0, dim=0,
     )  # fmt: skip

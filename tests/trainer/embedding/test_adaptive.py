@@ -8,14 +8,14 @@ from PIL import Image
 
 from schemas.training import AdaptiveSettings, Pooling, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
-from trainer.data.encoding import Row, RowEncoder
-from trainer.embedding.adaptive import AdaptiveEmbedder, Embedded
+from trainer.data.encoding import EncodedSequence, SequenceEncoder
+from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.model.embedder import Embedder
 
 WORDS = ("red", "a small circle at the top and a ring", "blue", "two squares", "night", "the home of the bird", "what is it")
 
 
-def some_rows(encoder: RowEncoder) -> list[Row]:
+def some_rows(encoder: SequenceEncoder) -> list[EncodedSequence]:
     pictures = [Image.new("RGB", (112, 112 + 28 * (i % 2)), color) for i, color in enumerate(("red", "blue", "green"))]
     return [
         encoder.query(f"q{i}", "Find it.", text, pictures[i % 3] if i % 2 else None, written="") for i, text in enumerate(WORDS)
@@ -23,8 +23,12 @@ def some_rows(encoder: RowEncoder) -> list[Row]:
 
 
 def embedded(
-    embedder: Embedder, rows: list[Row], route: str = "always-reason", given: list[bool] | None = None, **settings: int
-) -> list[Embedded]:
+    embedder: Embedder,
+    rows: list[EncodedSequence],
+    route: str = "always-reason",
+    given: list[bool] | None = None,
+    **settings: int,
+) -> list[QueryEmbedding]:
     known = AdaptiveSettings(**({"max_new_tokens": 9} | settings))
     return AdaptiveEmbedder(embedder, known).embed(rows, route=route, given=given)  # type: ignore[arg-type]
 
@@ -63,7 +67,7 @@ def test_the_embedding_is_the_one_that_training_computes(config: TrainConfig, po
         if len(ids) != found.tokens:  # a random model may write bytes that are no text
             continue
         with torch.no_grad():
-            vectors, _ = embedder(encoder.chunk([Row(row.name, row.prompt, row.pictures, found.trace)]))
+            vectors, _ = embedder(encoder.chunk([EncodedSequence(row.name, row.prompt, row.pictures, found.trace)]))
         assert torch.allclose(found.vector, vectors[0], atol=2e-6)
 
 

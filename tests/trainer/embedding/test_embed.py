@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.mbeir.stores import training_store
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, hash_did
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh
-from trainer.data.encoding import RowEncoder
+from trainer.data.encoding import SequenceEncoder
 from trainer.embedding.embed import AHEAD, PoolEmbedder, PoolPart, Range, embed_pool
 from trainer.embedding.workers import pool_rows
-from trainer.retrieval.index import Card, Index
+from trainer.retrieval.index import Index, IndexMetadata
 
 
 def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
@@ -45,9 +45,9 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
             wanted |= dict(zip(chunk.places.tolist(), vectors.numpy().astype(np.float16), strict=True))
 
     prepared = used = most = 0
-    chunk_of, forward = RowEncoder.chunk, type(embedder).forward
+    chunk_of, forward = SequenceEncoder.chunk, type(embedder).forward
 
-    def prepare(self: RowEncoder, rows: Sequence[Any], *args: Any, **more: Any) -> Any:
+    def prepare(self: SequenceEncoder, rows: Sequence[Any], *args: Any, **more: Any) -> Any:
         nonlocal prepared, most
         prepared += len(rows)
         most = max(most, prepared - used)
@@ -58,7 +58,7 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
         used += len(chunk)
         return forward(self, chunk, **more)
 
-    monkeypatch.setattr(RowEncoder, "chunk", prepare)
+    monkeypatch.setattr(SequenceEncoder, "chunk", prepare)
     monkeypatch.setattr(type(embedder), "forward", use)
     got = worker.vectors(candidates)
     assert prepared == used == len(candidates)
@@ -85,7 +85,7 @@ def test_vectors_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 
     index = Index.__new__(Index)
     index.directory, index.vectors, index.ids = tmp_path, given.copy(), ids
-    index.card = Card.model_construct(dim=3, count=6)
+    index.card = IndexMetadata.model_construct(dim=3, count=6)
     assert index.search(np.ones((1, 3)), 2).positions.shape == (1, 2)
     with pytest.raises(InputError, match="1 of 2 query vectors are not finite.*rows 1"):
         index.search(np.array([[1, 1, 1], [1, np.inf, 1]]), 2)

@@ -14,7 +14,7 @@ from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
-from trainer.embedding.adaptive import AdaptiveEmbedder, Embedded
+from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.embed import QueryFile
 from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit
 
@@ -56,9 +56,9 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
     lot = {place: number % 2 == 0 for number, place in enumerate(places)}
     traces = {place: "Answer: the same\n" for number, place in enumerate(places) if number % 3 == 0}
 
-    def same(route: RouteChoice, given: dict[Place, bool] | None, *, exact: bool) -> list[Embedded]:
+    def same(route: RouteChoice, given: dict[Place, bool] | None, *, exact: bool) -> list[QueryEmbedding]:
         got = shared.embed(route, given=given)
-        every: list[Embedded] = []
+        every: list[QueryEmbedding] = []
         for task, of_file in rows.items():
             flags = [given[task, query.qid] for query in files[task].queries] if given is not None else None
             wanted = alone.embed(of_file, route=route, given=flags)

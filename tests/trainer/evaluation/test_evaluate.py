@@ -33,10 +33,10 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     settings = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}"]
     done = mbeir_cot("eval", run, *settings, timeout=280)
     assert done.returncode == 0, done.stderr
-    for said in ("base", "trace, routed by modality", "trace, routed by lot", "mean composed", "think rate", "cirr_task7"):
+    for said in ("base", "trace, routed by modality", "trace, routed at random", "mean composed", "think rate", "cirr_task7"):
         assert said in done.stdout
     results = json.loads((run / "eval" / "results_val.json").read_text())
-    assert [one["name"] for one in results] == ["base", "trace", "trace, routed by modality", "trace, routed by lot"]
+    assert [one["name"] for one in results] == ["base", "trace", "trace, routed by modality", "trace, routed at random"]
     by_modality = results[2]
     for task in by_modality["tasks"]:
         assert task["costs"]["reasoned"] == (task["costs"]["queries"] if task["task"][-1] in "678" else 0)

@@ -11,19 +11,11 @@ from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid, unhash_did, unhash_qid
 from tests.support.cli import mbeir_cot
+from trainer.embedding.files import EmbeddingFiles, ids_path, load_embeddings
+from trainer.embedding.vectors import blocks
 from trainer.evaluation import uniir as uniir_module
-from trainer.evaluation.uniir import (
-    EmbeddingFiles,
-    Score,
-    hit_rates,
-    ids_path,
-    load_embeddings,
-    metric_ks,
-    run_lines,
-    score_directory,
-    table,
-)
-from trainer.retrieval.topk import TopK, blocks
+from trainer.evaluation.uniir import Score, hit_rates, metric_ks, run_lines, score_directory, table
+from trainer.retrieval.topk import TopK
 
 CIRR, COCO, FIQ = DatasetTask("cirr", 7), DatasetTask("mscoco", 3), DatasetTask("fashioniq", 7)
 

@@ -8,14 +8,14 @@ from torch.nn.functional import cross_entropy
 
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from trainer.data.encoding import Chunk
-from trainer.distributed import World
-from trainer.model.emb_token import begin_emb_row
+from trainer.data.encoding import MicroBatch
+from trainer.distributed import ProcessGroup
+from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 
 
 @torch.no_grad()
-def surprise(embedder: Embedder, chunks: list[Chunk]) -> float:
+def surprise(embedder: Embedder, chunks: list[MicroBatch]) -> float:
     """Mean CE of the embedding token where it is the label."""
     found = []
     for chunk in chunks:
@@ -32,7 +32,7 @@ def test_a_new_row_is_no_surprise_after_its_beginning(config: TrainConfig) -> No
     embedder = fresh(config)
     chunks = source_of(config, embedder).opening(48)
     before = surprise(embedder, chunks)
-    begin_emb_row(embedder, chunks, World.join("cpu"))
+    initialise_emb_token(embedder, chunks, ProcessGroup.join("cpu"))
     assert before > 10
     assert surprise(embedder, chunks) < before / 3
 
@@ -41,7 +41,7 @@ def test_the_beginning_moves_no_other_row_and_is_the_same_each_time(config: Trai
     first, second = (fresh(config, tokens="all") for _ in range(2))
     before = rows(first)
     for embedder in (first, second):
-        begin_emb_row(embedder, source_of(config, embedder).opening(16), World.join("cpu"))
+        initialise_emb_token(embedder, source_of(config, embedder).opening(16), ProcessGroup.join("cpu"))
     moved = (rows(first) != before).any(1).nonzero().flatten().tolist()
     assert moved == [first.emb_id]
     torch.testing.assert_close(rows(first), rows(second), rtol=0, atol=0)
@@ -49,5 +49,5 @@ def test_the_beginning_moves_no_other_row_and_is_the_same_each_time(config: Trai
 
 def test_a_batch_without_labels_leaves_the_end_of_turns_row(config: TrainConfig) -> None:
     embedder = fresh(config)
-    begin_emb_row(embedder, [], World.join("cpu"))
+    initialise_emb_token(embedder, [], ProcessGroup.join("cpu"))
     torch.testing.assert_close(rows(embedder)[-1], embedder.head.weight[embedder.processor.tokenizer.eos_token_id])

@@ -15,8 +15,9 @@ from tests.trainer.model.test_vision_attention import GRIDS, qwen25_tower
 from tests.trainer.test_models import qwen3
 from tests.trainer.training.test_step import ONE, agree
 from trainer.data.batches import Batch
+from trainer.data.tower_plan import TowerPlan, vision_tower
 from trainer.model.embedder import Embedder
-from trainer.model.vision_cache import TowerMemory, TowerPlan, vision_tower
+from trainer.model.vision_cache import TowerMemory
 from trainer.training.step import StepLosses, train_step
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from schemas.errors import ConfigError
 from schemas.training import AdaptiveSettings, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes, source_of
-from trainer.data.encoding import Row
+from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 from trainer.release.merge import MergeError, merge
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 SETTINGS = AdaptiveSettings(max_new_tokens=8)
 
 
-def some_rows(config: TrainConfig, embedder: Embedder) -> tuple[list[Row], list[Row]]:
+def some_rows(config: TrainConfig, embedder: Embedder) -> tuple[list[EncodedSequence], list[EncodedSequence]]:
     source = source_of(config, embedder)
     items = [source.records.item(index) for index in range(0, len(source.records), 7)]
     candidates = source.candidates.fetch([item.positives[0] for item in items[:4]])

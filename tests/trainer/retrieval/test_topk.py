@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.embedding.vectors import blocks, normalised
 from trainer.retrieval import topk
-from trainer.retrieval.topk import LOWEST, MISSING, TopK, blocks, normalised, top_k, top_k_each
+from trainer.retrieval.topk import LOWEST, MISSING, TopK, top_k, top_k_each
 from trainer.retrieval.topk_device import scan_pool
 
 

@@ -18,7 +18,7 @@ from tests.trainer.training.test_step import ONE
 from trainer.data import shared_memory
 from trainer.data.batches import packed
 from trainer.data.shared_memory import check_shared_memory
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.training import micro_batch_size as chunk_size
 from trainer.training.micro_batch_size import largest, length, settle_chunk
 from trainer.training.train import train
@@ -82,7 +82,7 @@ def test_a_training_says_and_records_what_it_came_to(
 
 
 @dataclass(frozen=True, slots=True)
-class Beside(World):
+class Beside(ProcessGroup):
     """A process beside one whose GPU holds 12 rows, on a machine without any."""
 
     def gather_objects(self, mine: Any) -> list[Any]:
@@ -130,12 +130,12 @@ def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: seen[-1])
     before = torch.get_rng_state()
-    assert chunk_size._probe(embedder, source, World(0, 1, torch.device("cpu"))) == 16, "all rows of a process"
+    assert chunk_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 16, "all rows of a process"
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in embedder.parameters())
     many = source.config.model_copy(update={"batch": source.config.batch.model_copy(update={"queries": 200})})
     source.config = many
-    assert chunk_size._probe(embedder, source, World(0, 1, torch.device("cpu"))) == 20
+    assert chunk_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 20
 
 
 def test_the_largest_rows_are_tried(config: TrainConfig) -> None:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from schemas.training import LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.training.step import DivergedError, StepLosses, train_step
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def gradients(
@@ -113,9 +113,11 @@ def _share(rank: int, port: int, config: TrainConfig, out: Path) -> None:
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    world = World.join("cpu")
+    world = ProcessGroup.join("cpu")
     embedder = fresh(config).train()
-    losses = train_step(embedder, source_of(config, embedder, rank=rank, world=2)[0], LossSettings(temperature=0.05), world)
+    losses = train_step(
+        embedder, source_of(config, embedder, rank=rank, world_size=2)[0], LossSettings(temperature=0.05), world
+    )
     found = {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}
     save_file(found | {"losses": torch.tensor(losses)}, out / f"{rank}.safetensors")
     world.leave()

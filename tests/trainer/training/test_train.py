@@ -21,11 +21,11 @@ from tests.support.cli import mbeir_cot
 from tests.support.hub import serve
 from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer.data.dataset import Candidates, Records
-from trainer.distributed import World
+from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import AdaptiveSettings
 from trainer.model.embedder import Embedder
 from trainer.training import checkpoint
-from trainer.training.self_traces import written_by
+from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError
 from trainer.training.train import train
 
@@ -166,7 +166,7 @@ def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> Non
     drawn = {identifier for step in (1, 2) for identifier in source.batch(step).ids}
     assert {source.records.item(i).id for i in wanted} == drawn & source.traces.keys()
     assert 0 < len(wanted) < len(every)
-    found = written_by(embedder, source, wanted, AdaptiveSettings(max_new_tokens=4), World.join("cpu"))
+    found = generate_traces(embedder, source, wanted, AdaptiveSettings(max_new_tokens=4), ProcessGroup.join("cpu"))
     assert found.keys() <= {source.records.item(i).id for i in wanted}
     assert embedder.training
 

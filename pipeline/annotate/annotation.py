@@ -1,0 +1,68 @@
+"""One query and everything that happened to it on its way through the steps: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.annotate.screens import ScreenInput
+from pipeline.mbeir.images import ImageProblem
+from prompts import Prompt
+from schemas.mbeir import Candidate, Query
+from schemas.record import Route, Stage
+from schemas.teacher import TeacherAnswer
+from schemas.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionCause:
+    """Why an annotation, or one attempt of it, ended without a record."""
+
+    stage: Stage
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One trace that was asked for."""
+
+    prompt: Prompt
+    answer: TeacherAnswer
+    trace: Trace | None = None
+    screened: ScreenInput | None = None
+    verify_prompt: Prompt | None = None
+    verify_answer: TeacherAnswer | None = None
+    confidence: float | None = None
+    refusal: RejectionCause | None = None
+
+
+@dataclass(slots=True)
+class Annotation:
+    """A query and all that happened to it."""
+
+    id: str
+    query: Query
+    split: str
+    instruction: str
+    target: Candidate | None
+    multiplicity: int = 1
+    assess_prompt: Prompt | None = None
+    assess_answer: TeacherAnswer | None = None
+    assessment: float | None = None
+    route: Route | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    refusal: RejectionCause | None = None
+    asked: int = 0
+    """Requests that went to a teacher now; the others were in the ledger."""
+    unread: ImageProblem | None = None
+    """The image that could not be used, if that is why it ended."""
+
+    @property
+    def accepted(self) -> Attempt | None:
+        """The attempt whose trace is kept."""
+        return self.attempts[-1] if self.attempts and self.refusal is None else None
+
+    @property
+    def answers(self) -> list[TeacherAnswer]:
+        found = [self.assess_answer, *(a for attempt in self.attempts for a in (attempt.answer, attempt.verify_answer))]
+        return [answer for answer in found if answer is not None]
