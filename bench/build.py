@@ -142,7 +142,7 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
                     directory,
                     root,
                     out=str(directory / f"out-{delay}"),
-                    annotators=crew,
+                    workers=crew,
                     route__policy="by-modality",
                     route__always_assess=True,
                     input__image_roots=[str(world.resolve())],
@@ -178,7 +178,7 @@ def scale(
                 config = oracle.config(
                     directory,
                     root,
-                    annotators=annotators,
+                    workers=annotators,
                     input__image_roots=[str(world.resolve())],
                     teacher__transport__start_in_flight=64,
                     teacher__transport__max_in_flight=64,

@@ -70,7 +70,7 @@ class Oracle:
         settings: dict[str, Any] = {
             "mbeir": str(mbeir),
             "out": str(directory / "out"),
-            "input": {"cache": str(directory / "cache")},
+            "input": {"candidate_cache": str(directory / "cache")},
             "teacher": {
                 "hosting": "external",
                 "endpoints": [{"url": self.url, "model": "oracle"}],

@@ -52,7 +52,7 @@ def prepared(path: Path, **batch: Any) -> tuple[TrainConfig, Embedder, BatchSour
     torch.manual_seed(0)
     embedder = Embedder.create(config.model, config.data.prompts, temperature=config.loss.temperature).train()
     records = Records.load(config.data.dataset)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     return config, embedder, BatchSource(config, "direct", records, {}, embedder.encoder(), candidates)
 
 

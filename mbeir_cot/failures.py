@@ -48,7 +48,9 @@ _LIBRARIES: Final = {
 }
 """Package -> (what of it failed, what to do)."""
 _OF_FILES: Final = frozenset({"ArrowInvalid", "ArrowIOError", "ArrowCapacityError", "ArrowMemoryError"})
-_OUT_OF_MEMORY: Final = "use smaller batches (training: batch.chunk; evaluation: evaluation.rows), or a larger machine"
+_OUT_OF_MEMORY: Final = (
+    "use smaller batches (training: batch.micro_batch_size; evaluation: evaluation.candidate_batch_size), or a larger machine"
+)
 _BY_ERRNO: Final = {
     errno.ENOSPC: ("the disk is full", "free space"),
     errno.EDQUOT: ("the disk quota is used up", "free space or raise the quota"),

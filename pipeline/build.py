@@ -201,7 +201,7 @@ class _Build:
                 )
             for path in paths:
                 if path not in found:
-                    with CandidatePool.open(path, self.config.input.cache) as pool:
+                    with CandidatePool.open(path, self.config.input.candidate_cache) as pool:
                         found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
         return [found[path] for path in sorted(found)]
 

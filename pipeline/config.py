@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
 from schemas.os_errors import explained
+from schemas.renamed import RENAMED
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -69,6 +70,8 @@ def _add_image_roots(data: dict[str, Any], section: str, roots: Sequence[Path]) 
 
 def _described(item: Any, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden" and key in RENAMED:
+        return f"{key}: is called {RENAMED[key]} now"
     if item["type"] == "extra_forbidden":
         known = _keys_beside(model, item["loc"])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)

@@ -171,7 +171,7 @@ class InputConfig(_Settings):
     """`skip` records malformed lines in a file and goes on."""
     image_roots: tuple[Path, ...] = ()
     """Further directories that symbolic links below the M-BEIR root may lead into."""
-    cache: Path | None = None
+    candidate_cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
 
     @model_validator(mode="after")
@@ -297,9 +297,9 @@ class BuildConfig(_Settings):
     lock: Path | None = None
     """The file that is locked while a build is at work in `out` [default: `.lock` in it]. Name one on a local disk where `out`
     lies on a file system without locks (and set `ledger.journal`); builds of other machines are not kept out then."""
-    annotators: PositiveInt | None = None
+    workers: PositiveInt | None = None
     """Ray actors that run the queries' annotations [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
-    stop: StopConfig = StopConfig()
+    early_stop: StopConfig = StopConfig()
     publish: PublishConfig = PublishConfig()
     ledger: LedgerConfig = LedgerConfig()
     output: OutputConfig = OutputConfig()

@@ -66,7 +66,7 @@ class ServerConfig(BaseModel):
     """None takes a free one."""
     startup_timeout_s: PositiveFloat = 1800
     """Until healthy, counted from when the weights are there: a large model loads for minutes from network storage."""
-    silence_s: PositiveFloat = 180
+    unresponsive_timeout_s: PositiveFloat = 180
     """A server whose health cannot be asked for this long is ended as if it had died."""
     restarts: NonNegativeInt = 3
     """Times in a row, without an answer between, that a server that died is started again before the job gives up."""

@@ -46,10 +46,10 @@ class ModelSettings(_Settings):
     base: str
     """A directory or Hub repository: any Qwen2.5-VL or Qwen3-VL."""
     revision: str | None = None
-    pool: Pooling = "pre"
+    pooling: Pooling = "pre"
     """`pre`: the state before the embedding token, which predicts it (paper: 57.0 against 52.3 on CIRR). `token`: its own."""
     lora: LoraSettings = LoraSettings()
-    tokens: Literal["emb", "all"] = "emb"
+    trained_rows: Literal["emb", "all"] = "emb"
     """Rows of the embedding matrix that are trained: the embedding token's, or all, for a base that has never seen some words
     of the traces (the pocket base has not; a real one has)."""
     train_projector: bool = False
@@ -70,14 +70,14 @@ class DataSettings(_Settings):
 
     dataset: str
     """A dataset that `mbeir-cot build` wrote: its directory, or a Hub repository."""
-    reasoned: str | None = None
+    always_reason_dataset: str | None = None
     """The same queries built with every query reasoning (`route.threshold=0`): what `always-reason` learns from."""
     mbeir: Path
     """The M-BEIR root: candidates and images."""
     image_roots: tuple[Path, ...] = ()
     """Further directories that symbolic links below the M-BEIR root may lead into; those of the build whose directory
     `dataset` is are added."""
-    cache: Path | None = None
+    candidate_cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
     prompts: str = "full"
     """The prompt set with student_query and student_candidate."""
@@ -85,7 +85,7 @@ class DataSettings(_Settings):
     """Longer candidate texts are cut (LamRA: 480 tokens)."""
     hard_negatives: NonNegativeInt = 0
     """Listed negatives added per query."""
-    repeat: bool = False
+    upsample: bool = False
     """Repeat rows as often as the up-sampled union file has them."""
     skip_unreadable: bool = False
     """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
@@ -97,17 +97,17 @@ class DataSettings(_Settings):
 
 
 class BatchSettings(_Settings):
-    queries: PositiveInt = 1024
+    global_batch_size: PositiveInt = 1024
     """Global: over all processes."""
-    chunk: PositiveInt | Literal["auto"] = 16
+    micro_batch_size: PositiveInt | Literal["auto"] = 16
     """Rows (queries and candidates) whose activations are held at once; memory depends on this and not on `queries`. `auto`: as
     many as `memory_share` of the GPU holds, tried at the start with the largest of some rows of the data, and kept when the run
     is gone on with; 16 on CPU."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Of a GPU's memory, for `chunk: auto`. The rest is for fragments, rows larger than those tried, and other libraries."""
-    forward: PositiveInt | None = None
+    forward_batch_size: PositiveInt | None = None
     """Rows in a forward pass [default: `chunk`]. Fewer rows are padded less."""
-    chunk_patches: PositiveInt = 65_536
+    micro_batch_patches: PositiveInt = 65_536
     """Image patches in a forward pass at most (a single row may have more)."""
     vision_cache_gib: NonNegativeFloat = 4.0
     """GiB of a device that may hold, from the first pass of a step to the second, what the vision tower gave: the same while
@@ -121,30 +121,30 @@ class BatchSettings(_Settings):
 class LossSettings(_Settings):
     """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE."""
 
-    generation: NonNegativeFloat = 1.0
-    retrieval: NonNegativeFloat = 1.0
-    route: NonNegativeFloat = 0.0
+    generation_weight: NonNegativeFloat = 1.0
+    retrieval_weight: NonNegativeFloat = 1.0
+    route_weight: NonNegativeFloat = 0.0
     """Weight of the first token's CE on its own. The mean over a trace of n tokens gives the first one, which decides the
     route, 1/n of the weight that a bypass gives it. 0 is the paper's loss."""
     temperature: PositiveFloat = 0.02
     """The paper gives none; 0.02 is its authors' later choice."""
     learn_temperature: bool = False
-    symmetric: bool = False
+    bidirectional: bool = False
     """Add candidates -> queries."""
 
 
 class OptimiserSettings(_Settings):
     lr: PositiveFloat = 2e-4
-    tokens: PositiveFloat = 1.0
+    token_lr_multiplier: PositiveFloat = 1.0
     """Factor on the learning rate of token rows. Adam moves every entry of a row by about the learning rate at each step, and
-    one that suits a LoRA is large beside the rows of a base (``model.tokens: all``)."""
+    one that suits a LoRA is large beside the rows of a base (``model.trained_rows: all``)."""
     weight_decay: NonNegativeFloat = 0.0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     epochs: PositiveFloat = 1.0
-    steps: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
     """Instead of `epochs`."""
 
 
@@ -155,12 +155,12 @@ class TracesSettings(_Settings):
     """`own`: traces that the student wrote itself; `mixed`: for half of the queries, drawn anew each epoch."""
     refresh: PositiveInt = 100
     """Steps after which the student writes its traces anew."""
-    begin: NonNegativeInt = 0
+    first_refresh: NonNegativeInt = 0
     """Steps before its first own traces."""
 
 
 class CheckpointSettings(_Settings):
-    every: PositiveInt = 200
+    save_every: PositiveInt = 200
     """Steps."""
     keep: PositiveInt = 2
     """Last ones kept."""
@@ -178,14 +178,14 @@ class AdaptiveSettings(_Settings):
 
 class EvaluationSettings(_Settings):
     split: Literal["val", "test"] = "test"
-    rows: PositiveInt = 64
+    candidate_batch_size: PositiveInt = 64
     """Candidates in a forward pass."""
     workers: PositiveInt = 1
     """Ray actors that embed candidate pools and queries, each with a copy of the model (and a GPU, where there are); 1: this
     process."""
     union: bool = True
     """Search the union of all local pools too."""
-    traces: str | None = None
+    teacher_trace_dataset: str | None = None
     """A dataset that was built on this split (``input.split``): the teacher's traces, for the ceiling of hit@k with right
     traces given and for the share of the student's that agree."""
     base: bool = True
@@ -214,8 +214,10 @@ class TrainConfig(_Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if "always-reason" in self.variants and self.data.reasoned is None:
-            raise ValueError("variants: always-reason needs data.reasoned, the same queries built with --set route.threshold=0")
+        if "always-reason" in self.variants and self.data.always_reason_dataset is None:
+            raise ValueError(
+                "variants: always-reason needs data.always_reason_dataset, the same queries built with --set route.threshold=0"
+            )
         if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
         return self

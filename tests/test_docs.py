@@ -91,7 +91,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert unknown("build CONFIG [--limits N]") == "no option --limits"
     assert unknown("export DIR --format lamra --out O") is None
     assert str(unknown("export DIR --format lamra | vlm2vec --out O")).startswith("--format takes lamra|")
-    assert is_setting(TrainConfig, "batch.chunk")
+    assert is_setting(TrainConfig, "batch.micro_batch_size")
     assert not is_setting(TrainConfig, "batch.chunks")
     assert is_setting(BuildConfig, "verifier.server.count")
     assert not is_setting(BuildConfig, "verifier.count")

@@ -121,7 +121,13 @@ out: run
             "set model.autocast",
             ["model.autocast=true"],
         ),
-        (TRAIN, TrainConfig, ["variants=[always-reason]"], "needs data.reasoned", ["data.reasoned=org/other"]),
+        (
+            TRAIN,
+            TrainConfig,
+            ["variants=[always-reason]"],
+            "needs data.always_reason_dataset",
+            ["data.always_reason_dataset=org/other"],
+        ),
     ],
 )
 def test_settings_that_a_refusal_names(

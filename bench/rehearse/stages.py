@@ -66,24 +66,26 @@ class Rehearsal:
                 "model.lora.r": 8,
                 "data.dataset": self.dataset,
                 "data.mbeir": self.mbeir,
-                "data.cache": self.directory / "cache",
+                "data.candidate_cache": self.directory / "cache",
                 "data.workers": 1,
                 "out": self.out(name),
                 "variants": "[trace]",
-                "batch.queries": 4,
-                "batch.chunk": 4,
-                "optimiser.steps": steps,
-                "checkpoint.every": checkpoint,
+                "batch.global_batch_size": 4,
+                "batch.micro_batch_size": 4,
+                "optimiser.max_steps": steps,
+                "checkpoint.save_every": checkpoint,
                 "adaptive.max_new_tokens": 6,
                 "adaptive.prefill_rows": 4,
                 "adaptive.decode_rows": 8,
-                "evaluation.rows": 8,
+                "evaluation.candidate_batch_size": 8,
                 "device": self.device,
             }
         )
 
     def sets_of_build(self) -> list[str]:
-        return _sets(**{"mbeir": self.mbeir, "out": self.directory / "build", "input.cache": self.directory / "cache"})
+        return _sets(
+            **{"mbeir": self.mbeir, "out": self.directory / "build", "input.candidate_cache": self.directory / "cache"}
+        )
 
 
 @dataclass(frozen=True)

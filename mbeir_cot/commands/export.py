@@ -59,7 +59,9 @@ def export(
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
         def found() -> Iterator[Sample]:
-            for one in samples(dataset, root, settings.input.cache if settings is not None else None, negatives=negatives):
+            for one in samples(
+                dataset, root, settings.input.candidate_cache if settings is not None else None, negatives=negatives
+            ):
                 meter.advance()
                 if isinstance(one, Skipped):
                     skipped[one.reason] += 1

@@ -64,7 +64,7 @@ def _rows(settings: TrainConfig, embedder: Embedder) -> tuple[list[EncodedSequen
     from trainer.data.dataset import Candidates, Records
 
     records = Records.load(settings.data.dataset)
-    candidates = Candidates(settings.data.mbeir, records.split, settings.data.cache)
+    candidates = Candidates(settings.data.mbeir, records.split, settings.data.candidate_cache)
     source = BatchSource(settings, "direct", records, {}, embedder.encoder(), candidates)
     groups = list(records.groups(repeat=False).values())
     chosen = [group[i] for i in range(max(map(len, groups))) for group in groups if i < len(group)][:_QUERIES]

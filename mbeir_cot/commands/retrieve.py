@@ -68,7 +68,7 @@ def index(
         embedder_sha256=fingerprint(source.model),
         base=settings.model.base if is_checkpoint(run) else None,
         mbeir=settings.data.mbeir.absolute(),
-        cache=settings.data.cache,
+        cache=settings.data.candidate_cache,
         pools=tuple(layout.relative(path) for path in paths),
         count=0,
         dim=0,

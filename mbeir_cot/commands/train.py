@@ -139,8 +139,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     directory = settings.out / "eval"
     split = settings.evaluation.split
     answers, given = None, None
-    if settings.evaluation.traces is not None:
-        given, answers = teacher_traces(settings.evaluation.traces, split)
+    if settings.evaluation.teacher_trace_dataset is not None:
+        given, answers = teacher_traces(settings.evaluation.teacher_trace_dataset, split)
     results: list[Result] = []
     notices: list[str] = []  # of the pools: the same for every model
     if settings.evaluation.base:

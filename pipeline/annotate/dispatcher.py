@@ -62,7 +62,7 @@ class Dispatcher:
         self._interrupted, self._retry_failed = interrupted, retry_failed
         start_ray()
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        count = config.annotators or max(1, cpus // 4)
+        count = config.workers or max(1, cpus // 4)
         least, most = _CHUNK
         self._size = max(least, min(most, -(-len(work) // (count * _CHUNKS_PER_ANNOTATOR))))
         in_flight = config.teacher.transport.max_in_flight
@@ -173,7 +173,7 @@ class Dispatcher:
         self._give_up(stats)
 
     def _give_up(self, stats: list[WorkerStats]) -> None:
-        stop = self._config.stop
+        stop = self._config.early_stop
         rejected: Counter[str] = Counter()
         for tally in stats:
             rejected += tally.rejected
@@ -201,7 +201,7 @@ class Dispatcher:
             raise BuildError(
                 f"more than {stop.rejections:.0%} of the last {stop.window} reasoning queries were rejected: {reasons}\n"
                 f"  the last: {trouble}",
-                "wrong prompt set, model or bounds? `mbeir-cot preview CONFIG` shows them; raise stop.rejections to go on",
+                "wrong prompts, model or bounds? `mbeir-cot preview CONFIG` shows some; raise early_stop.rejections to go on",
             )
 
     def _collect_stats(self, workers: list[Any]) -> list[WorkerStats]:

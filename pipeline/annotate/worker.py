@@ -87,8 +87,8 @@ class AnnotationWorker:
         self._clients: dict[str, TeacherClient] = {}
         self._connecting = asyncio.Lock()
         self._collect_stats = WorkerStats()
-        self._recent: deque[bool] = deque(maxlen=config.stop.window)
-        self._recent_unread: deque[str] = deque(maxlen=config.stop.window)
+        self._recent: deque[bool] = deque(maxlen=config.early_stop.window)
+        self._recent_unread: deque[str] = deque(maxlen=config.early_stop.window)
         self._store = store = build_store(config)
         self._teacher = self._asker("teacher", config.teacher, store)
         self._verifier = self._asker("verifier", config.verifier, store) if config.verifier is not None else self._teacher
@@ -150,7 +150,7 @@ class AnnotationWorker:
         tally.limit = sum(one.limit for one in stats)
         tally.failure_share = max((client.failure_share() for client in self._clients.values()), default=0.0)
         tally.unreachable_s = max((client.unreachable_s() for client in self._clients.values()), default=0.0)
-        window = self.config.stop.window
+        window = self.config.early_stop.window
         tally.rejection_share = sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= window else 0.0
         if len(self._recent_unread) * 2 >= window:
             reasons = Counter(self._recent_unread)
@@ -285,7 +285,7 @@ class AnnotationWorker:
 
     def _pool(self, path: Path) -> CandidatePool:
         if path not in self._pools:
-            self._pools[path] = CandidatePool.open(path, self.config.input.cache)
+            self._pools[path] = CandidatePool.open(path, self.config.input.candidate_cache)
         return self._pools[path]
 
     def _endpoint_future(self) -> asyncio.Future[Endpoints]:

@@ -21,7 +21,7 @@ from schemas import __version__
 from schemas.config import BuildConfig, TeacherConfig
 from schemas.manifest import InputDigest, Manifest, Model
 
-_PLACES: Final = {"mbeir", "out", "annotators", "ledger", "stop", "publish", "lock"}
+_PLACES: Final = {"mbeir", "out", "workers", "ledger", "early_stop", "publish", "lock"}
 """Settings that say where and how, not what."""
 
 _TEACHER_PLACES: Final = {"hosting", "server", "endpoints", "reuse", "images", "transport"}
@@ -30,7 +30,7 @@ _TEACHER_PLACES: Final = {"hosting", "server", "endpoints", "reuse", "images", "
 def content_settings(config: BuildConfig) -> dict[str, Any]:
     """The settings that decide the content of the dataset, without paths and addresses."""
     found = config.model_dump(mode="json", exclude=_PLACES)
-    found["input"].pop("cache")
+    found["input"].pop("candidate_cache")
     found["input"].pop("image_roots")
     found["screen"].pop("tokenizer")
     for name, teacher in (("teacher", config.teacher), ("verifier", config.verifier)):

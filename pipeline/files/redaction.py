@@ -43,7 +43,7 @@ class Places:
         roots: list[Path | str] = []
         hosts: list[str] = []
         if config is not None:
-            roots += [config.mbeir, config.out, *config.input.image_roots, *filter(None, [config.input.cache])]
+            roots += [config.mbeir, config.out, *config.input.image_roots, *filter(None, [config.input.candidate_cache])]
             if config.ledger.location:
                 roots.append(config.ledger.location)
             for teacher in (config.teacher, config.verifier):

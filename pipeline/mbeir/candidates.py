@@ -29,7 +29,7 @@ def first_positives(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Can
 def _of_task(layout: Layout, settings: BuildConfig, split: Split, task: DatasetTask, rows: list[Row]) -> dict[str, Candidate]:
     found: dict[str, Candidate] = {}
     for path in layout.target_pools(task, split):
-        with CandidatePool.open(path, settings.input.cache) as pool:
+        with CandidatePool.open(path, settings.input.candidate_cache) as pool:
             for row in rows:
                 if row["id"] in found:
                     continue

@@ -96,7 +96,7 @@ class ManagedServer:
         self._launch()
         atexit.register(self.stop)
         self._await_health(progress)
-        self._begin_watching(self.config.silence_s)
+        self._begin_watching(self.config.unresponsive_timeout_s)
         return self.endpoint
 
     def revive(self) -> None:
@@ -194,7 +194,7 @@ class ManagedServer:
                     continue
                 looked = now
                 if self.healthy():
-                    heard, allowed = now, self.config.silence_s
+                    heard, allowed = now, self.config.unresponsive_timeout_s
                     continue
                 if now - heard < allowed:
                     continue

@@ -123,7 +123,7 @@ class Questions:
         pool_path = next((pool for pool in pools if pool.is_file()), None)
         if pool_path is None or not path.is_file():
             return
-        with CandidatePool.open(pool_path, self._config.input.cache) as pool:
+        with CandidatePool.open(pool_path, self._config.input.candidate_cache) as pool:
             rows = (row for _, _, row in scan_rows(path, Query) if isinstance(row, Query))  # malformed ones are the build's
             of_task = (query for query in rows if query.dataset_task == task)
             for query in islice(of_task, _LOOKED_AT):

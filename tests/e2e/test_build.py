@@ -79,7 +79,7 @@ def test_another_threshold_or_annotator_count_asks_only_what_is_new(
     assert all((r["route"] == "reasoning") == (r["assessment"] >= 0.8) for r in records)
     assert digests(out / "dataset") == before
     # and back, by three annotators: the very same bytes
-    built(config, "--set", "annotators=3", "--out", str(work))
+    built(config, "--set", "workers=3", "--out", str(work))
     assert {k: v for k, v in digests(work / "dataset").items() if k.startswith(("data", "rejected"))} == {
         k: v for k, v in before.items() if k.startswith(("data", "rejected"))
     }

@@ -31,7 +31,7 @@ def cluster() -> Iterator[Any]:
 def test_the_key_of_an_endpoint_need_not_be_on_the_nodes(cluster: Any, small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
         endpoints = [{"url": oracle.url, "model": "oracle", "api_key_env": "A_KEY_OF_THE_TEST"}]
-        config = oracle.config(tmp_path, small_world, annotators=1, teacher__endpoints=endpoints)
+        config = oracle.config(tmp_path, small_world, workers=1, teacher__endpoints=endpoints)
         process = start("build", config, "--limit", "4", "--quiet", RAY_ADDRESS=cluster.address, A_KEY_OF_THE_TEST=SECRET)
         said = process.communicate(timeout=200)[0]
     assert process.returncode == 0, said
@@ -45,7 +45,7 @@ def test_a_verifier_that_has_no_room_beside_the_teacher_is_refused_at_once(
     server = {"model": model(tmp_path / "m"), "max_model_len": 512, "tensor_parallel_size": 8}
     managed = {"hosting": "managed", "server": server, "prompts": "pocket"}
     with Oracle(tmp_path / "oracle.log") as oracle:
-        config = oracle.config(tmp_path, small_world, annotators=1, teacher=managed, verifier=managed)
+        config = oracle.config(tmp_path, small_world, workers=1, teacher=managed, verifier=managed)
     began = time.monotonic()
     process = start("build", config, "--limit", "4", "--quiet", RAY_ADDRESS=cluster.address)
     said = process.communicate(timeout=200)[0]
@@ -61,7 +61,7 @@ def test_a_model_is_fetched_by_the_node_that_serves_it_and_what_is_wrong_comes_b
 ) -> None:
     managed = {"hosting": "managed", "server": {"model": "org/none", "max_model_len": 512}, "prompts": "pocket"}
     with Oracle(tmp_path / "oracle.log") as oracle, hub_repos() as hub:
-        config = oracle.config(tmp_path, small_world, annotators=1, teacher=managed)
+        config = oracle.config(tmp_path, small_world, workers=1, teacher=managed)
         shell = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": SECRET}
         process = start("build", config, "--limit", "4", RAY_ADDRESS=cluster.address, **shell)
         said = process.communicate(timeout=200)[0]

@@ -60,7 +60,7 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
     rng = random.Random(5)
     kills, in_flight = 10, 8
     with Oracle(tmp_path / "oracle.log", delay=0.02) as oracle:
-        config = oracle.config(tmp_path, small_world, annotators=1)
+        config = oracle.config(tmp_path, small_world, workers=1)
         for number in range(kills):
             mark = sum(oracle.answered().values()) + rng.randint(12, total // (3 * kills))
             process = start("build", config, "--quiet", MBEIR_COT_TEST=f"{tmp_path}-{number}")
@@ -91,7 +91,7 @@ def test_a_node_of_a_cluster_dies_and_the_build_goes_on(
     try:
         node = cluster.add_node(num_cpus=1)
         with Oracle(tmp_path / "oracle.log", delay=0.02) as oracle:
-            config = oracle.config(tmp_path, small_world, annotators=2)
+            config = oracle.config(tmp_path, small_world, workers=2)
             process = start("build", config, "--quiet", RAY_ADDRESS=cluster.address)
             wait_for_log(oracle, 120, process)
             assert process.poll() is None, process.communicate()[0]
@@ -163,11 +163,11 @@ def test_a_second_build_into_the_same_directory_refuses(small_world: Path, tmp_p
 
 def test_a_teacher_that_is_down_or_wrong_stops_the_build_early(small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log", garbage="Reason:") as oracle:  # in every prompt: nothing is a trace
-        config = oracle.config(tmp_path, small_world, route__policy="by-modality", stop__window=60)
+        config = oracle.config(tmp_path, small_world, route__policy="by-modality", early_stop__window=60)
         said = built(config, expect=2)
         assert "of the last 60 reasoning queries were rejected: reason: missing_reasoning" in said
         assert "preview" in said
-    down = oracle.config(tmp_path, small_world, out=str(tmp_path / "down"), stop__unreachable_s=4)
+    down = oracle.config(tmp_path, small_world, out=str(tmp_path / "down"), early_stop__unreachable_s=4)
     said = built(down, expect=2)
     assert "no server of the teacher can be reached" in said
     assert "teacher check" in said

@@ -41,7 +41,7 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     queries.write_text("\n".join([json.dumps(endless), *others]) + "\n")
     datasets = ["cirr", "infoseek", "nights", "webqa"]
     total = sum(len((root / f"query/train/mbeir_{name}_train.jsonl").read_text().splitlines()) for name in datasets)
-    arguments = ["--out", out, "--set", f"mbeir={root}", "--set", f"input.cache={tmp_path / 'cache'}"]
+    arguments = ["--out", out, "--set", f"mbeir={root}", "--set", f"input.candidate_cache={tmp_path / 'cache'}"]
     arguments += ["--set", f"input.datasets=[{', '.join(datasets)}]", "--set", "teacher.server.startup_timeout_s=150"]
     process = start("build", ROOT / "configs" / "pocket.yaml", *arguments, MBEIR_COT_TEST=tag)
 

@@ -86,7 +86,7 @@ def test_an_annotators_disk_and_death(
     undisturbed: Undisturbed, small_world: Path, tmp_path: Path, build: Build, inject: Inject, point: str
 ) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
-        config = oracle.config(tmp_path, small_world, input__limit=60, annotators=1, ledger__segment_answers=40)
+        config = oracle.config(tmp_path, small_world, input__limit=60, workers=1, ledger__segment_answers=40)
         if point == "journal":
             inject(journal={"errno": errno.ENOSPC, "after": 20})
             with pytest.raises(CotError, match="the disk is full: an answer could not be written"):

@@ -25,7 +25,7 @@ def root(small_world: Path, tmp_path: Path) -> Path:
 
 def test_images_that_are_gone_cost_no_dataset(root: Path, tmp_path: Path, build: Build) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
-        config = oracle.config(tmp_path, root, input__datasets=["cirr", "nights"], stop__window=40)
+        config = oracle.config(tmp_path, root, input__datasets=["cirr", "nights"], early_stop__window=40)
         build(config)
         dataset = tmp_path / "out" / "dataset"
         before = digests(dataset)

@@ -30,7 +30,7 @@ def test_the_question_that_kills_is_a_rejection(small_world: Path, tmp_path: Pat
     log, deaths = tmp_path / "log", tmp_path / "deaths"
     server = [sys.executable, "-m", "bench.oracle_server", "{port}", "--log", str(log), "--delay", "0.05"]
     inject(server=[*server, "--die", "LETHAL", "--deaths", str(deaths)])
-    config = Oracle(log).config(tmp_path, root, input__datasets=["cirr"], annotators=2, route__policy="by-modality")
+    config = Oracle(log).config(tmp_path, root, input__datasets=["cirr"], workers=2, route__policy="by-modality")
     settings = yaml.safe_load(config.read_text())
     settings["teacher"] |= {
         "hosting": "managed",

@@ -122,17 +122,17 @@ def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPa
         "model": {"base": str(MODELS / "base"), "attention": "eager", "lora": {"r": 4, "alpha": 8}},
         "data": {
             "dataset": str(dataset),
-            "reasoned": str(dataset),
+            "always_reason_dataset": str(dataset),
             "mbeir": str(small_world),
-            "cache": str(directory / "cache"),
+            "candidate_cache": str(directory / "cache"),
             "prompts": "pocket",
             "workers": 0,
         },
         "out": str(directory / "run"),
-        "batch": {"queries": 8, "chunk": 4},
+        "batch": {"global_batch_size": 8, "micro_batch_size": 4},
         "loss": {"temperature": 0.05},
-        "optimiser": {"lr": 1e-3, "steps": 6},
-        "checkpoint": {"every": 2},
+        "optimiser": {"lr": 1e-3, "max_steps": 6},
+        "checkpoint": {"save_every": 2},
         "adaptive": {"max_new_tokens": 12},
     }
     path.write_text(yaml.safe_dump(settings))
@@ -168,7 +168,7 @@ def fresh(config: TrainConfig, **changes: Any) -> Embedder:
 
 def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSource:
     records = Records.load(config.data.dataset)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
 
 

@@ -72,7 +72,7 @@ def test_two_processes_of_this_machine_learn_as_one_does(train_file: Path, alone
 def test_no_process_outlives_a_killed_training(train_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "mbeir_cot", "train", str(train_file), "--out", str(out), "--processes", "2"]
-    parent = subprocess.Popen([*command, "--set", "optimiser.steps=500"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    parent = subprocess.Popen([*command, "--set", "optimiser.max_steps=500"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 200
         while not (out / "trace" / "metrics.jsonl").is_file() and parent.poll() is None and time.monotonic() < until:

@@ -26,7 +26,7 @@ from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
 
 CPU_CHUNK: Final = 16
-"""What `batch.chunk: auto` is on CPU."""
+"""What `batch.micro_batch_size: auto` is on CPU."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Batch:
     reasoning: int
     """Queries with a trace."""
     at_once: bool
-    """All rows together are no more than `batch.chunk`."""
+    """All rows together are no more than `batch.micro_batch_size`."""
 
 
 class BatchSource(Dataset["Batch | CotError"]):
@@ -69,12 +69,12 @@ class BatchSource(Dataset["Batch | CotError"]):
         self.traces, self.candidates = traces, candidates
         self.rank, self.world_size = rank, world_size
         self.own: dict[str, str] = {}
-        chunk = config.batch.chunk
+        chunk = config.batch.micro_batch_size
         self.chunk: int = CPU_CHUNK if chunk == "auto" else chunk  # what `auto` comes to is set later
         self.images = training_store(config)
         batch = config.batch
-        groups = records.groups(repeat=config.data.repeat)
-        self.order = BatchSampler(groups, batch.queries, config.seed, batch.sampling, batch.balance)
+        groups = records.groups(repeat=config.data.upsample)
+        self.order = BatchSampler(groups, batch.global_batch_size, config.seed, batch.sampling, batch.balance)
         self._epoch = lru_cache(maxsize=2)(self.order.epoch)
 
     def __getitem__(self, step: int) -> Batch | CotError:
@@ -99,7 +99,7 @@ class BatchSource(Dataset["Batch | CotError"]):
             rng = self._draw(epoch, item, "negative")
             dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:wanted]]
         found = [self.candidate_row(candidate) for candidate in self.candidates.fetch(dids)]
-        size, patches = self.config.batch.forward or self.chunk, self.config.batch.chunk_patches
+        size, patches = self.config.batch.forward_batch_size or self.chunk, self.config.batch.micro_batch_patches
         return Batch(
             step,
             [item.id for item in items],
@@ -125,7 +125,9 @@ class BatchSource(Dataset["Batch | CotError"]):
         """Queries drawn at random with what is learnt of them, the same in every process: to begin the token's row from."""
         drawn = rng_for("opening", self.config.seed).permutation(len(self.records.table))[:rows]
         found = [row for index in drawn for row in self.query_rows(self.records.item(int(index)), 0) if row.labelled]
-        return self.encoder.chunks(found, self.config.batch.forward or self.chunk, self.config.batch.chunk_patches)
+        return self.encoder.chunks(
+            found, self.config.batch.forward_batch_size or self.chunk, self.config.batch.micro_batch_patches
+        )
 
     def sample(self, queries: int) -> list[EncodedSequence]:
         """Rows of queries drawn at random, each with what it learns, and of a positive of each; the same in every process."""

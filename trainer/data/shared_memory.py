@@ -22,7 +22,7 @@ MARGIN: Final = 1.25
 def row_bytes(source: BatchSource, queries: int = 16) -> float:
     """Mean of the rows of some queries and their positives, with their pictures, as they travel."""
     rows = source.sample(queries)
-    chunks = source.encoder.chunks(rows, source.chunk, source.config.batch.chunk_patches)
+    chunks = source.encoder.chunks(rows, source.chunk, source.config.batch.micro_batch_patches)
     total = 0
 
     def count(tensor: object) -> object:
@@ -38,7 +38,7 @@ def row_bytes(source: BatchSource, queries: int = 16) -> float:
 def needed(source: BatchSource, processes: int, each: float) -> float:
     """Bytes in /dev/shm of a node with so many processes, at so many bytes a row."""
     config = source.config
-    rows = config.batch.queries / source.world_size * (2 + config.data.hard_negatives)
+    rows = config.batch.global_batch_size / source.world_size * (2 + config.data.hard_negatives)
     return MARGIN * processes * config.data.workers * config.data.prefetch * rows * each
 
 

@@ -101,7 +101,7 @@ class QueryEmbedder:
 
     def __init__(self, embedder: Embedder, config: TrainConfig, images: ImageStore) -> None:
         self._adaptive, self._images = AdaptiveEmbedder(embedder, config.adaptive), images
-        self._rows, self._skip = config.evaluation.rows, config.data.skip_unreadable
+        self._rows, self._skip = config.evaluation.candidate_batch_size, config.data.skip_unreadable
 
     def part(self, unit: QueryUnit) -> QueryPart:
         """Raises InputError for an image that cannot be read, unless such queries are left out."""

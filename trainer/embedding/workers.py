@@ -36,7 +36,7 @@ class EmbedderSpec(NamedTuple):
 
         device = ProcessGroup.join(self.config.device).device
         if self.model is not None:
-            return Embedder.load(self.model, self.config.model, pool=self.config.model.pool).folded().to(device)
+            return Embedder.load(self.model, self.config.model, pool=self.config.model.pooling).folded().to(device)
         torch.manual_seed(self.config.seed)
         return Embedder.create(self.config.model, self.config.data.prompts).folded().eval().to(device)
 
@@ -44,7 +44,7 @@ class EmbedderSpec(NamedTuple):
         return PoolEmbedder(
             loaded or self.load(),
             training_store(self.config),
-            rows=self.config.evaluation.rows,
+            rows=self.config.evaluation.candidate_batch_size,
             max_chars=self.config.data.max_candidate_chars,
             skip=self.config.data.skip_unreadable,
         )

@@ -32,8 +32,8 @@ def teacher_traces(dataset: str, split: str) -> tuple[dict[str, str], dict[str, 
     records = Records.load(dataset)
     if records.split != split:
         raise InputError(
-            f"evaluation.traces: {dataset} was built on {records.split}, and {split} is evaluated",
-            f"build it with --set input.split={split}, or set evaluation.traces: null",
+            f"evaluation.teacher_trace_dataset: {dataset} was built on {records.split}, and {split} is evaluated",
+            f"build it with --set input.split={split}, or set evaluation.teacher_trace_dataset: null",
         )
     rows = records.table.select(["id", "answer"]).to_pylist()
     return records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}

@@ -68,7 +68,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def pools(self, suffix: str) -> None:
         """Embeds the local pools of all tasks."""
         files = self._pools = EmbeddingFiles(self.directory, suffix)
-        pools = {task: CandidatePool.open(self._pool(task), self.config.data.cache) for task in self.tasks}
+        pools = {task: CandidatePool.open(self._pool(task), self.config.data.candidate_cache) for task in self.tasks}
         for task, pool in pools.items():
             self._look_for_positives(task, pool)
         self._claim(suffix, {task.name: pool.sha256 for task, pool in pools.items()})

@@ -195,9 +195,13 @@ def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], 
 
 def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
     """How often TRACE reasons, by the teacher's own assessment of the query."""
-    if not entries or config.evaluation.traces is None or not Path(config.evaluation.traces).is_dir():
+    if (
+        not entries
+        or config.evaluation.teacher_trace_dataset is None
+        or not Path(config.evaluation.teacher_trace_dataset).is_dir()
+    ):
         return []
-    rows = BuiltDataset.open(Path(config.evaluation.traces)).table("data", ["id", "assessment"])
+    rows = BuiltDataset.open(Path(config.evaluation.teacher_trace_dataset)).table("data", ["id", "assessment"])
     known = dict(zip(rows["id"].to_pylist(), rows["assessment"].to_pylist(), strict=True))
     bins: dict[str, list[bool]] = defaultdict(list)
     for entry in entries:
@@ -277,7 +281,7 @@ def _positives(config: TrainConfig, entries: Sequence[Entry]) -> dict[str, Candi
         path = layout.local_pool(_task(name), split)
         if path is None:
             continue
-        with CandidatePool.open(path, config.data.cache) as pool:
+        with CandidatePool.open(path, config.data.candidate_cache) as pool:
             for entry in part:
                 held = next((did for did in entry["positives"] if did in pool), None)
                 if held is not None:

@@ -91,7 +91,7 @@ class Embedder(nn.Module):
         """
         model, processor = _load(settings.base, settings, weights=weights)
         emb_id = add_emb_token(model, processor.tokenizer)
-        trained = [emb_id] if settings.tokens == "emb" else list(range(model.get_input_embeddings().weight.shape[0]))
+        trained = [emb_id] if settings.trained_rows == "emb" else list(range(model.get_input_embeddings().weight.shape[0]))
         rows = {"embed_tokens": trained}
         if not model.config.tie_word_embeddings:
             rows["lm_head"] = trained
@@ -112,7 +112,7 @@ class Embedder(nn.Module):
         identity = Identity(
             base=settings.base,
             revision=settings.revision,
-            pool=settings.pool,
+            pool=settings.pooling,
             emb_token=EMB_TOKEN,
             prompts=prompts,
             max_pixels=settings.max_pixels,
@@ -137,7 +137,7 @@ class Embedder(nn.Module):
         identity = Identity.read(directory)
         if pool is not None and pool != identity.pool:
             raise ConfigError(
-                f"{directory} was trained with pool: {identity.pool}, not {pool}", f"set model.pool: {identity.pool}"
+                f"{directory} was trained with pool: {identity.pool}, not {pool}", f"set model.pooling: {identity.pool}"
             )
         known = settings or ModelSettings(base=identity.base, revision=identity.revision)
         base = str(directory) if identity.merged else known.base  # a base may be elsewhere here

@@ -46,7 +46,7 @@ class Run(BaseModel):
 
 
 class Plan(BaseModel):
-    """Memory in bytes on a device, None where `batch.chunk: auto` is tried on the GPU; rates are of all devices together."""
+    """Memory in bytes on a device, None where `batch.micro_batch_size: auto` is tried on the GPU; rates are of all devices together."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,7 +77,7 @@ def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: f
     named = list(embedder.model.named_parameters())
     language = sum(p.numel() for name, p in named if "language_model" in name and "embed_tokens" not in name)
     vision = sum(p.numel() for name, p in named if ".visual." in name)
-    rows = config.batch.queries * (2 + config.data.hard_negatives)
+    rows = config.batch.global_batch_size * (2 + config.data.hard_negatives)
     runs, missing = [], None
     for variant in config.variants:
         try:
@@ -86,9 +86,11 @@ def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: f
         except InputError as error:
             missing = str(error).splitlines()[0]
             queries, counted = PUBLISHED_ROWS, "published"
-            per_epoch, tokens, patches = queries // config.batch.queries, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES
-        steps = config.optimiser.steps or max(1, math.ceil(config.optimiser.epochs * per_epoch))
-        work = useful_flop(language, vision, tokens=config.batch.queries * tokens, patches=config.batch.queries * patches)
+            per_epoch, tokens, patches = queries // config.batch.global_batch_size, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES
+        steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * per_epoch))
+        work = useful_flop(
+            language, vision, tokens=config.batch.global_batch_size * tokens, patches=config.batch.global_batch_size * patches
+        )
         step_s = work / (devices * peak * share)
         runs.append(
             Run(
@@ -97,14 +99,14 @@ def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: f
                 steps=steps,
                 tokens=tokens,
                 patches=patches,
-                step_tokens=config.batch.queries * tokens,
+                step_tokens=config.batch.global_batch_size * tokens,
                 step_s=step_s,
                 hours=steps * step_s / 3600,
                 counted=counted,
             )
         )
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
-    chunk = config.batch.chunk
+    chunk = config.batch.micro_batch_size
     text: Any = embedder.model.config.text_config
     row_tokens = max(run.tokens for run in runs) / (2 + config.data.hard_negatives)
     return Plan(
@@ -137,12 +139,12 @@ def _with(checkpointing: bool) -> str:
 def _counted(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> tuple[int, int, float, float]:
     """(queries, steps of an epoch, tokens, patches) of the data. Raises InputError where it is not there."""
     records = Records.load(config.data.dataset)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     traces = learnt_traces(config, variant, records)
     source = BatchSource(config, variant, records, traces, embedder.encoder(), candidates, world_size=devices)
     rows = source.sample(min(SAMPLE, len(records)))
     tokens = patches = 0
-    for chunk in source.encoder.chunks(rows, source.chunk, config.batch.chunk_patches):
+    for chunk in source.encoder.chunks(rows, source.chunk, config.batch.micro_batch_patches):
         tokens += int(chunk.inputs["attention_mask"].sum())
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
@@ -157,7 +159,11 @@ def table(found: Plan) -> str:
         f"parameters   {found.parameters / billion:,.3f} B, of which {found.trained / billion:,.3f} B are trained",
         f"step         {found.step_rows:,} rows over {found.devices} device{'s' if found.devices > 1 else ''}",
         f"memory       {found.memory / billion:,.1f} GB a device, estimated"
-        + (f" with {CPU_CHUNK} rows at once; batch.chunk: auto tries more on the GPU" if found.chunk == "auto" else ""),
+        + (
+            f" with {CPU_CHUNK} rows at once; batch.micro_batch_size: auto tries more on the GPU"
+            if found.chunk == "auto"
+            else ""
+        ),
         f"rate         {found.mfu:.1%} of {found.peak / 1e12:,.0f} TFLOP/s a device ({found.source})",
     ]
     for run in found.runs:

@@ -1,4 +1,4 @@
-"""`batch.chunk: auto`: how many rows the GPU holds at once, tried before the first step.
+"""`batch.micro_batch_size: auto`: how many rows the GPU holds at once, tried before the first step.
 
 A forward and backward pass is run over the largest of some rows of the data, for growing numbers of them. What it takes at
 most, with the optimiser's state and what is kept of the vision tower, must stay within a share of the GPU.
@@ -60,14 +60,14 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
 
     Returns what to tell about it. A run that has one keeps it. Raises ConfigError where not even one row fits.
     """
-    if source.config.batch.chunk != "auto":
+    if source.config.batch.micro_batch_size != "auto":
         return None
     known: int | None = processes.gather_objects(
         json.loads(run.read_text(encoding="utf-8")).get("chunk") if processes.first else None
     )[0]
     if known is not None:
         source.chunk = known
-        return f"batch.chunk: auto is {known} rows, as the run began with"
+        return f"batch.micro_batch_size: auto is {known} rows, as the run began with"
     if processes.device.type != "cuda":
         source.chunk, how = CPU_CHUNK, "the fixed value on CPU"
     else:
@@ -80,25 +80,25 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
         )
     if processes.first:
         replace_text(run, json.dumps(json.loads(run.read_text(encoding="utf-8")) | {"chunk": source.chunk}, indent=1) + "\n")
-    return f"batch.chunk: auto is {source.chunk} rows, {how}"
+    return f"batch.micro_batch_size: auto is {source.chunk} rows, {how}"
 
 
 def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> int:
     batch, device = source.config.batch, processes.device
     rows = sorted(source.sample(SAMPLE), key=lambda row: length(source, row), reverse=True)
-    share = -(-batch.queries // processes.size) * (2 + source.config.data.hard_negatives)
+    share = -(-batch.global_batch_size // processes.size) * (2 + source.config.data.hard_negatives)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     later = 8 * trained + batch.vision_cache_gib * 2**30  # Adam's two moments, which the first step makes
-    route = source.config.loss.route
+    route = source.config.loss.route_weight
 
     def takes(chunk: int) -> float | None:
         given = (rows * -(-chunk // len(rows)))[:chunk]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            for part in source.encoder.chunks(given, batch.forward or chunk, batch.chunk_patches):
+            for part in source.encoder.chunks(given, batch.forward_batch_size or chunk, batch.micro_batch_patches):
                 vectors, losses = embedder(part.to(device), route=route)
                 (vectors.sum() + losses.sum()).backward()
         except torch.cuda.OutOfMemoryError:

@@ -6,7 +6,7 @@
        Σ embedding · gradient  +  λ_gen · Σ CE / global queries
    is differentiated. The sum over chunks is the gradient of the whole loss.
 
-A batch whose rows fit `batch.chunk` at once keeps the graph of the first pass instead of running the third.
+A batch whose rows fit `batch.micro_batch_size` at once keeps the graph of the first pass instead of running the third.
 
 What a frozen vision tower gave in the first pass is kept for the third, up to a bound. Nothing in the passes waits for the GPU:
 losses are looked at once, at the end.
@@ -67,7 +67,7 @@ def train_step(
     surrogates = []
     for chunk, vectors in chunks:
         found, losses = first.again(chunk)
-        surrogate = settings.generation * losses.sum() / total
+        surrogate = settings.generation_weight * losses.sum() / total
         if vectors.grad is not None and bool((chunk.places >= 0).any()):
             surrogate = surrogate + (found * _of_rows(vectors.grad, chunk.places)).sum()
         if surrogate.requires_grad:
@@ -82,7 +82,7 @@ def train_step(
             )
     processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = processes.sum(generation)
-    total_loss = settings.retrieval * retrieval + settings.generation * float(generation)
+    total_loss = settings.retrieval_weight * retrieval + settings.generation_weight * float(generation)
     return StepLosses(total_loss, retrieval, float(generation), hit)
 
 
@@ -102,15 +102,15 @@ def _contrast(
     dids += [did for (d, _), n in zip(everyones, sizes, strict=True) for did in d[n:]]
     pairing = Pairing.of(dids, [listed for _, positives in everyones for listed in positives])
     all_queries, all_candidates = torch.cat(query_parts), torch.cat(ordered)
-    loss = info_nce(all_queries, all_candidates, pairing, embedder.scale, symmetric=settings.symmetric)
+    loss = info_nce(all_queries, all_candidates, pairing, embedder.scale, symmetric=settings.bidirectional)
     if not bool(torch.isfinite(loss)):
         named = ", ".join(_not_finite(batch, queries, candidates))
         raise DivergedError(
             f"step {batch.step}: the contrastive loss is no finite number ({named})",
             "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
         )
-    if settings.retrieval:
-        (settings.retrieval * loss).backward()  # type: ignore[no-untyped-call]
+    if settings.retrieval_weight:
+        (settings.retrieval_weight * loss).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         scores = (all_queries @ all_candidates.T).masked_fill(pairing.masked.to(loss.device), -torch.inf)
         right = torch.arange(len(scores), device=loss.device)
@@ -144,7 +144,7 @@ class _FirstPass:
     ) -> None:
         self._embedder, self._device, self._keep_graph = embedder, device, keep_graph
         self._memory = memory
-        self._losses: dict[str, Any] = {"labelled": settings.generation > 0, "route": settings.route}
+        self._losses: dict[str, Any] = {"labelled": settings.generation_weight > 0, "route": settings.route_weight}
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._random: list[tuple[Tensor, Tensor | None]] = []
         self._seen: list[list[Seen]] = []

@@ -53,7 +53,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
     # What to learn from
     records = Records.load(config.data.dataset)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.cache)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     if config.data.skip_unreadable:
         if processes.first:
             readable_records(config, records, candidates, quiet=quiet)
@@ -79,7 +79,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         rank=processes.rank,
         world_size=processes.size,
     )
-    steps = config.optimiser.steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
+    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
     identity = _identity(config, variant, records, steps)
     if processes.first:
         _claim(directory, identity)
@@ -117,7 +117,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                     group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
                 optimiser.zero_grad(set_to_none=True)
                 losses = train_step(embedder, batch, config.loss, processes, vision_cache_gib=config.batch.vision_cache_gib)
-                norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.clip)
+                norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.max_grad_norm)
                 if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
                     raise DivergedError(
                         f"step {step}: the gradient is no finite number ({', '.join(batch.ids[:8])}, …)",
@@ -125,7 +125,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                     )
                 optimiser.step()
                 step += 1
-                lr, rate = optimiser.param_groups[0]["lr"], config.batch.queries / (time.monotonic() - began)
+                lr, rate = optimiser.param_groups[0]["lr"], config.batch.global_batch_size / (time.monotonic() - began)
                 began = time.monotonic()
                 reasoning, queries = map(sum, zip(*processes.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
                 share = reasoning / max(1, queries)
@@ -136,7 +136,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
                     f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"
                 )
                 meter.advance()
-            if step % config.checkpoint.every == 0 or step == steps:
+            if step % config.checkpoint.save_every == 0 or step == steps:
                 random = processes.gather_objects(checkpoint.random_state())
                 if processes.first:
                     place, keep = directory / "checkpoints", config.checkpoint.keep
@@ -167,13 +167,13 @@ def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> di
                 "build it with a lower route.threshold, or fit the variant `direct`",
             )
         return found
-    assert config.data.reasoned is not None, "checked by TrainConfig"
-    everything = Records.load(config.data.reasoned).traces()
+    assert config.data.always_reason_dataset is not None, "checked by TrainConfig"
+    everything = Records.load(config.data.always_reason_dataset).traces()
     known = set(records.table["id"].to_pylist())
     if not known & everything.keys():
         raise InputError(
-            f"{config.data.reasoned} has no trace for any query of {config.data.dataset}",
-            "build both from the same M-BEIR; the one of data.reasoned with --set route.threshold=0",
+            f"{config.data.always_reason_dataset} has no trace for any query of {config.data.dataset}",
+            "build both from the same M-BEIR; the one of data.always_reason_dataset with --set route.threshold=0",
         )
     return everything
 
@@ -184,13 +184,13 @@ def _optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.A
     for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
             (rows if "trainable_tokens" in name else others).append(parameter)
-    groups = [{"params": others, "factor": 1.0}, {"params": rows, "factor": settings.tokens}]
+    groups = [{"params": others, "factor": 1.0}, {"params": rows, "factor": settings.token_lr_multiplier}]
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
     """Factor on the learning rate: linear warm-up, then a half cosine to zero."""
-    warmup = round(settings.warmup * steps)
+    warmup = round(settings.warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / warmup
     if settings.schedule == "constant":
@@ -200,16 +200,16 @@ def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
 
 def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
     traces = config.traces
-    if traces.contrastive == "teacher" or variant == "direct" or step < traces.begin:
+    if traces.contrastive == "teacher" or variant == "direct" or step < traces.first_refresh:
         return False
-    return (step - traces.begin) % traces.refresh == 0
+    return (step - traces.first_refresh) % traces.refresh == 0
 
 
 def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> int:
     """The next step at which something else is to be done: a checkpoint, new traces, the end."""
-    stops = [steps, step - step % config.checkpoint.every + config.checkpoint.every]
+    stops = [steps, step - step % config.checkpoint.save_every + config.checkpoint.save_every]
     if config.traces.contrastive != "teacher" and variant != "direct":
-        begin, every = config.traces.begin, config.traces.refresh
+        begin, every = config.traces.first_refresh, config.traces.refresh
         stops.append(begin if step < begin else begin + ((step - begin) // every + 1) * every)
     return min(stops)
 
@@ -217,7 +217,7 @@ def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> 
 def _identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_FREE)
     for part, free in (
-        ("data", ("workers", "prefetch", "cache", "image_roots")),
+        ("data", ("workers", "prefetch", "candidate_cache", "image_roots")),
         ("batch", ("vision_cache_gib", "memory_share")),
     ):
         for key in free:
@@ -227,8 +227,8 @@ def _identity(config: TrainConfig, variant: Variant, records: Records, steps: in
     if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
-    if variant == "always-reason" and config.data.reasoned is not None:
-        found["reasoned_sha256"] = Records.load(config.data.reasoned).digest
+    if variant == "always-reason" and config.data.always_reason_dataset is not None:
+        found["reasoned_sha256"] = Records.load(config.data.always_reason_dataset).digest
     return found
 
 
@@ -237,7 +237,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     file = directory / "run.json"
     if file.is_file():
         old = json.loads(file.read_text(encoding="utf-8"))
-        old.pop("chunk", None)  # what `batch.chunk: auto` came to
+        old.pop("chunk", None)  # what `batch.micro_batch_size: auto` came to
         if differing := _differing(old, identity):
             raise ConfigError(
                 f"{directory} holds a run with other settings or data: {', '.join(differing)}",

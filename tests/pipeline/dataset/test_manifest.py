@@ -38,6 +38,6 @@ def test_another_tokenizer_counts_and_its_place_does_not(tmp_path: Path) -> None
     assert digest(f"screen.tokenizer={here}") == digest(f"screen.tokenizer={there}") != digest(f"screen.tokenizer={other}")
 
 
-@pytest.mark.parametrize("change", ["out=elsewhere", "teacher.server.dtype=float32", "annotators=3"])
+@pytest.mark.parametrize("change", ["out=elsewhere", "teacher.server.dtype=float32", "workers=3"])
 def test_where_and_how_does_not(change: str) -> None:
     assert digest(change) == digest()

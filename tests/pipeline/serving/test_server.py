@@ -128,7 +128,7 @@ def test_a_server_that_falls_silent_is_started_again(
     config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_LOOK_SECONDS", 0.1)
-    settings = config.model_copy(update={"silence_s": 1.0, "startup_timeout_s": 10.0, "restarts": 1})
+    settings = config.model_copy(update={"unresponsive_timeout_s": 1.0, "startup_timeout_s": 10.0, "restarts": 1})
     with ManagedServer(settings, log=tmp_path / "server.log") as server:
         assert server.pid is not None
         old = tree(server.pid)

@@ -15,7 +15,7 @@ from trainer.data.positions import mrope_positions
 
 @pytest.mark.parametrize("pool", ["pre", "token"])
 def test_what_is_learnt_and_where_the_embedding_is_read(config: TrainConfig, pool: Pooling) -> None:
-    embedder = fresh(config, pool=pool)
+    embedder = fresh(config, pooling=pool)
     encoder, tokenizer = embedder.encoder(), embedder.processor.tokenizer
     picture = Image.new("RGB", (112, 112), "red")
     reasons = encoder.query("q1", "Find it.", "a dog", picture, written="Answer: a dog", labelled=True)

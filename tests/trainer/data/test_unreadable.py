@@ -107,7 +107,7 @@ def pool_of(config: TrainConfig) -> Path:
 
 def card_of(config: TrainConfig, directory: Path) -> IndexMetadata:
     return IndexMetadata(
-        run=directory, variant="trace", embedder_sha256="x", mbeir=config.data.mbeir, cache=config.data.cache, pools=("p",),
+        run=directory, variant="trace", embedder_sha256="x", mbeir=config.data.mbeir, cache=config.data.candidate_cache, pools=("p",),
         count=0, dim=0,
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     data = config.data.model_copy(update={"mbeir": mbeir, "hard_negatives": 1, "cache": tmp_path / "cache"})
     config = config.model_copy(update={"data": data, "out": tmp_path / "run"})
     records = Records.load(config.data.dataset)
-    candidates = Candidates(mbeir, records.split, config.data.cache)
+    candidates = Candidates(mbeir, records.split, config.data.candidate_cache)
     rows = records.table.to_pylist()
     query = next(row for row in rows if row["query_image"])
     (mbeir / query["query_image"]).unlink()
@@ -164,6 +164,6 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     assert positive["positives"][0] in gone
     assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
     source = StudentBatches(config, "trace", kept, kept.traces(), fresh(config).encoder(), candidates)
-    assert len(source.batch(0).ids) == config.batch.queries
+    assert len(source.batch(0).ids) == config.batch.global_batch_size
     shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
     assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)

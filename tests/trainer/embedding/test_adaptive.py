@@ -36,7 +36,7 @@ def embedded(
 @pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
 def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling, route: str) -> None:
-    embedder = fresh(config, pool=pool).eval()
+    embedder = fresh(config, pooling=pool).eval()
     rows = some_rows(embedder.encoder())
     given = [i % 3 == 0 for i in range(len(rows))] if route == "given" else None
     if route == "learned":
@@ -59,7 +59,7 @@ def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling,
 @pytest.mark.parametrize("route", ["always-direct", "always-reason"])
 def test_the_embedding_is_the_one_that_training_computes(config: TrainConfig, pool: Pooling, route: str) -> None:
     """Written traces are fed to the training pass: same pooling, same state."""
-    embedder = fresh(config, pool=pool).eval()
+    embedder = fresh(config, pooling=pool).eval()
     encoder = embedder.encoder()
     rows = some_rows(encoder)
     for row, found in zip(rows, embedded(embedder, rows, route), strict=True):

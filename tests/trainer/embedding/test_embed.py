@@ -30,7 +30,7 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     found = [path for task in DATASET_TASKS if (path := layout.local_pool(task, "val")) is not None and path.is_file()]
     candidates = []
     for path in found:
-        with CandidatePool.open(path, config.data.cache) as pool:
+        with CandidatePool.open(path, config.data.candidate_cache) as pool:
             candidates += pool_rows(pool, Range(0, min(6, len(pool))))
     assert {one.modality.has_image for one in candidates} == {True, False}
     embedder = fresh(config).eval()

@@ -46,7 +46,7 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
     config = config.model_copy(update={"data": data})
     layout, images = Layout.open(tiny_world), ImageStore(tiny_world)
     files = {task: QueryFile(layout, task, "val") for task in DATASET_TASKS if layout.queries("val", task).is_file()}
-    embedder = fresh(config, pool=pool).eval()
+    embedder = fresh(config, pooling=pool).eval()
     alone = AdaptiveEmbedder(embedder, config.adaptive)
     rows = {task: file.rows(alone.encoder, images) for task, file in files.items()}
     mixed_routes(embedder, [row for of_file in rows.values() for row in of_file])

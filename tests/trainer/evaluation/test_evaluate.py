@@ -132,7 +132,7 @@ def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Pa
     def notices(lost: set[str]) -> list[str]:
         path.write_text("\n".join(line for line in whole if json.loads(line)["did"] not in lost) + "\n")
         evaluation = Evaluation(settings, None, tmp_path / "eval", quiet=True)
-        with CandidatePool.open(path, config.data.cache) as pool:
+        with CandidatePool.open(path, config.data.candidate_cache) as pool:
             evaluation._look_for_positives(task, pool)
         return evaluation.notices
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow]
 def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TRACE and its control, two steps each, evaluated on a few queries."""
     out = tmp_path_factory.mktemp("report") / "run"
-    settings = ["--set", "variants=[trace,direct]", "--set", "optimiser.steps=2"]
+    settings = ["--set", "variants=[trace,direct]", "--set", "optimiser.max_steps=2"]
     done = mbeir_cot("train", train_file, "--out", out, *settings, "--quiet", timeout=200)
     assert done.returncode == 0, done.stderr
     evaluation = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}", "--set", "evaluation.base=false"]

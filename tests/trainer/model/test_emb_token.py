@@ -38,7 +38,7 @@ def test_a_new_row_is_no_surprise_after_its_beginning(config: TrainConfig) -> No
 
 
 def test_the_beginning_moves_no_other_row_and_is_the_same_each_time(config: TrainConfig) -> None:
-    first, second = (fresh(config, tokens="all") for _ in range(2))
+    first, second = (fresh(config, trained_rows="all") for _ in range(2))
     before = rows(first)
     for embedder in (first, second):
         initialise_emb_token(embedder, source_of(config, embedder).opening(16), ProcessGroup.join("cpu"))

@@ -25,7 +25,7 @@ def test_the_cards_example_gives_the_bypass_embeddings(
     from PIL import Image
 
     torch.manual_seed(0)
-    embedder = Embedder.create(ModelSettings(base=str(MODELS / "base"), pool=pool), prompts).eval()
+    embedder = Embedder.create(ModelSettings(base=str(MODELS / "base"), pooling=pool), prompts).eval()
     for name, parameter in embedder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)

@@ -1,4 +1,4 @@
-"""`batch.chunk: auto`, and what loaders may hold in shared memory."""
+"""`batch.micro_batch_size: auto`, and what loaders may hold in shared memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_training_says_and_records_what_it_came_to(
     )
     train(chosen, "direct")
     told = capsys.readouterr().err
-    assert "batch.chunk: auto is 16 rows, the fixed value on CPU\n" in told
+    assert "batch.micro_batch_size: auto is 16 rows, the fixed value on CPU\n" in told
     assert "loaders hold up to" in told
     assert json.loads((tmp_path / "direct" / "run.json").read_text())["chunk"] == 16
     (tmp_path / "direct" / "model" / "finished.json").unlink()

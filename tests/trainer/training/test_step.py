@@ -34,7 +34,7 @@ def gradients(
     if own:
         source.own = dict.fromkeys(source.traces, "Answer: something of its own")
     torch.manual_seed(5)
-    losses = train_step(embedder, source.batch(1), LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE)
+    losses = train_step(embedder, source.batch(1), LossSettings(temperature=0.05, bidirectional=True, route_weight=0.5), ONE)
     return {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}, losses
 
 
@@ -82,14 +82,16 @@ def test_the_gradient_is_that_of_the_loss(config: TrainConfig) -> None:
             for name, parameter in moved.named_parameters():
                 if name in found:
                     parameter += sign * 3e-3 * found[name] / length
-        totals.append(train_step(moved, batch, LossSettings(temperature=0.05, symmetric=True, route=0.5), ONE).total)
+        totals.append(train_step(moved, batch, LossSettings(temperature=0.05, bidirectional=True, route_weight=0.5), ONE).total)
     assert (totals[0] - totals[1]) / 6e-3 == pytest.approx(length, rel=0.02)
 
 
 @pytest.mark.parametrize(("retrieval", "generation"), [(0.0, 1.0), (1.0, 0.0)])
 def test_a_weight_of_zero_switches_a_part_off(config: TrainConfig, retrieval: float, generation: float) -> None:
     embedder = fresh(config).train()
-    losses = train_step(embedder, source_of(config, embedder)[0], LossSettings(retrieval=retrieval, generation=generation), ONE)
+    losses = train_step(
+        embedder, source_of(config, embedder)[0], LossSettings(retrieval_weight=retrieval, generation_weight=generation), ONE
+    )
     assert losses.total == pytest.approx(losses.retrieval if retrieval else losses.generation)
     scale = embedder.log_scale.grad
     assert (scale is None or float(scale) == 0.0) == (retrieval == 0)

@@ -68,7 +68,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(train_file: Path, finis
 @pytest.mark.slow
 def test_workers_do_not_change_the_losses(train_file: Path, finished: Path, tmp_path: Path) -> None:
     done = mbeir_cot(
-        "train", train_file, "--out", tmp_path / "run", "--set", "data.workers=2", "--set", "optimiser.steps=6", timeout=200
+        "train", train_file, "--out", tmp_path / "run", "--set", "data.workers=2", "--set", "optimiser.max_steps=6", timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert [line["total"] for line in metrics(tmp_path / "run")] == [line["total"] for line in metrics(finished)]
@@ -88,7 +88,7 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(train_file: Path, 
 
 @pytest.mark.slow
 def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) -> None:
-    config = with_settings(train_file, f"out={tmp_path}", "optimiser.steps=2")
+    config = with_settings(train_file, f"out={tmp_path}", "optimiser.max_steps=2")
     for variant in ("direct", "always-reason", "trace"):
         train(config, variant, quiet=True)
     direct, always, trace = (metrics(tmp_path, variant) for variant in ("direct", "always-reason", "trace"))
@@ -105,7 +105,9 @@ def test_token_rows_may_learn_more_slowly(train_file: Path, tmp_path: Path) -> N
 
     def rows(factor: float) -> torch.Tensor:
         out = f"out={tmp_path / str(factor)}"
-        config = with_settings(train_file, out, "optimiser.steps=1", "optimiser.lr=0.001", f"optimiser.tokens={factor}")
+        config = with_settings(
+            train_file, out, "optimiser.max_steps=1", "optimiser.lr=0.001", f"optimiser.token_lr_multiplier={factor}"
+        )
         embedder = Embedder.load(train(config, "trace", quiet=True), config.model)
         return next(p for name, p in embedder.named_parameters() if "trainable_tokens" in name).detach()
 
@@ -118,7 +120,7 @@ def test_a_dataset_may_be_on_the_hub(train_file: Path, dataset: Path, tmp_path: 
         elsewhere = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
         def run(name: str) -> subprocess.CompletedProcess[str]:
-            changed = ("--set", f"data.dataset=org/{name}", "--set", "optimiser.steps=1")
+            changed = ("--set", f"data.dataset=org/{name}", "--set", "optimiser.max_steps=1")
             return mbeir_cot("train", train_file, "--out", tmp_path / name, *changed, timeout=200, **elsewhere)
 
         done = run("pocket-cot")
@@ -131,7 +133,7 @@ def test_a_dataset_may_be_on_the_hub(train_file: Path, dataset: Path, tmp_path: 
 
 
 def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) -> None:
-    config = with_settings(train_file, "traces.contrastive=own", "batch.chunk=64")
+    config = with_settings(train_file, "traces.contrastive=own", "batch.micro_batch_size=64")
     embedder = fresh(config)
     source = source_of(config, embedder)
     source.own = dict.fromkeys(list(source.traces)[::2], "Answer: mine")
@@ -152,7 +154,7 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
     source.own = dict(source.traces)  # the student writes what the teacher wrote: one row serves both losses
     chunks = [chunk for step in range(4) for chunk in source.batch(step).queries]
     names = [name for chunk in chunks for name in chunk.names]
-    assert len(names) == len(set(names)) == 4 * config.batch.queries
+    assert len(names) == len(set(names)) == 4 * config.batch.global_batch_size
     assert all((chunk.labels != -100).any(1).all() and (chunk.places >= 0).all() for chunk in chunks)
 
 
@@ -205,7 +207,7 @@ def test_datasets_that_cannot_be_learnt_from(train_file: Path, small_world: Path
         train(config, "trace", quiet=True)
     stray = write_dataset(tmp_path / "stray", [records[0] | {"positives": ["9:9999999"]}])
     loaded = Records.load(str(stray))
-    candidates = Candidates(small_world, loaded.split, config.data.cache)
+    candidates = Candidates(small_world, loaded.split, config.data.candidate_cache)
     with pytest.raises(InputError, match="does not hold 9:9999999"):
         candidates.fetch(loaded.item(0).positives)
     broken = write_dataset(tmp_path / "broken", [records[0] | {"target": "no end"}])
@@ -239,7 +241,7 @@ def test_an_unreadable_image_is_named_from_any_process(
 def test_a_gradient_that_is_no_number_changes_no_weight(
     train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_settings(train_file, f"out={tmp_path}", "checkpoint.every=1")
+    config = with_settings(train_file, f"out={tmp_path}", "checkpoint.save_every=1")
 
     def clip(parameters: Any, limit: float) -> torch.Tensor:
         taken = list(parameters)
