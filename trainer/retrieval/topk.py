@@ -6,8 +6,8 @@ an item enters only if its score is greater than the worst kept; evicted is the 
 sorted by score, among equals the latest first.
 
 Several sets of queries are searched in one pass: each block is read, normalised and multiplied once for all of them. On the
-CPU here, with numpy; on a GPU in `trainer.retrieval.topk_device`, by the same rule. Memory: one block (two on a GPU), its products with
-1,024 queries, the queries, and 12 bytes for each that is kept.
+CPU here, with numpy; on a GPU in `topk_device`, by the same rule. Memory: one block (two on a GPU), its products with 1,024
+queries, the queries, and 12 bytes for each that is kept.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Run(BaseModel):
 
 
 class Plan(BaseModel):
-    """Memory in bytes on a device, None where `batch.micro_batch_size: auto` is tried on the GPU; rates are of all devices together."""
+    """Memory in bytes on a device, None where `batch.micro_batch_size: auto` is tried on the GPU. Rates are of all devices."""
 
     model_config = ConfigDict(frozen=True)
 

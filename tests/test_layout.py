@@ -1,0 +1,76 @@
+"""Imports run one way: between the packages, and between the sub-packages of each."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("schemas", "prompts", "data_cards", "pipeline", "trainer", "pocket", "mbeir_cot", "bench")
+"""Each may import those before it."""
+INSIDE: Final = {
+    "pipeline": (
+        "files", "meter", "config", "traces", "mbeir", "ledger", "teacher", "dataset", "serving", "annotate", "report",
+        "hub", "export", "build",
+    ),
+    "trainer": ("distributed", "data", "model", "embedding", "retrieval", "training", "evaluation", "release"),
+    "pocket": ("world", "curriculum", "training", "evaluation"),
+}  # fmt: skip
+"""The same for the rooms of a package."""
+MOST_ROOMS: Final = {"pipeline": 15, "trainer": 9}
+
+
+def modules(package: str) -> Iterator[tuple[Path, list[str]]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        yield path, list(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, dotted name) of all that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ((node.lineno, [*node.module.split("."), alias.name]) for alias in node.names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_imports_one_above_it(package: str) -> None:
+    above = PACKAGES[PACKAGES.index(package) + 1 :]
+    back = [
+        f"{path}:{line} imports {'.'.join(name)}"
+        for path, _ in modules(package)
+        for line, name in imports(path)
+        if name[0] in above
+    ]
+    assert not back
+    assert not [path for path, _ in modules(package) for _, name in imports(path) if name[0] == "tests"]
+
+
+@pytest.mark.parametrize("package", INSIDE)
+def test_no_room_imports_one_above_it(package: str) -> None:
+    order = INSIDE[package]
+    rooms = {
+        path.stem
+        for path in (ROOT / package).iterdir()
+        if (path.is_dir() and (path / "__init__.py").exists()) or path.suffix == ".py"
+    }
+    assert rooms - {"__init__", "api"} == set(order) & rooms, "a new room: give it its place in the order"
+    back = [
+        f"{path}:{line} imports {'.'.join(name)}"
+        for path, parts in modules(package)
+        if parts[1] in order
+        for line, name in imports(path)
+        if name[0] == package and len(name) > 1 and name[1] in order and order.index(name[1]) > order.index(parts[1])
+    ]
+    assert not back
+
+
+@pytest.mark.parametrize(("package", "most"), MOST_ROOMS.items())
+def test_a_package_has_few_doors(package: str, most: int) -> None:
+    doors = [path for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    assert len(doors) <= most
