@@ -63,7 +63,7 @@ class Oracle:
 
     def answered(self) -> Counter[str]:
         """How often each request was answered."""
-        return Counter(self.log.read_text().split()) if self.log.exists() else Counter()
+        return Counter(self.log.read_text(encoding="utf-8").split()) if self.log.exists() else Counter()
 
     def config(self, directory: Path, mbeir: Path, **changes: Any) -> Path:
         """A config file that asks this teacher; `changes` are ``section__key=value``."""
@@ -88,5 +88,5 @@ class Oracle:
                 place = place.setdefault(section, {})
             place[last] = value
         path = directory / "build.yaml"
-        path.write_text(yaml.safe_dump(settings))
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         return path

@@ -122,7 +122,7 @@ def application(
     deaths: Path | None = None,
 ) -> web.Application:
     respond = respond_as(kind)
-    file = log.open("a", buffering=1) if log is not None else None
+    file = log.open("a", buffering=1, encoding="utf-8") if log is not None else None
     kept = bodies.open("ab") if bodies is not None else None
 
     async def chat(request: web.Request) -> web.Response:
@@ -135,7 +135,7 @@ def application(
             await asyncio.sleep(delay)
         if die and die in content_of(body)[0]:
             if deaths is not None:
-                with deaths.open("a") as lines:
+                with deaths.open("a", encoding="utf-8") as lines:
                     lines.write("died\n")
             os._exit(1)
         if refuse and refuse in content_of(body)[0]:

@@ -95,7 +95,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     settings, embedder, source = prepared(config, queries=queries, chunk=chunk, forward=None)
-    loss = settings.loss.model_copy(update={"generation": 0.0, "route": 0.0})
+    loss = settings.loss.model_copy(update={"generation_weight": 0.0, "route_weight": 0.0})
     batches = [source.batch(i) for i in range(steps)]
     whole = [_held(batch) for batch in batches]
     sides = [features_of(source, i) for i in range(steps)]

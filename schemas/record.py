@@ -80,6 +80,7 @@ _IMAGE_REASONS: Final = (
     "image_truncated",
     "image_too_many_pixels",
     "image_unreadable",
+    "image_aspect_ratio",
 )
 
 REASONS: Final[frozenset[str]] = frozenset(

@@ -72,7 +72,7 @@ def test_every_setting_that_is_named_exists() -> None:
     known = {*keys(BuildConfig), *keys(TrainConfig)}
     sections = {key.split(".")[0] for key in known if "." in key}
     pattern = re.compile(rf"(?<![\w./`@-])(?:{'|'.join(sorted(sections))})(?:\.[a-z_0-9]+)+(?![\w(./-])")
-    named = {(where, found) for where, text in texts() for found in pattern.findall(text)}
+    named = {(where, found) for where, text in texts() if "schemas/renamed.py" not in where for found in pattern.findall(text)}
     assert len(named) > 30
     files = ("json", "py", "yaml", "jsonl", "safetensors", "parquet", "html", "md", "txt", "arrow")
     assert not sorted(f"{w}: {key}" for w, key in named if key not in known and key.rsplit(".", 1)[1] not in files)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards", "bench", "scripts")
+PACKAGES = ("mbeir_cot", "pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards", "bench", "scripts")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 PRINTING = [path for path in MODULES if path.parts[len(ROOT.parts)] not in ("bench", "scripts")]
 

@@ -145,7 +145,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, cache: Path, monkeypatch: 
 
     path = write_lines(tmp_path / "p.jsonl", rows(3))
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(CotError, match=r"No space left on device\n.*make space"):
+    with pytest.raises(CotError, match=r"the disk is full\n.*what to do"):
         CandidatePool.open(path, cache)
     assert not [entry for entry in (cache / "pools").iterdir() if entry.is_dir()]
 

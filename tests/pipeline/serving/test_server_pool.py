@@ -26,6 +26,7 @@ def cluster(*gpus: int) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": gpus[0], "include_dashboard": False})
+    ray.shutdown()  # another file's, in this process
     try:
         for count in gpus[1:]:
             found.add_node(num_cpus=1, num_gpus=count)

@@ -14,7 +14,7 @@ from trainer.data.batches import loader, unwrapped
 
 
 def test_a_batch_of_many_chunks_needs_few_open_files_and_arrives_as_it_was_made(config: TrainConfig) -> None:
-    batch = config.batch.model_copy(update={"queries": 48, "chunk": 1})
+    batch = config.batch.model_copy(update={"global_batch_size": 48, "micro_batch_size": 1})
     source = source_of(config.model_copy(update={"batch": batch}), fresh(config))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))

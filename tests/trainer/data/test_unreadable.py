@@ -55,7 +55,7 @@ def spoilt(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> tuple[Train
     asked = [json.loads(line) for line in file.read_text().splitlines()]
     asked[3]["query_img_path"] = "mbeir_images/damaged.jpg"
     file.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    data = config.data.model_copy(update={"mbeir": mbeir, "cache": tmp_path / "cache"})
+    data = config.data.model_copy(update={"mbeir": mbeir, "candidate_cache": tmp_path / "cache"})
     settings = EvaluationSettings(split="val", union=False)
     return config.model_copy(update={"data": data, "evaluation": settings}), thin, asked[3]["qid"]
 
@@ -133,7 +133,7 @@ def test_the_check_applies_the_processors_rule(spoilt: tuple[TrainConfig, str, s
 def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     mbeir = tmp_path / "M-BEIR"
     shutil.copytree(small_world, mbeir)
-    data = config.data.model_copy(update={"mbeir": mbeir, "hard_negatives": 1, "cache": tmp_path / "cache"})
+    data = config.data.model_copy(update={"mbeir": mbeir, "hard_negatives": 1, "candidate_cache": tmp_path / "cache"})
     config = config.model_copy(update={"data": data, "out": tmp_path / "run"})
     records = Records.load(config.data.dataset)
     candidates = Candidates(mbeir, records.split, config.data.candidate_cache)

@@ -11,9 +11,9 @@ from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid, unhash_did, unhash_qid
 from tests.support.cli import mbeir_cot
+from trainer.embedding import files as files_module
 from trainer.embedding.files import EmbeddingFiles, ids_path, load_embeddings
 from trainer.embedding.vectors import blocks
-from trainer.evaluation import uniir as uniir_module
 from trainer.evaluation.uniir import Score, hit_rates, metric_ks, run_lines, score_directory, table
 from trainer.retrieval.topk import TopK
 
@@ -107,7 +107,7 @@ def test_the_union_is_read_once_for_all_tasks(tmp_path: Path, monkeypatch: pytes
     uniir, mbeir, _ = world(tmp_path, np.random.default_rng(6))
     read: list[int] = []
     monkeypatch.setattr(
-        uniir_module, "blocks", lambda pool, **more: blocks(pool, 16, **more) if not read.append(len(pool)) else ()
+        files_module, "blocks", lambda pool, **more: blocks(pool, 16, **more) if not read.append(len(pool)) else ()
     )
     scores = [
         one for found, _ in score_directory(EmbeddingFiles(uniir, "exp"), Layout(mbeir), pools=("union",)) for one in found

@@ -189,9 +189,9 @@ def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path
             "data": config.data,
             "out": tmp_path / "run",
             "device": "cpu",
-            "batch": shipped.batch.model_copy(update={"queries": 4, "chunk": 4}),
-            "optimiser": shipped.optimiser.model_copy(update={"steps": 3}),
-            "checkpoint": shipped.checkpoint.model_copy(update={"every": 2}),
+            "batch": shipped.batch.model_copy(update={"global_batch_size": 4, "micro_batch_size": 4}),
+            "optimiser": shipped.optimiser.model_copy(update={"max_steps": 3}),
+            "checkpoint": shipped.checkpoint.model_copy(update={"save_every": 2}),
         }
     )
     done = train(recipe, "trace", quiet=True)

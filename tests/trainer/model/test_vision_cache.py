@@ -11,8 +11,8 @@ from torch import nn
 from pocket.training.train_models import MODELS
 from schemas.training import LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
+from tests.trainer.model.test_real_layouts import qwen3
 from tests.trainer.model.test_vision_attention import GRIDS, qwen25_tower
-from tests.trainer.test_models import qwen3
 from tests.trainer.training.test_step import ONE, agree
 from trainer.data.batches import Batch
 from trainer.data.tower_plan import TowerPlan, vision_tower

@@ -19,7 +19,7 @@ from trainer.data import shared_memory
 from trainer.data.batches import packed
 from trainer.data.shared_memory import check_shared_memory
 from trainer.distributed import ProcessGroup
-from trainer.training import micro_batch_size as chunk_size
+from trainer.training import micro_batch_size
 from trainer.training.micro_batch_size import largest, length, settle_chunk
 from trainer.training.train import train
 
@@ -48,7 +48,7 @@ def test_the_largest_chunk_within_the_limit_is_found(each: float, crash: int, mo
 
 
 def auto(config: TrainConfig, **data: Any) -> TrainConfig:
-    batch = config.batch.model_copy(update={"chunk": "auto"})
+    batch = config.batch.model_copy(update={"micro_batch_size": "auto"})
     return config.model_copy(update={"batch": batch, "data": config.data.model_copy(update=data)})
 
 
@@ -69,7 +69,7 @@ def test_a_training_says_and_records_what_it_came_to(
 ) -> None:
     chosen = auto(config, workers=1)
     chosen = chosen.model_copy(
-        update={"out": tmp_path, "optimiser": chosen.optimiser.model_copy(update={"steps": 1}), "device": "cpu"}
+        update={"out": tmp_path, "optimiser": chosen.optimiser.model_copy(update={"max_steps": 1}), "device": "cpu"}
     )
     train(chosen, "direct")
     told = capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_processes_agree_on_what_the_smallest_gpu_holds(
 ) -> None:
     embedder, run = fresh(config), tmp_path / "run.json"
     found = {"rows": 20}
-    monkeypatch.setattr(chunk_size, "_probe", lambda *_: found["rows"])
+    monkeypatch.setattr(micro_batch_size, "_probe", lambda *_: found["rows"])
     world = Beside(0, 2, torch.device("cuda"))
     for rows, expected in ((20, 12), (8, 8)):
         run.write_text("{}")
@@ -111,7 +111,7 @@ def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.Monkey
     """On CPU, with a memory that counts the tokens of a chunk: twenty rows' worth, and one crash."""
     embedder = fresh(config).train()
     source = source_of(auto(config), embedder)
-    each = max(source.encoder.chunk([row]).labels.shape[1] for row in source.sample(chunk_size.SAMPLE))
+    each = max(source.encoder.chunk([row]).labels.shape[1] for row in source.sample(micro_batch_size.SAMPLE))
     seen: list[int] = []
     forward = type(embedder).forward
 
@@ -130,12 +130,12 @@ def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: seen[-1])
     before = torch.get_rng_state()
-    assert chunk_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 16, "all rows of a process"
+    assert micro_batch_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 16, "all rows of a process"
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in embedder.parameters())
-    many = source.config.model_copy(update={"batch": source.config.batch.model_copy(update={"queries": 200})})
+    many = source.config.model_copy(update={"batch": source.config.batch.model_copy(update={"global_batch_size": 200})})
     source.config = many
-    assert chunk_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 20
+    assert micro_batch_size._probe(embedder, source, ProcessGroup(0, 1, torch.device("cpu"))) == 20
 
 
 def test_the_largest_rows_are_tried(config: TrainConfig) -> None:
