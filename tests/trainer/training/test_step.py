@@ -47,11 +47,15 @@ def agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
 
 @pytest.mark.parametrize("own", [False, True])
 def test_chunked_gradients_are_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
-    whole, losses = gradients(config, {"chunk": 64}, own=own)
+    whole, losses = gradients(config, {"micro_batch_size": 64}, own=own)
     assert {"log_scale"} < whole.keys()
     assert any("lora_A" in name for name in whole)
     assert any("token_adapter" in name or "trainable_tokens" in name for name in whole)
-    for chunk in ({"chunk": 3}, {"chunk": 4, "chunk_patches": 64}, {"chunk": 64, "forward": 2}):
+    for chunk in (
+        {"micro_batch_size": 3},
+        {"micro_batch_size": 4, "micro_batch_patches": 64},
+        {"micro_batch_size": 64, "forward_batch_size": 2},
+    ):
         found, chunked = gradients(config, chunk, own=own)
         agree(whole, found, 2e-4)
         assert chunked == pytest.approx(losses, rel=1e-4)
@@ -60,17 +64,17 @@ def test_chunked_gradients_are_those_of_the_whole_batch(config: TrainConfig, own
 def test_the_second_pass_draws_the_random_numbers_of_the_first(config: TrainConfig) -> None:
     """With dropout the gradients agree only if every chunk is run again just as it was."""
     lora = config.model.lora.model_copy(update={"dropout": 0.3})
-    kept, _ = gradients(config, {"chunk": 64, "forward": 3}, lora=lora)
-    again, _ = gradients(config, {"chunk": 3}, lora=lora)
+    kept, _ = gradients(config, {"micro_batch_size": 64, "forward_batch_size": 3}, lora=lora)
+    again, _ = gradients(config, {"micro_batch_size": 3}, lora=lora)
     agree(kept, again, 2e-4)
-    without, _ = gradients(config, {"chunk": 3})
+    without, _ = gradients(config, {"micro_batch_size": 3})
     with pytest.raises(AssertionError):
         agree(kept, without, 2e-4)
 
 
 def test_the_gradient_is_that_of_the_loss(config: TrainConfig) -> None:
     """Against finite differences of the reported loss, along the gradient itself."""
-    found, _ = gradients(config, {"chunk": 3})
+    found, _ = gradients(config, {"micro_batch_size": 3})
     embedder = fresh(config).train()
     changed = config.model_copy(update={"data": config.data.model_copy(update={"hard_negatives": 1})})
     batch = source_of(changed, embedder)[1]
