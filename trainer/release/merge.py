@@ -240,7 +240,8 @@ def _pooled_cosines(plan: Plan, directory: Path, samples: list[Sample]) -> list[
 
 
 def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
-    with ManagedServer(server_config(plan, directory)) as server:
+    # told, since vLLM takes a directory with sentence-transformers' modules.json for a pooling model
+    with ManagedServer(server_config(plan, directory, "--runner", "generate")) as server:
         found = []
         for sample in samples:
             body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
