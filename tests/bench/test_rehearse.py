@@ -66,7 +66,7 @@ def test_the_shipped_7b_recipe_trains_resumes_and_is_scored(rehearsal: Rehearsal
     assert recipe["dtype"] == "bfloat16"
     assert recipe["autocast"]
     assert recipe["train_projector"]
-    assert recipe["gradient_checkpointing"] is False
+    assert recipe["gradient_checkpointing"] is True
     evaluate("7b")(rehearsal)
 
 
