@@ -53,7 +53,7 @@ def checkpoint_settings(directory: Path, overrides: Sequence[str], image_roots: 
         raise ConfigError(f"{directory} is a model and does not say where M-BEIR is", "add --set data.mbeir=DIR")
     identity = Identity.read(directory)
     known: dict[str, Any] = {
-        "model": identity.model_dump(include={"base", "revision", "pool", "max_pixels"}),
+        "model": identity.model_dump(include={"base", "revision", "max_pixels"}) | {"pooling": identity.pool},
         "data": {"dataset": "", "prompts": identity.prompts},
         "out": str(directory),
         "evaluation": {"base": False},
