@@ -75,15 +75,18 @@ def long_course(
     batch: Annotated[int, typer.Option(min=1, help="Lessons a step.")] = 512,
     lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = 1e-3,
     optimiser: Annotated[str | None, typer.Option(help="adamw or muon [default: the course's].")] = None,
+    edits: Annotated[float, typer.Option(min=0, max=1, help="Share of the lessons that are changes to scenes.")] = 0,
 ) -> None:
     """Goes on with a pocket checkpoint: every skill at once, for some minutes of a GPU. training.jsonl shows the losses."""
     from dataclasses import replace
 
-    from pocket.training.train_models import LONG, Role, train_long
+    from pocket.training.train_models import EDITS, LONG, Role, Stressed, train_long
 
     checked: Role = "teacher" if role == "teacher" else "base"
     course = LONG[checked]
     kind = course.recipe.optimiser if optimiser is None else ("muon" if optimiser == "muon" else "adamw")
     recipe = replace(course.recipe, minutes=minutes, workers=workers, batch=batch, lr=lr, optimiser=kind)
-    written = train_long(checked, out, source=source, course=replace(course, recipe=recipe), device=device)
+    sample = Stressed(course.sample, EDITS[checked], edits) if edits else course.sample
+    course = replace(course, sample=sample, recipe=recipe)
+    written = train_long(checked, out, source=source, course=course, device=device)
     typer.echo(f"wrote {written}")

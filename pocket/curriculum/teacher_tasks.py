@@ -12,6 +12,7 @@ from functools import cache
 from PIL import Image
 
 from pipeline.traces.families import family_of
+from pocket.curriculum.composed import edited_scene
 from pocket.curriculum.difficulty import demanding
 from pocket.curriculum.example import Lesson
 from pocket.curriculum.perception import sample_perception_lesson as sample_seeing_lesson
@@ -149,6 +150,12 @@ def sample_long_lesson(rng: random.Random) -> Lesson:
     """The long course: judging and reasoning as the two courses before it have them, at once."""
     with demanding():
         return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
+
+
+def sample_edit_lesson(rng: random.Random) -> Lesson:
+    """A change to a scene, reasoned about: what is learnt last."""
+    with demanding():
+        return reason_lesson(edited_scene(rng), rng, complaint=_complaint(rng, 0.06))
 
 
 def _family(known: SolvedQuery) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.traces.families import FAMILIES, family_of
-from pocket.curriculum.base_skills import imagine_told, read, sample_practice_lesson, see_emblem, see_two_emblems
+from pocket.curriculum.base_skills import imagine_seen, imagine_told, read, sample_practice_lesson, see_emblem, see_two_emblems
 from pocket.curriculum.base_skills import sample_lesson as sample_base_lesson
 from pocket.curriculum.closed_book import sample_closed_book_lesson
+from pocket.curriculum.composed import edited_scene
 from pocket.curriculum.difficulty import demanding
 from pocket.curriculum.example import Lesson
 from pocket.curriculum.query_mix import sample_known
@@ -43,16 +44,16 @@ _FORMS: Final = ("{}\nFill in: {}.", "Form: {1}.\n{0}", "{}\nWrite down {}, and 
 _AGAIN: Final = ("Repeat: {}", "Say again: {}", "{}\nOnce more, word for word.")
 
 
-def think(rng: random.Random) -> Lesson:
-    known = _asked(rng)
+def think(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
+    known = known or _asked(rng)
     family = family_of(int(known.dataset_task[-1])).name
     said = rng.choice(_ALOUD).format(known.text or _UNSAID)
     return _lesson(f"think/{family}", known, said, _THOUGHTS[family].format(*known.facets, answer=known.answer))
 
 
-def fill_in(rng: random.Random) -> Lesson:
+def fill_in(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
     """``Known: …. Part: ….`` and the answer on a line of its own, with whatever entries the form has."""
-    known = _asked(rng)
+    known = known or _asked(rng)
     entries = rng.sample(_ENTRIES, len(known.facets))
     said = rng.choice(_FORMS).format(known.text or _UNSAID, ", ".join(entries))
     filled = " ".join(f"{entry}: {facet}." for entry, facet in zip(entries, known.facets, strict=True))
@@ -109,3 +110,14 @@ def sample_long_lesson(rng: random.Random) -> Lesson:
     with demanding():
         lesson: Lesson = rng.choices(list(_LONG), list(_LONG.values()))[0](rng)
     return lesson
+
+
+def sample_edit_lesson(rng: random.Random) -> Lesson:
+    """A change to a scene, told, seen, thought through or filled into a form: what is learnt last."""
+    with demanding():
+        chance = rng.random()
+        if chance < 0.35:
+            return imagine_told(rng)
+        if chance < 0.70:
+            return imagine_seen(rng)
+        return (think if chance < 0.8 else fill_in)(rng, edited_scene(rng))

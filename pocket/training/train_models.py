@@ -80,6 +80,25 @@ LONG: Final[dict[Role, Course]] = {
     ),
 }
 """A course of minutes, not steps, for a GPU, from the weights that are shipped: every skill of a model at once."""
+EDITS: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
+    "teacher": teacher_tasks.sample_edit_lesson,
+    "base": think_aloud.sample_edit_lesson,
+}
+"""What is learnt last: a long course may draw a share of its lessons from these."""
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """Draws `share` of the lessons from `stressed` and the others from `sample`."""
+
+    sample: Callable[[random.Random], Lesson]
+    stressed: Callable[[random.Random], Lesson]
+    share: float
+
+    def __call__(self, rng: random.Random) -> Lesson:
+        return self.stressed(rng) if rng.random() < self.share else self.sample(rng)
+
+
 JUDGING_LAYERS, JUDGING_INTERMEDIATE = 7, 632
 VOCABULARY: Final = 1024
 _CORPUS_LESSONS: Final = 6000

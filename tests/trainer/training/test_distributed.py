@@ -13,7 +13,9 @@ import pytest
 from tests.support.cli import mbeir_cot
 from tests.trainer.training.test_train import metrics
 
-OWN_TRACES = tuple(word for setting in ("contrastive=mixed", "first_refresh=2", "refresh=2") for word in ("--set", f"traces.{setting}"))
+OWN_TRACES = tuple(
+    word for setting in ("contrastive=mixed", "first_refresh=2", "refresh=2") for word in ("--set", f"traces.{setting}")
+)
 """The student writes its own after steps 2 and 4."""
 
 
