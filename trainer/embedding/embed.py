@@ -120,7 +120,7 @@ class PoolEmbedder:
         return candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
 
     def _row(self, candidate: Candidate) -> EncodedSequence:
-        picture = self.images.open(candidate.img_path or "") if _shows(candidate) else None
+        picture = self.encoder.prepared(self.images.open(candidate.img_path or "")) if _shows(candidate) else None
         return self.encoder.candidate(candidate.did, self._text(candidate), picture)
 
 
@@ -193,7 +193,7 @@ class Asked(NamedTuple):
 
     def row(self, encoder: SequenceEncoder, images: ImageStore, written: str = "") -> EncodedSequence:
         try:
-            picture = images.open(self.image) if self.image else None
+            picture = encoder.prepared(images.open(self.image)) if self.image else None
         except ImageProblem as problem:
             raise refused("query", self.qid, problem) from problem
         return encoder.query(self.qid, self.instruction, self.text, picture, written=written)

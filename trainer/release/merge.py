@@ -252,7 +252,7 @@ def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
 
 def _messages(row: EncodedSequence, ending: str) -> dict[str, Any]:
     """The row as a chat request: its prompt, and what is written after it as the beginning of the reply."""
-    pictures = iter(row.pictures)
+    pictures = iter([picture for picture in row.pictures if isinstance(picture, Image.Image)])  # a sample's are decoded
     content: list[dict[str, Any]] = []
     for part in row.prompt:
         if isinstance(part, ImageSlot):

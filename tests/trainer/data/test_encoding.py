@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,3 +106,17 @@ def test_a_chunk_brings_its_positions(config: TrainConfig, monkeypatch: pytest.M
     monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # not asked for them again
     with torch.no_grad():
         embedder(chunk)
+
+
+def test_a_picture_prepared_at_once_gives_the_same_inputs(config: TrainConfig) -> None:
+    """Alone, beside others, and beside pictures that are still whole."""
+    encoder, rng = fresh(config).encoder(), np.random.default_rng(3)
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for height, width in ((60, 90), (60, 90), (300, 40))
+    ]
+    whole = [encoder.query(f"q{n}", "Find.", "a dog", picture) for n, picture in enumerate(pictures)]
+    early = [encoder.query(f"q{n}", "Find.", "a dog", encoder.prepared(picture)) for n, picture in enumerate(pictures)]
+    for rows in (early, [early[0], whole[1], early[2]]):
+        found, wanted = encoder.chunk(rows), encoder.chunk(whole)
+        assert found.inputs.keys() == wanted.inputs.keys()
+        assert all(torch.equal(found.inputs[name], wanted.inputs[name]) for name in wanted.inputs)
