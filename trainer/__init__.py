@@ -1,4 +1,10 @@
-"""The TRACE embedder: data, model, training, embedding, retrieval, evaluation, release."""
+"""The TRACE embedder: data, model, training, embedding, retrieval, evaluation, release.
+
+Tensors end in their dimensions, one letter each (`logits_BV`):
+
+    B rows of a forward pass    L length in tokens    D width of states and embeddings    V vocabulary
+    Q queries                   C candidates          T labelled tokens, of all rows
+"""
 
 import logging
 
