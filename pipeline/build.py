@@ -94,7 +94,7 @@ def build(
 def _refuse_nothing(manifest: Manifest) -> None:
     """A dataset that keeps nothing is a failure also where it was published because that was asked for."""
     if (nothing := nothing_kept(manifest)) is not None:
-        raise BuildError(nothing, "mend the cause and run again")
+        raise BuildError(nothing, "fix the cause and run again")
 
 
 class _Build:

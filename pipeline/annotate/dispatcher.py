@@ -184,7 +184,7 @@ class Dispatcher:
             self._answered = answered
             self._teachers.revive()
         elif failures:
-            raise BuildError(failures[0], "mend the server's trouble and run again: every answer so far is kept")
+            raise BuildError(failures[0], "fix the server and run again: every answer so far is kept")
         self._give_up(stats)
 
     def _give_up(self, stats: list[WorkerStats]) -> None:
@@ -268,5 +268,5 @@ def _got(reference: Any) -> Any:
     except ray.exceptions.ActorDiedError as error:
         raise BuildError(
             f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
-            "look at Ray's logs (memory?), mend it and run again; every answer so far is kept",
+            "look at Ray's logs (memory?), fix it and run again; every answer so far is kept",
         ) from None

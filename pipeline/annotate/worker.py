@@ -339,7 +339,7 @@ class AnnotationWorker:
                     await asyncio.to_thread(self._ledger.sync)
             except Exception as error:  # whatever it is, nothing more may be asked
                 known = error if isinstance(error, CotError) else None
-                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "mend it and run again")
+                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "fix the cause and run again")
                 self._stopping = True
                 logger.exception("%s", self._trouble)
                 return

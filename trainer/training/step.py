@@ -44,7 +44,7 @@ class StepLosses(NamedTuple):
 
 
 class DivergedError(CotError):
-    """A loss that is no number."""
+    """A loss or gradient that is not finite."""
 
 
 def train_step(
