@@ -30,6 +30,7 @@ import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
 from mbeir_cot.failures import FAULT, explained, report_fault
 from mbeir_cot.printing import console
+from pipeline.files.run_log import DEBUG_VARIABLE, debug_wanted
 from schemas import __version__
 
 _STARTED: Final = "MBEIR_COT_UTF8"
@@ -70,7 +71,10 @@ def _version(value: bool) -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors (also: MBEIR_COT_DEBUG=1). It may stand anywhere.")
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks of errors and log more (also: MBEIR_COT_DEBUG=1). It may stand anywhere."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -109,12 +113,12 @@ def _say(text: str) -> None:
 
 
 def _debug_wanted() -> bool:
-    """--debug may stand anywhere, as it is added to a command that has failed."""
+    """--debug may stand anywhere, as it is added to a command that has failed. Logs and child processes see the variable."""
     options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     if "--debug" in options:
         sys.argv.remove("--debug")
-        return True
-    return os.environ.get("MBEIR_COT_DEBUG", "") not in ("", "0")
+        os.environ[DEBUG_VARIABLE] = "1"
+    return debug_wanted()
 
 
 def _speak_utf8() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from pipeline.dataset.unreadable_inputs import unchanged
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.files.durable import replace_text
 from pipeline.files.locks import only_one
+from pipeline.files.run_log import run_log
 from pipeline.ledger.journal import check_journals
 from pipeline.ledger.ledger import journals_directory, recover
 from pipeline.ledger.segment import SegmentStore
@@ -43,11 +45,14 @@ from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.work_list import WorkList, collect
 from pipeline.traces.token_counts import token_counter
 from prompts import PromptSet
+from schemas import __version__
 from schemas.config import BuildConfig
-from schemas.errors import BuildError, BuildStopped, InputError
+from schemas.errors import BuildError, BuildStopped, CotError, InputError
 from schemas.manifest import InputDigest, Manifest
 from schemas.mbeir import DATASET_TASKS
 from schemas.os_errors import explained
+
+logger = logging.getLogger(__name__)
 
 _OLD_WRITER_S: Final = 30.0
 
@@ -61,7 +66,9 @@ def build(
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
-    with only_one(places.out, config.lock):
+    keys = [endpoint.api_key_env for endpoint in config.named_endpoints()]
+    with only_one(places.out, config.lock), run_log(places.logs / "build.log", keys=keys):
+        logger.info("mbeir-cot %s builds %s from %s", __version__, places.out, config.mbeir)
         recover_directory(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
@@ -71,9 +78,12 @@ def build(
             _refuse_nothing(manifest)
         except BuildStopped:
             board.state("stopped")
+            logger.warning("stopped; the same command goes on")
             raise
         except BaseException as error:
             board.state("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            known = isinstance(error, CotError)
+            logger.error("failed: %s", error, exc_info=not known)  # noqa: TRY400 (a known cause needs no traceback)
             raise
         else:
             return manifest, done
@@ -84,7 +94,7 @@ def build(
 def _refuse_nothing(manifest: Manifest) -> None:
     """A dataset that keeps nothing is a failure also where it was published because that was asked for."""
     if (nothing := nothing_kept(manifest)) is not None:
-        raise BuildError(nothing, "mend the cause and run again")
+        raise BuildError(nothing, "fix the cause and run again")
 
 
 class _Build:
@@ -126,6 +136,7 @@ class _Build:
         if not self.retry_failed and (finished := self._finished(key)) is not None:
             self.board.progress.total = self.board.progress.done = finished.queries
             self.board.state("finished", "nothing has changed")
+            logger.info("nothing has changed since the dataset was published")
             return finished, False
         with Staging(self.places.work / "staging") as staging:
             self.board.begin(len(work))
@@ -135,7 +146,7 @@ class _Build:
                 staging,
                 board=self.board,
                 ledger=self.ledger,
-                logs=self.places.work / "logs",
+                logs=self.places.logs,
                 interrupted=lambda: self.interrupt.asked,
                 retry_failed=self.retry_failed,
             )
@@ -155,6 +166,13 @@ class _Build:
                 self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
                 replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
                 replace_directory(new, self.places.dataset)
+                logger.info(
+                    "published %s: %d queries, %d owed, %d files",
+                    self.places.dataset,
+                    manifest.queries,
+                    manifest.owed,
+                    len(manifest.files),
+                )
             except OSError as error:
                 cause, remedy = explained(error)
                 raise BuildError(

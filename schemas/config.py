@@ -304,6 +304,10 @@ class BuildConfig(_Settings):
     ledger: LedgerConfig = LedgerConfig()
     output: OutputConfig = OutputConfig()
 
+    def named_endpoints(self) -> tuple[Endpoint, ...]:
+        """Those of the teacher and the verifier that the config names; managed servers have none here."""
+        return self.teacher.endpoints + (self.verifier.endpoints if self.verifier is not None else ())
+
     @model_validator(mode="after")
     def _readable(self) -> Self:
         for name, teacher in (("teacher", self.teacher), ("verifier", self.verifier)):

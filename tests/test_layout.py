@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -74,3 +75,22 @@ def test_no_room_imports_one_above_it(package: str) -> None:
 def test_a_package_has_few_doors(package: str, most: int) -> None:
     doors = [path for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
     assert len(doors) <= most
+
+
+def test_the_architecture_page_names_every_module_once() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^`([\w/]+/)`\n\n\| module \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
+    named = [room + name for room, rows in tables for name in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)]
+    there = [
+        "/".join(parts)
+        for package in ("mbeir_cot", "schemas", "pipeline", "trainer", "pocket")
+        for _, parts in modules(package)
+        if parts[-1] != "__init__"
+    ]
+    assert sorted(named) == sorted(there)
+    assert len(re.findall(r"^\| module \|", page, re.MULTILINE)) == len(tables)
+
+
+@pytest.mark.parametrize("package", INSIDE)
+def test_the_architecture_page_tells_the_order_of_rooms(package: str) -> None:
+    assert " → ".join(INSIDE[package]) in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ def load_settings(
     from pipeline.config import load_config
     from schemas.training import TrainConfig
     from trainer.model.location import checkpoint_settings, is_checkpoint
-    from trainer.training.train import SETTINGS
+    from trainer.training.run_directory import SETTINGS
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
     if is_checkpoint(config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -19,6 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.annotate.worker_stats import WorkerStats
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_S: Final = 15.0
 _FILE_S: Final = 2.0
@@ -85,6 +88,7 @@ class Board:
         """A change of state is always shown."""
         if state != self.progress.state or message:
             self.progress.state, self.progress.message = state, message
+            logger.info("state: %s%s", state, f" ({message})" if message else "")
             if self._live is None and not self._quiet:
                 print(f"build: {state}{f': {message}' if message else ''}", file=sys.stderr, flush=True)
             self.write()

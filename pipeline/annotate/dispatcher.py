@@ -7,6 +7,7 @@ the ledger; a teacher that is down or wrong ends the build early, with a diagnos
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from pipeline.serving.ray_session import start_ray
 from pipeline.serving.teacher_servers import Teachers
 from schemas.config import BuildConfig
 from schemas.errors import BuildError, BuildStopped, CotError
-from schemas.hosting import Endpoint
 from schemas.os_errors import explained
+
+logger = logging.getLogger(__name__)
 
 _AHEAD: Final = 4
 """Queries that a worker has at once, in requests in flight. A query is several requests in a row, the next chunks fill the
@@ -68,6 +70,7 @@ class Dispatcher:
         in_flight = config.teacher.transport.max_in_flight
         self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
         self._count = min(count, max(1, -(-len(work) // self._size)))
+        self._logs = logs
         self._teachers = Teachers(config, logs, ledger)
         self._stats: dict[int, WorkerStats] = {}
         self._watched = 0.0
@@ -80,9 +83,13 @@ class Dispatcher:
             self._annotate(list(range(chunks)), self._count, retry_failed=self._retry_failed)
             suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
             if suspected:  # a server died: which of the questions that it had was it?
+                logger.warning(
+                    "%d chunks had questions in flight when a server died: asked again, one at a time", len(suspected)
+                )
                 self._annotate(suspected, 1, retry_failed=False, alone=True)
             disputed = self._disputed()
             if disputed:  # two annotators asked the same at once: all go by the ledger's choice
+                logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
                 self._annotate(disputed, 1, retry_failed=False)
         finally:
             self._teachers.stop()
@@ -91,9 +98,13 @@ class Dispatcher:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
             AnnotationWorker
         )
-        given = carried(endpoint.api_key_env for endpoint in _endpoints(self._config))
+        given = carried(endpoint.api_key_env for endpoint in self._config.named_endpoints())
         options = {"retry_failed": retry_failed, "alone": alone, "environment": given}
-        workers = [remote.remote(self._config, self._ledger, **options) for _ in range(count)]
+        workers = [
+            remote.remote(self._config, self._ledger, **options, log=self._logs / f"worker-{number}.log")
+            for number in range(count)
+        ]
+        logger.info("%d chunks of up to %d queries for %d workers", len(numbers), self._size, count)
         waiting, running = deque(numbers), dict[Any, tuple[int, int]]()
         load = [0] * count
         done = sum(self._length(number) for number in range(len(self._staging)) if number not in numbers)
@@ -115,6 +126,7 @@ class Dispatcher:
                         raise self._stopped()
                     self._put(number, chunk)
                     done += self._length(number)
+                    logger.debug("chunk %d from worker %d", number, who)
                 self._watch(workers, done)
                 if self._interrupted():
                     raise self._stopped()
@@ -160,16 +172,19 @@ class Dispatcher:
                 self._told = self._teachers.doing
                 self._board.state("starting the teacher", self._told)
             if endpoints is not None:
+                logger.info("the teacher answers at %s", ", ".join(endpoint.url for endpoint in endpoints.teacher))
                 for actor in workers:
                     actor.connect.remote(endpoints)
                 self._board.state("running")
         failures = self._teachers.failures() if self._teachers.endpoints is not None and int(now) % int(_WATCH_S) == 0 else []
         answered = sum(tally.asked - tally.failed for tally in stats)
+        for failure in failures:
+            logger.error("a server was given up: %s", failure)
         if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
             self._answered = answered
             self._teachers.revive()
         elif failures:
-            raise BuildError(failures[0], "mend the server's trouble and run again: every answer so far is kept")
+            raise BuildError(failures[0], "fix the server and run again: every answer so far is kept")
         self._give_up(stats)
 
     def _give_up(self, stats: list[WorkerStats]) -> None:
@@ -241,11 +256,6 @@ class Dispatcher:
         return found
 
 
-def _endpoints(config: BuildConfig) -> tuple[Endpoint, ...]:
-    """Those that the config names."""
-    return config.teacher.endpoints + (config.verifier.endpoints if config.verifier is not None else ())
-
-
 def _got(reference: Any) -> Any:
     """The result, with an error of ours as itself."""
     try:
@@ -258,5 +268,5 @@ def _got(reference: Any) -> Any:
     except ray.exceptions.ActorDiedError as error:
         raise BuildError(
             f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
-            "look at Ray's logs (memory?), mend it and run again; every answer so far is kept",
+            "look at Ray's logs (memory?), fix it and run again; every answer so far is kept",
         ) from None

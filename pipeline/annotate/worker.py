@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections import Counter, deque
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.arrow_schema import records_table, rejections_table
 from pipeline.dataset.staging import Chunk
 from pipeline.dataset.unreadable_inputs import state_of
+from pipeline.files.run_log import open_run_log
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
@@ -40,6 +42,8 @@ from schemas.errors import CotError, InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did
 from schemas.record import InputReason, Record, Rejection, Route, Stage
 from schemas.teacher import Outcome
+
+logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.5
 _IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
@@ -63,9 +67,13 @@ class AnnotationWorker:
         retry_failed: bool = False,
         alone: bool = False,
         environment: Carried | None = None,
+        log: Path | None = None,
     ) -> None:
         if environment is not None:  # keys and the Hub's settings, from the driver's shell
             environment.set()
+        if log is not None:
+            open_run_log(log, keys=[endpoint.api_key_env for endpoint in config.named_endpoints()])
+            logger.info("started%s", ", to ask one question at a time" if alone else "")
         self.config = config
         self._alone = alone
         self._layout = Layout.open(config.mbeir)
@@ -206,7 +214,8 @@ class AnnotationWorker:
             await self.annotator.annotate(annotation)
         except (CotError, Stopped):
             raise
-        except Exception as error:  # noqa: BLE001 (one query never ends the job)
+        except Exception as error:
+            logger.exception("%s: a fault of this program", annotation.id)
             annotation.refusal = RejectionCause(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
         tally = self._collect_stats
         tally.done += 1
@@ -216,6 +225,7 @@ class AnnotationWorker:
         if annotation.refusal is not None:
             tally.rejected[f"{annotation.refusal.stage}: {annotation.refusal.reason}"] += 1
             tally.trouble = annotation.refusal.detail
+            logger.debug("%s: rejected: %s", annotation.id, annotation.refusal)
         elif annotation.route is Route.REASONING:
             tally.reasoning += 1
         else:
@@ -311,6 +321,7 @@ class AnnotationWorker:
                     transport = transport.model_copy(update=dict.fromkeys(_IN_FLIGHT, 1))
                 client = TeacherClient(transport.client(found), ours=config.hosting == "managed")
                 self._clients[who] = await client.__aenter__()
+                logger.info("asks the %s at %s", who, ", ".join(endpoint.url for endpoint in found))
         return self._clients[who]
 
     async def _keep_up(self) -> None:
@@ -326,8 +337,9 @@ class AnnotationWorker:
                 if waited >= self.config.ledger.fsync_s:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
-            except Exception as error:  # noqa: BLE001 (whatever it is, nothing more may be asked)
+            except Exception as error:  # whatever it is, nothing more may be asked
                 known = error if isinstance(error, CotError) else None
-                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "mend it and run again")
+                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "fix the cause and run again")
                 self._stopping = True
+                logger.exception("%s", self._trouble)
                 return

@@ -35,5 +35,10 @@ class Places:
     def finished(self) -> Path:
         return self.work / "finished.json"
 
+    @property
+    def logs(self) -> Path:
+        """`build.log`, one file per actor, and what the servers print."""
+        return self.work / "logs"
+
     def ledger(self, config: BuildConfig) -> str:
         return config.ledger.location or str(self.out / "ledger")

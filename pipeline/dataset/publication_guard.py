@@ -29,7 +29,7 @@ def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) 
     there = f"; {place} is untouched" if place.exists() else ""
     raise BuildError(
         f"{worse}\n  the new dataset was not published{there}; it lies in {aside}",
-        "look at its rejections (`mbeir-cot stats` and `mbeir-cot report` of it), mend the cause and run again; or, if it is "
+        "look at its rejections (`mbeir-cot stats` and `mbeir-cot report` of it), fix the cause and run again; or, if it is "
         "what you want, run again with --replace (nothing is asked twice), or lower publish.least_share",
     )
 

@@ -1,6 +1,6 @@
 """Image files that a build could not use, and whether one of them is another file by now.
 
-A finished build rests on them as on its inputs: once a disk is mounted or a picture is mended, there is something to do again.
+A finished build rests on them as on its inputs: once a disk is mounted or an image is repaired, the build has work to do again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.files.redaction import Places
-from pipeline.hub.secrets import holds_secret
+from pipeline.files.secrets import holds_secret
 from schemas.errors import CotError
 from schemas.record import Record, Rejection
 

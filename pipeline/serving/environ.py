@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from pipeline.files.run_log import DEBUG_VARIABLE
+
 _PREFIXES: Final = ("HF_", "HUGGING_FACE_", "NCCL_", "VLLM_")
 _NAMES: Final = frozenset(
     {"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"}
-    | {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+    | {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", DEBUG_VARIABLE}
 )
 _OF_A_NODE: Final = frozenset({"VLLM_HOST_IP", "VLLM_PORT"})
 """True on the driver's machine only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ from pipeline.serving.direct import health
 from pipeline.serving.model_check import check_model
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.25
 _LOOK_SECONDS: Final = 5.0
@@ -95,7 +98,9 @@ class ManagedServer:
         check_model(self.config)
         self._launch()
         atexit.register(self.stop)
+        began = time.monotonic()
         self._await_health(progress)
+        logger.info("%s is ready at %s after %.0f s", self.config.model, self.endpoint.url, time.monotonic() - began)
         self._begin_watching(self.config.unresponsive_timeout_s)
         return self.endpoint
 
@@ -146,6 +151,7 @@ class ManagedServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._log_from = log.tell()
+            logger.info("starts %s on port %d; it prints to %s", self.config.model, self._port, self.log)
             self._process = subprocess.Popen(
                 command(self.config, self._port, os.getpid()),
                 stdin=subprocess.DEVNULL,
@@ -203,6 +209,7 @@ class ManagedServer:
             process.wait()
             if self.restarts >= self.config.restarts:
                 self.failure = self._explained(f"the teacher's server {what} again after {self.restarts} restarts")
+                logger.error("%s", self.failure)
                 return
             if self._stopped.wait(_BACKOFF_SECONDS[min(self.restarts, len(_BACKOFF_SECONDS) - 1)]):
                 return
@@ -210,6 +217,7 @@ class ManagedServer:
                 if self._stopped.is_set():
                     return
                 self.restarts += 1
+                logger.warning("the server %s: restart %d of %d", what, self.restarts, self.config.restarts)
                 self._launch()
             heard, allowed = time.monotonic(), self.config.startup_timeout_s
 

@@ -6,6 +6,7 @@ server lives in an actor that holds its GPUs; when the driver, the actor or the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipeline.files.run_log import open_run_log
 from pipeline.serving.environ import Carried, carried
 from pipeline.serving.model_check import check_model
 from pipeline.serving.placement import Demand
@@ -25,6 +27,8 @@ from pipeline.serving.weights import fetch_model
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
 
+logger = logging.getLogger(__name__)
+
 _ANSWER_S: Final = 60.0
 _LOST: Final = "a server's Ray actor was lost (its node, or its memory?) and its server with it"
 
@@ -34,6 +38,8 @@ class ServerActor:
 
     def __init__(self, config: ServerConfig, log: Path | None, environment: Carried) -> None:
         environment.set()
+        if log is not None:
+            open_run_log(log.with_name(f"{log.stem}-actor.log"))
         self._server = ManagedServer(config, log=log)
 
     def node(self) -> str:
@@ -83,7 +89,7 @@ class ServerPool:
         name: str = "teacher",
         held: Sequence[PlacementGroup | None] | None = None,
     ) -> None:
-        """`count` goes before the config's; logs go to ``logs/server-<n>.log``.
+        """`count` goes before the config's; what servers print goes to ``logs/server-<n>.log``, their actors' logs beside it.
 
         held: places that `reserve` has found already, one a server, which are the pool's from now on.
         """
@@ -95,6 +101,7 @@ class ServerPool:
             (held,) = reserve([Demand.of(name, wanted)], config.placement_timeout_s)
         self._held = list(held)
         self.count = len(self._held)
+        logger.info("%d servers for %s: %s", self.count, name, config.model)
         gpus = config.tensor_parallel_size if config.device == "cuda" else 0
         several_nodes = len(ray.nodes()) > 1
         open_to = config.model_copy(update={"host": "0.0.0.0"}) if several_nodes else config  # noqa: S104 (other nodes ask it)
@@ -135,11 +142,14 @@ class ServerPool:
 
     def revive(self) -> None:
         """Starts the servers that were given up once more; restarts are counted anew."""
+        logger.warning("servers that were given up are started once more")
         ray.wait([actor.revive.remote() for actor in self.actors], num_returns=len(self.actors), timeout=_ANSWER_S)
 
     def stop(self) -> None:
         """Stops the servers and gives their GPUs back. Safe to call again."""
         actors, self.actors = self.actors, []
+        if actors:
+            logger.info("stops %d servers", len(actors))
         if actors and ray.is_initialized():
             ray.wait([actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=30)
             for actor in actors:

@@ -1,1 +1,1 @@
-"""The teacher: hosting it (`hosting`) and asking it (`client`)."""
+"""Asking a teacher: requests, the client, and the client that asks through the ledger. Hosting it is `pipeline.serving`."""

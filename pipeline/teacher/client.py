@@ -7,6 +7,7 @@ of asking; each goes to the least loaded endpoint with room. See `limiter` for h
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -24,6 +25,8 @@ from pipeline.teacher.response import read_completion
 from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
+
+logger = logging.getLogger(__name__)
 
 AGENT: Final = "mbeir-cot"
 RETRIED_STATUS: Final = frozenset({408, 409, 425, 429})
@@ -141,6 +144,11 @@ class TeacherClient:
             answer = TeacherAnswer(key=request.key, outcome=Outcome.DEADLINE, detail=detail, total_s=time.monotonic() - began)
         if answer.outcome is not Outcome.LOST_WITH_SERVER:  # a death takes all in flight with it, and they are asked again
             self._recent.append(not answer.ok)
+        if not answer.ok:
+            logger.warning(
+                "%s: %s from %s after %d attempts and %.1f s: %s",
+                *(answer.key, answer.outcome, answer.endpoint or "no endpoint", answer.attempts, answer.total_s, answer.detail),
+            )
         self._answered += answer.ok
         self._failed += not answer.ok
         self._prompt_tokens += answer.prompt_tokens
@@ -192,6 +200,7 @@ class TeacherClient:
                         total_s=time.monotonic() - began,
                         endpoint=server.endpoint.url,
                     )
+                logger.info("%s: attempt %d at %s failed: %s", request.key, attempt, server.endpoint.url, failure)
                 most = min(self.config.backoff_cap_s, self.config.backoff_s * 2 ** (attempt - 1))
                 await asyncio.sleep(random.uniform(0, most))  # noqa: S311 (full jitter)
             except _Lost as lost:

@@ -1,4 +1,4 @@
-"""What a server's answer to a try says of the settings: what is wrong, and which setting mends it."""
+"""What a server's answer to a try says of the settings: what is wrong, and which setting fixes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLACE: Final = re.compile(r"HTTP 404:")
 @dataclass(frozen=True)
 class Trouble:
     """Args:
-    sets: settings (dotted keys) that mend it; `remedy` says them, or what else to do.
+    sets: settings (dotted keys) that fix it; `remedy` says them, or what else to do.
     stops: every request of this kind will meet it, so that a build need not begin.
     """
 
@@ -75,12 +75,12 @@ def unreachable(who: str, config: TeacherConfig, detail: str) -> Trouble:
         return Trouble(detail, _NO_KEY.format(who=who), stops=True)
     if config.transport.trust_env:
         return Trouble(
-            detail, f"start the server, mend the URL in {who}.endpoints, or the proxy's variables (no_proxy leaves hosts out)"
+            detail, f"start the server, fix the URL in {who}.endpoints, or the proxy's variables (no_proxy leaves hosts out)"
         )
     if config.hosting == "external" and getproxies():
         found = _set(who, detail, {"transport.trust_env": True}, " if it is reached only through your shell's proxy")
-        return Trouble(detail, f"start the server, mend the URL in {who}.endpoints, or {found.remedy}", sets=found.sets)
-    return Trouble(detail, f"start the server, or mend the URL in {who}.endpoints")
+        return Trouble(detail, f"start the server, fix the URL in {who}.endpoints, or {found.remedy}", sets=found.sets)
+    return Trouble(detail, f"start the server, or fix the URL in {who}.endpoints")
 
 
 def refused_field(detail: str, request: TeacherRequest) -> str | None:
@@ -99,7 +99,7 @@ def _refused(who: str, config: TeacherConfig, request: TeacherRequest, detail: s
     if _KEY.match(detail):
         return Trouble(detail, _NO_KEY.format(who=who), stops=True)
     if _PLACE.match(detail):
-        return Trouble(detail, f"mend `url` (with its version, /v1) and `model` of {who}.endpoints", stops=True)
+        return Trouble(detail, f"fix `url` (with its version, /v1) and `model` of {who}.endpoints", stops=True)
     if _FILES.search(detail) and config.images == "path":
         also = ", or start the server with --allowed-local-media-path"
         return _set(who, f"images by path: {detail}", {"images": "data_url"}, also, stops=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -134,9 +135,17 @@ def test_bad_input_becomes_rejections_with_their_reasons(small_world: Path, tmp_
     assert not any(row["dataset"] == "nights" for row in rows(dataset, "rejected"))
 
 
-def test_failed_requests_are_asked_again_only_when_told_so(small_world: Path, tmp_path: Path) -> None:
+def test_failed_requests_are_asked_again_only_when_told_so(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORACLE_PASS", "open-sesame-4711")
     with Oracle(tmp_path / "oracle.log", refuse="triangle") as oracle:
-        built(oracle.config(tmp_path, small_world, input__datasets=["cirr", "mscoco"]))
+        endpoint = {"url": oracle.url, "model": "oracle", "api_key_env": "ORACLE_PASS"}
+        built(
+            oracle.config(tmp_path, small_world, input__datasets=["cirr", "mscoco"], teacher__endpoints=[endpoint]), "--debug"
+        )
+    monkeypatch.undo()
+    _check_logs(tmp_path / "out", oracle.url)
     failed = {row["id"] for row in rows(tmp_path / "out" / "dataset", "rejected") if row["reason"] == "permanent_http"}
     assert failed
     with Oracle(tmp_path / "again.log") as oracle:
@@ -148,6 +157,31 @@ def test_failed_requests_are_asked_again_only_when_told_so(small_world: Path, tm
         built(config, "--retry-failed")
         assert oracle.answered()
     assert not [row for row in rows(tmp_path / "out" / "dataset", "rejected") if row["reason"] == "permanent_http"]
+
+
+def _check_logs(out: Path, endpoint: str) -> None:
+    """What a user looks for after a build: its states, where it asked, which requests failed how, and what was published."""
+    logs = {path.name: path.read_text() for path in (out / "work" / "logs").glob("*.log")}
+    assert set(logs) >= {"build.log", "worker-0.log"}
+    build = logs.pop("build.log")
+    for wanted in (
+        f"INFO    PID pipeline.build: mbeir-cot .* builds {out} from ",
+        r"INFO    PID pipeline.annotate.build_progress: state: running",
+        rf"INFO    PID pipeline.annotate.dispatcher: the teacher answers at {endpoint}",
+        r"DEBUG   PID pipeline.annotate.dispatcher: chunk 0 from worker \d",
+        rf"INFO    PID pipeline.build: published {out}/dataset: \d+ queries, 0 owed, \d+ files",
+    ):
+        assert re.search(
+            rf"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z {wanted.replace('PID', '[0-9]+')}", build, re.MULTILINE
+        ), wanted
+    workers = "".join(logs.values())
+    failed = {row["id"] for row in rows(out / "dataset", "rejected") if row["reason"] == "permanent_http"}
+    told = set(
+        re.findall(rf"WARNING \d+ pipeline.teacher.client: (\S+): permanent_http from {endpoint} after 1 attempts", workers)
+    )
+    assert failed == told
+    assert "open-sesame" not in build + workers
+    assert "Bearer" not in build + workers
 
 
 def test_rejects_may_become_bypass_records_and_images_may_travel(small_world: Path, tmp_path: Path) -> None:

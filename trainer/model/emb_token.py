@@ -1,7 +1,7 @@
 """Where the embedding token's row begins.
 
 A new row that is the mean of all others is as good as never predicted: on the pocket base its logit is some 15 nats below the
-likeliest. Until that is mended, the cross-entropy of this one token outweighs everything else in the gradient, and the
+likeliest. Until that is corrected, the cross-entropy of this one token outweighs everything else in the gradient, and the
 contrastive loss falls slowly. So the row begins as the end of turn's, moved along the mean of the states that are to predict
 it, until it is there as likely as all other tokens together.
 """

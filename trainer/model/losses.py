@@ -43,41 +43,41 @@ class Pairing:
         return cls(torch.from_numpy(masked))
 
 
-def info_nce(queries: Tensor, candidates: Tensor, pairing: Pairing, scale: Tensor, *, symmetric: bool = False) -> Tensor:
-    """Mean over queries. queries (n, dim), candidates (m, dim), both of unit length; `scale` is 1/τ."""
-    n = len(queries)
-    logits = scale * queries.float() @ candidates.float().T
-    logits = logits.masked_fill(pairing.masked.to(logits.device), -torch.inf)
-    right = torch.arange(n, device=logits.device)
-    loss = nn.functional.cross_entropy(logits, right)
+def info_nce(queries_QD: Tensor, candidates_CD: Tensor, pairing: Pairing, scale: Tensor, *, symmetric: bool = False) -> Tensor:
+    """Mean over queries; candidate i is the positive of query i. Vectors are of unit length; `scale` is 1/τ."""
+    n = len(queries_QD)
+    logits_QC = scale * queries_QD.float() @ candidates_CD.float().T
+    logits_QC = logits_QC.masked_fill(pairing.masked.to(logits_QC.device), -torch.inf)
+    right_Q = torch.arange(n, device=logits_QC.device)
+    loss = nn.functional.cross_entropy(logits_QC, right_Q)
     if symmetric:
-        loss = (loss + nn.functional.cross_entropy(logits[:, :n].T, right)) / 2
+        loss = (loss + nn.functional.cross_entropy(logits_QC[:, :n].T, right_Q)) / 2
     return loss
 
 
 def trace_losses(
-    states: Tensor, labels: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
+    states_BLD: Tensor, labels_BL: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
 ) -> Tensor:
-    """CE per row, averaged over its labelled tokens; rows without labels give 0.
+    """CE per row (B,), averaged over its labelled tokens; rows without labels give 0.
 
-    states (rows, length, dim), labels (rows, length) -> (rows,). Logits are computed at labelled positions only, which `learnt`
-    names in the flat (rows * length): to look for them here would mean to wait for the GPU. The CE of a
-    row's first token, which decides its route, is added `route` times: in the mean over a trace of n tokens it has 1/n of the
+    Logits are computed at labelled positions only, which `learnt`
+    names in the flat (B * L), sorted: to look for them here would mean to wait for the GPU. The CE of a row's
+    first token, which decides its route, is added `route` times: in the mean over a trace of n tokens it has 1/n of the
     weight that it has in a bypass, and the learned route leans to bypass by that much.
     """
     if learnt is None:
-        learnt = (labels != IGNORE).flatten().nonzero().flatten()
-    rows, length = labels.shape
+        learnt = (labels_BL != IGNORE).flatten().nonzero().flatten()
+    rows, length = labels_BL.shape
     if not learnt.numel():
-        return states.new_zeros(rows, dtype=torch.float32)
-    logits = head(states.flatten(0, 1).index_select(0, learnt)).float()
-    losses = nn.functional.cross_entropy(logits, labels.flatten().index_select(0, learnt), reduction="none")
-    owners = learnt // length
-    summed = losses.new_zeros(rows).index_add(0, owners, losses)
-    counts = torch.zeros_like(owners[:1]).expand(rows).index_add(0, owners, torch.ones_like(owners))
-    means = summed / counts.clamp(min=1)
+        return states_BLD.new_zeros(rows, dtype=torch.float32)
+    logits_TV = head(states_BLD.flatten(0, 1).index_select(0, learnt)).float()
+    losses_T = nn.functional.cross_entropy(logits_TV, labels_BL.flatten().index_select(0, learnt), reduction="none")
+    owners_T = learnt // length
+    summed_B = losses_T.new_zeros(rows).index_add(0, owners_T, losses_T)
+    counts_B = torch.zeros_like(owners_T[:1]).expand(rows).index_add(0, owners_T, torch.ones_like(owners_T))
+    means_B = summed_B / counts_B.clamp(min=1)
     if not route:
-        return means
-    starts = (counts.cumsum(0) - counts).clamp(max=len(losses) - 1)
-    first = torch.where(counts > 0, losses.index_select(0, starts), 0.0)
-    return means + route * first
+        return means_B
+    starts_B = (counts_B.cumsum(0) - counts_B).clamp(max=len(losses_T) - 1)
+    first_B = torch.where(counts_B > 0, losses_T.index_select(0, starts_B), 0.0)
+    return means_B + route * first_B

@@ -44,7 +44,7 @@ class StepLosses(NamedTuple):
 
 
 class DivergedError(CotError):
-    """A loss that is no number."""
+    """A loss or gradient that is not finite."""
 
 
 def train_step(
@@ -77,7 +77,7 @@ def train_step(
     for chunk, value in zip((chunk for chunk, _ in chunks), torch.stack(surrogates).tolist(), strict=True):
         if not math.isfinite(value):  # before the optimiser's step: the weights are what they were
             raise DivergedError(
-                f"step {batch.step}: the loss is no finite number for {', '.join(chunk.names[:8])}",
+                f"step {batch.step}: the loss is not finite for {', '.join(chunk.names[:8])}",
                 "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
             )
     processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
@@ -106,7 +106,7 @@ def _contrast(
     if not bool(torch.isfinite(loss)):
         named = ", ".join(_not_finite(batch, queries, candidates))
         raise DivergedError(
-            f"step {batch.step}: the contrastive loss is no finite number ({named})",
+            f"step {batch.step}: the contrastive loss is not finite ({named})",
             "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
         )
     if settings.retrieval_weight:
@@ -119,7 +119,7 @@ def _contrast(
 
 
 def _not_finite(batch: Batch, queries: Tensor, candidates: Tensor, most: int = 8) -> list[str]:
-    """The queries and candidates of this process whose embeddings are no finite numbers."""
+    """The queries and candidates of this process whose embeddings are not finite."""
     names = [*batch.ids, *batch.dids]
     bad = [~torch.isfinite(vectors.detach()).all(1) for vectors in (queries, candidates)]
     found = [name for name, is_bad in zip(names, torch.cat(bad).tolist(), strict=True) if is_bad]

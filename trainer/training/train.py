@@ -1,5 +1,6 @@
 """Fits TRACE, or one of its controls, to a dataset: the whole job, top to bottom.
 
+OUT/train.log            what happened and when
 RUN/VARIANT/run.json       what was fitted on what; a later run must agree
 RUN/VARIANT/metrics.jsonl  one line per step
 RUN/VARIANT/checkpoints/   to go on from
@@ -8,24 +9,22 @@ RUN/VARIANT/model/         the finished embedder
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 from torch import nn
 
-from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.files.durable import replace_text
+from pipeline.files.run_log import run_log
 from pipeline.meter import Meter
-from schemas.errors import ConfigError, InputError
-from schemas.training import OptimiserSettings, TrainConfig, Variant
+from schemas.errors import CotError, InputError
+from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
-from trainer.data.batches import allow_open_files, loader, unwrapped
+from trainer.data.batches import Batch, allow_open_files, loader, unwrapped
 from trainer.data.dataset import Candidates, Records
 from trainer.data.shared_memory import check_shared_memory
 from trainer.data.unreadable import StudentBatches, readable_records
@@ -33,42 +32,24 @@ from trainer.distributed import ProcessGroup
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.training import checkpoint
+from trainer.training.metrics_log import MetricsLog
 from trainer.training.micro_batch_size import settle_chunk
+from trainer.training.optimiser import make_optimiser, set_learning_rate
+from trainer.training.run_directory import SETTINGS, RunDirectory, run_identity
 from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 
-SETTINGS: Final = "train.json"
-"""In a run's directory: its whole config, so that the directory can be named instead of the file."""
-
-_FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
-"""Settings that may change between two runs of the same training."""
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
     """Fits one variant, or goes on where an earlier run stopped; returns the directory of the finished embedder."""
     allow_open_files()
     processes = ProcessGroup.join(config.device)
-    directory = config.out / variant
-    model_directory = directory / "model"
-
-    # What to learn from
-    records = Records.load(config.data.dataset)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
-    if config.data.skip_unreadable:
-        if processes.first:
-            readable_records(config, records, candidates, quiet=quiet)
-        processes.wait()  # the others take what was found
-        records = readable_records(config, records, candidates, quiet=True)
+    run = RunDirectory(config.out, variant)
+    records, candidates = _data(config, processes, quiet=quiet)
     traces = learnt_traces(config, variant, records)
-    torch.manual_seed(config.seed)
-    embedder = Embedder.create(
-        config.model,
-        config.data.prompts,
-        temperature=config.loss.temperature,
-        learn_temperature=config.loss.learn_temperature,
-    )
-    embedder.to(processes.device).train()
-    torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # dropout of its own
+    embedder = _embedder(config, processes)
     source = StudentBatches(
         config,
         variant,
@@ -80,79 +61,160 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         world_size=processes.size,
     )
     steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
-    identity = _identity(config, variant, records, steps)
+    identity = run_identity(config, variant, records, steps)
     if processes.first:
-        _claim(directory, identity)
+        run.claim(identity)
         replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
-    if (model_directory / "finished.json").is_file():
-        return model_directory
+    if run.finished:
+        return run.model
+    with run_log(run.log(processes.rank), level=logging.INFO if processes.first else logging.WARNING):
+        try:
+            _Training(config, run, processes, embedder, source, steps, quiet=quiet).run()
+        except BaseException as error:
+            known = isinstance(error, CotError | KeyboardInterrupt)
+            logger.error("%s: ended by %r", variant, error, exc_info=not known)  # noqa: TRY400 (a known cause needs no traceback)
+            raise
+    return run.model
 
-    for told in (settle_chunk(embedder, source, directory / "run.json", processes), check_shared_memory(source, processes)):
-        if told is not None and processes.first and not quiet:
-            sys.stderr.write(f"{told}\n")
 
-    # Where to begin
-    optimiser = _optimiser(embedder, config.optimiser)
-    last = checkpoint.latest(directory / "checkpoints") if processes.first else None
-    last = processes.gather_objects(last)[0]
-    step = 0
-    if last is not None:
-        step, source.own = checkpoint.restore(last, embedder, optimiser, rank=processes.rank)
-    else:
-        initialise_emb_token(embedder, source.opening(), processes)
-    log = _Log(directory, step, config.tensorboard) if processes.first else None
+def _data(config: TrainConfig, processes: ProcessGroup, *, quiet: bool) -> tuple[Records, Candidates]:
+    """What to learn from; without what cannot be read, where the config allows it."""
+    records = Records.load(config.data.dataset)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
+    if config.data.skip_unreadable:
+        if processes.first:
+            readable_records(config, records, candidates, quiet=quiet)
+        processes.wait()  # the others take what was found
+        records = readable_records(config, records, candidates, quiet=True)
+    return records, candidates
 
-    # Steps
-    with Meter(f"{variant}", steps, unit="steps", quiet=quiet or not processes.first) as meter:
-        meter.resume(step)
-        while step < steps:
-            if _own_due(config, variant, step):
-                needed = source.reasoning(step, min(step + config.traces.refresh, steps))
-                source.own = generate_traces(embedder, source, needed, config.adaptive, processes)
-            until = _next_stop(config, variant, step, steps)
-            began = time.monotonic()
-            for made in loader(source, step, until, config.data.workers, pin=processes.device.type == "cuda"):
-                batch = unwrapped(made)
-                for group in optimiser.param_groups:
-                    group["lr"] = config.optimiser.lr * group["factor"] * _schedule(step, steps, config.optimiser)
-                optimiser.zero_grad(set_to_none=True)
-                losses = train_step(embedder, batch, config.loss, processes, vision_cache_gib=config.batch.vision_cache_gib)
-                norm = nn.utils.clip_grad_norm_(embedder.parameters(), config.optimiser.max_grad_norm)
-                if not math.isfinite(float(norm)):  # before the step: the weights stay what they were
-                    raise DivergedError(
-                        f"step {step}: the gradient is no finite number ({', '.join(batch.ids[:8])}, …)",
-                        "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
-                    )
-                optimiser.step()
-                step += 1
-                lr, rate = optimiser.param_groups[0]["lr"], config.batch.global_batch_size / (time.monotonic() - began)
+
+def _embedder(config: TrainConfig, processes: ProcessGroup) -> Embedder:
+    """The same in every process; what is random from here on is of each process's own."""
+    torch.manual_seed(config.seed)
+    embedder = Embedder.create(
+        config.model,
+        config.data.prompts,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature,
+    )
+    embedder.to(processes.device).train()
+    torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # dropout of its own
+    return embedder
+
+
+class _Training:
+    """The loop of one variant, from its last checkpoint to the finished embedder."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        processes: ProcessGroup,
+        embedder: Embedder,
+        source: StudentBatches,
+        steps: int,
+        *,
+        quiet: bool,
+    ) -> None:
+        self.config, self.variant, self.directory, self.processes = config, run.variant, run, processes
+        self.embedder, self.source, self.steps, self.quiet = embedder, source, steps, quiet
+        self.step = 0
+
+    def run(self) -> None:
+        self._settle_memory()
+        self._begin()
+        config, first = self.config, self.processes.first
+        log = MetricsLog(self.directory.path, self.step, config.tensorboard) if first else None
+        with Meter(f"{self.variant}", self.steps, unit="steps", quiet=self.quiet or not first) as meter:
+            meter.resume(self.step)
+            while self.step < self.steps:
+                if _own_due(config, self.variant, self.step):
+                    self._write_own_traces()
+                until = _next_stop(config, self.variant, self.step, self.steps)
                 began = time.monotonic()
-                reasoning, queries = map(sum, zip(*processes.gather_objects((batch.reasoning, len(batch.ids))), strict=True))
-                share = reasoning / max(1, queries)
-                if log is not None:
-                    log.write(step, losses, lr, float(norm), rate, share)
-                meter.note = (
-                    f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, "
-                    f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"
-                )
-                meter.advance()
-            if step % config.checkpoint.save_every == 0 or step == steps:
-                random = processes.gather_objects(checkpoint.random_state())
-                if processes.first:
-                    place, keep = directory / "checkpoints", config.checkpoint.keep
-                    checkpoint.save(place, step, embedder, optimiser, keep, own=source.own, random=random)
-            processes.wait()
+                pin = self.processes.device.type == "cuda"
+                for made in loader(self.source, self.step, until, config.data.workers, pin=pin):
+                    batch = unwrapped(made)
+                    losses, norm = self._take_step(batch)
+                    rate = config.batch.global_batch_size / (time.monotonic() - began)
+                    began = time.monotonic()
+                    self._tell(batch, losses, norm, rate, log=log, meter=meter)
+                if self.step % config.checkpoint.save_every == 0 or self.step == self.steps:
+                    self._save_checkpoint()
+                self.processes.wait()
+        if first:
+            self.directory.publish(self.embedder, self.steps)
+            logger.info("%s: finished after %d steps: %s", self.variant, self.steps, self.directory.model)
+        self.processes.wait()
 
-    # The finished embedder
-    if processes.first:
-        new = staging_path(model_directory)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        embedder.save(new)
-        (new / "finished.json").write_text(json.dumps({"variant": variant, "steps": steps}) + "\n", encoding="utf-8")
-        replace_directory(new, model_directory)
-    processes.wait()
-    return model_directory
+    def _settle_memory(self) -> None:
+        chunk = settle_chunk(self.embedder, self.source, self.directory.identity, self.processes)
+        for told in (chunk, check_shared_memory(self.source, self.processes)):
+            if told is not None and self.processes.first:
+                logger.info("%s", told)
+                if not self.quiet:
+                    sys.stderr.write(f"{told}\n")
+
+    def _begin(self) -> None:
+        """Where to begin: the last checkpoint, or the token's first row."""
+        self.optimiser = make_optimiser(self.embedder, self.config.optimiser)
+        last = checkpoint.latest(self.directory.checkpoints) if self.processes.first else None
+        last = self.processes.gather_objects(last)[0]
+        if last is not None:
+            self.step, self.source.own = checkpoint.restore(last, self.embedder, self.optimiser, rank=self.processes.rank)
+        else:
+            initialise_emb_token(self.embedder, self.source.opening(), self.processes)
+        logger.info(
+            "%s: steps %d to %d of %d queries, %d processes, on %s",
+            *(self.variant, self.step, self.steps, self.config.batch.global_batch_size),
+            *(self.processes.size, self.processes.device),
+        )
+
+    def _write_own_traces(self) -> None:
+        needed = self.source.reasoning(self.step, min(self.step + self.config.traces.refresh, self.steps))
+        self.source.own = generate_traces(self.embedder, self.source, needed, self.config.adaptive, self.processes)
+        logger.info("%s: step %d: %d traces of the student's own", self.variant, self.step, len(self.source.own))
+
+    def _take_step(self, batch: Batch) -> tuple[StepLosses, float]:
+        """(losses, the gradient's norm before clipping). Raises DivergedError before the weights change."""
+        config = self.config
+        set_learning_rate(self.optimiser, config.optimiser, self.step, self.steps)
+        self.optimiser.zero_grad(set_to_none=True)
+        cache_gib = config.batch.vision_cache_gib
+        losses = train_step(self.embedder, batch, config.loss, self.processes, vision_cache_gib=cache_gib)
+        norm = float(nn.utils.clip_grad_norm_(self.embedder.parameters(), config.optimiser.max_grad_norm))
+        if not math.isfinite(norm):
+            raise DivergedError(
+                f"step {self.step}: the gradient is not finite ({', '.join(batch.ids[:8])}, …)",
+                "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
+            )
+        self.optimiser.step()
+        self.step += 1
+        return losses, norm
+
+    def _tell(
+        self, batch: Batch, losses: StepLosses, norm: float, rate: float, *, log: MetricsLog | None, meter: Meter
+    ) -> None:
+        lr = self.optimiser.param_groups[0]["lr"]
+        counts = self.processes.gather_objects((batch.reasoning, len(batch.ids)))
+        reasoning, queries = map(sum, zip(*counts, strict=True))
+        share = reasoning / max(1, queries)
+        if log is not None:
+            log.write(self.step, losses, lr, norm, rate, share)
+        meter.note = (
+            f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, "
+            f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"
+        )
+        logger.debug("%s: step %d: %s", self.variant, self.step, meter.note)
+        meter.advance()
+
+    def _save_checkpoint(self) -> None:
+        random = self.processes.gather_objects(checkpoint.random_state())
+        if self.processes.first:
+            place, keep = self.directory.checkpoints, self.config.checkpoint.keep
+            saved = checkpoint.save(place, self.step, self.embedder, self.optimiser, keep, own=self.source.own, random=random)
+            logger.info("%s: step %d: checkpoint %s", self.variant, self.step, saved)
 
 
 def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
@@ -178,26 +240,6 @@ def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> di
     return everything
 
 
-def _optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
-    rows: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in embedder.named_parameters():
-        if parameter.requires_grad:
-            (rows if "trainable_tokens" in name else others).append(parameter)
-    groups = [{"params": others, "factor": 1.0}, {"params": rows, "factor": settings.token_lr_multiplier}]
-    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def _schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
-    """Factor on the learning rate: linear warm-up, then a half cosine to zero."""
-    warmup = round(settings.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
     traces = config.traces
     if traces.contrastive == "teacher" or variant == "direct" or step < traces.first_refresh:
@@ -212,75 +254,3 @@ def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> 
         begin, every = config.traces.first_refresh, config.traces.refresh
         stops.append(begin if step < begin else begin + ((step - begin) // every + 1) * every)
     return min(stops)
-
-
-def _identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_FREE)
-    for part, free in (
-        ("data", ("workers", "prefetch", "candidate_cache", "image_roots")),
-        ("batch", ("vision_cache_gib", "memory_share")),
-    ):
-        for key in free:
-            settings[part].pop(key)
-    if not config.data.skip_unreadable:  # runs that were begun before there was such a setting go on
-        settings["data"].pop("skip_unreadable")
-    if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
-        settings["max_new_tokens"] = config.adaptive.max_new_tokens
-    found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
-    if variant == "always-reason" and config.data.always_reason_dataset is not None:
-        found["reasoned_sha256"] = Records.load(config.data.always_reason_dataset).digest
-    return found
-
-
-def _claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Writes what this run is; raises ConfigError where the directory holds another one."""
-    file = directory / "run.json"
-    if file.is_file():
-        old = json.loads(file.read_text(encoding="utf-8"))
-        old.pop("chunk", None)  # what `batch.micro_batch_size: auto` came to
-        if differing := _differing(old, identity):
-            raise ConfigError(
-                f"{directory} holds a run with other settings or data: {', '.join(differing)}",
-                "name another `out`, or remove that directory to begin anew",
-            )
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(identity, indent=1) + "\n")
-
-
-def _differing(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [line for name in names for line in _differing(old.get(name), new.get(name), f"{key}.{name}" if key else name)]
-    return [] if old == new else [f"{key.removeprefix('settings.')} was {old!r}, is {new!r}"]
-
-
-class _Log:
-    """metrics.jsonl, cut back to the step that a run goes on from."""
-
-    def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
-        self.path = directory / "metrics.jsonl"
-        if self.path.is_file():
-            kept = []
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # torn by a kill
-                    break
-                if entry["step"] > step:
-                    break
-                kept.append(line)
-            replace_text(self.path, "".join(f"{line}\n" for line in kept))
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (not everyone has it)
-
-            self._board = SummaryWriter(str(directory / "tensorboard"))
-
-    def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
-        values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)

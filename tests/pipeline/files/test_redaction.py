@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files.redaction import Places
-from pipeline.hub.secrets import holds_secret
+from pipeline.files.secrets import holds_secret
 
 PLACES = Places(["/workspace/M-BEIR", "/fsx/out", "relative", "/"], ["teacher-node-7", "localhost"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -248,6 +249,9 @@ def test_a_gradient_that_is_no_number_changes_no_weight(
         return torch.tensor(float("nan") if len(checkpoint.steps(tmp_path / "direct" / "checkpoints")) else 1.0) * len(taken)
 
     monkeypatch.setattr("trainer.training.train.nn.utils.clip_grad_norm_", clip)
-    with pytest.raises(DivergedError, match="step 1: the gradient is no finite number"):
+    with pytest.raises(DivergedError, match="step 1: the gradient is not finite"):
         train(config, "direct", quiet=True)
     assert [place.name for place in checkpoint.steps(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
+    log = (tmp_path / "train.log").read_text()
+    for wanted in ("INFO .*direct: steps 0 to ", "INFO .*step 1: checkpoint .*step-00000001", "ERROR .*DivergedError.*step 1"):
+        assert re.search(wanted, log), wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 _SHAPES: Final = re.compile(
@@ -21,10 +22,29 @@ _RUN: Final = 16
 _LEAST_BITS: Final = 3.0
 """Of entropy for each character of a run: 20 random letters and digits have some 4, words and serial numbers less."""
 
+_HEADER: Final = re.compile(
+    r"(\bauthorization\b['\"]?\s*[:=]\s*)(['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\",}]+", re.IGNORECASE
+)
+_BEARER: Final = re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"(?<=://)[^\s/@'\"]+:[^\s/@'\"]+(?=@)")
+
 
 def holds_secret(text: str) -> bool:
     """Whether a text holds what looks like a token or private key."""
     return any(found["pem"] or _is_random(found[found.lastgroup or ""]) for found in _SHAPES.finditer(text))
+
+
+def without_secrets(text: str, values: Iterable[str] = ()) -> str:
+    """The text with `[secret]` for each of `values`, for Authorization headers, passwords in URLs, and all shapes of tokens.
+
+    It takes out too much rather than too little: use it for logs, not for data.
+    """
+    for value in sorted(values, key=len, reverse=True):  # one may begin with another
+        text = text.replace(value, "[secret]")
+    text = _HEADER.sub(r"\1\2[secret]", text)
+    text = _BEARER.sub(r"\1[secret]", text)
+    text = _PASSWORD.sub("[secret]", text)
+    return _SHAPES.sub("[secret]", text)
 
 
 def _is_random(body: str) -> bool:
