@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -209,7 +210,7 @@ class Query(_Row):
 
     @property
     def dataset_task(self) -> DatasetTask:
-        return DatasetTask(DATASET_NAMES[self.dataset_id], self.task_id)
+        return _dataset_task(self.qid[0], self.task_id)
 
     @property
     def defects(self) -> tuple[str, ...]:
@@ -230,6 +231,12 @@ class Candidate(_Row):
     def defects(self) -> tuple[str, ...]:
         """What the row lacks for its modality: ``empty_text``, ``no_image_path``."""
         return _defects(self.modality, self.txt, self.img_path)
+
+
+@lru_cache(maxsize=256)
+def _dataset_task(dataset_digit: str, task_id: int) -> DatasetTask:
+    """A query's task is looked at many times on its way."""
+    return DatasetTask(DATASET_NAMES[int(dataset_digit)], task_id)
 
 
 def _defects(modality: Modality, text: str | None, image_path: str | None) -> tuple[str, ...]:

@@ -59,15 +59,33 @@ _REFUSAL: Final = re.compile(
 )
 
 
+_REFUSAL_SIGNS: Final = (
+    *(
+        f"as {article} {what}"
+        for article in ("a", "an")
+        for what in ("ai", "artificial", "language", "large language", "vision")
+    ),
+    *("i'm ", "i am ", "i can", "i could", "i do", "able to ", "impossible to ", "not possible to ", "cannot be "),
+    *(" information", "no image ", "i apologi", "here is "),
+)
+"""One of them stands in every ASCII text, in lower case, that `_REFUSAL` finds: to look for them takes a tenth of the time."""
+
+
+@lru_cache(maxsize=64)
+def _words(text: str) -> list[str]:
+    """Lower case. Each rule looks at the same two texts; the list is not to be changed."""
+    return WORD.findall(text.lower())
+
+
 def normalised(text: str) -> str:
     """Lower case, words only, one space between: equal for texts that differ in case, punctuation and spacing."""
-    return " ".join(WORD.findall(text.lower()))
+    return " ".join(_words(text))
 
 
 @lru_cache(maxsize=4096)
 def keywords(text: str) -> frozenset[str]:
     """The salient words: no stop words, plural and singular alike."""
-    return frozenset(_stem(word) for word in WORD.findall(text.lower()) if word not in STOP_WORDS)
+    return frozenset(_stem(word) for word in _words(text) if word not in STOP_WORDS)
 
 
 @lru_cache(maxsize=65_536)
@@ -79,7 +97,7 @@ def _stem(word: str) -> str:
 
 
 def word_ngrams(text: str, size: int) -> frozenset[str]:
-    words = WORD.findall(text.lower())
+    words = _words(text)
     return frozenset(" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
@@ -105,10 +123,13 @@ def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 
 def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
-        words = WORD.findall(text.lower())
+        words = _words(text)
         if len(words) < config.ngram + config.ngram_times - 1:
             continue
-        counts = Counter(zip(*(words[i:] for i in range(config.ngram)), strict=False))
+        grams = list(zip(*(words[i:] for i in range(config.ngram)), strict=False))
+        if len(grams) - len(set(grams)) < config.ngram_times - 1:  # so many repetitions one of them would need
+            continue
+        counts = Counter(grams)
         gram, times = counts.most_common(1)[0]
         if times >= config.ngram_times:
             return ScreenFailure(ScreenReason.REPEATED_NGRAM, f"'{' '.join(gram)}' stands {times} times")
@@ -123,8 +144,8 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = WORD.findall(text.lower())
-    own = sum(word in ENGLISH for word in words)
+    words = _words(text)
+    own = sum(map(ENGLISH.__contains__, words))
     if len(words) >= 20 and own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
             hits = sum(word in markers and word not in ENGLISH for word in words)
@@ -134,7 +155,10 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
 
 
 def refusal(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
-    found = _REFUSAL.search(f"{given.trace.reasoning} {given.trace.answer}")
+    text = f"{given.trace.reasoning} {given.trace.answer}"
+    if text.isascii() and not any(map(text.lower().__contains__, _REFUSAL_SIGNS)):
+        return None
+    found = _REFUSAL.search(text)
     return ScreenFailure(ScreenReason.REFUSAL, f"'{found[0]}'") if found else None
 
 

@@ -5,6 +5,7 @@ A picture that cannot be used is an `ImageProblem` whose `reason` becomes the co
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -21,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.mbeir.pictures import PictureFile, as_file, is_plain, normalised
 from schemas.errors import InputError
+from schemas.os_errors import STARVED, explained
 
 T = TypeVar("T")
 
@@ -64,12 +66,13 @@ _REMEDIES: Final = {
 class ImageProblem(InputError):
     """An image that cannot be used."""
 
-    def __init__(self, reason: ImageReason, path: str, detail: str) -> None:
-        super().__init__(f"image {path!r}: {detail}", _REMEDIES[reason])
+    def __init__(self, reason: ImageReason, path: str, detail: str, remedy: str = "") -> None:
+        """`remedy`: where it is not the reason's own."""
+        super().__init__(f"image {path!r}: {detail}", remedy or _REMEDIES[reason])
         self.reason, self.path, self.detail = reason, path, detail
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.reason, self.path, self.detail)
+        return type(self), (self.reason, self.path, self.detail, self.remedy)
 
 
 class ImageStore:
@@ -134,7 +137,7 @@ class ImageStore:
         except (FileNotFoundError, NotADirectoryError):
             raise ImageProblem(ImageReason.MISSING, relative, "no such file below the M-BEIR root") from None
         except OSError as error:
-            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+            raise _unreadable(relative, error) from error
         if not stat.S_ISREG(mode):
             raise ImageProblem(ImageReason.NOT_A_FILE, relative, "a directory, pipe or device, not a file")
         return Path(real)
@@ -148,7 +151,7 @@ class ImageStore:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
+            raise _unreadable(relative, error) from error
 
     def open(self, relative: str) -> Image.Image:
         """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`)."""
@@ -193,6 +196,14 @@ def _other_forms(relative: str) -> list[str]:
     return [form for form in dict.fromkeys(forms) if form != relative]
 
 
+def _unreadable(relative: str, error: OSError) -> ImageProblem | InputError:
+    """What it means that the system does not give a file: a fault of the image, or one that any other image would meet too."""
+    cause, remedy = explained(error)
+    if error.errno in STARVED:
+        return InputError(f"image {relative!r} cannot be read: {cause}", remedy)
+    return ImageProblem(ImageReason.UNREADABLE, relative, cause, remedy)
+
+
 @contextmanager
 def _explained(relative: str) -> Iterator[None]:
     """Whatever Pillow raises for a file, as an ImageProblem."""
@@ -204,7 +215,10 @@ def _explained(relative: str) -> Iterator[None]:
         raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
-    except PermissionError as error:
-        raise ImageProblem(ImageReason.UNREADABLE, relative, error.strerror or str(error)) from error
-    except Exception as error:  # decoders of damaged data raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+    except OSError as error:
+        # The system's own, that is: a decoder's has words only, or comes of damaged data that lead before the file's beginning.
+        if error.errno not in (None, errno.EINVAL):
+            raise _unreadable(relative, error) from error
+        raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error
+    except Exception as error:  # decoders of damaged data raise SyntaxError, ValueError, struct.error, EOFError, … too
         raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.screens import (
+    _REFUSAL,
     RULES,
     ScreenInput,
     keywords,
     normalised,
+    refusal,
+    repeated_ngram,
     screen,
     screen_results,
     shared_keyword,
@@ -161,3 +165,27 @@ def test_normalisation_forgets_case_punctuation_and_space(text: str, space: str)
 def test_screens_never_fail_themselves(texts: list[str]) -> None:
     fault = screen(screened(*texts), CONFIG)
     assert fault is None or fault.detail
+
+
+@settings(max_examples=30)
+@given(st.from_regex(_REFUSAL, alphabet=st.characters(max_codepoint=127)))
+def test_the_signs_of_a_refusal_let_every_refusal_through(text: str) -> None:
+    """The expression itself is only tried on texts that hold one of a few words."""
+    answer = " ".join(text.replace("<", " ").replace(">", " ").split()) or "."
+    found = _REFUSAL.search(f"{screened().trace.reasoning} {answer}")
+    assume(found is not None)
+    told = refusal(screened(answer=answer), CONFIG)
+    assert told is not None
+    assert found is not None
+    assert told.detail == f"'{found[0]}'"
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=24), st.integers(1, 4), st.integers(2, 4))
+def test_repeated_ngrams_are_those_that_counting_finds(words: list[str], size: int, times: int) -> None:
+    config = CONFIG.model_copy(update={"ngram": size, "ngram_times": times})
+    counts = Counter(zip(*(words[i:] for i in range(size)), strict=False))
+    fault = repeated_ngram(screened(answer=" ".join(words)), config)
+    most = max(counts.values(), default=0)
+    own = repeated_ngram(screened(answer="beagle"), config)  # what the reasoning alone repeats
+    assert fault == own if own is not None else (fault is not None) == (most >= times)

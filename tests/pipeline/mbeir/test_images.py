@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.mbeir.images import ImageProblem, ImageReason, ImageStore
+from schemas.errors import InputError
 from tests.pipeline.mbeir.conftest import COCO, write_image
 
 PICTURE = f"{COCO}/COCO_1.jpg"
@@ -133,3 +135,40 @@ def test_bombs_are_refused_before_they_are_decoded(mbeir: Path, side: int) -> No
 def test_the_cap_is_a_setting(mbeir: Path) -> None:
     assert reason(ImageStore(mbeir, max_pixels=32 * 24 - 1), PICTURE) is ImageReason.TOO_MANY_PIXELS
     assert ImageStore(mbeir, max_pixels=32 * 24).open(PICTURE).size == (32, 24)
+
+
+@pytest.mark.parametrize("refused", ["stat", "open"])
+@pytest.mark.parametrize(
+    ("number", "said", "of_the_image"),
+    [
+        (errno.EMFILE, "too many open files", False),
+        (errno.ENFILE, "too many open files", False),
+        (errno.ENOMEM, "no memory", False),
+        (errno.EIO, "the disk or its connection fails", True),
+        (errno.ESTALE, "the network file system has lost the file", True),
+        (errno.EACCES, "permission is denied", True),
+    ],
+)
+def test_the_error_number_tells_what_is_wrong(
+    mbeir: Path, monkeypatch: pytest.MonkeyPatch, refused: str, number: int, said: str, *, of_the_image: bool
+) -> None:
+    """Never a damaged file; and what any other image would meet too is no fault of this one: it stops the work."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    store = ImageStore(mbeir)
+    store.resolve(PICTURE)
+    for use in (store.open, store.read_bytes):
+        with monkeypatch.context() as patch:
+            if refused == "stat":
+                patch.setattr("pipeline.mbeir.images.os.stat", fails)
+            else:
+                patch.setattr("builtins.open", fails)  # Pillow's
+                patch.setattr("io.open", fails)  # pathlib's
+            with pytest.raises(InputError, match=said) as caught:
+                use(PICTURE)
+        found = caught.value.reason if isinstance(caught.value, ImageProblem) else None
+        assert found == (ImageReason.UNREADABLE if of_the_image else None)
+        assert caught.value.remedy
+        assert pickle.loads(pickle.dumps(caught.value)).remedy == caught.value.remedy
