@@ -32,12 +32,12 @@ from trainer.data.unreadable import StudentBatches, readable_records
 from trainer.distributed import ProcessGroup
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
+from trainer.model.location import SETTINGS
 from trainer.training import checkpoint
 from trainer.training.micro_batch_size import settle_chunk
 from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 
-SETTINGS: Final = "train.json"
 """In a run's directory: its whole config, so that the directory can be named instead of the file."""
 
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
