@@ -1,5 +1,39 @@
-"""M-BEIR in, M-BEIR-CoT out. `build` is the driver; `docs/architecture.md` shows the order of the sub-packages."""
+"""M-BEIR in, M-BEIR-CoT out. `build` is the driver; `docs/architecture.md` shows the order of the sub-packages.
+
+Its public face, imported when it is first asked for:
+
+    open_dataset        a built dataset: records, rejections, manifest
+    export_dataset      a built dataset in another project's format
+    annotate_queries    what a build would make of some queries, without a build
+"""
+
+from __future__ import annotations
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pipeline.annotate.annotation import Annotation
+    from pipeline.annotate.preview import annotate_queries
+    from pipeline.dataset.built_dataset import BuiltDataset
+    from pipeline.dataset.open_dataset import open_dataset
+    from pipeline.export.export_dataset import export_dataset
+
+__all__ = ["Annotation", "BuiltDataset", "annotate_queries", "export_dataset", "open_dataset"]
+
+_PLACES: Final = {
+    "Annotation": "pipeline.annotate.annotation",
+    "BuiltDataset": "pipeline.dataset.built_dataset",
+    "annotate_queries": "pipeline.annotate.preview",
+    "export_dataset": "pipeline.export.export_dataset",
+    "open_dataset": "pipeline.dataset.open_dataset",
+}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until a command opens a file or a caller its own
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

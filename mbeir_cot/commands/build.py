@@ -131,12 +131,12 @@ def preview(
     image_roots: ImageRoots = None,
 ) -> None:
     """The annotations of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
-    from mbeir_cot.commands.teacher import hosted
-    from pipeline.annotate.preview import preview_annotations
+    from mbeir_cot.commands.teacher import told
+    from pipeline.annotate.preview import annotate_queries
 
     settings = _settings(config, overrides, out, count, image_roots=image_roots)
-    with hosted(settings) as endpoints:
-        found = asyncio.run(preview_annotations(settings, endpoints))
+    with told() as tell:
+        found = annotate_queries(settings, limit=count, tell=tell)
     for annotation in found:
         _show(annotation, settings)
 
@@ -150,11 +150,12 @@ def estimate(
     image_roots: ImageRoots = None,
 ) -> None:
     """Asks a small sample and predicts calls, tokens, time and GPU-hours of the whole build."""
-    from mbeir_cot.commands.teacher import hosted
+    from mbeir_cot.commands.teacher import told
     from pipeline.annotate.estimate import estimate as run
+    from pipeline.serving.hosted import hosted_pair
 
     settings = _settings(config, overrides, None, image_roots=image_roots)
-    with hosted(settings) as endpoints:
+    with told() as tell, hosted_pair(settings, tell=tell) as endpoints:
         found = asyncio.run(run(settings, endpoints, sample, gpus))
     if as_json:
         typer.echo(found.model_dump_json(indent=1))

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
 
 if TYPE_CHECKING:
+    from pipeline.serving.hosted import Tell
     from pipeline.serving.preflight import Example, Finding, Who
     from pipeline.teacher.check import Questions
     from schemas.config import BuildConfig
@@ -48,6 +49,7 @@ def check(
     Exits with 1 if anything does not go, and names the setting that mends it.
     """
     from pipeline.config import load_config
+    from pipeline.serving.hosted import hosted
     from pipeline.serving.preflight import Example
     from pipeline.teacher.check import Questions
     from schemas.config import BuildConfig
@@ -60,7 +62,7 @@ def check(
     )
     ok = True
     for who in whose:  # one after the other: managed ones may not fit beside each other
-        with hosted(settings, who) as endpoints:
+        with told() as tell, hosted(settings, who, tell=tell) as endpoints:
             ok &= asyncio.run(_check(settings, who, endpoints, questions, examples))
     for example in examples:
         _show(example, settings, questions)
@@ -91,6 +93,7 @@ def fetch(config: Config, overrides: Set = None) -> None:
 def serve(config: Config, overrides: Set = None) -> None:
     """Runs the config's managed vLLM server in the foreground until interrupted."""
     from pipeline.config import load_config
+    from pipeline.serving.hosted import hosted
     from schemas.config import BuildConfig
     from schemas.errors import ConfigError
 
@@ -99,7 +102,7 @@ def serve(config: Config, overrides: Set = None) -> None:
         raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with hosted(settings, register=True) as endpoints:
+    with told() as tell, hosted(settings, register=True, tell=tell) as endpoints:
         model = settings.teacher.server.model if settings.teacher.server else ""
         console.print(f"serving {escape(model)} at {escape(endpoints[0].url)}")
         console.print("Ctrl-C stops it.")
@@ -110,33 +113,23 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 
 @contextmanager
-def hosted(settings: BuildConfig, who: Who = "teacher", *, register: bool = False) -> Iterator[tuple[Endpoint, ...]]:
-    """The endpoints of the config's teacher or verifier; a managed server lives as long as the context."""
-    from pipeline.serving.registry import registered, running
-    from pipeline.serving.server import ManagedServer
-    from pipeline.serving.teacher_servers import server_config
-    from pipeline.serving.weights import fetch_model
+def told() -> Iterator[Tell]:
+    """Shows on standard error what is being waited for, as long as something is."""
+    status = errors.status("")
 
-    config = settings.verifier if who == "verifier" and settings.verifier is not None else settings.teacher
-    managed = server_config(config, settings.mbeir)
-    if managed is None:
-        yield config.endpoints
-        return
-    if config.reuse and not register and (found := running(managed)) is not None:
-        errors.print(f"using the server at {escape(found.url)}")
-        yield (found,)
-        return
-    if not Path(managed.model).exists():
-        errors.print(f"downloading {escape(managed.model)}, or finding it in the cache")
-        fetch_model(managed)
-    server = ManagedServer(managed)
-    with errors.status(f"starting vLLM with {escape(managed.model)}") as status:
-        endpoint = server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s: {escape(line[-90:])}"))
+    def tell(doing: str) -> None:
+        if doing.startswith("using "):  # worth a line: which server answers
+            errors.print(escape(doing))
+        elif doing:
+            status.update(escape(doing))
+            status.start()
+        else:
+            status.stop()
+
     try:
-        with registered(managed, endpoint, server.pid or 0) if register else nullcontext():
-            yield (endpoint,)
+        yield tell
     finally:
-        server.stop()
+        status.stop()
 
 
 async def _check(

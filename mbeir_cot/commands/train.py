@@ -31,19 +31,13 @@ _FAMILIES = ("visual", "text", "composed", "knowledge")
 console = printing.console(least_width=140)
 
 
-def load_settings(
+def run_settings(
     config: Path, overrides: list[str] | None, out: Path | None, image_roots: list[Path] | None = None
 ) -> TrainConfig:
-    from pipeline.config import load_config
-    from schemas.training import TrainConfig
-    from trainer.model.location import checkpoint_settings, is_checkpoint
-    from trainer.training.run_directory import SETTINGS
+    from trainer.model.location import load_settings
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
-    if is_checkpoint(config):
-        return checkpoint_settings(config, given, image_roots or ())
-    path = config / SETTINGS if config.is_dir() else config
-    return load_config(path, TrainConfig, tuple(given), image_roots=image_roots or ())
+    return load_settings(config, given, image_roots=image_roots or ())
 
 
 def train(
@@ -77,7 +71,7 @@ def train(
     """
     from schemas.errors import ConfigError
 
-    settings = load_settings(config, overrides, out, image_roots)
+    settings = run_settings(config, overrides, out, image_roots)
     if ray_restarts and ray_workers is None:
         raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
@@ -122,50 +116,20 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     TRACE is also scored with other routes: by modality, and at random at the same think rate; and with the teacher's traces
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
-    from pipeline.files.durable import replace_text
-    from schemas.errors import ConfigError, InputError
-    from trainer.evaluation.controls import modality_routes, random_routes, teacher_traces
-    from trainer.evaluation.evaluate import ROUTES, Evaluation
-    from trainer.evaluation.results import as_json
+    from schemas.errors import ConfigError
+    from trainer.evaluation.evaluate_run import evaluate_run
     from trainer.model.location import is_checkpoint, located
 
     config = located(config)
     alone = is_checkpoint(config)
     if alone and out is None:
         raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
-    settings = load_settings(config, overrides, out, image_roots)
+    settings = run_settings(config, overrides, out, image_roots)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
-    directory = settings.out / "eval"
-    split = settings.evaluation.split
-    answers, given = None, None
-    if settings.evaluation.teacher_trace_dataset is not None:
-        given, answers = teacher_traces(settings.evaluation.teacher_trace_dataset, split)
-    results: list[Result] = []
-    notices: list[str] = []  # of the pools: the same for every model
-    if settings.evaluation.base:
-        with Evaluation(settings, None, directory, quiet=quiet) as evaluation:
-            evaluation.pools("base")
-            notices = evaluation.notices
-            results.append(evaluation.run("base", "base", "always-direct")[0])
-    for variant in settings.variants:
-        model = config if alone else settings.out / variant / "model"
-        if not alone and not (model / "finished.json").is_file():
-            raise InputError(f"{model} is not there or not finished", f"run `mbeir-cot train {config}` first")
-        with Evaluation(settings, model, directory, quiet=quiet) as evaluation:
-            evaluation.pools(variant)
-            notices = evaluation.notices
-            result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
-            results.append(result)
-            if variant != "trace":
-                continue
-            by_lot = random_routes(list(embedded), result.think_rate, settings.seed)
-            for name, routes in (("by modality", modality_routes(evaluation)), ("at random", by_lot)):
-                suffix = f"{variant}-{name.replace(' ', '-')}"
-                results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
-            if given is not None:
-                results.append(evaluation.run("trace, teacher's traces", f"{variant}-given", "given", written=given)[0])
-    replace_text(directory / f"results_{split}.json", as_json(results) + "\n")
+    notices: list[str] = []
+    results = evaluate_run(settings, model=config if alone else None, quiet=quiet, notice=notices.append)
+    directory, split = settings.out / "eval", settings.evaluation.split
     _show(results, split)
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.annotate.preview import preview_annotations
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import collect
+from pipeline.serving.teacher_servers import Endpoints
 from schemas.config import BuildConfig
-from schemas.hosting import Endpoint
 
 _CONFIDENCE = 0.9
 
@@ -44,7 +44,7 @@ class Estimate(BaseModel):
     rows: tuple[Row, ...]
 
 
-async def estimate(config: BuildConfig, endpoints: tuple[Endpoint, ...], sample: int, gpus: int) -> Estimate:
+async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus: int) -> Estimate:
     """Totals scale with the number of queries; ranges are 90% intervals of the sample's mean (not of the time)."""
     unlimited = config.model_copy(update={"input": config.input.model_copy(update={"limit": None})})
     drawn = config.model_copy(update={"input": config.input.model_copy(update={"limit": sample})})

@@ -1,30 +1,71 @@
-"""Annotations without a build: no Ray, no ledger, nothing written."""
+"""Annotations without a build: no ledger, nothing written."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.work_list import collect
+from pipeline.mbeir.work_list import WorkItem, collect
+from pipeline.serving.hosted import Tell, hosted_pair, silent
 from pipeline.serving.teacher_servers import Endpoints
 from schemas.config import BuildConfig
-from schemas.hosting import Endpoint
+from schemas.errors import ConfigError
+from schemas.mbeir import Query
 
 
-async def preview_annotations(config: BuildConfig, endpoints: tuple[Endpoint, ...]) -> list[Annotation]:
-    """Annotates the queries that the config's limit leaves, in order. The verifier's endpoints are the config's own."""
-    with tempfile.TemporaryDirectory() as scratch:
-        work = collect(Layout.open(config.mbeir), config.input, rejects=Path(scratch) / "malformed.jsonl", quiet=True)
-        worker = AnnotationWorker(config, None)
-        verifier = config.verifier.endpoints if config.verifier is not None else endpoints
-        await worker.connect(Endpoints(endpoints, verifier or endpoints))
-        try:
-            found = worker.annotations(work.read(0, len(work)))
-            await asyncio.gather(*(worker.annotator.annotate(annotation) for annotation in found))
-        finally:
-            await worker.close()
+def annotate_queries(
+    config: BuildConfig, queries: Sequence[Query] | None = None, *, limit: int | None = None, tell: Tell = silent
+) -> list[Annotation]:
+    """Asks about some queries what a build would ask: assess, route, reason, screen, verify. Keeps no answer.
+
+    config: a build's settings (`pipeline.config.load_config`). Managed teachers and verifiers are started, or reused where
+        they run, and stopped at the end.
+    queries: rows of M-BEIR's query files, of the split `input.split`.
+    limit: instead of `queries`: so many of the split, evenly drawn.
+    tell: told what is being waited for.
+
+    An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `refusal` where it would be
+    rejected. In the order given (of the dataset, for `limit`). Raises ConfigError for both or neither of `queries` and
+    `limit`; InputError for an M-BEIR directory that lacks what is asked for; HostingError for a server that does not start.
+    Not to be called where an event loop runs.
+    """
+    if (queries is None) == (limit is None):
+        raise ConfigError("annotate_queries takes queries or a limit", "give one of them")
+    items = _drawn(config, limit) if limit is not None else _items(config, queries or ())
+    if not items:
+        return []
+    with hosted_pair(config, tell=tell) as endpoints:
+        return asyncio.run(annotations_of(config, endpoints, items))
+
+
+async def preview_annotations(config: BuildConfig, endpoints: Endpoints) -> list[Annotation]:
+    """Annotates the queries that the config's limit leaves, in order."""
+    return await annotations_of(config, endpoints, _drawn(config, config.input.limit))
+
+
+async def annotations_of(config: BuildConfig, endpoints: Endpoints, items: list[WorkItem]) -> list[Annotation]:
+    worker = AnnotationWorker(config, None)
+    await worker.connect(endpoints)
+    try:
+        found = worker.annotations(items)
+        await asyncio.gather(*(worker.annotator.annotate(annotation) for annotation in found))
+    finally:
+        await worker.close()
     return found
+
+
+def _drawn(config: BuildConfig, limit: int | None) -> list[WorkItem]:
+    chosen = config.input.model_copy(update={"limit": limit})
+    with tempfile.TemporaryDirectory() as scratch:
+        work = collect(Layout.open(config.mbeir), chosen, rejects=Path(scratch) / "malformed.jsonl", quiet=True)
+        return work.read(0, len(work))
+
+
+def _items(config: BuildConfig, queries: Sequence[Query]) -> list[WorkItem]:
+    split = "train" if config.input.split == "union_train" else config.input.split
+    return [WorkItem(query.model_dump_json().encode(), split, 1, None) for query in queries]

@@ -56,6 +56,19 @@ class BuiltDataset:
                 f"{self.directory / part} cannot be read: {error}", explained(error, "build the dataset again").remedy
             ) from error
 
+    def records(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The queries that passed, a row each. Raises InputError for files that cannot be read."""
+        return self.table("data", columns)
+
+    def rejections(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The queries that did not, each with `stage` and `reason`."""
+        return self.table("rejected", columns)
+
+    def rows(self, part: Part = "data", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows as dicts, a few thousand converted at a time."""
+        for batch in self.table(part, columns).to_batches(max_chunksize=4_096):
+            yield from batch.to_pylist()
+
     def row(self, identifier: str) -> tuple[Part, dict[str, Any]]:
         """The record or rejection of that id. Raises InputError where there is none."""
         for part in ("data", "rejected"):

@@ -173,14 +173,28 @@ class ImageStore:
         with _explained(relative), warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    detail = f"{width}x{height} pixels, more than the cap of {self.max_pixels:,}"
-                    raise ImageProblem(ImageReason.TOO_MANY_PIXELS, relative, detail)
-                if self.max_ratio is not None and max(width, height) > self.max_ratio * min(width, height):
-                    detail = f"{width}x{height} pixels, sides in a ratio above {self.max_ratio:g}"
-                    raise ImageProblem(ImageReason.ASPECT_RATIO, relative, detail)
+                _check_shape(relative, image.size, self.max_pixels, self.max_ratio)
                 return take(image)
+
+
+def opened_picture(
+    image: Image.Image, name: str, *, max_pixels: int = MAX_PIXELS, max_ratio: float | None = None
+) -> Image.Image:
+    """A picture that a caller has opened or drawn, as `ImageStore.open` shows files: in RGB, a copy.
+
+    `name` stands for it in messages. Raises ImageProblem as `ImageStore.open` does.
+    """
+    with _explained(name):
+        _check_shape(name, image.size, max_pixels, max_ratio)
+        return normalised(image)
+
+
+def _check_shape(name: str, size: tuple[int, int], max_pixels: int, max_ratio: float | None) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageProblem(ImageReason.TOO_MANY_PIXELS, name, f"{width}x{height} pixels, more than the cap of {max_pixels:,}")
+    if max_ratio is not None and max(width, height) > max_ratio * min(width, height):
+        raise ImageProblem(ImageReason.ASPECT_RATIO, name, f"{width}x{height} pixels, sides in a ratio above {max_ratio:g}")
 
 
 def picture_value(store: ImageStore, relative: str) -> dict[str, Any]:

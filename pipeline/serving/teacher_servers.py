@@ -54,6 +54,15 @@ class Teachers:
             self._thread = threading.Thread(target=self._start, name="start-teachers", daemon=True)
             self._thread.start()
 
+    def wait(self) -> Endpoints:
+        """Begins, and waits until the servers answer. Raises why they do not come up."""
+        self.begin()
+        assert self._thread is not None
+        self._thread.join()
+        found = self.endpoints
+        assert found is not None
+        return found
+
     def failures(self) -> list[str]:
         """Servers that were given up."""
         return [failure for pool in self._pools for failure in pool.failures()]  # type: ignore[attr-defined]

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.dataset.training_store import training_store
-from pipeline.mbeir.instructions import candidate_text
 from schemas.errors import CotError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
@@ -153,9 +152,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         return [index for index in sorted(drawn) if ids[index].as_py() in self.traces]
 
     def candidate_row(self, candidate: Candidate) -> EncodedSequence:
-        text = candidate_text(candidate.txt)[: self.config.data.max_candidate_chars]
-        picture = self.images.open(candidate.img_path) if candidate.img_path and candidate.modality.has_image else None
-        return self.encoder.candidate(candidate.did, text if candidate.modality.has_text else "", picture)
+        return self.encoder.candidate_of(candidate, self.images, max_chars=self.config.data.max_candidate_chars)
 
     def _trace(self, item: Item) -> str:
         return "" if self.variant == "direct" else self.traces.get(item.id, "")

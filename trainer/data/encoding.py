@@ -18,7 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.instructions import candidate_text
 from prompts import ImageSlot, Prompt, PromptSet
+from schemas.mbeir import Candidate
 from schemas.record import EMB_TOKEN
 from schemas.training import Pooling
 from trainer.data.pixels import PixelScale
@@ -100,6 +103,20 @@ class MicroBatch:
         return len(self.names)
 
 
+def shows_image(candidate: Candidate) -> bool:
+    return bool(candidate.img_path) and candidate.modality.has_image
+
+
+def text_of(candidate: Candidate, max_chars: int) -> str:
+    """The text of it that the model reads; "" for none."""
+    return read_text(candidate.txt, max_chars) if candidate.modality.has_text else ""
+
+
+def read_text(text: str | None, max_chars: int) -> str:
+    """A candidate's text as the model reads it: M-BEIR's normal form, cut after `max_chars` characters."""
+    return candidate_text(text)[:max_chars]
+
+
 class SequenceEncoder:
     """Tokenises rows and prepares their images for one checkpoint. Picklable."""
 
@@ -132,6 +149,14 @@ class SequenceEncoder:
     def candidate(self, name: str, text: str | None, picture: Image.Image | PreparedPicture | None) -> EncodedSequence:
         prompt = self.prompts.render("student_candidate", candidate_text=text or "", has_image=picture is not None)
         return EncodedSequence(name, prompt, _pictures(prompt, picture))
+
+    def candidate_of(
+        self, candidate: Candidate, images: ImageStore, *, max_chars: int, prepare: bool = False
+    ) -> EncodedSequence:
+        """As it is learnt and embedded. Raises ImageProblem for a picture that cannot be used. `prepare`: see `prepared`."""
+        picture = images.open(candidate.img_path or "") if shows_image(candidate) else None
+        shown = self.prepared(picture) if prepare and picture is not None else picture
+        return self.candidate(candidate.did, text_of(candidate, max_chars), shown)
 
     def written_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids if text else []

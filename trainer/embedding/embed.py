@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.files.durable import sync
 from pipeline.mbeir.images import ImageProblem, ImageStore
-from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice, candidate_text
+from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did, hash_qid, unhash_did, unhash_qid
-from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
+from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
 from trainer.data.unreadable import LeftOut, load_list, refused, save_list
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import Split, ids_path, not_finite
@@ -88,7 +88,8 @@ class PoolEmbedder:
         One thread, for tokenizers are not to be used by several at once. Rows are grouped by what is known before an image is
         opened, in the order of `RowEncoder.chunks`.
         """
-        order = sorted(range(len(candidates)), key=lambda i: (_shows(candidates[i]), len(self._text(candidates[i])), i))
+        lengths = [len(text_of(candidate, self.max_chars)) for candidate in candidates]
+        order = sorted(range(len(candidates)), key=lambda i: (shows_image(candidates[i]), lengths[i], i))
         groups = iter([order[start : start + self.rows] for start in range(0, len(order), self.rows)])
         waiting: deque[Future[_Group]] = deque()
         thread = ThreadPoolExecutor(1, thread_name_prefix="candidates")
@@ -108,20 +109,13 @@ class PoolEmbedder:
         left_out: dict[int, LeftOut] = {}
         for place in places:
             try:
-                rows[place] = self._row(candidates[place])
+                rows[place] = self.encoder.candidate_of(candidates[place], self.images, max_chars=self.max_chars, prepare=True)
             except ImageProblem as problem:
                 if not self.skip:
                     raise refused("candidate", candidates[place].did, problem) from problem
                 left_out[place] = LeftOut.of(candidates[place].did, problem)
         chunks = self.encoder.chunks(list(rows.values()), self.rows, 1 << 20) if rows else []
         return _Group(list(rows), chunks, left_out)
-
-    def _text(self, candidate: Candidate) -> str:
-        return candidate_text(candidate.txt)[: self.max_chars] if candidate.modality.has_text else ""
-
-    def _row(self, candidate: Candidate) -> EncodedSequence:
-        picture = self.encoder.prepared(self.images.open(candidate.img_path or "")) if _shows(candidate) else None
-        return self.encoder.candidate(candidate.did, self._text(candidate), picture)
 
 
 class _Group(NamedTuple):
@@ -130,10 +124,6 @@ class _Group(NamedTuple):
     places: list[int]
     chunks: list[MicroBatch]
     left_out: dict[int, LeftOut]
-
-
-def _shows(candidate: Candidate) -> bool:
-    return bool(candidate.img_path) and candidate.modality.has_image
 
 
 def embed_pool(

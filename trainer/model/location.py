@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.config import settings_of
+from pipeline.config import load_config, settings_of
 from schemas.errors import ConfigError, InputError
 from schemas.training import TrainConfig
 from trainer.model.embedder import IDENTITY, Identity
 
+SETTINGS: Final = "train.json"
+"""In a run's directory: all its settings."""
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
 
 
@@ -59,3 +61,21 @@ def checkpoint_settings(directory: Path, overrides: Sequence[str], image_roots: 
         "evaluation": {"base": False},
     }
     return settings_of(known, TrainConfig, tuple(overrides), directory, image_roots=image_roots)
+
+
+def load_settings(place: Path, overrides: Sequence[str] = (), *, image_roots: Sequence[Path] = ()) -> TrainConfig:
+    """Of a config file, a run's directory, or a checkpoint (see `checkpoint_settings`). Raises ConfigError for others."""
+    if is_checkpoint(place):
+        return checkpoint_settings(place, overrides, image_roots)
+    path = place / SETTINGS if place.is_dir() else place
+    return load_config(path, TrainConfig, tuple(overrides), image_roots=image_roots)
+
+
+def model_directory(settings: TrainConfig, place: Path, variant: str) -> Path:
+    """The embedder of that variant: `place` itself if it is a checkpoint. Raises InputError where there is none."""
+    if is_checkpoint(place):
+        return place
+    model = (place if place.is_dir() else settings.out) / variant / "model"
+    if not is_checkpoint(model):
+        raise InputError(f"{model} holds no embedder", "run `mbeir-cot train` first, or name another --variant")
+    return model

@@ -26,9 +26,12 @@ from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
 from schemas.os_errors import explained
+from schemas.training import RouteChoice
 from trainer.data.unreadable import LeftOut, load_list, save_list
+from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import embed_pool, left_out_path
 from trainer.embedding.files import ids_path, load_embeddings, not_finite
+from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
 from trainer.embedding.vectors import Vectors, blocks, normalised
 from trainer.embedding.workers import Workers
 from trainer.retrieval.topk import MISSING, TopK, top_k
@@ -70,6 +73,13 @@ class IndexMetadata(BaseModel):
 class Hit(NamedTuple):
     score: float
     candidate: Candidate
+
+
+class Found(NamedTuple):
+    """A query's embedding, with its route and trace, and its hits, best first."""
+
+    query: QueryEmbedding
+    hits: list[Hit]
 
 
 def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
@@ -153,7 +163,9 @@ class Index:
         self._approximate: Any = None
 
     @classmethod
-    def open(cls, directory: Path) -> Index:
+    def open(cls, directory: str | Path) -> Index:
+        """What `mbeir-cot index` wrote. Raises InputError for what is none, or is damaged."""
+        directory = Path(directory)
         try:
             card = IndexMetadata.model_validate_json((directory / _CARD).read_bytes())
             return cls(directory, card)
@@ -163,7 +175,10 @@ class Index:
             raise InputError(f"{directory} is no index: {error}", "build it with `mbeir-cot index`") from error
 
     def search(self, queries: NDArray[np.floating], k: int, *, approximate: bool = False) -> TopK:
-        """Best first; exact, unless asked otherwise. Raises InputError where the dimensions differ."""
+        """The k best for vectors of shape (n, dim), best first; exact, unless asked otherwise.
+
+        Raises InputError where the dimensions differ, or a vector is not finite.
+        """
         if queries.shape[1] != self.card.dim:
             raise InputError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.card.dim}", "use the embedder that made the index"
@@ -179,6 +194,40 @@ class Index:
             return top_k(wanted, self._blocks(), k)
         scores, positions = self._faiss().search(wanted, k)
         return TopK(positions, scores)
+
+    def embedder(self, *, device: str | None = None) -> TraceEmbedder:
+        """The one that made it. Raises InputError where the run or model it was loaded from has other weights now."""
+        found = TraceEmbedder.load(self.card.run, self.card.variant, device=device, overrides=self.card.overrides)
+        self._check_embedder(found)
+        return found
+
+    def find(
+        self,
+        queries: Sequence[TextOrImage],
+        embedder: TraceEmbedder,
+        *,
+        k: int = 10,
+        instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
+        route: RouteChoice = "learned",
+        approximate: bool = False,
+    ) -> list[Found]:
+        """Texts and pictures embedded by `embed_queries`, searched, with the candidates that were found.
+
+        Raises InputError for an embedder that did not make the index, and what `embed_queries` and `search` raise.
+        """
+        self._check_embedder(embedder)
+        if not queries:
+            return []
+        embedded = embedder.embed_queries(queries, instruction=instruction, route=route)
+        found = self.search(np.stack([one.vector.numpy() for one in embedded]), k, approximate=approximate)
+        return [Found(one, hits) for one, hits in zip(embedded, self.hits(found), strict=True)]
+
+    def _check_embedder(self, embedder: TraceEmbedder) -> None:
+        if embedder.sha256 != self.card.embedder_sha256:
+            raise InputError(
+                f"the embedder is not the one that made {self.directory} ({self.card.variant} of {self.card.run})",
+                "use Index.embedder(), or build the index again",
+            )
 
     def make_approximate(self, factory: str) -> None:
         """Adds a faiss index made by this factory string, e.g. ``HNSW32`` or ``IVF4096,SQfp16``. It holds all in memory."""

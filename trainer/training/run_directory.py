@@ -15,9 +15,6 @@ from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Records
 from trainer.model.embedder import Embedder
 
-SETTINGS: Final = "train.json"
-"""In a run's directory: its whole config, so that the directory can be named instead of the file."""
-
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
 """Settings that may change between two runs of the same training."""
 

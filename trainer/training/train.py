@@ -31,11 +31,12 @@ from trainer.data.unreadable import StudentBatches, readable_records
 from trainer.distributed import ProcessGroup
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
+from trainer.model.location import SETTINGS
 from trainer.training import checkpoint
 from trainer.training.metrics_log import MetricsLog
 from trainer.training.micro_batch_size import settle_chunk
 from trainer.training.optimiser import make_optimiser, set_learning_rate
-from trainer.training.run_directory import SETTINGS, RunDirectory, run_identity
+from trainer.training.run_directory import RunDirectory, run_identity
 from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 

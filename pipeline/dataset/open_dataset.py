@@ -1,0 +1,38 @@
+"""A built dataset, wherever it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from pipeline.dataset.built_dataset import BuiltDataset
+from schemas.errors import InputError
+
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
+
+
+def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltDataset:
+    """Opens a dataset's directory, a build's, or a downloaded snapshot; or downloads ORG/NAME from the Hub.
+
+    revision: of the repository: a branch, tag or commit. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
+
+    `BuiltDataset` has `records()` and `rejections()` (Arrow tables), `rows()` (dicts) and `manifest` (counts, provenance,
+    files). Raises InputError for what is neither, holds no finished dataset, or is damaged.
+    """
+    path = Path(place)
+    if path.exists() or not _REPOSITORY(str(place)):
+        return BuiltDataset.open(path)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (reads HF_* when imported)
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+
+    wanted = ["manifest.json", "data/*.parquet", "rejected/*.parquet", "with_images/*.parquet"]
+    try:
+        found = snapshot_download(str(place), repo_type="dataset", revision=revision, allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{place} is no directory here, and no dataset repository that can be downloaded: {said}",
+            "name a dataset's or a build's directory, or ORG/NAME on the Hub (HF_TOKEN for a private one)",
+        ) from error
+    return BuiltDataset.open(Path(found))

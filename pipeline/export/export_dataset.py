@@ -1,0 +1,74 @@
+"""A whole dataset in another project's format, with a README on how to use it there."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.export.formats import FORMATS, texts
+from pipeline.export.samples import Sample, Skipped, SkipReason, samples
+from pipeline.files.atomic_directory import replace_directory, staging_path
+from pipeline.mbeir.stores import plain_store
+from pipeline.meter import Meter
+from schemas.errors import ConfigError, InputError
+
+
+class Exported(NamedTuple):
+    """Records written, and how many were left out for which reason."""
+
+    records: int
+    skipped: dict[SkipReason, int]
+
+
+def export_dataset(
+    dataset: BuiltDataset,
+    format: str,  # noqa: A002
+    out: Path,
+    *,
+    mbeir: Path | None = None,
+    negatives: int = 1,
+    image_roots: Sequence[Path] = (),
+    quiet: bool = False,
+) -> Exported:
+    """Writes `out`, whole or not at all.
+
+    format: sentence-transformers, llama-factory, ms-swift, vlm2vec, lamra or tevatron.
+    mbeir: the M-BEIR directory, whose candidates are joined [default: the build's].
+    negatives: hard negatives of each record, as far as it lists them.
+
+    Raises ConfigError for an unknown format; InputError where `out` exists or M-BEIR is not known.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format {format}: unknown", f"one of {', '.join(FORMATS)}")
+    settings = dataset.settings()
+    root = mbeir or (settings.mbeir if settings is not None else None)
+    if root is None or not root.is_dir():
+        raise InputError(f"the M-BEIR directory of {dataset.directory} is not known or not here", "name it with --mbeir")
+    roots = [*image_roots, *(settings.input.image_roots if settings is not None else ())]
+    if out.exists():
+        raise InputError(f"{out} exists", "name a new directory, or remove this one")
+    cache = settings.input.candidate_cache if settings is not None else None
+    skipped: Counter[SkipReason] = Counter()
+    with Meter(f"export {format}", dataset.manifest.records, unit="records", quiet=quiet) as meter:
+
+        def kept() -> Iterator[Sample]:
+            for one in samples(dataset, root, cache, negatives=negatives):
+                meter.advance()
+                if isinstance(one, Skipped):
+                    skipped[one.reason] += 1
+                else:
+                    yield one
+
+        new = staging_path(out)
+        new.mkdir(parents=True, exist_ok=True)
+        for left in new.iterdir():  # of an export that was interrupted
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        written = FORMATS[format](kept(), plain_store(root, roots), new, negatives)
+    for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
+        (new / name).write_text(text, encoding="utf-8")
+    replace_directory(new, out)
+    return Exported(written.count, dict(skipped))

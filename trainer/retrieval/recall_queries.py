@@ -1,0 +1,33 @@
+"""Queries on which an approximate index is compared with exact search."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.dataset.training_store import training_store
+from pipeline.mbeir.layout import Layout, Split
+from schemas.mbeir import DATASET_TASKS
+from schemas.training import TrainConfig
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.embed import QueryFile
+from trainer.model.embedder import Embedder
+
+_QUERIES: Final = 256
+
+
+def recall_queries(embedder: Embedder, settings: TrainConfig, split: Split) -> NDArray[np.float32]:
+    """(about 256, dim): vectors of as many queries of every dataset-task of the split, embedded as in service."""
+    layout, images = Layout.open(settings.data.mbeir), training_store(settings)
+    adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
+    tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]
+    rows = []
+    for task in tasks:
+        file = QueryFile(layout, task, split)  # type: ignore[arg-type]
+        file.queries = file.queries[: -(-_QUERIES // len(tasks))]
+        rows += file.rows(adaptive.encoder, images)
+    found: NDArray[np.float32] = torch.stack([one.vector for one in adaptive.embed(rows)]).numpy()
+    return found
