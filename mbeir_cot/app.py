@@ -28,6 +28,7 @@ import mbeir_cot.commands.retrieve
 import mbeir_cot.commands.score
 import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
+import mbeir_cot.commands.zero_shot
 from mbeir_cot.failures import FAULT, explained, report_fault
 from mbeir_cot.printing import console
 from pipeline.files.run_log import DEBUG_VARIABLE, debug_wanted
@@ -58,6 +59,7 @@ app.add_typer(mbeir_cot.commands.ledger.app, name="ledger", help="The log of eve
 app.add_typer(mbeir_cot.commands.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
 app.add_typer(mbeir_cot.commands.teacher.app, name="teacher", help="Ask the teacher what it can do.")
 app.command()(mbeir_cot.commands.teacher.serve)
+app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The files of the zero-shot suite.")
 app.add_typer(mbeir_cot.commands.pocket.app, name="pocket", help="The embedded default: a synthetic miniature M-BEIR.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -195,8 +196,17 @@ def test_the_readers_snippet_runs(tmp_path: Path) -> None:
     run(f"{code}\nassert isinstance(text, str) and positives and line == 60", tmp_path, cwd=tmp_path)
 
 
+def test_the_zero_shot_snippet_runs(tmp_path: Path) -> None:
+    data = tmp_path / "zero-shot" / "sugar-crepe" / "data"
+    data.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "trainer" / "zero_shot" / "sugar_crepe" / "swap_obj.json", data)
+    (code,) = snippets(ROOT / "docs" / "zero-shot.md")
+    run(f"{code}\nassert list(parts) == ['sugar-crepe/swap_obj'] and len(queries) == 245", tmp_path, cwd=tmp_path)
+
+
 def test_all_python_that_is_shown_is_run() -> None:
-    assert {page.name for page in PAGES if snippets(page)} == {"README.md", "loading.md", "mbeir.md", "python.md"}
+    shown = {"README.md", "loading.md", "mbeir.md", "python.md", "zero-shot.md"}
+    assert {page.name for page in PAGES if snippets(page)} == shown
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ INSIDE: Final = {
         "files", "meter", "config", "traces", "mbeir", "ledger", "teacher", "dataset", "serving", "annotate", "report",
         "hub", "export", "build",
     ),
-    "trainer": ("distributed", "data", "model", "embedding", "retrieval", "training", "evaluation", "release"),
+    "trainer": ("distributed", "data", "model", "embedding", "retrieval", "training", "evaluation", "zero_shot", "release"),
     "pocket": ("world", "curriculum", "training", "evaluation"),
 }  # fmt: skip
 """The same for the rooms of a package."""

@@ -38,7 +38,7 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     assert len(candidates) > 3 * AHEAD * size
     worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
     with torch.inference_mode():  # all rows prepared first, as they were once
-        encoded = [worker._row(one) for one in candidates]
+        encoded = [worker.encoder.candidate_of(one, worker.images, max_chars=200, prepare=True) for one in candidates]
         wanted: dict[int, Any] = {}
         for chunk in worker.encoder.chunks(encoded, size, 1 << 20):
             vectors, _ = embedder(chunk, labelled=False)
