@@ -5,7 +5,6 @@ Files are written into a directory of their own, which `pipeline.files.atomic_di
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS, with_features
 from pipeline.dataset.staging import Staging
+from pipeline.files.durable import sha256_file
 from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.traces.families import family_of
 from schemas.errors import CotError
@@ -221,7 +221,7 @@ class _Shards:
             self._open()
         self._finish()
         return [
-            DataFile(path=f"{self._directory.name}/{path.name}", sha256=_sha256(path), rows=rows, bytes=path.stat().st_size)
+            DataFile(path=f"{self._directory.name}/{path.name}", sha256=sha256_file(path), rows=rows, bytes=path.stat().st_size)
             for path, rows in self._written
         ]
 
@@ -319,8 +319,3 @@ def _task_counts(key: tuple[str, int], counter: Counter[str]) -> TaskCounts:
         bypass=counter[str(Route.BYPASS)],
         rejected={name: counter[name] for name in sorted(counter) if name not in plain},
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
