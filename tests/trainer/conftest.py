@@ -50,9 +50,7 @@ def rows(mbeir: Path, each: int = 4) -> Iterator[dict[str, Any]]:
                 "dataset": task.dataset,
                 "split": "train",
                 "task_id": task.task_id,
-                "instruction": table.choose(
-                    query.dataset_id, task.query_modality, task.cand_modality, SeededChoice(), split="train", qid=query.qid
-                ),
+                "instruction": table.for_query(query, SeededChoice(), split="train"),
                 "query_text": query.query_txt,
                 "query_image": query.query_img_path,
                 "positives": list(query.pos_cand_list),
