@@ -157,7 +157,7 @@ class _Build:
             shutil.rmtree(new, ignore_errors=True)
             try:
                 assembled = self._assembled(staging, work, new)
-                manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
+                manifest = make_manifest(config, work, assembled, inputs=inputs, pools=pools, staging=staging, dataset=new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
                 if not self.replace:

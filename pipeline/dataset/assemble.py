@@ -73,18 +73,20 @@ def assemble(
         total = sum(len(keys) for keys in staging.keys.values()) - (
             0 if bypass_duplicates else sum(map(len, repeated.values()))
         )
-        data = _Shards(directory / "data", split, RECORDS, total, rows_per_shard, ROW_GROUP)
+        data = _Shards(directory / "data", split, RECORDS, total=total, rows_per_shard=rows_per_shard, row_group=ROW_GROUP)
         refused = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
-        rejected = _Shards(directory / "rejected", split, REJECTIONS, sum(refused), rows_per_shard, ROW_GROUP)
+        rejected = _Shards(
+            directory / "rejected", split, REJECTIONS, total=sum(refused), rows_per_shard=rows_per_shard, row_group=ROW_GROUP
+        )
         pictured = None
         if images is not None:
             pictured = _Shards(
                 directory / "with_images",
                 split,
                 _image_schema(),
-                total,
-                min(rows_per_shard, _IMAGE_SHARD_ROWS),
-                IMAGE_ROW_GROUP,
+                total=total,
+                rows_per_shard=min(rows_per_shard, _IMAGE_SHARD_ROWS),
+                row_group=IMAGE_ROW_GROUP,
                 group_bytes=image_group_bytes,
             )
         for records, rejections in _chunks(staging, repeated, bypass_duplicates):
@@ -190,10 +192,10 @@ class _Shards:
         directory: Path,
         split: str,
         schema: pa.Schema,
+        *,
         total: int,
         rows_per_shard: int,
         row_group: int,
-        *,
         group_bytes: int | None = None,
     ) -> None:
         self._directory, self._split, self._row_group, self._group_bytes = directory, split, row_group, group_bytes

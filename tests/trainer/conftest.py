@@ -167,7 +167,9 @@ def fresh(config: TrainConfig, **changes: Any) -> Embedder:
 def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSource:
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
-    return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
+    return BatchSource(
+        config, "trace", records, traces=records.traces(), encoder=embedder.encoder(), candidates=candidates, **share
+    )
 
 
 def mixed_routes(embedder: Embedder, rows: list[EncodedSequence]) -> None:

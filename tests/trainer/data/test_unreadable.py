@@ -144,7 +144,9 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     positive = next(row for row in rows if row["positives"][0] in shown and row["query_image"] != query["query_image"])
     Image.new("RGB", (3000, 10)).save(mbeir / shown[positive["positives"][0]], "PNG")
 
-    source = StudentBatches(config, "trace", records, records.traces(), fresh(config).encoder(), candidates)
+    source = StudentBatches(
+        config, "trace", records, traces=records.traces(), encoder=fresh(config).encoder(), candidates=candidates
+    )
     for row, who in ((query, f"row {query['id']}"), (positive, f"candidate {positive['positives'][0]}")):
         with pytest.raises(InputError) as caught:
             source.query_rows(records.item(rows.index(row)), 0)
@@ -163,7 +165,7 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     gone = {one["name"] for one in json.loads((tmp_path / "run" / "unreadable.json").read_text())["images"]}
     assert positive["positives"][0] in gone
     assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
-    source = StudentBatches(config, "trace", kept, kept.traces(), fresh(config).encoder(), candidates)
+    source = StudentBatches(config, "trace", kept, traces=kept.traces(), encoder=fresh(config).encoder(), candidates=candidates)
     assert len(source.batch(0).ids) == config.batch.global_batch_size
     shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
     assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)
