@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline.traces.families import FAMILIES, family_of
 from pocket.evaluation.build_quality import is_right
 from pocket.world.ground_truth import QueryTruth, load_truth
+from schemas.mbeir import DatasetTask
 from trainer.evaluation.evaluate import queries_file
 
 
@@ -42,7 +43,7 @@ def main(
             entry = json.loads(line)
             pair = (entry, truths[f"{entry['task']}/{entry['qid']}"])
             groups["all"].append(pair)
-            groups[family_of(int(entry["task"][-1])).name].append(pair)
+            groups[family_of(DatasetTask.parse(entry["task"]).task_id).name].append(pair)
     table = Table("family", "queries", "need reasoning", "think rate", "right route", "traces", "right traces")
     for name in ("all", *FAMILIES):
         pairs = groups[name]

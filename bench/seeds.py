@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.traces.families import FAMILIES, family_of
+from schemas.mbeir import DatasetTask
 
 
 def mean(result: dict[str, Any], family: str | None, pool: str) -> float:
-    values = [task[pool] for task in result["tasks"] if family in (None, family_of(int(task["task"][-1])).name)]
+    values = [
+        task[pool] for task in result["tasks"] if family in (None, family_of(DatasetTask.parse(task["task"]).task_id).name)
+    ]
     return 100 * float(np.mean(values))
 
 

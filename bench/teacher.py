@@ -48,10 +48,8 @@ def requests(config: BuildConfig, count: int) -> dict[str, list[TeacherRequest]]
     found: dict[str, list[TeacherRequest]] = {"assess": [], "reason": [], "verify": []}
     with CandidatePool.open(layout.global_pool("train")) as pool:
         for query, target in zip(rows, pool.fetch([query.pos_cand_list[0] for query in rows]), strict=True):
-            task, family = query.dataset_task, family_of(query.task_id)
-            instruction = table.choose(
-                query.dataset_id, task.query_modality, task.cand_modality, SeededChoice(), split="train", qid=query.qid
-            )
+            family = family_of(query.task_id)
+            instruction = table.for_query(query, SeededChoice(), split="train")
             images = {role: encoder.encode(path) for role, path in image_paths(query, target).items()}
             key = query.qid
             found["assess"].append(judge_request(key, assess_prompt(prompts, query, instruction), images, ASSESS, teacher))

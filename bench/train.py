@@ -53,7 +53,11 @@ def prepared(path: Path, **batch: Any) -> tuple[TrainConfig, Embedder, BatchSour
     embedder = Embedder.create(config.model, config.data.prompts, temperature=config.loss.temperature).train()
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
-    return config, embedder, BatchSource(config, "direct", records, {}, embedder.encoder(), candidates)
+    return (
+        config,
+        embedder,
+        BatchSource(config, "direct", records, traces={}, encoder=embedder.encoder(), candidates=candidates),
+    )
 
 
 class Student(nn.Module):

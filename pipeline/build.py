@@ -31,7 +31,7 @@ from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_a
 from pipeline.dataset.staging import Staging
 from pipeline.dataset.unreadable_inputs import unchanged
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
-from pipeline.files.durable import replace_text
+from pipeline.files.durable import replace_text, sha256_file
 from pipeline.files.locks import only_one
 from pipeline.files.run_log import run_log
 from pipeline.ledger.journal import check_journals
@@ -130,7 +130,7 @@ class _Build:
             )
         inputs = [InputDigest(path=file.path, sha256=file.sha256, rows=file.lines) for file in work.inputs]
         inputs.append(
-            InputDigest(path=layout.relative(instructions.path), sha256=_sha256(instructions.path), rows=len(instructions))
+            InputDigest(path=layout.relative(instructions.path), sha256=sha256_file(instructions.path), rows=len(instructions))
         )
         key = self._state_key(inputs, pools)
         if not self.retry_failed and (finished := self._finished(key)) is not None:
@@ -157,7 +157,7 @@ class _Build:
             shutil.rmtree(new, ignore_errors=True)
             try:
                 assembled = self._assembled(staging, work, new)
-                manifest = make_manifest(config, work, assembled, inputs, pools, staging, new)
+                manifest = make_manifest(config, work, assembled, inputs=inputs, pools=pools, staging=staging, dataset=new)
                 write_card(manifest, new)
                 (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
                 if not self.replace:
@@ -283,8 +283,3 @@ class _Interrupt:
         if self.asked:
             os._exit(130)
         self.asked = True
-
-
-def _sha256(path: Path) -> str:
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -74,6 +74,14 @@ class DatasetTask(NamedTuple):
         """As in M-BEIR's file names, e.g. ``oven_task6``."""
         return f"{self.dataset}_task{self.task_id}"
 
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """``oven_task6`` -> oven, 6. Raises ValueError for what is no dataset-task of M-BEIR."""
+        dataset, separator, number = name.rpartition("_task")
+        if not separator or dataset not in DATASET_IDS or not number.isdecimal() or int(number) not in TASK_MODALITIES:
+            raise ValueError(f"{name!r} is no dataset-task of M-BEIR, such as oven_task6")
+        return cls(dataset, int(number))
+
     @property
     def query_modality(self) -> Modality:
         return TASK_MODALITIES[self.task_id][0]

@@ -94,3 +94,19 @@ def test_the_architecture_page_names_every_module_once() -> None:
 @pytest.mark.parametrize("package", INSIDE)
 def test_the_architecture_page_tells_the_order_of_rooms(package: str) -> None:
     assert " → ".join(INSIDE[package]) in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+MOST_POSITIONAL: Final = 5
+
+
+def test_no_function_takes_many_arguments_by_place() -> None:
+    """Commands are called by typer, and a spawned process gets a tuple: these two alone."""
+    many = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for package in PACKAGES[:-2]
+        for path, _ in modules(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and len([one for one in node.args.posonlyargs + node.args.args if one.arg not in ("self", "cls")]) > MOST_POSITIONAL
+    ]
+    assert [one.split(" ")[1] for one in many] == ["_process"], many

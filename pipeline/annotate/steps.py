@@ -70,7 +70,7 @@ class Annotator:
         prompt = judge_prompt(assess_prompt(self.prompts, annotation.query, annotation.instruction), ASSESS, teacher)
         annotation.assess_prompt = prompt
         asked = await self.teacher.ask(
-            "assess", annotation.id, prompt, image_paths(annotation.query), judge_fields(ASSESS, teacher)
+            "assess", annotation.id, prompt, image_paths(annotation.query), fields=judge_fields(ASSESS, teacher)
         )
         annotation.assess_answer, annotation.asked = asked.answer, annotation.asked + (not asked.known)
         if not asked.answer.ok:
@@ -99,7 +99,9 @@ class Annotator:
         prompt = reason_prompt(self.prompts, query, annotation.instruction, complaint=complaint, revealed=revealed)
         hotter = max(0, number - 1) * config.repair.temperature_step
         fields = reason_fields(family, config.teacher, attempt=number, hotter=hotter)
-        asked = await self.teacher.ask("reason", annotation.id, prompt, image_paths(query, revealed), fields, number)
+        asked = await self.teacher.ask(
+            "reason", annotation.id, prompt, image_paths(query, revealed), fields=fields, attempt=number
+        )
         annotation.asked += not asked.known
         attempt = Attempt(prompt, asked.answer)
         annotation.attempts.append(attempt)
@@ -139,7 +141,7 @@ class Annotator:
         attempt.verify_prompt = prompt
         fields = judge_fields(VERIFY, self.verifier_config)
         try:
-            asked = await self.verifier.ask("verify", annotation.id, prompt, image_paths(query, target), fields)
+            asked = await self.verifier.ask("verify", annotation.id, prompt, image_paths(query, target), fields=fields)
         except ImageProblem as problem:
             if problem.path == query.query_img_path:
                 raise

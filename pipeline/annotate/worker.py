@@ -200,10 +200,7 @@ class AnnotationWorker:
         targets = self._targets(queries, items[0].split) if items else []
         found = []
         for item, query, target in zip(items, queries, targets, strict=True):
-            task = query.dataset_task
-            instruction = self._instructions.choose(
-                query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=item.split, qid=query.qid
-            )
+            instruction = self._instructions.for_query(query, self._choice, split=item.split)
             found.append(
                 Annotation(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
             )

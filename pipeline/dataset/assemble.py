@@ -5,7 +5,6 @@ Files are written into a directory of their own, which `pipeline.files.atomic_di
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS, with_features
 from pipeline.dataset.staging import Staging
+from pipeline.files.durable import sha256_file
 from pipeline.mbeir.images import ImageStore, picture_value
 from pipeline.traces.families import family_of
 from schemas.errors import CotError
@@ -73,18 +73,20 @@ def assemble(
         total = sum(len(keys) for keys in staging.keys.values()) - (
             0 if bypass_duplicates else sum(map(len, repeated.values()))
         )
-        data = _Shards(directory / "data", split, RECORDS, total, rows_per_shard, ROW_GROUP)
+        data = _Shards(directory / "data", split, RECORDS, total=total, rows_per_shard=rows_per_shard, row_group=ROW_GROUP)
         refused = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
-        rejected = _Shards(directory / "rejected", split, REJECTIONS, sum(refused), rows_per_shard, ROW_GROUP)
+        rejected = _Shards(
+            directory / "rejected", split, REJECTIONS, total=sum(refused), rows_per_shard=rows_per_shard, row_group=ROW_GROUP
+        )
         pictured = None
         if images is not None:
             pictured = _Shards(
                 directory / "with_images",
                 split,
                 _image_schema(),
-                total,
-                min(rows_per_shard, _IMAGE_SHARD_ROWS),
-                IMAGE_ROW_GROUP,
+                total=total,
+                rows_per_shard=min(rows_per_shard, _IMAGE_SHARD_ROWS),
+                row_group=IMAGE_ROW_GROUP,
                 group_bytes=image_group_bytes,
             )
         for records, rejections in _chunks(staging, repeated, bypass_duplicates):
@@ -190,10 +192,10 @@ class _Shards:
         directory: Path,
         split: str,
         schema: pa.Schema,
+        *,
         total: int,
         rows_per_shard: int,
         row_group: int,
-        *,
         group_bytes: int | None = None,
     ) -> None:
         self._directory, self._split, self._row_group, self._group_bytes = directory, split, row_group, group_bytes
@@ -221,7 +223,7 @@ class _Shards:
             self._open()
         self._finish()
         return [
-            DataFile(path=f"{self._directory.name}/{path.name}", sha256=_sha256(path), rows=rows, bytes=path.stat().st_size)
+            DataFile(path=f"{self._directory.name}/{path.name}", sha256=sha256_file(path), rows=rows, bytes=path.stat().st_size)
             for path, rows in self._written
         ]
 
@@ -319,8 +321,3 @@ def _task_counts(key: tuple[str, int], counter: Counter[str]) -> TaskCounts:
         bypass=counter[str(Route.BYPASS)],
         rejected={name: counter[name] for name in sorted(counter) if name not in plain},
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

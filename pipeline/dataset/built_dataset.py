@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from pipeline.files.durable import sha256_file
 from schemas.config import BuildConfig
 from schemas.errors import InputError
 from schemas.manifest import Manifest
@@ -101,14 +101,9 @@ class BuiltDataset:
                 yield f"{file.path} is missing"
             elif path.stat().st_size != file.bytes:
                 yield f"{file.path} has {path.stat().st_size:,} bytes, not {file.bytes:,}"
-            elif sha256_of(path) != file.sha256:
+            elif sha256_file(path) != file.sha256:
                 yield f"{file.path} has another SHA-256 than the manifest says"
         for path in sorted(self.directory.rglob("*.parquet")):
             name = path.relative_to(self.directory).as_posix()
             if name not in listed:
                 yield f"{name} is not in the manifest"
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

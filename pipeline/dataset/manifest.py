@@ -63,6 +63,7 @@ def make_manifest(
     config: BuildConfig,
     work: WorkList,
     assembled: Assembled,
+    *,
     inputs: list[InputDigest],
     pools: list[InputDigest],
     staging: Staging,

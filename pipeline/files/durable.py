@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def sync(path: Path | str) -> None:
             raise
     finally:
         os.close(file)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal digits of a file's SHA-256, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.files.durable import sha256_file
 from pipeline.mbeir.jsonl import MAX_LISTED, LinePolicy, LineProblem, MalformedInput, RejectsFile, read_rows
 from schemas.errors import CotError, InputError
 from schemas.mbeir import DID_HASH_BASE, Candidate
@@ -147,8 +148,7 @@ def _write(path: Path, directory: Path, policy: LinePolicy) -> PoolMeta:
     _refuse_duplicates(path, all_hashes, order, lines)
     np.save(directory / "hashes.npy", all_hashes)
     np.save(directory / "order.npy", order)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(path)
     return PoolMeta(
         version=CONVERTER_VERSION,
         source=path.name,

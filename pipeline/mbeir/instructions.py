@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, line_problems
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_NAMES, Instruction, Modality
+from schemas.mbeir import DATASET_NAMES, Instruction, Modality, Query
 from schemas.os_errors import explained
 
 _HEADER: Final = ("query_modality", "cand_modality", "dataset_name", "dataset_id")
@@ -134,6 +134,11 @@ class InstructionTable:
         """One instruction, decided by `choice` and the query's identity alone."""
         prompts = self.prompts(dataset_id, query, candidate)
         return prompts[choice.pick(len(prompts), split=split, qid=qid)]
+
+    def for_query(self, query: Query, choice: Choice, *, split: str) -> str:
+        """The instruction of one query."""
+        task = query.dataset_task
+        return self.choose(query.dataset_id, task.query_modality, task.cand_modality, choice, split=split, qid=query.qid)
 
 
 def _instruction(cells: list[str]) -> Instruction:

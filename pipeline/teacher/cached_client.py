@@ -79,7 +79,7 @@ class CachedTeacherClient:
         self._under_way: dict[bytes, asyncio.Future[TeacherAnswer]] = {}
 
     async def ask(
-        self, kind: str, subject: str, prompt: Prompt, images: Mapping[str, str], fields: Mapping[str, Any], attempt: int = 0
+        self, kind: str, subject: str, prompt: Prompt, images: Mapping[str, str], *, fields: Mapping[str, Any], attempt: int = 0
     ) -> Asked:
         """The answer to a prompt. `images`: role -> path. Raises ImageProblem, LedgerError, Stopped; never for the teacher."""
         roles = {part.role for part in prompt if isinstance(part, ImageSlot)}

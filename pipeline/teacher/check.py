@@ -65,10 +65,7 @@ class Questions:
         found = []
         for family in FAMILIES.values():
             for query, target in islice(self._askable(family, splits), skip, skip + each):
-                task = query.dataset_task
-                modalities = task.query_modality, task.cand_modality
-                said = table.choose(query.dataset_id, *modalities, FixedChoice(), split="val", qid=query.qid)
-                found.append(Sample(family, query, target, said))
+                found.append(Sample(family, query, target, table.for_query(query, FixedChoice(), split="val")))
         if not found:
             raise InputError(
                 f"{self._config.mbeir} has no query to ask the teacher for a try",

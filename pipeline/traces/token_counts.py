@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from pipeline.files.durable import sha256_file
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
 
@@ -63,7 +63,7 @@ def tokenizer_digest(config: BuildConfig) -> str:
     source, revision = tokenizer_source(config), tokenizer_revision(config)
     file = Path(source) / "tokenizer.json"
     if file.is_file():
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256_file(file)
     return f"{source}@{revision}" if revision else source
 
 

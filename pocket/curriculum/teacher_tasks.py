@@ -22,6 +22,7 @@ from pocket.curriculum.verification import judging_lesson, matching_lesson, spoi
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
 from prompts import ImageSlot, Prompt, PromptSet
+from schemas.mbeir import DatasetTask
 from schemas.trace import FacetText, Trace
 
 
@@ -32,7 +33,7 @@ def pocket_prompts() -> PromptSet:
 
 def right_trace(known: SolvedQuery) -> Trace:
     """The trace that a perfect teacher writes."""
-    family = family_of(int(known.dataset_task[-1]))
+    family = family_of(DatasetTask.parse(known.dataset_task).task_id)
     facets = tuple(
         FacetText(name=facet.name, label=facet.label, text=text)
         for facet, text in zip(family.facets, known.facets, strict=True)
@@ -159,7 +160,7 @@ def sample_edit_lesson(rng: random.Random) -> Lesson:
 
 
 def _family(known: SolvedQuery) -> str:
-    return family_of(int(known.dataset_task[-1])).name
+    return family_of(DatasetTask.parse(known.dataset_task).task_id).name
 
 
 def _query(known: SolvedQuery, rng: random.Random) -> dict[str, str | bool]:

@@ -20,6 +20,7 @@ from pocket.curriculum.example import Lesson
 from pocket.curriculum.query_mix import sample_known
 from pocket.curriculum.solved_query import SolvedQuery
 from pocket.world.encyclopedia import encyclopedia
+from schemas.mbeir import DatasetTask
 
 _ALOUD: Final = ("{} Think aloud.", "{}\nStep by step.", "Think first: {}", "Think it over.\n{}")
 _UNSAID: Final = "What is to be seen?"
@@ -46,7 +47,7 @@ _AGAIN: Final = ("Repeat: {}", "Say again: {}", "{}\nOnce more, word for word.")
 
 def think(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
     known = known or _asked(rng)
-    family = family_of(int(known.dataset_task[-1])).name
+    family = family_of(DatasetTask.parse(known.dataset_task).task_id).name
     said = rng.choice(_ALOUD).format(known.text or _UNSAID)
     return _lesson(f"think/{family}", known, said, _THOUGHTS[family].format(*known.facets, answer=known.answer))
 
@@ -57,7 +58,9 @@ def fill_in(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
     entries = rng.sample(_ENTRIES, len(known.facets))
     said = rng.choice(_FORMS).format(known.text or _UNSAID, ", ".join(entries))
     filled = " ".join(f"{entry}: {facet}." for entry, facet in zip(entries, known.facets, strict=True))
-    return _lesson(f"form/{family_of(int(known.dataset_task[-1])).name}", known, said, f"{filled}\n{known.answer}")
+    return _lesson(
+        f"form/{family_of(DatasetTask.parse(known.dataset_task).task_id).name}", known, said, f"{filled}\n{known.answer}"
+    )
 
 
 def repeat(rng: random.Random) -> Lesson:

@@ -22,6 +22,7 @@ from pipeline.traces.families import FAMILIES, family_of
 from pipeline.traces.parser import parse_trace
 from pocket.evaluation.skills import auc
 from pocket.world.ground_truth import QueryTruth, load_truth
+from schemas.mbeir import DatasetTask
 from schemas.trace import Trace
 
 _RELATIONS: Final = re.compile(r"\b(?:left of|right of|above|below|beside|next to|under|over)\b")
@@ -33,7 +34,7 @@ def is_right(answer: str | None, truth: QueryTruth) -> bool:
     """Whether a trace's answer is right; None (no trace) is not."""
     if not answer:
         return False
-    task = int(truth.dataset_task[-1])
+    task = DatasetTask.parse(truth.dataset_task).task_id
     if family_of(task).name in ("knowledge", "text") and not truth.dataset_task.startswith("edis"):
         subject = truth.target.split(",")[0]
         words = set(re.findall(r"[\w'-]+", answer))

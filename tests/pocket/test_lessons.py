@@ -22,6 +22,7 @@ from pocket.training.tiny_qwen import build_model, build_processor, build_tokeni
 from pocket.training.train_loop import IGNORE, Recipe, collate, fit, learning_rate
 from pocket.world.instructions import INSTRUCTIONS
 from pocket.world.scene import Claim, Partial, Scene, Thing
+from schemas.mbeir import DatasetTask
 
 INSTRUCTIONS_SAID = {said for choices in INSTRUCTIONS.values() for said in choices}
 seeds = st.integers(0, 2**32).map(random.Random)
@@ -31,7 +32,7 @@ seeds = st.integers(0, 2**32).map(random.Random)
 def test_right_traces_keep_to_the_form(rng: random.Random) -> None:
     known = sample_known(rng)
     trace = teacher_tasks.right_trace(known)
-    assert parse_trace(trace.render(), family_of(int(known.dataset_task[-1]))) == trace
+    assert parse_trace(trace.render(), family_of(DatasetTask.parse(known.dataset_task).task_id)) == trace
     assert known.answer not in known.wrong
     assert known.target_picture is not None or known.target_text
 

@@ -16,6 +16,7 @@ from schemas.mbeir import (
     DATASET_TASKS,
     TASK_MODALITIES,
     Candidate,
+    DatasetTask,
     Modality,
     Query,
     hash_did,
@@ -154,3 +155,14 @@ def test_errors_pickle_and_say_what_to_do() -> None:
     error = pickle.loads(pickle.dumps(InputError("no file x.jsonl", "download it")))
     assert isinstance(error, CotError)
     assert str(error) == "no file x.jsonl\n  what to do: download it"
+
+
+@pytest.mark.parametrize("task", DATASET_TASKS, ids=lambda task: task.name)
+def test_a_dataset_task_is_found_by_its_name(task: DatasetTask) -> None:
+    assert DatasetTask.parse(task.name) == task
+
+
+@pytest.mark.parametrize("name", ["oven", "oven_task", "oven_task9", "oven_task-6", "nowhere_task6", "_task6", ""])
+def test_what_is_no_dataset_task_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no dataset-task of M-BEIR"):
+        DatasetTask.parse(name)

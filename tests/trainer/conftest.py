@@ -50,9 +50,7 @@ def rows(mbeir: Path, each: int = 4) -> Iterator[dict[str, Any]]:
                 "dataset": task.dataset,
                 "split": "train",
                 "task_id": task.task_id,
-                "instruction": table.choose(
-                    query.dataset_id, task.query_modality, task.cand_modality, SeededChoice(), split="train", qid=query.qid
-                ),
+                "instruction": table.for_query(query, SeededChoice(), split="train"),
                 "query_text": query.query_txt,
                 "query_image": query.query_img_path,
                 "positives": list(query.pos_cand_list),
@@ -169,7 +167,9 @@ def fresh(config: TrainConfig, **changes: Any) -> Embedder:
 def source_of(config: TrainConfig, embedder: Embedder, **share: int) -> BatchSource:
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
-    return BatchSource(config, "trace", records, records.traces(), embedder.encoder(), candidates, **share)
+    return BatchSource(
+        config, "trace", records, traces=records.traces(), encoder=embedder.encoder(), candidates=candidates, **share
+    )
 
 
 def mixed_routes(embedder: Embedder, rows: list[EncodedSequence]) -> None:

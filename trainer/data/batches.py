@@ -57,10 +57,10 @@ class BatchSource(Dataset["Batch | CotError"]):
         config: TrainConfig,
         variant: Variant,
         records: Records,
+        *,
         traces: Mapping[str, str],
         encoder: SequenceEncoder,
         candidates: Candidates,
-        *,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:

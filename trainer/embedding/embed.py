@@ -207,10 +207,7 @@ class QueryFile:
         return Asked(query.qid, self.instruction(query), query.query_txt, query.query_img_path if shown else None)
 
     def instruction(self, query: Query) -> str:
-        task = query.dataset_task
-        return self._instructions.choose(
-            query.dataset_id, task.query_modality, task.cand_modality, self._choice, split=self.split, qid=query.qid
-        )
+        return self._instructions.for_query(query, self._choice, split=self.split)
 
 
 def save_queries(found: list[QueryEmbedding], file: QueryFile, out: Path) -> None:

@@ -79,7 +79,7 @@ def _mean(result: Entry, family: str | None = None, key: str = "local") -> float
     values = [
         task[key]
         for task in result["tasks"]
-        if task[key] is not None and family in (None, family_of(int(task["task"][-1])).name)
+        if task[key] is not None and family in (None, family_of(DatasetTask.parse(task["task"]).task_id).name)
     ]
     return float(np.mean(values)) if values else float("nan")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.traces.families import family_of
+from schemas.mbeir import DatasetTask
 from trainer.embedding.queries import QueryCosts
 
 
@@ -36,7 +37,7 @@ class Result:
         wanted = [
             value
             for one in self.tasks
-            if family in (None, family_of(int(one.task[-1])).name)
+            if family in (None, family_of(DatasetTask.parse(one.task).task_id).name)
             for value in [one.union if union else one.local]
             if value is not None
         ]

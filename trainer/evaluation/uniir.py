@@ -83,6 +83,7 @@ def score_tasks(
     asked: Mapping[DatasetTask, Embeddings],
     split: Split,
     pool: Pool,
+    *,
     candidates: Sequence[Embeddings],
     qrels: Path,
     device: str,
@@ -187,7 +188,7 @@ def score_directory(
         searches.append(("union", tasks, [load_embeddings(path) for path in there if path.is_file()]))
     for pool, asking, candidates in searches:
         asked = {task: queries[task] for task in asking}
-        for task, hits in score_tasks(asked, split, pool, candidates, qrels, device):
+        for task, hits in score_tasks(asked, split, pool, candidates=candidates, qrels=qrels, device=device):
             run = f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
             path = files.runs / f"{run}_run.txt"
             path.write_text("\n".join(run_lines(task, hits.found, hits.ids, queries[task].ids, run)) + "\n", encoding="utf-8")

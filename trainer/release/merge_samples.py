@@ -18,7 +18,7 @@ def merge_samples(settings: TrainConfig, embedder: Embedder) -> tuple[list[Encod
     """(queries, candidates) of `data.dataset`: queries of every dataset-task in turn, and positives of some of them."""
     records = Records.load(settings.data.dataset)
     candidates = Candidates(settings.data.mbeir, records.split, settings.data.candidate_cache)
-    source = BatchSource(settings, "direct", records, {}, embedder.encoder(), candidates)
+    source = BatchSource(settings, "direct", records, traces={}, encoder=embedder.encoder(), candidates=candidates)
     groups = list(records.groups(repeat=False).values())
     chosen = [group[i] for i in range(max(map(len, groups))) for group in groups if i < len(group)][:_QUERIES]
     items = [records.item(index) for index in chosen]

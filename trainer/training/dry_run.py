@@ -141,7 +141,9 @@ def _counted(config: TrainConfig, variant: Variant, embedder: Embedder, devices:
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     traces = learnt_traces(config, variant, records)
-    source = BatchSource(config, variant, records, traces, embedder.encoder(), candidates, world_size=devices)
+    source = BatchSource(
+        config, variant, records, traces=traces, encoder=embedder.encoder(), candidates=candidates, world_size=devices
+    )
     rows = source.sample(min(SAMPLE, len(records)))
     tokens = patches = 0
     for chunk in source.encoder.chunks(rows, source.chunk, config.batch.micro_batch_patches):

@@ -32,7 +32,7 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(directory / "tensorboard"))
 
-    def write(self, step: int, losses: StepLosses, lr: float, norm: float, rate: float, share: float) -> None:
+    def write(self, step: int, losses: StepLosses, *, lr: float, norm: float, rate: float, share: float) -> None:
         """After a step. norm: of the gradient, before clipping. rate: queries/s. share: of the batch's queries that reason."""
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
         with self.path.open("a", encoding="utf-8") as file:

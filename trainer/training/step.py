@@ -60,7 +60,9 @@ def train_step(
     first = _FirstPass(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
     query_vectors = first.embed(queries, len(batch.ids))
     candidate_vectors = first.embed(candidates, len(batch.dids))
-    retrieval, hit = _contrast(embedder, batch, query_vectors, candidate_vectors, settings, processes)
+    retrieval, hit = _contrast(
+        embedder, batch, queries=query_vectors, candidates=candidate_vectors, settings=settings, processes=processes
+    )
     chunks = [(chunk, query_vectors) for chunk in queries] + [(chunk, candidate_vectors) for chunk in candidates]
 
     generation = torch.zeros((), device=processes.device)
@@ -87,7 +89,7 @@ def train_step(
 
 
 def _contrast(
-    embedder: Embedder, batch: Batch, queries: Tensor, candidates: Tensor, settings: LossSettings, processes: ProcessGroup
+    embedder: Embedder, batch: Batch, *, queries: Tensor, candidates: Tensor, settings: LossSettings, processes: ProcessGroup
 ) -> tuple[float, float]:
     """(loss, share of hits); leaves the gradients in `queries`, `candidates` and the temperature."""
     everyones = processes.gather_objects((batch.dids, batch.positives))

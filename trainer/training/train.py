@@ -55,9 +55,9 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         config,
         variant,
         records,
-        traces,
-        embedder.encoder(),
-        candidates,
+        traces=traces,
+        encoder=embedder.encoder(),
+        candidates=candidates,
         rank=processes.rank,
         world_size=processes.size,
     )
@@ -70,7 +70,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         return run.model
     with run_log(run.log(processes.rank), level=logging.INFO if processes.first else logging.WARNING):
         try:
-            _Training(config, run, processes, embedder, source, steps, quiet=quiet).run()
+            _Training(config, run, processes, embedder, source=source, steps=steps, quiet=quiet).run()
         except BaseException as error:
             known = isinstance(error, CotError | KeyboardInterrupt)
             logger.error("%s: ended by %r", variant, error, exc_info=not known)  # noqa: TRY400 (a known cause needs no traceback)
@@ -113,9 +113,9 @@ class _Training:
         run: RunDirectory,
         processes: ProcessGroup,
         embedder: Embedder,
+        *,
         source: StudentBatches,
         steps: int,
-        *,
         quiet: bool,
     ) -> None:
         self.config, self.variant, self.directory, self.processes = config, run.variant, run, processes
@@ -202,7 +202,7 @@ class _Training:
         reasoning, queries = map(sum, zip(*counts, strict=True))
         share = reasoning / max(1, queries)
         if log is not None:
-            log.write(self.step, losses, lr, norm, rate, share)
+            log.write(self.step, losses, lr=lr, norm=norm, rate=rate, share=share)
         meter.note = (
             f"loss {losses.total:.3f} (retrieval {losses.retrieval:.3f}, {losses.hit:.0%} right, "
             f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"

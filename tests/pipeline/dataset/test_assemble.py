@@ -41,7 +41,9 @@ def _pictured(sizes: list[int]) -> pa.Table:
 
 @pytest.mark.parametrize("arriving", [1, 3, 100])
 def test_row_groups_with_images_are_bounded_in_bytes_however_rows_arrive(tmp_path: Path, arriving: int) -> None:
-    shards = _Shards(tmp_path / "with_images", "train", _image_schema(), len(SIZES), 30, 20, group_bytes=100)
+    shards = _Shards(
+        tmp_path / "with_images", "train", _image_schema(), total=len(SIZES), rows_per_shard=30, row_group=20, group_bytes=100
+    )
     for start in range(0, len(SIZES), arriving):
         shards.write(_pictured(SIZES[start : start + arriving]))
     files = [pq.ParquetFile(tmp_path / file.path) for file in shards.close()]

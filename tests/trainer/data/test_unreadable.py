@@ -18,6 +18,7 @@ from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did, hash_qid
 from schemas.training import EvaluationSettings, TrainConfig
+from tests.support.cli import mbeir_cot
 from tests.trainer.conftest import fresh
 from trainer.data.dataset import Candidates, Records
 from trainer.data.unreadable import StudentBatches, load_list, readable_records
@@ -144,7 +145,9 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     positive = next(row for row in rows if row["positives"][0] in shown and row["query_image"] != query["query_image"])
     Image.new("RGB", (3000, 10)).save(mbeir / shown[positive["positives"][0]], "PNG")
 
-    source = StudentBatches(config, "trace", records, records.traces(), fresh(config).encoder(), candidates)
+    source = StudentBatches(
+        config, "trace", records, traces=records.traces(), encoder=fresh(config).encoder(), candidates=candidates
+    )
     for row, who in ((query, f"row {query['id']}"), (positive, f"candidate {positive['positives'][0]}")):
         with pytest.raises(InputError) as caught:
             source.query_rows(records.item(rows.index(row)), 0)
@@ -163,7 +166,38 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     gone = {one["name"] for one in json.loads((tmp_path / "run" / "unreadable.json").read_text())["images"]}
     assert positive["positives"][0] in gone
     assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
-    source = StudentBatches(config, "trace", kept, kept.traces(), fresh(config).encoder(), candidates)
+    source = StudentBatches(config, "trace", kept, traces=kept.traces(), encoder=fresh(config).encoder(), candidates=candidates)
     assert len(source.batch(0).ids) == config.batch.global_batch_size
     shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
     assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_train_command_refuses_or_leaves_out(
+    train_file: Path, small_world: Path, tmp_path: Path, processes: str, config: TrainConfig
+) -> None:
+    mbeir = tmp_path / "M-BEIR"
+    shutil.copytree(small_world, mbeir)
+    rows = Records.load(config.data.dataset).table.to_pylist()
+    for image in {row["query_image"] for row in rows if row["query_image"]}:
+        (mbeir / image).unlink()
+    given = (
+        "--processes",
+        processes,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        f"data.mbeir={mbeir}",
+        "--set",
+        "optimiser.max_steps=1",
+    )
+    refused = mbeir_cot("train", train_file, *given, timeout=200)
+    assert refused.returncode == 2
+    assert "data.skip_unreadable=true" in refused.stderr
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    done = mbeir_cot("train", train_file, *given, "--set", "data.skip_unreadable=true", timeout=200)
+    assert done.returncode == 0, done.stderr
+    left_out = load_list(tmp_path / "run" / "unreadable.json")
+    assert {one.name for one in left_out} == {row["id"] for row in rows if row["query_image"]}
+    assert "left out" in done.stdout

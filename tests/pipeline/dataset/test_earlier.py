@@ -1,0 +1,50 @@
+"""What was built before 0.2 (other config keys, other module names, answers without today's fields) stays readable."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+from datasets import load_dataset
+
+from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
+from schemas.record import EMB_TOKEN
+from trainer.data.dataset import Records
+
+EARLIER: Final = Path(__file__).parent / "earlier"
+
+
+def test_the_dataset_opens_here_in_datasets_and_for_training(tmp_path: Path) -> None:
+    dataset = BuiltDataset.open(EARLIER)
+    assert not list(dataset.mismatches())
+    assert (dataset.manifest.records, dataset.manifest.rejections) == (24, 0)
+    ids = {row["id"] for row in dataset.rows()}
+    copied = shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
+    rows = load_dataset(str(copied), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["id"] for row in rows} == ids
+    records = Records.load(str(copied))
+    assert len(records) == 24
+    traces = records.traces()
+    assert len(traces) == 14
+    assert all(text and EMB_TOKEN not in text for text in traces.values())
+
+
+def test_the_ledger_is_read_verified_and_compacted(tmp_path: Path) -> None:
+    ledger = shutil.copytree(EARLIER / "ledger", tmp_path / "ledger")
+    stats = ledger_stats(ledger)
+    assert (stats.answers, stats.distinct, stats.segments) == (53, 53, 1)
+    assert not verify_ledger(ledger)
+    compact(ledger)
+    assert ledger_stats(ledger).distinct == 53
+    opened = Ledger(str(ledger), retry_failed=False)
+    try:
+        assert len(opened) == 53
+        keys = [key for path in sorted(ledger.glob("*.parquet")) for key in pq.read_table(path)["fingerprint"].to_pylist()]
+        answers = [opened.get(key) for key in keys]
+        assert all(answer is not None and answer.text for answer in answers)
+    finally:
+        opened.close()
