@@ -37,7 +37,7 @@ def test_images_that_are_gone_cost_no_dataset(root: Path, tmp_path: Path, build:
         assert "of the last queries were refused for image_missing; the last: image 'mbeir_images/" in said
         assert "mounted?" in said
         # nobody looks (too short a build, or told to go on): what it keeps is seen before it is published
-        said = built(config, "--set", "route.threshold=0.4", "--set", "stop.inputs=1", expect=2)
+        said = built(config, "--set", "route.threshold=0.4", "--set", "early_stop.inputs=1", expect=2)
         assert "the build keeps 0 records" in said
         assert "input: image_missing (" in said
         assert "was not published" in said

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageReason, ImageStore, opened_picture
+from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageReason, opened_picture
+from pipeline.mbeir.stores import plain_store
 from schemas.errors import ConfigError, InputError
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
@@ -147,4 +148,4 @@ def _seen(name: str, picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return opened_picture(picture, f"of {name}", max_ratio=MAX_RATIO)
     file = Path(picture).resolve()  # the caller's own file: a link to anywhere is meant
-    return ImageStore(file.parent, max_ratio=MAX_RATIO).open(file.name)
+    return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)

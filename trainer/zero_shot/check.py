@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.stores import plain_store
 from schemas.errors import InputError
 from trainer.zero_shot.pictures import find
 from trainer.zero_shot.tasks import Candidate, Counts, Dataset, Picture, Query, Task
@@ -47,7 +48,7 @@ def check(datasets: Sequence[Dataset], root: Path, *, images: bool = True, image
     """Reads every task whose files are there. Raises InputError where the root is no directory."""
     if not root.is_dir():
         raise InputError(f"{root} is no directory", "name the directory with the folders of the data sets (docs/zero-shot.md)")
-    store = ImageStore(root, allowed_roots=tuple(image_roots))
+    store = plain_store(root, tuple(image_roots))
     absent = {}
     reports = []
     for dataset in datasets:
