@@ -119,6 +119,7 @@ def told() -> Iterator[Tell]:
 
     def tell(doing: str) -> None:
         if doing.startswith("using "):  # worth a line: which server answers
+            status.stop()
             errors.print(escape(doing))
         elif doing:
             status.update(escape(doing))

@@ -34,7 +34,7 @@ def hosted(
         yield config.endpoints
         return
     if config.reuse and not register and (found := running(managed)) is not None:
-        tell("")
+        tell(f"using the server at {found.url}, which runs already")
         yield (found,)
         return
     if not Path(managed.model).exists():

@@ -15,6 +15,7 @@ from pipeline import annotate_queries
 from pipeline.config import load_config
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
+from pipeline.serving.hosted import hosted
 from pipeline.serving.registry import registered
 from pipeline.serving.teacher_servers import server_config
 from schemas.config import BuildConfig
@@ -65,3 +66,28 @@ def test_a_limit_or_queries(small_world: Path, tmp_path: Path, oracle: Oracle) -
     with pytest.raises(ConfigError, match="queries or a limit"):
         annotate_queries(config)
     assert json.loads(annotate_queries(config, limit=1)[0].query.model_dump_json())["qid"]
+
+
+def test_a_server_that_is_reused_is_named(
+    small_world: Path, tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path / "servers"))
+    path = oracle.config(tmp_path, small_world)
+    managed = {
+        "hosting": "managed",
+        "reuse": True,
+        "server": {"model": "some/teacher"},
+        "prompts": "pocket",
+        "images": "data_url",
+    }
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"teacher": managed}), encoding="utf-8")
+    config = load_config(path, BuildConfig, ())
+    server = server_config(config.teacher, config.mbeir)
+    assert server is not None
+    heard: list[str] = []
+    with (
+        registered(server, Endpoint(url=oracle.url, model="oracle"), os.getpid()),
+        hosted(config, tell=heard.append) as endpoints,
+    ):
+        assert [one.url for one in endpoints] == [oracle.url]
+    assert heard == [f"using the server at {oracle.url}, which runs already"]
