@@ -1,14 +1,13 @@
 """The teacher's client: many requests in flight, to several endpoints, through all that servers do.
 
-`ask` never raises for what a server does: a failure is an answer with its outcome. Waiting requests are served in the order
-of asking; each goes to the least loaded endpoint with room. See `limiter` for how much room there is.
+`ask` never raises for what a server does: a failure is an answer with its outcome. Where and when a request is sent:
+`endpoint_places`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import re
 import time
@@ -19,10 +18,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.teacher.concurrency_limit import Limiter
+from pipeline.teacher.endpoint_places import Places, Server
 from pipeline.teacher.request import TeacherRequest, request_body
 from pipeline.teacher.response import read_completion
-from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
 
@@ -40,9 +38,9 @@ _ENGINE_DIED: Final = re.compile(r"EngineDead|EngineCore .*(?:died|encountered a
 """What vLLM's API answers to all in flight when its engine has died, before it ends itself."""
 
 _CONNECT_S: Final = 15.0
+"""A host that has vanished refuses nothing: it does not answer."""
 _LOOKS_S: Final = (0.1, 0.2, 0.3, 0.3)
 """Shorter in all than a server takes to be started again."""
-"""A host that has vanished refuses nothing: it does not answer."""
 
 
 class ClientStats(NamedTuple):
@@ -55,31 +53,6 @@ class ClientStats(NamedTuple):
     failed: int
     prompt_tokens: int
     completion_tokens: int
-
-
-class _Server:
-    """One endpoint with its limiter and its key."""
-
-    def __init__(self, endpoint: Endpoint, config: ClientConfig) -> None:
-        self.endpoint = endpoint
-        self.url = f"{endpoint.url.rstrip('/')}/chat/completions"
-        self.limiter = Limiter(float(config.start_in_flight), config.min_in_flight, config.max_in_flight)
-        self.headers = {"Content-Type": "application/json"}
-        self._key = ""
-        if endpoint.api_key_env:
-            self._key = os.environ.get(endpoint.api_key_env, "").strip()
-            if not self._key:
-                raise ConfigError(
-                    f"the environment variable {endpoint.api_key_env} is not set in the environment",
-                    f"it holds the key of {endpoint.url}",
-                )
-            self.headers["Authorization"] = f"Bearer {self._key}"
-
-    def redacted(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
-
-    def __repr__(self) -> str:
-        return f"_Server({self.endpoint.url})"
 
 
 class _Lost(Exception):
@@ -103,10 +76,7 @@ class TeacherClient:
         ours: servers that this program started: one that dies may have died of what it was asked (`LOST_WITH_SERVER`).
         """
         self.config, self._agent, self._ours = config, agent, ours
-        self._servers = [_Server(endpoint, config) for endpoint in config.endpoints]
-        self._waiting: deque[asyncio.Future[_Server]] = deque()
-        self._wake: asyncio.TimerHandle | None = None
-        self._refusal: Exception | None = None
+        self._places = Places(config)
         self._session: aiohttp.ClientSession | None = None
         self._recent: deque[bool] = deque(maxlen=config.window)
         self._answered = self._failed = self._prompt_tokens = self._completion_tokens = 0
@@ -124,14 +94,13 @@ class TeacherClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
+        self._places.close()
         if self._session is not None:
             await self._session.close()
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
         """What requests to this endpoint carry, its key included: for the wire only."""
-        return dict(next(server.headers for server in self._servers if server.endpoint == endpoint))
+        return dict(next(server.headers for server in self._places.servers if server.endpoint == endpoint))
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """The answer to one request; see `Outcome` for what may have become of it."""
@@ -157,7 +126,7 @@ class TeacherClient:
 
     def refuse(self, error: Exception) -> None:
         """Sends nothing more: who waits for a place, or asks from now on, gets this error. Requests in flight go on."""
-        self._refusal = error
+        self._places.refuse(error)
 
     def failure_share(self) -> float:
         """Share of failures among the last answers; 0 until half a window has been seen."""
@@ -165,15 +134,15 @@ class TeacherClient:
 
     def unreachable_s(self) -> float:
         """Seconds for which no server at all could be reached; 0 while one can."""
-        since = [server.limiter.down_since for server in self._servers]
+        since = [server.limiter.down_since for server in self._places.servers]
         known = [moment for moment in since if moment is not None]
         return time.monotonic() - max(known) if len(known) == len(since) else 0.0
 
     def stats(self) -> ClientStats:
         return ClientStats(
-            sum(server.limiter.in_flight for server in self._servers),
-            len(self._waiting),
-            sum(int(server.limiter.limit) for server in self._servers),
+            sum(server.limiter.in_flight for server in self._places.servers),
+            self._places.waiting,
+            sum(int(server.limiter.limit) for server in self._places.servers),
             self._answered,
             self._failed,
             self._prompt_tokens,
@@ -184,12 +153,12 @@ class TeacherClient:
         attempt = 0
         while True:
             attempt += 1
-            server = await self._acquire()
+            server = await self._places.acquire()
             started = time.monotonic()
             try:
                 answer = await self._attempt(server, request)
             except _Retry as failure:
-                self._release(server)
+                self._places.release(server)
                 if attempt >= self.config.max_attempts:
                     return TeacherAnswer(
                         key=request.key,
@@ -204,7 +173,7 @@ class TeacherClient:
                 most = min(self.config.backoff_cap_s, self.config.backoff_s * 2 ** (attempt - 1))
                 await asyncio.sleep(random.uniform(0, most))  # noqa: S311 (full jitter)
             except _Lost as lost:
-                self._release(server)
+                self._places.release(server)
                 return TeacherAnswer(
                     key=request.key,
                     outcome=Outcome.LOST_WITH_SERVER,
@@ -215,16 +184,16 @@ class TeacherClient:
                     endpoint=server.endpoint.url,
                 )
             except BaseException:
-                self._release(server)
+                self._places.release(server)
                 raise
             else:
                 latency = time.monotonic() - started
                 server.limiter.succeeded(latency)
-                self._release(server)
+                self._places.release(server)
                 now = time.monotonic()
                 return answer.model_copy(update={"attempts": attempt, "latency_s": latency, "total_s": now - began})
 
-    async def _attempt(self, server: _Server, request: TeacherRequest) -> TeacherAnswer:
+    async def _attempt(self, server: Server, request: TeacherRequest) -> TeacherAnswer:
         """One try. Raises _Retry where another may help."""
         if self._session is None:
             raise RuntimeError("the client is used outside its context")
@@ -236,13 +205,13 @@ class TeacherClient:
         except TimeoutError as error:  # this attempt's; the deadline arrives as a cancellation
             if isinstance(error, aiohttp.ServerTimeoutError):  # of connecting alone: answers are waited for without one
                 server.limiter.unreachable()
-                self._wake_later()
+                self._places.wake_later()
                 raise _Retry(f"no connection within {_CONNECT_S:g} s") from None
             server.limiter.congested()
             raise _Retry(f"no complete answer within {self.config.try_timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             server.limiter.unreachable()
-            self._wake_later()
+            self._places.wake_later()
             sent = not isinstance(error, aiohttp.ClientConnectorError)
             if sent and self._ours and await _is_gone(server.url):
                 raise _Lost(server.redacted(f"{type(error).__name__}: {error}")) from None
@@ -255,14 +224,14 @@ class TeacherClient:
         detail = f"HTTP {status}: {said[:_DETAIL_CHARACTERS]}"
         if status in _CONGESTION:
             server.limiter.congested(_retry_after(headers.get("Retry-After")))
-            self._wake_later()
+            self._places.wake_later()
         if status >= 500 and self._ours and _ENGINE_DIED.search(said):
             raise _Lost(detail)
         if status in RETRIED_STATUS or status >= 500:
             raise _Retry(detail)
         return TeacherAnswer(key=request.key, outcome=Outcome.PERMANENT_HTTP, detail=detail, endpoint=server.endpoint.url)
 
-    def _completed(self, server: _Server, request: TeacherRequest, content: bytes) -> TeacherAnswer:
+    def _completed(self, server: Server, request: TeacherRequest, content: bytes) -> TeacherAnswer:
         try:
             done = read_completion(content)
         except ValueError:
@@ -285,69 +254,6 @@ class TeacherClient:
             fingerprint=done.fingerprint,
             endpoint=server.endpoint.url,
         )
-
-    # Places: who may send, in the order of asking
-
-    async def _acquire(self) -> _Server:
-        """A place. Checked again after waiting: the answer whose place this is may be the reason to stop."""
-        server = await self._place()
-        if self._refusal is not None:
-            self._release(server)
-            raise self._refusal
-        return server
-
-    async def _place(self) -> _Server:
-        server = self._roomiest() if not self._waiting else None
-        if server is not None:
-            server.limiter.in_flight += 1
-            return server
-        future: asyncio.Future[_Server] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        self._wake_later()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self._release(future.result())  # given a place in the moment of giving up
-            raise
-
-    def _release(self, server: _Server) -> None:
-        server.limiter.in_flight -= 1
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        while self._waiting:
-            if self._waiting[0].done():  # gave up waiting
-                self._waiting.popleft()
-                continue
-            server = self._roomiest()
-            if server is None:
-                self._wake_later()
-                return
-            server.limiter.in_flight += 1
-            self._waiting.popleft().set_result(server)
-
-    def _roomiest(self) -> _Server | None:
-        now = time.monotonic()
-        open_servers = [server for server in self._servers if server.limiter.has_room(now)]
-        return min(open_servers, key=lambda server: server.limiter.load, default=None)
-
-    def _wake_later(self) -> None:
-        """Hands out places again at once if there is one, else when the next endpoint that is left alone may be asked.
-
-        Where neither is so, requests are in flight, and each hands out when it ends.
-        """
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if not self._waiting:
-            return
-        now = time.monotonic()
-        waits = [server.limiter.available_at - now + 0.001 for server in self._servers if server.limiter.available_at > now]
-        if any(server.limiter.has_room(now) for server in self._servers):
-            waits.append(0.0)  # whose time has come between another look at the clock and this one
-        if waits:
-            self._wake = asyncio.get_running_loop().call_later(min(waits), self._hand_out)
 
 
 async def _is_gone(url: str) -> bool:
