@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pipeline.build
-import pipeline.dataset.assemble
+import pipeline.dataset.shards
 import pipeline.dataset.staging
 import pipeline.files.atomic_directory
 import pipeline.ledger.ledger
@@ -44,7 +44,7 @@ def failing(number: int) -> Callable[..., Any]:
 DRIVER: dict[str, tuple[Any, str, int, str]] = {
     # point -> where, what, errno, what is said
     "staging": (pipeline.dataset.staging.Staging, "put", errno.ENOSPC, "the disk is full"),
-    "shards": (pipeline.dataset.assemble._Shards, "_flush", errno.EDQUOT, "your quota"),
+    "shards": (pipeline.dataset.shards.ShardWriter, "_flush", errno.EDQUOT, "your quota"),
     "staging read": (pipeline.dataset.staging.Staging, "get", errno.EIO, "the disk or its connection fails"),
     "manifest": (pipeline.build, "write_card", errno.ENOSPC, "the disk is full"),
     "sync": (pipeline.files.atomic_directory, "sync", errno.EIO, "the disk or its connection fails"),

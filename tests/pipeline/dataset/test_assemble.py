@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS, with_features
-from pipeline.dataset.assemble import _image_schema, _raw, _Shards
+from pipeline.dataset.assemble import _raw
+from pipeline.dataset.shards import ShardWriter, image_schema
 from pipeline.traces.families import family_of
 from pipeline.traces.parser import parse_trace
 from schemas.trace import Trace
@@ -30,7 +31,7 @@ SIZES = [40, 40, 30, 0, 150, 10, 10, 10, 10, 10, 90, 20, *[1] * 25]
 
 
 def _pictured(sizes: list[int]) -> pa.Table:
-    schema = _image_schema()
+    schema = image_schema()
     images = [{"bytes": bytes(size), "path": "x.jpg"} if size else None for size in sizes]
     columns = {
         field.name: pa.array(images, field.type) if field.name == "query_image" else pa.nulls(len(sizes), field.type)
@@ -41,8 +42,8 @@ def _pictured(sizes: list[int]) -> pa.Table:
 
 @pytest.mark.parametrize("arriving", [1, 3, 100])
 def test_row_groups_with_images_are_bounded_in_bytes_however_rows_arrive(tmp_path: Path, arriving: int) -> None:
-    shards = _Shards(
-        tmp_path / "with_images", "train", _image_schema(), total=len(SIZES), rows_per_shard=30, row_group=20, group_bytes=100
+    shards = ShardWriter(
+        tmp_path / "with_images", "train", image_schema(), total=len(SIZES), rows_per_shard=30, row_group=20, group_bytes=100
     )
     for start in range(0, len(SIZES), arriving):
         shards.write(_pictured(SIZES[start : start + arriving]))
@@ -56,7 +57,7 @@ def test_row_groups_with_images_are_bounded_in_bytes_however_rows_arrive(tmp_pat
         at += count
 
 
-@pytest.mark.parametrize("schema", [RECORDS, REJECTIONS, _image_schema()])
+@pytest.mark.parametrize("schema", [RECORDS, REJECTIONS, image_schema()])
 def test_features_are_written_as_every_version_of_datasets_reads_them(schema: pa.Schema) -> None:
     """`List` is a name that versions before 4.0 do not know."""
     from datasets import Features, List
