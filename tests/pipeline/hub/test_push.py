@@ -322,7 +322,7 @@ def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied
     done = push(hub, copied, REPO, *option[0].split())
     assert f"Accepted, and named in the card: {identifier}" in done
     files = hub.files("dataset", REPO)
-    assert f"looked at and accepted: `{identifier}`." in files["README.md"].decode()
+    assert f"reviewed and accepted: `{identifier}`." in files["README.md"].decode()
     assert json.loads(files["manifest.json"])["accepted"] == [identifier]
     listed = tmp_path / "allowed"
     listed.write_text(f"{identifier}\ntrain/none/task0/9:1\n")
