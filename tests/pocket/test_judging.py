@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocket.curriculum.query_mix import sample_known
 from pocket.curriculum.teacher_tasks import verify_lesson
-from pocket.curriculum.verification import judge, matching_lesson, spoil, spoilt
+from pocket.curriculum.verification import judge, matching_lesson, swap_words, wrong_answer
 
 SEEDS = st.integers(0, 10_000)
 
@@ -38,9 +38,9 @@ def test_a_word_is_right_where_the_right_answer_has_it(answer: str, truth: str, 
 def test_a_spoilt_answer_is_wrong_and_of_the_same_form(seed: int) -> None:
     rng = random.Random(seed)
     right = sample_known(rng).answer
-    wrong = spoilt(right, rng, easy=seed % 2 == 0)
+    wrong = wrong_answer(right, rng, easy=seed % 2 == 0)
     assert wrong != right
-    assert spoil(right, rng, 0.0) == right
+    assert swap_words(right, rng, 0.0) == right
     if wrong != "nothing":
         assert len(wrong.split()) == len(right.split())
 
