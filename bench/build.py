@@ -1,12 +1,12 @@
-"""Speed of builds, compared with bare loops that send the same requests in the same run.
+"""How fast builds are, side by side with bare loops that send the same requests in the same run.
 
-    python bench/build.py instant [--queries 10000]   # against an oracle that answers instantly, and after 200 ms
+    python bench/build.py instant [--queries 10000]   # against an oracle that answers at once, and after 200 ms
     python bench/build.py scale [--queries 10000,100000,300000]
     python bench/build.py teacher                     # against the real pocket vLLM server
 
-`instant` and `teacher` first run the build and record its requests, then send the same requests to the same server from plain aiohttp
-workers. `scale` reports cost per record, peak memory of driver and workers, bytes in the ledger, and the time of a re-run over
-the finished build.
+`instant` and `teacher` first build, then take the requests that the build made out of its ledger's log and fire them with
+plain aiohttp workers at the same server. `scale` reports cost per record, peak memory of driver and annotators, bytes in the
+ledger, and how long a re-run over the finished build takes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def many_queries(world: Path, root: Path, count: int) -> Path:
-    """Writes an M-BEIR directory with `count` queries: the world's own, repeated under new ids and texts, sharing its images."""
+    """An M-BEIR directory with `count` queries: the world's own, repeated under new ids and texts, its images shared."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     for name in ("mbeir_images", "cand_pool", "instructions"):
@@ -68,11 +68,11 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
 
 
 class Memory:
-    """Peak resident memory of a driver and of its largest worker, sampled four times a second."""
+    """Peak resident memory of a driver and of its annotators, looked at four times a second."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.driver = self.worker = 0
+        self.driver = self.annotator = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -83,20 +83,20 @@ class Memory:
                 driver = psutil.Process(self.pid)
                 self.driver = max(self.driver, driver.memory_info().rss)
                 for child in driver.children(recursive=True):
-                    if any("AnnotationWorker" in part for part in child.cmdline()):
-                        self.worker = max(self.worker, child.memory_info().rss)
+                    if any("Annotator" in part for part in child.cmdline()):
+                        self.annotator = max(self.annotator, child.memory_info().rss)
             except psutil.Error:
                 continue
 
     def stop(self) -> tuple[float, float]:
-        """Stops sampling and returns (driver, largest worker) in MiB."""
+        """(driver, largest annotator) in MiB."""
         self._stop.set()
         self._thread.join()
-        return self.driver / 2**20, self.worker / 2**20
+        return self.driver / 2**20, self.annotator / 2**20
 
 
 def run(config: Path) -> dict[str, Any]:
-    """Runs a build and returns its final progress file, wall time and memory."""
+    """A build with its progress file's last word, wall time and memory."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "mbeir_cot", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
@@ -105,14 +105,14 @@ def run(config: Path) -> dict[str, Any]:
     if process.wait():
         raise SystemExit("the build failed")
     wall = time.perf_counter() - began
-    driver, worker = memory.stop()
+    driver, annotator = memory.stop()
     out = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["out"])
     progress = json.loads((out / "work" / "progress.json").read_text(encoding="utf-8"))
-    return {"wall_s": wall, "driver_mib": driver, "worker_mib": worker, **progress}
+    return {"wall_s": wall, "driver_mib": driver, "annotator_mib": annotator, **progress}
 
 
 async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
-    """Returns the requests per second of a loop that only sends and receives."""
+    """Requests per second of workers that do nothing but send and receive."""
     waiting = iter(bodies)
     began = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -130,24 +130,24 @@ async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
 
 
 @app.command()
-def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_000, workers: int = 2) -> None:
-    """Client-bound: records per second through all steps."""
+def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_000, annotators: int = 2) -> None:
+    """Client-bound: how many records per second go through all steps."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         root = many_queries(world.resolve(), directory / "M-BEIR", queries)
-        for delay, in_flight in ((0.0, 128), (0.2, 256)):
+        for delay, in_flight, crew in ((0.0, 128, annotators), (0.2, 256, annotators)):
             bodies_file = directory / f"bodies-{delay}"
             with Oracle(directory / f"log-{delay}", delay=delay, bodies=bodies_file) as oracle:
                 config = oracle.config(
                     directory,
                     root,
                     out=str(directory / f"out-{delay}"),
-                    workers=workers,
+                    workers=crew,
                     route__policy="by-modality",
                     route__always_assess=True,
                     input__image_roots=[str(world.resolve())],
-                    teacher__transport__start_in_flight=in_flight // workers,
-                    teacher__transport__max_in_flight=in_flight // workers,
+                    teacher__transport__start_in_flight=in_flight // crew,
+                    teacher__transport__max_in_flight=in_flight // crew,
                 )
                 took = run(config)
                 bodies = [line for line in bodies_file.read_bytes().split(b"\n") if line]
@@ -157,9 +157,9 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
             annotating = took["annotating_s"]
             rate = len(bodies) / annotating
             console.print(
-                f"{delay * 1000:.0f} ms, {workers} workers, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
+                f"{delay * 1000:.0f} ms, {crew} annotators, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
                 f"{rate:,.0f} requests/s = {rate / base:.2f} of the bare loop ({base:,.0f}/s); wall {took['wall_s']:.1f} s, "
-                f"driver {took['driver_mib']:,.0f} MiB, worker {took['worker_mib']:,.0f} MiB"
+                f"driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB"
             )
 
 
@@ -167,9 +167,9 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
 def scale(
     world: Path = Path("build/pocket/world/mbeir"),
     queries: Annotated[str, typer.Option(help="Comma-separated sizes.")] = "10000,100000,300000",
-    workers: int = 2,
+    annotators: int = 2,
 ) -> None:
-    """Cost per record at 10 k to 300 k queries, and the cost of a re-run."""
+    """Does a record cost the same at 10 k and at 300 k, and what does a re-run cost?"""
     for size in map(int, queries.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch)
@@ -178,7 +178,7 @@ def scale(
                 config = oracle.config(
                     directory,
                     root,
-                    workers=workers,
+                    workers=annotators,
                     input__image_roots=[str(world.resolve())],
                     teacher__transport__start_in_flight=64,
                     teacher__transport__max_in_flight=64,
@@ -188,7 +188,7 @@ def scale(
                 again = run(config)
             console.print(
                 f"{size:,}: {took['annotating_s'] / size * 1e6:,.0f} us/record annotating, {took['wall_s'] / size * 1e6:,.0f} us "
-                f"in all; driver {took['driver_mib']:,.0f} MiB, worker {took['worker_mib']:,.0f} MiB; ledger "
+                f"in all; driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB; ledger "
                 f"{_size(directory / 'out' / 'ledger') / size:,.0f} bytes/record; re-run {again['wall_s']:.1f} s, "
                 f"{again['asked']} asked"
             )
@@ -196,7 +196,7 @@ def scale(
 
 @app.command()
 def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> None:
-    """Teacher-bound: the build compared with a bare loop against the same real server."""
+    """Teacher-bound: the build beside a bare loop at the same real server."""
     from pipeline.config import load_config
     from pipeline.serving.server import ManagedServer
     from pipeline.serving.teacher_servers import server_config
@@ -205,14 +205,14 @@ def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> Non
     settings = load_config(config, BuildConfig)
     managed = server_config(settings.teacher, settings.mbeir)
     if managed is None:
-        raise SystemExit(f"{config} has no managed teacher: this benchmark starts its own server")
+        raise SystemExit("this bench starts its own server")
     with tempfile.TemporaryDirectory() as scratch, ManagedServer(managed) as server:
         directory = Path(scratch)
         asyncio.run(_recorded(directory, server.endpoint.url, settings, limit))
 
 
 async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> None:
-    """Records the bodies of a build's requests, then runs the build and the bare loop alternately against the real server."""
+    """Builds through a recorder of request bodies, then twice: the build, and the bare loop, at the real server."""
     from pipeline.annotate.worker import AnnotationWorker
     from pipeline.mbeir.layout import Layout
     from pipeline.mbeir.work_list import collect
@@ -243,7 +243,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
         await annotator.close()
         return took
 
-    await annotations("first", True)  # also warms the server's caches, for both alike
+    await annotations("first", True)  # also warms the server's caches alike for both
     ratios = []
     for number in range(3):
         build_s = await annotations(f"run-{number}", False)
@@ -253,7 +253,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
             f"build {len(work) / build_s:.1f} records/s = {len(bodies) / build_s:.1f} requests/s; bare loop {rate:.1f} requests/s; "
             f"ratio {ratios[-1]:.3f}"
         )
-    console.print(f"median ratio {sorted(ratios)[1]:.3f}; {len(bodies) / len(work):.2f} requests per record")
+    console.print(f"median ratio {sorted(ratios)[1]:.3f}; {len(bodies) / len(work):.2f} requests a record")
 
 
 def _size(directory: Path) -> int:
