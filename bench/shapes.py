@@ -1,4 +1,4 @@
-"""Shapes of models and data sheets of cards: what bench/cost.py reckons with."""
+"""Shapes of models and data sheets of cards: used by bench/cost.py."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ from tests.support.cli import mbeir_cot
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# No deadline, because it would measure the machine: an example takes longer if other tests run in parallel.
+# A deadline would time the machine: an example takes longer when others run beside it.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The M-BEIR root of a small pocket world. Shared: copy it before you change it."""
+    """The M-BEIR root of a small pocket world. Not to be changed: copy it first."""
     out = tmp_path_factory.mktemp("small-world") / "w"
     assert write_world(out, seed=23, train_queries=480)
     return out / "mbeir"
@@ -36,7 +36,7 @@ def oracle(tmp_path: Path) -> Iterator[Oracle]:
 
 @pytest.fixture(scope="session")
 def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished build's directory, with records of both routes, rejections and the config with_images. Shared: copy it first."""
+    """A finished build's directory, with records of both routes, rejections and the config with_images. Not to be changed."""
     directory = tmp_path_factory.mktemp("pictured")
     with Oracle(directory / "oracle.log") as server:
         config = server.config(directory, small_world, verify__threshold=0.9, output__with_images=True, output__synthetic=True)

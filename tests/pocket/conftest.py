@@ -10,7 +10,7 @@ from pocket.world.write import write_world
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small world: fewer training queries, but the pools and test queries of the default one."""
+    """A small world (fewer training queries; pools and test queries as in the default one)."""
     out = tmp_path_factory.mktemp("world") / "w"
     assert write_world(out, seed=11, train_queries=320)
     return out

@@ -1,4 +1,4 @@
-"""Runs the real command in its own process."""
+"""Runs the real command in a process of its own."""
 
 from __future__ import annotations
 
