@@ -143,7 +143,7 @@ def test_settings_named_by_a_refusal_work(
     load_config(path, model, (*kept, *(one for one in followed if not one.startswith("-"))))
 
 
-def told(said: str) -> list[str]:
+def command_of(said: str) -> list[str]:
     """Returns the arguments of the command that a message names."""
     found = re.search(r"`mbeir-cot ([^`]+)`", " ".join(said.split()))
     assert found is not None, said
@@ -191,7 +191,7 @@ def test_commands_named_by_check_work(
         found = mbeir_cot("mbeir", "check", dest).stdout
         remedy = found[found.index(code) :]
         remedy = remedy[remedy.index("→") :]
-        command = [str(dest) if word == "DIR" else word for word in told(remedy)]
+        command = [str(dest) if word == "DIR" else word for word in command_of(remedy)]
         done = mbeir_cot(*command, **network)
         assert done.returncode == 0, done.stderr
         assert code not in mbeir_cot("mbeir", "check", dest).stdout

@@ -56,12 +56,12 @@ def _judged_places(prompt: str, judged: Judged, processor: Qwen2_5_VLProcessor) 
     """Returns (position -> the correct token, position -> whether the word that ends there is correct)."""
     tokenizer = processor.tokenizer
     first = prompt.rindex(judged.answer)
-    stands = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
     should = tokenizer(
         prompt[:first] + judged.truth + tokenizer.eos_token, add_special_tokens=False, return_offsets_mapping=True
     )
-    ends = [stop for _, stop in stands.offset_mapping]
-    past = next(at for at, (start, _) in enumerate(stands.offset_mapping) if start >= first + len(judged.answer))
+    ends = [stop for _, stop in encoded.offset_mapping]
+    past = next(at for at, (start, _) in enumerate(encoded.offset_mapping) if start >= first + len(judged.answer))
     marked = {next(at for at, stop in enumerate(ends) if stop >= first + end): right for end, right in judged.words}
     marked[past] = judged.complete
 
@@ -76,7 +76,7 @@ def _judged_places(prompt: str, judged: Judged, processor: Qwen2_5_VLProcessor) 
     else:  # as far as it is right, and the word that should come next
         for at in range(begin, min(len(should.input_ids), past + 1)):
             wanted[at] = should.input_ids[at]
-            if should.input_ids[at] != stands.input_ids[at]:
+            if should.input_ids[at] != encoded.input_ids[at]:
                 break
     return wanted, marked
 

@@ -45,7 +45,7 @@ def test_an_unavailable_vocabulary_is_an_error_with_a_remedy(tmp_path: Path, mon
     monkeypatch.setattr(real, "_installed", lambda: None)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match=r"cannot be had(?s:.*)pip download --no-deps dashscope==.* --dest .*/wheel"):
+    with pytest.raises(InputError, match=r"no real Qwen vocabulary(?s:.*)pip download --no-deps dashscope==.* --dest .*/wheel"):
         real.real_tokenizer(tmp_path)
     (tmp_path / "wheel" / "dashscope-9-py3-none-any.whl").write_bytes(b"torn")
     with pytest.raises(InputError, match="remove it and run this again"):

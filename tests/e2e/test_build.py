@@ -174,10 +174,10 @@ def _check_logs(out: Path, endpoint: str) -> None:
         ), wanted
     workers = "".join(logs.values())
     failed = {row["id"] for row in rows(out / "dataset", "rejected") if row["reason"] == "permanent_http"}
-    told = set(
+    logged = set(
         re.findall(rf"WARNING \d+ pipeline.teacher.client: (\S+): permanent_http from {endpoint} after 1 attempts", workers)
     )
-    assert failed == told
+    assert failed == logged
     assert "open-sesame" not in build + workers
     assert "Bearer" not in build + workers
 

@@ -174,10 +174,10 @@ def test_the_prefilter_for_refusals_misses_none(text: str) -> None:
     answer = " ".join(text.replace("<", " ").replace(">", " ").split()) or "."
     found = _REFUSAL.search(f"{screened().trace.reasoning} {answer}")
     assume(found is not None)
-    told = refusal(screened(answer=answer), CONFIG)
-    assert told is not None
+    failure = refusal(screened(answer=answer), CONFIG)
+    assert failure is not None
     assert found is not None
-    assert told.detail == f"'{found[0]}'"
+    assert failure.detail == f"'{found[0]}'"
 
 
 @settings(max_examples=60)

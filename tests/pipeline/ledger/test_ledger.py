@@ -228,9 +228,9 @@ def test_permanent_failures_are_kept_and_transient_ones_are_owed(tmp_path: Path)
     assert again.get(key(1)).outcome is Outcome.PERMANENT_HTTP  # type: ignore[union-attr]
     assert again.get(key(2)) is None
     assert retrying.get(key(1)) is None
-    retrying.append(entry(1, "mended"))
+    retrying.append(entry(1, "retried"))
     retrying.close()
-    assert Ledger(tmp_path).get(key(1)).text == "mended"  # type: ignore[union-attr]
+    assert Ledger(tmp_path).get(key(1)).text == "retried"  # type: ignore[union-attr]
 
 
 def test_of_two_answers_the_first_wins_and_the_other_is_reported(tmp_path: Path) -> None:

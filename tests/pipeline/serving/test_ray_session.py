@@ -46,21 +46,21 @@ def closed_port() -> int:
     ],
 )
 def test_an_unreachable_address(address: str, said: str, tmp_path: Path) -> None:
-    told, seconds = start(RAY_ADDRESS=address.format(closed=closed_port()), RAY_TMPDIR=str(tmp_path), TMPDIR=str(tmp_path))
-    assert told.startswith("ConfigError")
-    assert said in told
-    assert "RAY_ADDRESS" in told.split("what to do:")[1]
+    message, seconds = start(RAY_ADDRESS=address.format(closed=closed_port()), RAY_TMPDIR=str(tmp_path), TMPDIR=str(tmp_path))
+    assert message.startswith("ConfigError")
+    assert said in message
+    assert "RAY_ADDRESS" in message.split("what to do:")[1]
     assert seconds < 30  # most of it for importing Ray
 
 
 def test_a_temporary_directory_too_long_for_sockets(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
-    told, _ = start(RAY_ADDRESS="", TMPDIR=str(deep))
-    assert "the path is too long" in told
-    assert "RAY_TMPDIR=/tmp" in told
-    told, _ = start(RAY_ADDRESS="", TMPDIR=str(deep), RAY_TMPDIR="/tmp")
-    assert told == ""
+    message, _ = start(RAY_ADDRESS="", TMPDIR=str(deep))
+    assert "the path is too long" in message
+    assert "RAY_TMPDIR=/tmp" in message
+    message, _ = start(RAY_ADDRESS="", TMPDIR=str(deep), RAY_TMPDIR="/tmp")
+    assert message == ""
 
 
 def test_auto_without_a_running_cluster() -> None:

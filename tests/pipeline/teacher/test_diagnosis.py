@@ -80,9 +80,9 @@ CASES: list[tuple[dict[str, Any], int, str, dict[str, Any] | str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "status", "body", "mended"), CASES, ids=[case[2][:60] for case in CASES])
+@pytest.mark.parametrize(("changes", "status", "body", "remedy"), CASES, ids=[case[2][:60] for case in CASES])
 def test_each_refusal_of_a_server_has_a_remedy(
-    changes: dict[str, Any], status: int, body: str, mended: dict[str, Any] | str
+    changes: dict[str, Any], status: int, body: str, remedy: dict[str, Any] | str
 ) -> None:
     teacher = config(**changes)
     answer = TeacherAnswer(key="k", outcome=Outcome.PERMANENT_HTTP, detail=f"HTTP {status}: {body}"[:300])
@@ -90,11 +90,11 @@ def test_each_refusal_of_a_server_has_a_remedy(
     request = asked("1/x", PROMPT, IMAGES, ASSESS if asked is judge_request else VISUAL, teacher)  # type: ignore[arg-type]
     found = trouble("verifier", teacher, request, answer, None)
     assert found is not None
-    if isinstance(mended, str):
-        assert mended in found.remedy
+    if isinstance(remedy, str):
+        assert remedy in found.remedy
     else:
-        assert found.sets == {f"verifier.{key}": value for key, value in mended.items()}
-        config(**changes | mended)  # the named settings are a valid config
+        assert found.sets == {f"verifier.{key}": value for key, value in remedy.items()}
+        config(**changes | remedy)  # the named settings are a valid config
         assert found.stops
 
 

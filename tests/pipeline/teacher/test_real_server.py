@@ -163,10 +163,10 @@ async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpo
         held = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], choice_fields(VERIFY)))
     assert isinstance(judgement_from_logprobs(held.first_token_logprobs, VERIFY), Judgement)
     assert answer.prompt_tokens == inputs["input_ids"].shape[1]
-    likeliest = expected.topk(20)
+    most_likely = expected.topk(20)
     tokens = {
         processor.tokenizer.decode([index]): value
-        for index, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        for index, value in zip(most_likely.indices.tolist(), most_likely.values.tolist(), strict=True)
     }
     common = tokens.keys() & answer.first_token_logprobs.keys()
     assert len(common) >= 10  # many of a random model's most likely tokens are bytes, which decode alike

@@ -30,8 +30,8 @@ def test_every_position_of_a_swapped_answer_expects_its_correct_word(processor: 
     batch = collate_judged([lesson("small blue star top left", "small red circle top left")], processor)
     words = processor.tokenizer.decode
     expected = [(at, words(token)) for at, token in enumerate(batch["expected"][0].tolist()) if token != IGNORE]
-    stands = [words(batch["input_ids"][0, at]).strip() for at, _ in expected]
-    assert stands == ["small", "blue", "star", "top", "left"]
+    words_at = [words(batch["input_ids"][0, at]).strip() for at, _ in expected]
+    assert words_at == ["small", "blue", "star", "top", "left"]
     assert [word.strip() for _, word in expected] == ["small", "red", "circle", "top", "left"]
     marks = [int(mark) for mark in batch["marks"][0] if mark != IGNORE]
     assert marks == [1, 0, 0, 1, 1, 1]  # the last is for the end: nothing is missing
