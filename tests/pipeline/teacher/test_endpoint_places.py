@@ -1,4 +1,4 @@
-"""Who may send when, and to which endpoint: in the order of asking, less to the slower, nothing after a refusal."""
+"""When requests may be sent and to which endpoint: in order, fewer to a slow endpoint, none after a refusal."""
 
 from __future__ import annotations
 
