@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); does nothing when nothing changed
+setup: ## create .venv and install everything (EXTRA=gpu for CUDA machines); does nothing if nothing has changed
 	@VENV=$(VENV) scripts/setup.sh $(EXTRA)
 
 pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/world
@@ -23,9 +23,9 @@ pocket-world: setup ## write the synthetic miniature M-BEIR to build/pocket/worl
 build-dataset: setup pocket-world ## build the dataset of CONFIG (default: pocket, with a real vLLM server on CPU)
 	@$(BIN)/mbeir-cot build $(CONFIG) $(ARGS)
 
-# What the pocket training needs beside the dataset, with the ledger shared: every query with a trace, for the control that
-# always reasons; and the test queries' traces, for the ceiling that the teacher's traces set (chosen by their targets, as
-# verification would, they would be no fair one).
+# Two more datasets for the pocket training, from the same ledger: one in which every query has a trace, for the control that always
+# reasons; and one of the test queries, for the ceiling with the teacher's traces (without verification, because it sees the targets
+# and would make the ceiling unfair).
 build/pocket/dataset/manifest.json:
 	@$(MAKE) --no-print-directory build-dataset CONFIG=configs/pocket.yaml ARGS=
 build/pocket-reasoned/dataset/manifest.json: build/pocket/dataset/manifest.json
@@ -39,17 +39,17 @@ ifeq ($(TRAIN),configs/train-pocket.yaml)
 TRAIN_DATA := build/pocket-reasoned/dataset/manifest.json build/pocket-test/dataset/manifest.json
 endif
 
-train: setup $(TRAIN_DATA) ## fit TRACE and its controls on the built dataset (TRAIN=config, PROCESSES=n; default: pocket)
+train: setup $(TRAIN_DATA) ## train TRACE and its controls on the built dataset (TRAIN=config, PROCESSES=n; default: pocket)
 	@$(BIN)/mbeir-cot train $(TRAIN) --processes $(PROCESSES) $(ARGS)
 
-eval: setup $(TRAIN_DATA) ## score what was trained: M-BEIR's table with controls, and what it costs
+eval: setup $(TRAIN_DATA) ## score the trained models: M-BEIR's table with controls and costs
 	@$(BIN)/mbeir-cot eval $(TRAIN) $(ARGS)
 
 push: setup ## publish the built dataset: make push REPO=org/name [DIR=build/pocket]
 	@test -n "$(REPO)" || { echo "name the repository: make push REPO=org/name"; exit 2; }
 	@$(BIN)/mbeir-cot push $(or $(DIR),build/pocket) $(REPO) $(ARGS)
 
-report: setup ## one HTML page to look at: make report [DIR=build/pocket]
+report: setup ## write one HTML page about a build or a run: make report [DIR=build/pocket]
 	@$(BIN)/mbeir-cot report $(or $(DIR),build/pocket) $(ARGS)
 
 pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; DEVICE=cuda for a GPU)
@@ -58,8 +58,8 @@ pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Most slow tests wait for a process that starts, so two files run side by side, each with a thread for its sums. Ray's workers
-# are nice by default, and would starve beside the other file.
+# Most slow tests wait for a process to start, so two files run in parallel, each with one compute thread. Ray's workers run at a
+# raised nice level by default and would starve beside the other file.
 test: setup ## every test
 	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
@@ -70,7 +70,7 @@ test-one: setup ## some tests by name: make test-one T=tests/trainer/retrieval/t
 	@test -n "$(T)" || { echo "name a test: make test-one T=tests/trainer/retrieval/test_topk.py [ARGS=\"-k ties\"]"; exit 2; }
 	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest $(T) $(ARGS)
 
-bench: setup ## benchmarks, with ratios to plain baselines measured in the same run
+bench: setup ## benchmarks of reader, client and grammar, with ratios to plain baselines of the same run
 	@$(BIN)/python bench/pools.py
 	@$(BIN)/python bench/client.py
 	@$(BIN)/python -m bench.grammar masks
@@ -87,10 +87,10 @@ bench-train: setup ## benchmarks of the trainer: step, memory, adaptive embeddin
 	@$(BIN)/python -m bench.search
 
 .PHONY: rehearse
-rehearse: setup ## what ships for GPUs, on checkpoints real in all but size: teacher, train, eval, merge (DEVICE=cuda for a GPU)
+rehearse: setup ## run the GPU configs on random checkpoints with real layouts: teacher, train, eval, merge (DEVICE=cuda for a GPU)
 	@$(BIN)/python -m bench.rehearse --device $(or $(DEVICE),cpu) $(ARGS)
 
-lock: ## write requirements-cpu.lock from what is installed in .venv (see scripts/setup.sh for what is left out and why)
+lock: ## write requirements-cpu.lock from the packages in .venv (scripts/setup.sh says what is left out and why)
 	@$(BIN)/pip freeze --exclude-editable 2>/dev/null | grep -v -i -E '^(torchaudio|torchcodec)==' | sort -f > requirements-cpu.lock
 
 lock-gpu: ## write requirements-gpu.lock (needs uv, no GPU; ARGS=--upgrade for newer versions)

@@ -1,10 +1,10 @@
-"""What the teacher's client costs: against a bare aiohttp loop that fires the same requests at the same server, in one run.
+"""Cost of the teacher's client, compared with a bare aiohttp loop that sends the same requests to the same server in one run.
 
     python bench/client.py [--requests 5000] [--in-flight 256]
 
-The server answers at once (or after 200 ms) and runs in a process of its own, client and server each on one core where the
-machine has two. Runs of client and bare loop alternate; the ratio is of their medians. The bound is the bare loop: it does
-nothing but send and receive.
+The server answers instantly (or after 200 ms) in its own process; client and server each have one core if the machine has two.
+Runs of client and bare loop alternate; the ratio is that of their medians. The bare loop is the upper bound: it only sends and
+receives.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def requests(count: int) -> list[TeacherRequest]:
 
 
 async def bare(url: str, asked: list[TeacherRequest], in_flight: int) -> None:
-    """Workers that send the next request when the last is answered."""
+    """Sends the requests from workers that each wait for an answer before the next request."""
     waiting = iter(asked)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
@@ -94,7 +94,7 @@ async def ours(url: str, asked: list[TeacherRequest], in_flight: int) -> None:
 def timed(
     run: Callable[[str, list[TeacherRequest], int], Awaitable[None]], url: str, count: int, in_flight: int
 ) -> tuple[float, float]:
-    """(requests/s, CPU ms of this process per request)."""
+    """Returns (requests/s, CPU ms of this process per request)."""
     asked = requests(count)
     cpu, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     asyncio.run(run(url, asked, in_flight))  # type: ignore[arg-type]
@@ -108,10 +108,10 @@ def main(
     in_flight: int = 256,
     rounds: int = 3,
 ) -> None:
-    """Prints rates, their ratio and what a request costs."""
+    """Prints rates, their ratio and the CPU time per request."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     pin(cores[:1])
-    table = Table("latency", "client", "requests/s", "of the bare loop", "CPU ms/request")
+    table = Table("latency", "client", "requests/s", "ratio to the bare loop", "CPU ms/request")
     for number, delay in enumerate((0.0, 0.2)):
         port, ready = 18_400 + number, multiprocessing.Event()
         server = multiprocessing.Process(target=serve, args=(port, delay, ready, cores[-1:]), daemon=True)

@@ -1,16 +1,16 @@
-"""What the paper's scale costs on 8 GPUs of 80 GB: the table of docs/at-scale.md, by arithmetic that can be read and changed.
+"""Cost of the paper's scale on 8 GPUs with 80 GB: the table of docs/at-scale.md, by arithmetic that can be read and changed.
 
     python -m bench.cost [--card h100]
 
-Nothing is run. Every figure says how it was got:
+Nothing is run. Every figure states its origin:
 
 * counted: from the released sizes of M-BEIR and M-BEIR-CoT, the models' published shapes, and the prompts of `prompts/full` in
   Qwen2.5's tokens;
-* measured: by us, in `MEASURED`, with the card's name: a training step on one GPU;
-* estimated: the formulae here, at the shares in `ASSUMED` of a card's peak. They are what a measurement should replace.
+* measured: by us, in `MEASURED`, with the name of the card: a training step on one GPU;
+* estimated: by the formulae here, at the shares of a card's peak in `ASSUMED`. Replace these by measurements.
 
-Shapes: rows of text and image tokens; N parameters of the language model without its embedding. A forward costs 2 N FLOP a
-token; attention (0.5% at 300 tokens) is left out, the vision tower is counted by patches.
+Rows consist of text and image tokens; N is the number of parameters of the language model without its embedding. A forward pass
+costs 2 N FLOP per token; attention (0.5% at 300 tokens) is left out, and the vision tower is counted by patches.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ GB, HOUR = 1e9, 3600
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Counted, where nothing else is said."""
+    """Sizes of the data; counted unless marked otherwise."""
 
-    queries: int = 1_150_000  # M-BEIR's training queries, all dataset-tasks (rounded in its paper)
+    queries: int = 1_150_000  # M-BEIR's training queries, all dataset-tasks (its paper rounds)
     query_images: float = 877 / 1150
-    train_rows: int = 575_442 + 518_311  # M-BEIR-CoT as the paper released its sizes
+    train_rows: int = 575_442 + 518_311  # sizes of M-BEIR-CoT in the paper
     traces: int = 575_442
     reasoned: int = 633_000  # CIRR, FashionIQ, InfoSeek, OVEN: asked for a trace
-    reasoned_target_images: float = 342 / 633  # a verification shows them beside the query's
+    reasoned_target_images: float = 342 / 633  # a verification shows them beside the query's image
     positive_images: float = 615 / 1150
     positive_passages: float = 591 / 1150  # Wikipedia: OVEN and InfoSeek
     test_queries: int = 190_573
@@ -44,11 +44,11 @@ class Data:
     candidates: int = 5_609_079
     candidate_images: float = 3_152_220 / 5_609_079
     candidate_passages: float = 2_105_235 / 5_609_079
-    image: int = 110  # visual tokens of 341x256 and their two marks
-    chat: int = 22  # the chat template's own
+    image: int = 110  # visual tokens of 341x256 and their two delimiters
+    chat: int = 22  # the chat template's own tokens
     student_query: int = 116
     student_candidate: int = 27
-    assess: int = 36  # beyond the constant part, which vLLM's prefix cache holds; so the next two
+    assess: int = 36  # beyond the constant part, which vLLM's prefix cache holds; the same for the next two
     reason: int = 45
     verify: int = 195
     trace: int = 130  # assumed: worked examples have 62 to 107, the paper's bounds are 18 and 320
@@ -62,29 +62,29 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Assumed:
-    """What no one has measured here."""
+    """Assumptions, which we have not measured."""
 
     flop_share: float = 0.4
-    """Of the bf16 peak, in the teacher's prefill."""
+    """Share of the bf16 peak in the teacher's prefill."""
     byte_share: float = 0.6
-    """Of the memory bandwidth, in decoding."""
+    """Share of the memory bandwidth in decoding."""
     attempts: float = 1.3
-    """Traces asked for each query that reasons (repair.attempts bounds it at 3)."""
+    """Traces requested per query that reasons (repair.attempts limits it to 3)."""
     think_rate: float = 0.5
-    """Test queries that TRACE answers with a trace."""
+    """Share of test queries for which TRACE writes a trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """On one GPU, by its name. None: not measured, the assumption is used."""
+    """Measurements on one GPU, with its name. None: not measured, so the assumption is used."""
 
     on: str = MEASURED_ON
     train_share: dict[bool, float] = field(default_factory=lambda: dict(MEASURED_SHARE))
     """Useful FLOP/s of a training step over the bf16 peak, with (True) and without checkpointing."""
     embed_share: float | None = MEASURED_EXECUTED
-    """Of the embedding of candidates. Not measured itself: the same forward pass, at what a training step executes."""
+    """Share of the peak when embedding candidates. Not measured itself: the same forward pass at a training step's executed share."""
     decode_7b: float | None = None
-    """Tokens/s of adaptive embedding's own decoding, 256 rows."""
+    """Tokens/s when adaptive embedding decodes 256 rows."""
 
 
 DATA, ASSUMED = Data(), Assumed()
@@ -99,26 +99,26 @@ class Line:
     memory: str
     rate: str
     hours: float | None
-    """On 8 GPUs."""
+    """Hours on 8 GPUs."""
     how: str
 
 
 def train_tokens(data: Data = DATA, *, traces: bool) -> float:
-    """Of a training row: query, its trace where it has one, and its positive."""
+    """Tokens of a training row: the query, its trace if it has one, and its positive."""
     query = data.chat + data.student_query + data.query_images * data.image
     thought = data.trace * data.traces / data.train_rows if traces else 0.0
     return query + thought + data.candidate_tokens(data.positive_images, data.positive_passages)
 
 
 def train_patches(data: Data = DATA) -> float:
-    """Of the pictures of a training row."""
+    """Patches of the images of a training row."""
     return 4 * data.image * (data.query_images + data.positive_images)
 
 
 def step_s(
     shape: Shape, card: Card, rows: int, *, traces: bool, data: Data = DATA, r: int = 128, checkpointing: bool = True
 ) -> float:
-    """Seconds of a step of so many rows on one GPU."""
+    """Seconds of a step of `rows` rows on one GPU."""
     language = shape.layer_parameters + shape.lora_parameters(r)
     vision = shape.vision_parameters + shape.merger_parameters
     tokens, patches = rows * train_tokens(data, traces=traces), rows * train_patches(data)
@@ -134,10 +134,10 @@ def memory_of(shape: Shape, *, chunk: int, r: int = 128, checkpointing: bool = T
 
 
 def decode_s(shape: Shape, card: Card, *, rows: int, context: float, gpus: int = 1, kv_passes: float = 1) -> float:
-    """One token for each of `rows`: all weights and every row's keys and values are read, then multiplied; no overlap assumed.
+    """Seconds to decode one token for each of `rows`: reads all weights and every row's keys and values, then multiplies, without overlap.
 
-    `kv_passes` is 1 where attention reads the cache in place. transformers' DynamicCache with a mask copies it (2), repeats it for
-    every query head (7 written, 7 read) and reads it once: 17.
+    kv_passes: 1 if attention reads the cache in place. transformers' DynamicCache with a mask copies it (2), repeats it for every
+    query head (7 written, 7 read) and reads it once: 17.
     """
     weights = 2 * (shape.layer_parameters + shape.vocabulary_parameters)
     moved = weights + kv_passes * rows * context * shape.kv_bytes
@@ -145,14 +145,14 @@ def decode_s(shape: Shape, card: Card, *, rows: int, context: float, gpus: int =
 
 
 def share_of(measured: float | None) -> tuple[float, str]:
-    """A share of the peak and how it was got."""
+    """Returns a share of the peak and its origin."""
     if measured is not None:
         return measured, f"at {measured:.0%} of the peak, which a training step executes, measured on one {MEASURED.on}"
     return ASSUMED.flop_share, f"at {ASSUMED.flop_share:.0%} of the peak, assumed"
 
 
 def build_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
-    """Two servers of Qwen2.5-VL-72B, four GPUs each."""
+    """Rows for a build with two servers of Qwen2.5-VL-72B, on four GPUs each."""
     shape, gpus = QWEN_72B, 8
     room = 4 * card.memory * 0.92 - 2 * shape.parameters - 4 * 4e9
     yield Line(
@@ -182,7 +182,7 @@ def build_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
 
 
 def train_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
-    """configs/train-trace-7b.yaml."""
+    """Rows for training with configs/train-trace-7b.yaml."""
     shape, gpus, rows = QWEN_7B, 8, 1024
     steps = -(-data.train_rows // rows)
     for name, traces, checkpointing in (("trace", True, False), ("direct", False, False), ("with checkpointing", True, True)):
@@ -196,12 +196,12 @@ def train_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
             f"{tokens / seconds / 1e3:.0f} k tokens/s",
             steps * seconds / HOUR,
             f"{tokens / 1e3:.0f} k tokens and {seconds:.1f} s a step; useful FLOP at {MEASURED.train_share[checkpointing]:.1%} of the "
-            f"peak, measured on one {MEASURED.on}; several GPUs estimated as so many times one",
+            f"peak, measured on one {MEASURED.on}; several GPUs estimated as a multiple of one",
         )
 
 
 def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
-    """One model against all pools and the union: candidates once, queries by their route."""
+    """Rows for the evaluation of one model on all pools and their union: candidates once, queries by their route."""
     shape, gpus = QWEN_7B, 8
     share, how = share_of(MEASURED.embed_share)
     flop_s = gpus * card.bf16 * share
@@ -252,7 +252,7 @@ def _hours(hours: float) -> str:
 
 
 def table(card: Card) -> str:
-    """The table in Markdown, with a sum for each part."""
+    """Renders the table in Markdown, with a sum for each part."""
     lines = ["| | memory | tokens/s, all GPUs | hours | GPU-hours | how |", "|---|---|---|--:|--:|---|"]
     for title, part in (
         ("build, two servers of a 72B teacher", build_lines(card)),
@@ -260,7 +260,7 @@ def table(card: Card) -> str:
         ("evaluation of one model", evaluation_lines(card)),
     ):
         rows = list(part)
-        counted = [row for row in rows if row.what != "with checkpointing"]  # an alternative, not a further step
+        counted = [row for row in rows if row.what != "with checkpointing"]  # an alternative, not an additional step
         total = sum(row.hours or 0 for row in counted)
         lines.append(f"| **{title}** | | | **{_hours(total)}** | **{8 * total:.0f}** | |")
         for row in rows:
@@ -270,7 +270,7 @@ def table(card: Card) -> str:
 
 
 def main(card: Annotated[Literal["h100", "a100", "h200"], typer.Option()] = "h100") -> None:
-    """Prints the table for eight of a card."""
+    """Prints the table for eight GPUs of one kind."""
     print(table(CARDS[card]))
 
 

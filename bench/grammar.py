@@ -1,9 +1,9 @@
-"""What holding traces to their form costs with a real vocabulary: compile time, mask time a token, and steps/s of a real vLLM server.
+"""Cost of the decoding grammar with a real vocabulary: compile time, mask time per token, and steps/s of a real vLLM server.
 
-    python -m bench.grammar masks      each family's grammar beside a bare line, in thread CPU time (half a minute)
-    python -m bench.grammar server     one server (one random layer under Qwen's 151,665 tokens), with and without, by turns (minutes)
+    python -m bench.grammar masks      each family's grammar compared with a bare line, in thread CPU time (half a minute)
+    python -m bench.grammar server     one server (one random layer under Qwen's 151,665 tokens), with and without a grammar (minutes)
 
-The model of `server` is small, so that a step is mostly vocabulary: a large model's steps are longer and its share smaller.
+The model of `server` is small, so the vocabulary dominates a step; in a large model's longer steps the share is smaller.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Cost(NamedTuple):
 
 
 @app.command()
-def masks(cache: Annotated[Path, typer.Option(help="where the vocabulary is kept")] = CACHE, rounds: int = 5) -> None:
-    """Compile time and mask time a token of each family, open and bounded, and their ratio to a bare line."""
+def masks(cache: Annotated[Path, typer.Option(help="Where the vocabulary is kept.")] = CACHE, rounds: int = 5) -> None:
+    """Compile time and mask time per token for each family, open and bounded, and the ratio to a bare line."""
     tokenizer = real_tokenizer(cache)
     info = xgrammar.TokenizerInfo.from_huggingface(
         tokenizer, vocab_size=ROWS["7B"], stop_token_ids=[tokenizer.eos_token_id, tokenizer.pad_token_id]
     )
     bare = _cost(info, tokenizer, BARE, SAID, rounds)
-    table = Table("grammar", "compile s", "mask ms a token", "longest", "to a bare line", "tokens")
+    table = Table("grammar", "compile s", "mask ms/token", "longest", "ratio to a bare line", "tokens")
     _add(table, "bare line", bare, bare)
     for family in FAMILIES.values():
         text = _trace(family)
@@ -71,7 +71,7 @@ def _trace(family: Family) -> str:
 
 
 def _cost(info: Any, tokenizer: Any, grammar: str, text: str, rounds: int) -> Cost:
-    """The compiler's cache is off, and of the rounds the fastest counts: others use the machine too."""
+    """Measures one grammar, without the compiler's cache. The fastest round counts, because the machine may be busy."""
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     began = time.process_time()
     compiled = compiler.compile_grammar(grammar)
@@ -97,13 +97,13 @@ def _add(table: Table, name: str, cost: Cost, bare: Cost) -> None:
 
 @app.command()
 def server(
-    cache: Annotated[Path, typer.Option(help="where the vocabulary is kept")] = CACHE,
-    sequences: Annotated[int, typer.Option(help="answers decoded together")] = 32,
-    tokens: Annotated[int, typer.Option(help="of each answer")] = 100,
+    cache: Annotated[Path, typer.Option(help="Where the vocabulary is kept.")] = CACHE,
+    sequences: Annotated[int, typer.Option(help="Answers decoded together.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 100,
     rounds: int = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Decoding steps/s of one server without a grammar, with the open one and with the bounded one, by turns."""
+    """Decoding steps/s of one server without a grammar, with the open one and with the bounded one, alternating."""
     rates: dict[str, list[float]] = {"without": [], "open": [], "bounded": []}
     with tempfile.TemporaryDirectory() as directory:
         _write_model(Path(directory), cache)
@@ -119,12 +119,12 @@ def server(
             }
         )
         with ManagedServer(config) as running:
-            for turn in range(rounds + 1):  # the first turn compiles, and is not counted
+            for turn in range(rounds + 1):  # the first turn compiles and is not counted
                 for form, found in rates.items():
                     took = asyncio.run(_decode(running.endpoint, form, sequences, tokens, turn))
                     if turn:
                         found.append(tokens / took)
-    table = Table("grammar", "steps/s", "ms a step", "to none", "each turn")
+    table = Table("grammar", "steps/s", "ms/step", "ratio to none", "each turn")
     without = statistics.median(rates["without"])
     for form, found in rates.items():
         rate = statistics.median(found)
@@ -134,7 +134,7 @@ def server(
 
 
 async def _decode(endpoint: Endpoint, form: str, sequences: int, tokens: int, turn: int) -> float:
-    """Seconds for so many answers at a time, all of them cut off at the same length: a random model ends none."""
+    """Returns the seconds to decode `sequences` answers at a time, all truncated at `tokens`: a random model does not stop by itself."""
     grammar = {"without": False, "open": True, "bounded": "bounded"}[form]
     teacher = TeacherConfig.model_validate({"hosting": "external", "endpoints": [endpoint], "grammar": grammar})
     transport = Transport(start_in_flight=sequences, max_in_flight=sequences, try_timeout_s=600)
@@ -151,7 +151,7 @@ async def _decode(endpoint: Endpoint, form: str, sequences: int, tokens: int, tu
 
 
 def _write_model(directory: Path, cache: Path) -> None:
-    """One layer of a Qwen2.5-VL with random weights, under the real vocabulary."""
+    """Writes a Qwen2.5-VL of one layer with random weights and the real vocabulary."""
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,

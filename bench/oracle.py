@@ -1,4 +1,4 @@
-"""The stand-in teacher as a process: for benchmarks, and for tests of builds."""
+"""The oracle, a fake teacher, as a process: for benchmarks and for tests of builds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENIZER = ROOT / "pocket" / "checkpoints" / "teacher"
 
 
 class Oracle:
-    """The stand-in teacher of `bench.oracle_server`."""
+    """A process that runs `bench.oracle_server`."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Oracle:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def answered(self) -> Counter[str]:
-        """How often each request was answered."""
+        """Counts how often each request was answered."""
         return Counter(self.log.read_text(encoding="utf-8").split()) if self.log.exists() else Counter()
 
     def config(self, directory: Path, mbeir: Path, **changes: Any) -> Path:
-        """A config file that asks this teacher; `changes` are ``section__key=value``."""
+        """Writes a config file with this teacher; `changes` are ``section__key=value``."""
         settings: dict[str, Any] = {
             "mbeir": str(mbeir),
             "out": str(directory / "out"),

@@ -1,13 +1,13 @@
-"""A chat endpoint that answers every question at once and always alike: a stand-in teacher for identity, speed and kills.
+"""The oracle: a chat endpoint that answers every request instantly and deterministically, for tests of identity, speed and kills.
 
-Its answers are a function of the request's content alone (a hash of the texts and image digests), so that any two runs get
-the same; it writes every request it answers to a log, from which a test can tell what was asked twice. It never fails by
-itself: see `fault_server` for that.
+An answer is a function of the request's content only (a hash of the texts and image digests), so any two runs get the same
+answers. It logs every request that it answers, so that a test can count what was asked twice. It never fails by itself; for
+failures see `fault_server`.
 
     python -m bench.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND] [--die TEXT]
 
-Other kinds of server give the same answers in their own way: see `strict_server` and `thinking_server`. A preflight's requests are
-not in the log: it is of the work.
+Other kinds of server give the same answers in their own form: see `strict_server` and `thinking_server`. A preflight's requests are
+not logged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORDS = ("red", "blue", "green", "small", "large", "round", "square", "left")
 
 
 def content_of(body: dict[str, Any]) -> tuple[str, str]:
-    """(text, digest of texts, images and attempt) of a request."""
+    """Returns a request's (text, digest of texts, images and attempt)."""
     texts, digest = [], hashlib.sha256()
     for part in body["messages"][0]["content"]:
         said = part["text"] if part["type"] == "text" else part.get("uuid") or part["image_url"]["url"]
@@ -68,8 +68,8 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
             ]
         }
     else:
-        said_of_it = re.findall(r"^Query(?: text)?:(.*)$", text, re.MULTILINE)  # the pocket set's heading, and the full one's
-        query = said_of_it[-1].strip() if said_of_it else ""
+        queries = re.findall(r"^Query(?: text)?:(.*)$", text, re.MULTILINE)  # headings of the pocket and full prompt sets
+        query = queries[-1].strip() if queries else ""
         words = [_WORDS[(number >> (2 * i)) % len(_WORDS)] for i in range(12)]
         labels = _FACET.findall(body.get("structured_outputs", {}).get("grammar", ""))
         lines = "\n".join(
@@ -91,7 +91,7 @@ def answer(body: dict[str, Any], garbage: str = "") -> dict[str, Any]:
 
 
 class Refused(Exception):
-    """What a kind of server does not take: a 400 with this error."""
+    """A request that this kind of server does not accept; answered with a 400 and this error."""
 
     def __init__(self, message: str, parameter: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -99,7 +99,7 @@ class Refused(Exception):
 
 
 def respond_as(kind: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
-    """The answers of a kind of server; each is the oracle's in the end."""
+    """Returns the function that answers as this kind of server does, based on the oracle's answers."""
     if kind == "oracle":
         return answer
     from bench import strict_server, thinking_server
@@ -139,14 +139,14 @@ def application(
                     lines.write("died\n")
             os._exit(1)
         if refuse and refuse in content_of(body)[0]:
-            return web.json_response({"error": {"message": "refused, as the test wants it"}}, status=400)
+            return web.json_response({"error": {"message": "refused, as the test asks"}}, status=400)
         try:
             given = respond(body, garbage)
         except Refused as refused:
             return web.json_response({"error": refused.error}, status=400)
         if file is not None and PREFLIGHT not in request.headers.get(
             "User-Agent", ""
-        ):  # before the answer is sent: what the log lacks was never answered
+        ):  # before the answer is sent: a request that is not in the log was never answered
             file.write(content_of(body)[1] + "\n")
         return web.Response(body=orjson.dumps(given), content_type="application/json")
 
@@ -169,11 +169,11 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--garbage", default="")
-    parser.add_argument("--refuse", default="", help="requests with these words get a 400")
-    parser.add_argument("--die", default="", help="a request with these words ends the server")
-    parser.add_argument("--deaths", type=Path, help="a file that gets a line each time")
+    parser.add_argument("--refuse", default="", help="requests that contain this text get a 400")
+    parser.add_argument("--die", default="", help="a request that contains this text kills the server")
+    parser.add_argument("--deaths", type=Path, help="a file that gets a line per death")
     parser.add_argument("--kind", default="oracle", choices=KINDS)
-    parser.add_argument("--root", default="", help="where its model lies, as it tells in its list of models")
+    parser.add_argument("--root", default="", help="the model's path that its list of models reports")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
     own = {"kind": given.kind, "root": given.root, "die": given.die, "deaths": given.deaths}
@@ -188,6 +188,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from bench.oracle_server import main as imported  # the kinds of server know this module by that name
+    from bench.oracle_server import main as imported  # the other kinds of server import this module by that name
 
     imported()

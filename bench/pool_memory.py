@@ -1,10 +1,10 @@
-"""Memory of an embedding worker beyond its model, over a pool of large images.
+"""Memory of an embedding worker beyond its model, for a pool of large images.
 
     python -m bench.pool_memory [--images 192] [--width 4000] [--height 3000] [--rows 64]
 
-Photographs of noise are embedded by one worker in a process of its own with the pocket base, which sees them at a few thousand
-pixels, so that the model costs little; anonymous memory is sampled every 20 ms. The peak is printed for the first half of the
-pool and for all of it: equal where nothing grows with the pool.
+One worker in its own process embeds noise images with the pocket base, which scales them down to a few thousand pixels, so that the
+model costs little; anonymous memory is sampled every 20 ms. The peak is printed for the first half of the pool and for the whole
+pool; they are equal if memory does not grow with the pool.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ print(f"model {before:.0f} MiB; beyond it at most {peaks[0]:.0f} MiB over half o
 
 
 def main(images: int = 192, width: int = 4000, height: int = 3000, rows: int = 64) -> None:
-    """Prints anonymous memory of the worker, in MiB."""
+    """Prints the worker's anonymous memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "mbeir_images").mkdir()

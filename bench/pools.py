@@ -1,10 +1,10 @@
-"""Reading at M-BEIR's real size: converting and looking up the global pool, reading training queries.
+"""Speed and memory of the reader at M-BEIR's real size: converting the global pool, looking candidates up, reading queries.
 
     python bench/pools.py [--rows 5600000] [--queries 300000] [--dir DIR] [--keep]
 
-Writes a pool file of the real global pool's shape (about 430 bytes a line, dids in order, a third of each modality, passages
-as long as Wikipedia's), then measures each step in a process of its own. The bound of the conversion is parsing JSON, so its
-time is given beside a plain loop of `orjson.loads` over the same file.
+Writes a pool file like the real global pool (about 430 bytes per line, dids in order, a third of each modality, passages as long
+as Wikipedia's), then measures each step in its own process. Conversion is bound by parsing JSON, so it is compared with a plain
+loop of `orjson.loads` over the same file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_queries(path: Path, rows: int) -> None:
 
 
 STEPS = {
-    # every step prints: seconds, and what its imports alone took of memory
+    # every step prints its seconds and the memory of its imports
     "plain": "import orjson\nbase = rss()\nt = now()\nfor line in open(path, 'rb'):\n    orjson.loads(line)\n",
     "convert": "from pipeline.mbeir.pools import CandidatePool\nbase = rss()\nt = now()\nCandidatePool.open(path, cache)\n",
     "open": "from pipeline.mbeir.pools import CandidatePool\nbase = rss()\nt = now()\nCandidatePool.open(path, cache)\n",
@@ -90,7 +90,7 @@ rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(step: str, path: Path, cache: Path) -> tuple[float, float, float]:
-    """(seconds, peak RSS in MB, peak RSS beyond the imports in MB) in a fresh process."""
+    """Runs a step in a fresh process. Returns (seconds, peak RSS in MB, peak RSS beyond the imports in MB)."""
     code = PRELUDE + STEPS[step] + "print(now() - t, rss(), rss() - base)\n"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path), str(cache)], capture_output=True, text=True, encoding="utf-8", check=True
@@ -102,10 +102,10 @@ def measure(step: str, path: Path, cache: Path) -> tuple[float, float, float]:
 def main(
     rows: Annotated[int, typer.Option(help="Lines of the pool; the real global test pool has 5.6 M.")] = 5_600_000,
     queries: Annotated[int, typer.Option(help="Lines of the query file.")] = 300_000,
-    directory: Annotated[Path | None, typer.Option("--dir", help="Where to write (needs 1 kB a row).")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the files.")] = False,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Where to write; needs 1 kB per row.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the files.")] = False,
 ) -> None:
-    """Prints a table of times, memory and the ratio to plain orjson."""
+    """Prints a table of times, memory, and the ratio to plain orjson."""
     folder = Path(tempfile.mkdtemp(prefix="bench-pools-", dir=directory))
     pool, query, cache = folder / "mbeir_union_test_cand_pool.jsonl", folder / "mbeir_oven_train.jsonl", folder / "cache"
     try:

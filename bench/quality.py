@@ -1,9 +1,9 @@
-"""What the pocket build is worth, against the world's ground truth: right traces before and after each filter.
+"""Quality of the pocket build against the world's ground truth: correct traces before and after each filter.
 
     python bench/quality.py [--build build/pocket] [--world build/pocket/world] [--json]
 
-`right before` counts the last trace of every query that reasoned; `after screens` those that the rules let through; `after
-verify` the records. Precision: share of wrong ones among the refused; recall: share of the wrong ones that were refused.
+`right before` counts the last trace of every query that reasoned; `after screens` those that pass the rules; `after verify` the
+records. Precision is the share of wrong traces among the rejected; recall is the share of wrong traces that were rejected.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Queries of an evaluation: every routing embedded by itself, beside embeddings that the routings share.
+"""Time to embed the queries of an evaluation: each routing separately, compared with embeddings that the routings share.
 
     python -m bench.queries CONFIG [--split val] [--rounds 3]
 
-On the base of the config with half of its queries told to reason (no training is needed): bypass, the student's own route,
-by modality and at random, as `mbeir-cot eval` has them, with the model loaded once and pools left out.
+Uses the config's base model and makes half of the queries reason, so no training is needed. The routings are those of `mbeir-cot
+eval`: bypass, the student's own route, by modality and at random. The model is loaded once, and pools are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(
     rounds: int = 3,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """Prints seconds of each way, in turn, and their ratio."""
+    """Prints the seconds of both ways, run alternately, and their ratio."""
     settings = load_config(config, TrainConfig, tuple(overrides or ()))
     layout = Layout.open(settings.data.mbeir)
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def main(
 
     def shared() -> None:
         embeddings = QueryEmbeddings(files, worker)
-        # the student's own route by what it is told: its first pass knows the bypass embeddings of all that reason
+        # the student's own route, as given: its first pass also yields the bypass embeddings of all queries that reason
         for routes in (own, modality, lot):
             embeddings.embed("given", given=routes)
 

@@ -2,8 +2,8 @@
 
     python -m bench.real_step --processor DIR [--layers 28] [--rows 256] [--chunk 32] [--no-checkpointing]
 
-DIR holds the processor and tokenizer of Qwen2.5-VL (weights are not needed: the shape is written below, the values are drawn).
-A step is the product's own `train_step` on random pictures and words: gradient cache, cross-entropy and contrastive loss in bfloat16.
+DIR holds the processor and tokenizer of Qwen2.5-VL. Its weights are not needed: the shape is given below, the values are random.
+A step is the project's own `train_step` on random images and words: gradient cache, cross-entropy and contrastive loss in bfloat16.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build(tokenizer: PreTrainedTokenizerBase, layers: int, device: str) -> Qwen2
 
 
 def draw_batch(embedder: Embedder, queries: int, chunk: int, trace_words: int = 120) -> Batch:
-    """`queries` queries with picture, text and trace, and as many candidates with picture and text."""
+    """Makes a random batch: `queries` queries with image, text and trace, and as many candidates with image and text."""
     rng = np.random.default_rng(0)
     encoder = embedder.encoder()
 
@@ -101,10 +101,10 @@ def draw_batch(embedder: Embedder, queries: int, chunk: int, trace_words: int = 
 
 
 def count_flops(model: torch.nn.Module, batch: Batch, *, checkpointing: bool) -> tuple[float, float, int, int]:
-    """(model FLOPs of a step, those with what gradient caching and checkpointing run again, text tokens, patches).
+    """Returns (model FLOPs of a step, FLOPs including what gradient caching and checkpointing repeat, text tokens, patches).
 
-    Two for each weight and token in a forward pass; frozen weights need the gradient of their input only (two more), and nothing
-    of the vision tower is differentiated. Attention is left out: a few per cent at these lengths.
+    A forward pass takes two per weight and token. Frozen weights only need the gradient of their input (two more), and the vision
+    tower has no backward pass. Attention, a few per cent at these lengths, is left out.
     """
     language = sum(p.numel() for n, p in model.named_parameters() if "language_model" in n and "embed_tokens" not in n)
     vision = sum(p.numel() for n, p in model.named_parameters() if ".visual." in n)
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="queries and candidates of this GPU's share of a step")
     parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--no-checkpointing", action="store_true")
-    parser.add_argument("--one-window-at-a-time", action="store_true", help="the vision tower as transformers runs it")
+    parser.add_argument("--one-window-at-a-time", action="store_true", help="run the vision tower as transformers does")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--tflops", type=float, default=989.0, help="the card's dense bfloat16 peak")
     chosen = parser.parse_args()

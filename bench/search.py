@@ -1,9 +1,9 @@
-"""Exact search beside bare faiss: a million vectors, in blocks, with faiss's own order of ties.
+"""Exact search compared with bare faiss: a million vectors, in blocks, with faiss's order of ties.
 
     python -m bench.search [--rows 1000000] [--dim 256] [--queries 1000] [-k 50] [--rounds 3]
 
-Both search the same normalised vectors and must find the same. `streamed` reads them from a `.npy` file block by block in a
-process of its own, whose memory beyond the imports is given beside the size of the file.
+Both search the same normalised vectors and must return the same results. `streamed` reads the vectors from a `.npy` file block by
+block in its own process, whose memory beyond the imports is printed beside the size of the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(
     k: Annotated[int, typer.Option("-k")] = 50,
     rounds: int = 3,
 ) -> None:
-    """Prints a table, with the ratio to faiss measured in the same run."""
+    """Prints a table with the ratio to faiss in the same run."""
     console = Console()
     rng = np.random.default_rng(0)
     pool = normalised(rng.standard_normal((rows, dim), np.float32))
@@ -66,7 +66,7 @@ def main(
         began = time.perf_counter()
         ours = top_k(asked, (pool[start : start + BLOCK_ROWS] for start in range(0, rows, BLOCK_ROWS)), k)
         seconds["top_k"].append(time.perf_counter() - began)
-    # the two sum products in another order: neighbours whose scores agree to the last digits may change places
+    # the two sum products in different orders, so neighbours whose scores agree up to the last digits may swap
     same = float((ours.positions == theirs).mean())
     base = statistics.median(seconds["faiss IndexFlatIP"])
     table = Table("search", "seconds", "queries/s", "x faiss")

@@ -1,4 +1,4 @@
-"""Several runs of one training with different seeds: means and spread of the table.
+"""Means and ranges of the results table over runs with different seeds.
 
 mbeir-cot train configs/train-pocket.yaml --set seed=1 --out build/pocket-train-1   (and `eval`), for each seed
 python -m bench.seeds build/pocket-train build/pocket-train-1 build/pocket-train-2
@@ -27,7 +27,7 @@ def mean(result: dict[str, Any], family: str | None, pool: str) -> float:
 
 
 def rows(found: list[list[dict[str, Any]]], pool: str) -> list[list[str]]:
-    """A row for each model: its name, hit@k (per cent) as mean with least and greatest, think rate."""
+    """Makes a row per model: its name, mean hit@k in per cent with its range, think rate."""
     table = []
     for name in dict.fromkeys(result["name"] for results in found for result in results):
         results = [result for run in found for result in run if result["name"] == name]
@@ -48,7 +48,7 @@ def main(
     split: str = "test",
     markdown: Annotated[bool, typer.Option("--markdown", help="As a document's table.")] = False,
 ) -> None:
-    """hit@k, per cent: mean over the runs that have the model, and least to greatest."""
+    """Prints hit@k in per cent: the mean over the runs that have the model, and its range."""
     found = [json.loads((run / "eval" / f"results_{split}.json").read_text(encoding="utf-8")) for run in runs]
     for pool, title in (("local", "local pools"), ("union", "union of all pools")):
         head, body = [title, *FAMILIES, "mean", "think rate"], rows(found, pool)

@@ -1,4 +1,4 @@
-"""Shapes of models and data sheets of cards: what bench/cost.py reckons with."""
+"""Shapes of models and data sheets of cards: used by bench/cost.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Data sheet, dense."""
+    """A GPU's dense peak rates, from its data sheet."""
 
     name: str
     bf16: float
@@ -28,7 +28,7 @@ CARDS = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Qwen2.5-VL (its published configuration)."""
+    """Shape of a Qwen2.5-VL, from its published configuration."""
 
     hidden: int
     layers: int
@@ -47,13 +47,13 @@ class Shape:
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
-        """In and out of a layer's linear modules: what LoRA is put on."""
+        """Input and output widths of a layer's linear modules, which LoRA adapts."""
         h, i, queries = self.hidden, self.intermediate, self.heads * self.head_dim
         return (h, queries), (h, self.key_values), (h, self.key_values), (queries, h), (h, i), (h, i), (i, h)
 
     @property
     def layer_parameters(self) -> int:
-        """Of all layers: what a token is multiplied with."""
+        """Parameters of all layers, with which each token is multiplied."""
         return self.layers * sum(a * b for a, b in self.linears)
 
     @property
@@ -72,19 +72,19 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Without norms and biases (0.01%); both vocabulary matrices (untied)."""
+        """All parameters, with both vocabulary matrices (untied), without norms and biases (0.01%)."""
         return self.layer_parameters + 2 * self.vocabulary_parameters + self.vision_parameters + self.merger_parameters
 
     @property
     def kv_bytes(self) -> int:
-        """Of a token, in bfloat16."""
+        """Bytes of KV cache per token, in bfloat16."""
         return 2 * 2 * self.key_values * self.layers
 
     def lora_parameters(self, r: int) -> int:
         return self.layers * sum(r * (a + b) for a, b in self.linears)
 
     def image_flop(self, visual_tokens: float) -> float:
-        """Forward of the vision tower: four patches a visual token."""
+        """FLOP of a forward pass through the vision tower: four patches per visual token."""
         return 2 * visual_tokens * (4 * self.vision_parameters + self.merger_parameters)
 
 

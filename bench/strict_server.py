@@ -1,7 +1,7 @@
-"""A chat endpoint that takes what OpenAI's own API takes and refuses all else, as that does: by the oracle's answers, unguided.
+"""A chat endpoint that accepts only what OpenAI's API accepts, and otherwise fails as it does. Its answers are the oracle's, unguided.
 
-The fields are those of OpenAI's reference of chat completions, the messages those of its errors. `newest` are its reasoning
-models: no `max_tokens`, no sampling but the ordinary one, no log-probabilities.
+Fields are those of OpenAI's chat completions reference; error messages are OpenAI's. `newest` stands for its reasoning models: no
+`max_tokens`, no sampling parameters other than the defaults, no log-probabilities.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PARTS: Final = {"text": {"type", "text"}, "image_url": {"type", "image_url"}}
 
 
 def answer(body: dict[str, Any], garbage: str = "", *, newest: bool = False) -> dict[str, Any]:
-    """Raises Refused for what the API would not take."""
+    """Answers a request. Raises Refused for what the API would not accept."""
     _refuse_unknown(body)
     if newest:
         _refuse_old(body)
@@ -67,7 +67,7 @@ def _refuse_old(body: dict[str, Any]) -> None:
 
 
 def _family(text: str) -> Family:
-    """That whose form the prompt asks for: the pocket set names it, the full one shows its lines."""
+    """Returns the task family of a prompt: the pocket set names it, the full set shows its lines."""
     if named := re.search(r"^Reason: (\w+)\.", text):
         return FAMILIES[named[1]]
     return next(

@@ -1,9 +1,9 @@
-"""The pocket teacher on a real vLLM server: time to the first answer, requests/s and tokens/s of each task, and how close the
-client comes to a bare loop that fires the same requests at the same server.
+"""Speed of the pocket teacher on a real vLLM server: time to the first answer, requests/s and tokens/s of each task.
 
     python bench/teacher.py [configs/pocket.yaml] [--requests 300] [--in-flight 64]
 
-The bound is the server: client and bare loop alternate, so that its caches treat both alike.
+The client is compared with a bare loop that sends the same requests to the same server. The two alternate, so that the server's
+caches treat both alike.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from schemas.teacher import TeacherAnswer
 
 
 def requests(config: BuildConfig, count: int) -> dict[str, list[TeacherRequest]]:
-    """Each task asked of `count` training queries, mixed over all datasets."""
+    """Makes `count` requests per task from training queries of all datasets."""
     layout, teacher = Layout.open(config.mbeir), config.teacher
     prompts, table = PromptSet.load(teacher.prompts), InstructionTable.load(layout.instructions)
     encoder = ImageEncoder(build_store(config), ImageMode(teacher.images), max_pixels=teacher.max_pixels, keep=4 * count)
@@ -88,7 +88,7 @@ def main(
     console = Console()
     config = load_config(path, BuildConfig)
     if config.teacher.server is None:
-        raise typer.BadParameter("the config has no managed server")
+        raise typer.BadParameter("the config has no managed teacher")
     asked = requests(config, count)
     server = ManagedServer(config.teacher.server.model_copy(update={"media_root": config.mbeir.resolve()}))
     began = time.perf_counter()

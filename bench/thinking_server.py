@@ -1,9 +1,9 @@
-"""A chat endpoint whose model thinks before it answers, unless its chat template is told not to: by the oracle's answers.
+"""A chat endpoint whose model thinks before it answers, unless its chat template disables it. Its answers are the oracle's.
 
-* `hidden`: the server takes all that is said for thinking (a grammar that was forced right after the opening tag, or an answer
-  cut off before thinking ended): `content` is null and the words are in `reasoning_content`.
-* `first`: thinking in `reasoning`, then the answer as it was asked for; log-probabilities are of the thinking's tokens.
-* `aloud`: no reasoning parser; the thoughts stand in the answer, before what the grammar holds.
+* `hidden`: the server treats the whole output as thinking (because a grammar applied right after the opening tag, or because the
+  output was truncated before thinking ended): `content` is null and the text is in `reasoning_content`.
+* `first`: thinking in `reasoning`, then the answer as requested; log-probabilities are those of the thinking tokens.
+* `aloud`: no reasoning parser; the thoughts are part of the answer, before the text that the grammar constrains.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The trainer beside its bounds.
+"""Speed and memory of the trainer, compared with their bounds.
 
-    python -m bench.train step       # samples/s of a step, beside sentence-transformers' cached in-batch loss
-    python -m bench.train memory     # peak memory of a step by global batch, with the chunk fixed
+    python -m bench.train step       # samples/s of a step, compared with sentence-transformers' cached in-batch loss
+    python -m bench.train memory     # peak memory of a step by global batch, at a fixed micro-batch size
     python -m bench.train vision     # passes through the vision tower and their time, with and without keeping its output
-    python -m bench.train adaptive   # queries/s of adaptive embedding, beside what its share of reasoning allows
+    python -m bench.train adaptive   # queries/s of adaptive embedding, compared with the bound at its think rate
 
-All on the pocket base and the pocket dataset (`make build-dataset`); `adaptive` on a trained run (`make train`), `vision` on random
-weights.
+All use the pocket base and the pocket dataset (`make build-dataset`), except that `adaptive` uses a trained run (`make train`) and
+`vision` random weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def prepared(path: Path, **batch: Any) -> tuple[TrainConfig, Embedder, BatchSour
 
 
 class Student(nn.Module):
-    """The embedder's own model and pooling as a module of sentence-transformers."""
+    """The embedder's model and pooling as a module of sentence-transformers."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class Student(nn.Module):
 
 
 def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
-    """The same queries and positives as `source.batch(step)`, each side as one padded batch in its order."""
+    """Returns the queries and positives of `source.batch(step)`, each side as one padded batch in the same order."""
     items = [source.records.item(int(i)) for i in source.order.epoch(0)[step]]
     queries = [source.query_rows(item, 0)[0] for item in items]
     found = source.candidates.fetch(source.batch(step).dids)
     sides = []
     for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
-        inputs = source.encoder.chunk(rows).to(ONE.device).inputs  # with pixel values as the processor gives them
-        del inputs["position_ids"]  # (3, rows, length) cannot be cut by rows: the model looks for them itself
+        inputs = source.encoder.chunk(rows).to(ONE.device).inputs  # with the processor's pixel values
+        del inputs["position_ids"]  # (3, rows, length) cannot be split by rows; the model computes them itself
         inputs["num_images_per_sample"] = torch.tensor([len(row.pictures) for row in rows])
         sides.append(inputs)
     return sides
@@ -94,7 +94,7 @@ def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
 
 @app.command()
 def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int = 4, rounds: int = 3) -> None:
-    """CE switched off; model, batches, rows per forward pass and pooling the same. Preparing batches is not counted."""
+    """Times a step without CE; model, batches, rows per forward pass and pooling are equal. Preparing batches is not counted."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
@@ -113,7 +113,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
     ways: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
         "sentence-transformers, cached": (cached, sides),
         "ours, gradient caching": (lambda batch: train_step(embedder, batch, loss, ONE), batches),
-        "ours, batch held at once": (lambda batch: train_step(embedder, batch, loss, ONE), whole),
+        "ours, batch in one pass": (lambda batch: train_step(embedder, batch, loss, ONE), whole),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):  # the first warms up
@@ -125,7 +125,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
             if turn:
                 seconds[name].append(time.perf_counter() - began)
     base = statistics.median(seconds["sentence-transformers, cached"])
-    table = Table(f"step of {queries} pairs, {chunk} rows a pass", "samples/s", "ratio", "range of ratios")
+    table = Table(f"step of {queries} pairs, {chunk} rows per pass", "samples/s", "ratio", "range of ratios")
     for name, values in seconds.items():
         ratios = sorted(b / v for b, v in zip(seconds["sentence-transformers, cached"], values, strict=True))
         median = statistics.median(values)
@@ -134,7 +134,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
 
 
 def _held(batch: Batch) -> Batch:
-    """The same batch, held at once: the graph of the first pass is kept."""
+    """Returns the same batch as one micro-batch, so that the graph of the first pass is kept."""
     return Batch(
         batch.step, batch.ids, batch.queries, batch.candidates, batch.dids, batch.positives, batch.reasoning, at_once=True
     )
@@ -167,7 +167,7 @@ print(json.dumps({"queries": queries, "beyond": most - before, "batch": batch_mi
 
 @app.command()
 def memory(config: Config = POCKET, chunk: int = 16, batches: Annotated[str, typer.Option()] = "64,256,1024") -> None:
-    """Each batch size in a process of its own; what a step takes beyond model and prepared batch."""
+    """Measures each batch size in its own process: the memory of a step beyond model and prepared batch."""
     table = Table("global batch", "peak of the step, MiB", "the batch's own tensors, MiB")
     for queries in batches.split(","):
         done = subprocess.run(
@@ -194,7 +194,7 @@ def vision(pairs: int = 4, chunk: int = 4, width: int = 64, rounds: int = 2) -> 
 def adaptive(
     run: Annotated[Path, typer.Argument(metavar="RUN")] = Path("build/pocket-train"), split: str = "test", rounds: int = 3
 ) -> None:
-    """TRACE on all queries, beside the bound from embedding its bypassing queries directly and its reasoning ones with traces."""
+    """Compares TRACE on all queries with the bound: bypassing queries embedded directly, reasoning ones with traces."""
     config = load_config(run / "train.json", TrainConfig)
     embedder = Embedder.load(run / "trace" / "model", config.model).folded()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)

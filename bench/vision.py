@@ -1,8 +1,8 @@
-"""How often the vision tower runs in a gradient-cached step, and what keeping its output between the passes saves.
+"""How often the vision tower runs in a gradient-cached step, and what is saved by keeping its output between the passes.
 
-    python -m bench.train vision      # on CPU: the published 32 blocks at a reduced width, random weights, real sizes of pictures
+    python -m bench.train vision      # on CPU: the published 32 blocks at a reduced width, random weights, real image sizes
 
-Calls do not depend on the width; seconds do: on a GPU and at the real width `bench.real_step` measures a whole step.
+The number of passes does not depend on the width, but the seconds do. `bench.real_step` measures a step on a GPU at the real width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = {"341x256": (341, 256), "800x600": (800, 600)}
 
 
 def embedder(directory: Path, width: int) -> Embedder:
-    """Patches, windows and blocks of Qwen2.5-VL; `width` instead of 1,280; the pocket tokenizer and a language model of two layers."""
+    """Makes a model with Qwen2.5-VL's patches, windows and blocks, `width` instead of 1,280, and a language model of two layers."""
     known: dict[str, Any] = Qwen2_5_VLConfig.from_pretrained(MODELS / "base").to_dict()
     vision = {"depth": 32, "hidden_size": width, "intermediate_size": 2 * width, "num_heads": 2, "patch_size": 14, "window_size": 112,
               "spatial_merge_size": 2, "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": known["text_config"]["hidden_size"]}  # fmt: skip
@@ -61,7 +61,7 @@ def batch_of(embedder: Embedder, size: tuple[int, int], pairs: int, chunk: int) 
 
 
 def measured(model: Embedder, batch: Batch, gib: float, rounds: int) -> tuple[int, float, float, dict[str, torch.Tensor]]:
-    """(passes through the tower, seconds of a step, of them in the tower's blocks, gradients)."""
+    """Returns (passes through the tower, seconds of a step, seconds in the tower's blocks, gradients)."""
     calls, in_tower, began = [], [0.0], [0.0]
     tower = vision_tower(model.model)
     assert tower is not None
@@ -91,8 +91,8 @@ def measured(model: Embedder, batch: Batch, gib: float, rounds: int) -> tuple[in
 
 def table(pairs: int, chunk: int, width: int, rounds: int) -> Table:
     found = Table(
-        f"{pairs} pairs with pictures, {chunk} rows a pass, 32 blocks of {width}",
-        "passes", "s a step", "of them in the tower", "kept", "largest difference of an embedding, of a gradient",
+        f"{pairs} pairs with images, {chunk} rows per pass, 32 blocks of {width}",
+        "passes", "s/step", "of them in the tower", "kept", "largest difference of an embedding, of a gradient",
     )  # fmt: skip
     with TemporaryDirectory() as directory:
         model = embedder(Path(directory), width)

@@ -1,4 +1,4 @@
-"""Cards: what a dataset says of itself on the Hub. Every number in them comes from the manifest."""
+"""Renders the cards (README.md) of datasets and models. Every number of a dataset's card comes from its manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
-    """The card of a pocket checkpoint from its training logs and its measured figures (`pocket.evaluation.skills`)."""
+    """Renders the card of a pocket checkpoint from its training logs and measured figures (`pocket.evaluation.skills`)."""
     heads = [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "recipe" in line]
     stem = json.loads(stem_log.read_text(encoding="utf-8").splitlines()[0])
     return (
@@ -54,9 +54,9 @@ def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict
 
 
 def render_dataset_card(manifest: Manifest, directory: Path, repo: str | None = None) -> str:
-    """README.md of a dataset's directory, with the Hub's YAML header.
+    """Renders README.md for a dataset's directory, with the Hub's YAML header.
 
-    repo: what `load_dataset` is shown with; the directory's own place is never named.
+    repo: the name that the card's snippets load; the directory's own path never appears.
     """
     folders = [folder for folder in _CONFIGS if any(file.path.startswith(f"{folder}/") for file in manifest.files)]
     header = yaml.safe_dump(_header(manifest, directory, folders), sort_keys=False, allow_unicode=True)
@@ -84,9 +84,10 @@ def render_trace_model_card(
     synthetic: bool,
     prompts: str = "",
 ) -> str:
-    """README.md of a trained embedder. results: what `mbeir-cot eval` wrote, empty where it has not run.
+    """Renders README.md for a trained embedder.
 
-    prompts: the student's prompts as Python source, for a merged one (`trainer.release.sentence_transformers`).
+    results: the results that `mbeir-cot eval` wrote; empty if it has not run.
+    prompts: for merged weights, the student's prompts as Python source (`trainer.release.sentence_transformers`).
     """
     base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
     return (
@@ -140,7 +141,7 @@ def _header(manifest: Manifest, directory: Path, folders: list[str]) -> dict[str
 
 
 def _info(manifest: Manifest, directory: Path, folder: str) -> dict[str, Any]:
-    """Features and sizes of one config, as the Hub wants them."""
+    """Features and sizes of one config in the Hub's format."""
     from datasets import Features  # noqa: PLC0415 (it imports pandas and much else)
 
     files = [file for file in manifest.files if file.path.startswith(f"{folder}/")]
@@ -150,7 +151,7 @@ def _info(manifest: Manifest, directory: Path, folder: str) -> dict[str, Any]:
     split = {"name": manifest.split, "num_bytes": size, "num_examples": sum(file.rows for file in files)}
     return {
         "config_name": _CONFIGS[folder],
-        "features": features._to_yaml_list(),  # what push_to_hub writes too
+        "features": features._to_yaml_list(),  # as push_to_hub does
         "splits": [split],
         "download_size": sum(file.bytes for file in files),
         "dataset_size": size,
@@ -158,7 +159,7 @@ def _info(manifest: Manifest, directory: Path, folder: str) -> dict[str, Any]:
 
 
 def _examples(manifest: Manifest, directory: Path) -> list[dict[str, Any]]:
-    """The card's examples with their rows."""
+    """Returns the card's examples with their rows."""
     wanted = {example.id: example for example in manifest.examples}
     if not wanted:
         return []

@@ -1,15 +1,15 @@
-# How a step of a Slurm job runs: in the environment at $VENV or, with IMAGE, in that image. Sourced by the *.sbatch files.
+# Sets how the steps of a Slurm job run: in the environment at $VENV or, with IMAGE, in that image. Sourced by the *.sbatch files.
 #
 #   IMAGE=/shared/mbeir-cot.sqsh sbatch deploy/slurm-build.sbatch CONFIG     pyxis and enroot; also REGISTRY#mbeir-cot:gpu
 #   IMAGE=/shared/mbeir-cot.sif  sbatch deploy/slurm-build.sbatch CONFIG     Apptainer or Singularity
 #
-# MOUNTS: what the image is to see beside the folder of the submission, as /a:/a,/b:/b.
+# MOUNTS: folders to mount besides the submission's own, as /a:/a,/b:/b.
 # shellcheck shell=bash disable=SC2034  # used where this is sourced
 
 step=(srun)  # with the arguments that every step needs
-inside=()    # what comes before a command, within a step
+inside=()    # prefix of a command within a step
 venv=${VENV:-$PWD/.venv}
-# /tmp: Ray's processes meet in sockets there, each in a container of its own.
+# /tmp is mounted for the sockets through which Ray's processes, each in its own container, talk to each other.
 mounts=/tmp:/tmp,$PWD:$PWD,${MOUNTS:-/data:/data}
 case ${IMAGE:-} in
   "") ;;
@@ -17,5 +17,5 @@ case ${IMAGE:-} in
   *) venv=${VENV:-/work/.venv} step+=(--container-image="$IMAGE" --container-mounts="$mounts" --container-workdir="$PWD") ;;
 esac
 
-# Since Slurm 22.05 a step does not take the job's --cpus-per-task: where cores are bound, all of a node's processes would share one.
+# Since Slurm 22.05 a step does not inherit the job's --cpus-per-task; with core binding, all processes of a node would share one core.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

@@ -1,8 +1,8 @@
-"""What is said to teachers and students: Jinja2 templates in sets.
+"""Prompts of teachers and students: sets of Jinja2 templates.
 
-A set is a directory of templates: ``full`` for real teachers, ``pocket`` for the tiny one, or one of your own. Templates run
-in a sandbox, may not reach outside their set, and fail on a variable that is not given. What a query says is data: it is
-never template source, and marks in it that a model could take for its own are defused first.
+A set is a directory of templates: ``full`` for real teachers, ``pocket`` for the tiny one, or your own. Templates run in a
+sandbox, cannot reach outside their set, and fail on undefined variables. The text of a query is data and never template source;
+markup in it that a model could take for its own is defused first.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _DIRECTORY: Final = Path(__file__).parent
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _OWN_TAGS: Final = ("reasoning", "answer", "think")
 _MEDIA_TAGS: Final = ("image", "img", "video", "audio", "img_context", "image_soft_token", "start_of_image", "end_of_image")
-"""What stands for a picture in the text of a prompt: LLaVA and the training projects write <image>, InternVL <img>,
-<IMG_CONTEXT> and </img>, Gemma <start_of_image>. One that a query brings along is a picture too many."""
+"""Placeholders for images in the text of a prompt: LLaVA and the training projects write <image>, InternVL <img>,
+<IMG_CONTEXT> and </img>, Gemma <start_of_image>. One in a query's own text would count as another image."""
 _TURN_TAGS: Final = ("s", "bos", "eos", "pad", "unk", "start_of_turn", "end_of_turn", "tool_call", "tool_response")
 _GROUNDING_TAGS: Final = ("box", "bbox", "ref", "quad", "ref-object", "cot-process", "start-image")
-"""InternVL's and ms-swift's."""
+"""Tags of InternVL and ms-swift."""
 _TAGS: Final = "|".join((*_OWN_TAGS, *_MEDIA_TAGS, *_TURN_TAGS, *_GROUNDING_TAGS))
 _MARKUP: Final = re.compile(rf"<(\|[^<>|]{{1,40}}\||/?(?:{_TAGS})\s*)>", re.IGNORECASE)
 _BRACKETS: Final = re.compile(r"\[(/?INST|/?IMG|IMG_BREAK|IMG_END)\]")
-"""Mistral's and Pixtral's."""
+"""Tags of Mistral and Pixtral."""
 _JINJA: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _IMAGE: Final = re.compile("\x00image:([a-z_]+)\x00")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """Where an image goes; `role` says which: ``query``, ``target`` or ``candidate``."""
+    """The place of an image in a prompt; `role` says which image: ``query``, ``target`` or ``candidate``."""
 
     role: str
 
@@ -49,10 +49,10 @@ Prompt = tuple[Part, ...]
 
 
 def defused(text: str) -> str:
-    """`text` without control characters, and with our tags, special tokens and the marks by which models and training projects
-    place pictures in other brackets: ``‹|im_start|›``, ``‹image›``.
+    """Returns `text` without control characters, and with tags, special tokens and image placeholders in other brackets:
+    ``‹|im_start|›``, ``‹image›``.
 
-    A reader sees what stood there; a tokenizer and a parser do not take it for theirs.
+    People can still read them, but no tokenizer or parser takes them for its own.
     """
     text = _CONTROL.sub("", text)
     if "<" in text:
@@ -61,8 +61,11 @@ def defused(text: str) -> str:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Gives templates their globals as a plain dict: each rendering copies them, and jinja's own chain of maps takes ten times
-    as long to copy. Nothing adds to a template's globals after it is loaded."""
+    """A sandbox that gives templates their globals as a plain dict.
+
+    Each rendering copies them, and jinja's own chain of maps takes ten times as long to copy. Nothing adds to a template's
+    globals after it is loaded.
+    """
 
     def make_globals(self, d: MutableMapping[str, Any] | None) -> MutableMapping[str, Any]:
         return {**self.globals, **(d or {})}
@@ -80,13 +83,13 @@ class PromptSet:
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=False,
-            auto_reload=False,  # one look at the file for each prompt otherwise; a set is loaded once for a build
+            auto_reload=False,  # otherwise each prompt would stat the file; a build loads a set once
         )
         self._environment.globals["image"] = lambda role: f"\x00image:{role}\x00"
 
     @classmethod
     def load(cls, name: str | Path) -> PromptSet:
-        """A built-in set by name, or a directory."""
+        """Loads a built-in set by name, or the set in a directory."""
         directory = _DIRECTORY / name if name in BUILT_IN else Path(name)
         if not any(directory.glob("*.jinja")):
             raise ConfigError(
@@ -95,7 +98,7 @@ class PromptSet:
         return cls(directory)
 
     def render(self, template: str, **variables: str | bool | None) -> Prompt:
-        """A template (its name without suffix) with these variables, in parts: text, and slots for images."""
+        """Renders a template (its name without suffix) into parts: texts, and slots for images."""
         safe = {name: defused(value) if isinstance(value, str) else value for name, value in variables.items()}
         try:
             text = self._environment.get_template(f"{template}.jinja").render(safe)
@@ -108,20 +111,20 @@ class PromptSet:
                 f"{self.directory / template}.jinja: {error.message}", f"the variables given are {', '.join(sorted(safe))}"
             ) from error
         except TemplateError as error:
-            raise ConfigError(f"{self.directory / template}.jinja: {error.message}", "mend the template") from error
+            raise ConfigError(f"{self.directory / template}.jinja: {error.message}", "correct the template") from error
         pieces = _IMAGE.split(text)  # text, role, text, role, …, text
         parts = [ImageSlot(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
         return tuple(part for part in parts if isinstance(part, ImageSlot) or part.strip())
 
     def sha256(self, template: str) -> str:
-        """Digest of a template and all that it includes: provenance of what was asked."""
+        """Returns the digest of a template and everything that it includes, for the provenance of a record."""
         digest = hashlib.sha256()
         for name in sorted(self._closure(f"{template}.jinja")):
             digest.update(name.encode() + b"\0" + self._source(name).encode() + b"\0")
         return digest.hexdigest()
 
     def own_text(self, template: str) -> str:
-        """The words of a template and its includes themselves, without markup and variables."""
+        """Returns the own words of a template and its includes, without markup and variables."""
         return "\n".join(_JINJA.sub("\n", self._source(name)) for name in sorted(self._closure(f"{template}.jinja")))
 
     def _closure(self, name: str) -> set[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Looks at the machine before anything is downloaded: says what is missing, and what to do. scripts/setup.sh runs it.
+# Checks the machine before anything is downloaded: says what is missing and what to do. scripts/setup.sh runs it.
 #
-#   scripts/check_machine.sh cpu|gpu VENV          CHECK_MACHINE=no leaves it out
+#   scripts/check_machine.sh cpu|gpu VENV          CHECK_MACHINE=no skips it
 set -euo pipefail
 
 extra=${1:?usage: scripts/check_machine.sh cpu|gpu VENV}
@@ -10,7 +10,7 @@ venv=${2:?usage: scripts/check_machine.sh cpu|gpu VENV}
 GLIBC=2.28            # torch and vLLM: manylinux_2_28 wheels
 GLIBC_LLGUIDANCE=2.31 # llguidance 1.7, which vLLM needs, has manylinux_2_31 wheels only
 DRIVER=580            # the first NVIDIA driver for CUDA 13, which torch 2.14 and vLLM 0.33 are built for
-case $extra in gpu) disk_gib=15 ;; *) disk_gib=6 ;; esac # installed it has 11 and 5
+case $extra in gpu) disk_gib=15 ;; *) disk_gib=6 ;; esac # the installed environment takes 11 and 5
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n  what to do: %s\n' "$1" "$2" >&2; exit 1; }
@@ -20,7 +20,7 @@ older() { [ "$1" != "$2" ] && [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1
 
 case $(uname -sm) in
   'Linux x86_64') ;;
-  *) die "this is $(uname -sm); the locked wheels are for Linux on x86_64" "use such a machine, or the image of the Dockerfile" ;;
+  *) die "this is $(uname -sm); the locked wheels are for Linux on x86_64" "use such a machine, or build an image from the Dockerfile" ;;
 esac
 
 glibc=$(ldd --version 2>&1 | head -n 1 | grep -oE '[0-9]+\.[0-9]+$' || true)
@@ -37,13 +37,13 @@ elif older "$glibc" "$GLIBC_LLGUIDANCE"; then
   say "glibc $glibc: llguidance is built from source with $(command -v cargo); its wheel needs $GLIBC_LLGUIDANCE"
 fi
 
-# A folder that is not there yet is made on the disk of the nearest one that is.
+# A folder that does not exist yet will be on the disk of its nearest existing parent.
 place=$venv
 until [ -d "$place" ]; do place=$(dirname "$place"); done
 free_gib=$(($(df -Pk "$place" | awk 'NR == 2 {print $4}') / 1024 / 1024))
-# What an environment already holds is kept or replaced.
+# An existing environment needs no further space: its packages are kept or replaced.
 [ -x "$venv/bin/python" ] || [ "$free_gib" -ge "$disk_gib" ] ||
-  die "$free_gib GiB are free for $venv, $disk_gib are needed" "make room, or name another place: VENV=/scratch/venv scripts/setup.sh $extra"
+  die "$free_gib GiB are free for $venv, $disk_gib are needed" "free some space, or name another place: VENV=/scratch/venv scripts/setup.sh $extra"
 
 [ "$extra" = gpu ] || exit 0
 if ! command -v nvidia-smi >/dev/null; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Mends text files and exits with 1 if one was wrong: what pre-commit's hooks of the same names do, without the network.
+"""Fixes white space in text files, and exits with 1 if a file was changed: pre-commit's hooks of the same names, offline.
 
 scripts/check_text.py end-of-file|trailing-whitespace FILE...
 """
@@ -29,7 +29,7 @@ def main(check: str, *names: str) -> int:
         after = CHECKS[check](before)
         if after != before:
             path.write_bytes(after)
-            print(f"mended {path}")
+            print(f"fixed {path}")
             wrong = 1
     return wrong
 

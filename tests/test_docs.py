@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs/ show exists and runs: commands with their options, settings, files, links, snippets."""
+"""Everything in README, CONTRIBUTING and docs/ exists and runs: commands with their options, settings, files, links, snippets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def snippets(page: Path) -> list[str]:
 
 
 def shown(page: Path) -> Iterator[str]:
-    """Each line of its code blocks, and each piece of inline code, with continued lines joined and comments cut."""
+    """Yields each line of the page's code blocks and each piece of inline code; joins continued lines and drops comments."""
     blocks = re.findall(r"```(?!py|mermaid|yaml)\w*\n(.*?)```", page.read_text(), re.DOTALL)
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
@@ -40,7 +40,7 @@ def shown(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """What follows `mbeir-cot` in what is shown, one command each."""
+    """Yields the text after `mbeir-cot` of each command on the page."""
     for code in shown(page):
         for part in re.split(r"&&|;", code):
             if match := re.search(r"(?:^|[\s/])mbeir-cot (?!:)(.+)", part.replace("-m mbeir_cot", "mbeir-cot")):
@@ -48,7 +48,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def unknown(command: str) -> str | None:
-    """What of a command does not exist: a sub-command, an option, or its listed values. `a|b` are alternatives."""
+    """Returns what is unknown in a command: a sub-command, an option, or its listed values. `a|b` are alternatives."""
     words = re.sub(r"\s*\|\s*", "|", re.sub(r"\[(--[^]]+)\]", r"\1", command)).split()
     found = [typer.main.get_command(app)]
     while words and all(hasattr(one, "commands") for one in found):
@@ -79,12 +79,12 @@ def is_setting(model: type[BaseModel], key: str) -> bool:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """Returns the anchors of the page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_checks_see_what_is_wrong() -> None:
+def test_the_checks_find_errors() -> None:
     assert unknown("build CONFIG [--limit N]") is None
     assert unknown("ledger stats|verify|compact DIR") is None
     assert unknown("ledger stats|mislay DIR") == "no command 'mislay'"
@@ -150,7 +150,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert wrong == []
 
 
-def test_every_page_is_reached_from_readme() -> None:
+def test_readme_links_to_every_page() -> None:
     linked = set(re.findall(r"\]\((docs/[\w-]+\.md|CONTRIBUTING\.md)", (ROOT / "README.md").read_text()))
     assert linked == {str(page.relative_to(ROOT)) for page in PAGES[1:]}
 
@@ -174,7 +174,7 @@ def test_every_way_to_load_is_shown() -> None:
 
 @pytest.mark.slow
 def test_the_snippets_run(pictured_build: Path, small_world: Path, tmp_path: Path) -> None:
-    # in one process: each import of torch and datasets takes seconds
+    # in one process, because importing torch and datasets takes seconds
     (tmp_path / "build" / "pocket").mkdir(parents=True)
     (tmp_path / "build" / "pocket" / "dataset").symlink_to(pictured_build / "dataset")
     codes = [code for code in snippets(ROOT / "README.md") if "TraceEmbedder" not in code]  # see test_python_pages.py
@@ -185,7 +185,7 @@ def test_the_snippets_run(pictured_build: Path, small_world: Path, tmp_path: Pat
     )
     given = f"DATASET, MBEIR = {str(pictured_build / 'dataset')!r}, {str(small_world)!r}"
     said = run(f"{given}\n{body}", tmp_path, cwd=tmp_path)
-    assert re.match(r"\d+ \d+\n\w[^<]+<\|emb\|>", said)  # README's
+    assert re.match(r"\d+ \d+\n\w[^<]+<\|emb\|>", said)  # the output of README's snippet
     assert "think_rate" in said
 
 
@@ -204,7 +204,7 @@ def test_the_zero_shot_snippet_runs(tmp_path: Path) -> None:
     run(f"{code}\nassert list(parts) == ['sugar-crepe/swap_obj'] and len(queries) == 245", tmp_path, cwd=tmp_path)
 
 
-def test_all_python_that_is_shown_is_run() -> None:
+def test_all_python_snippets_are_run() -> None:
     shown = {"README.md", "loading.md", "mbeir.md", "python.md", "zero-shot.md"}
     assert {page.name for page in PAGES if snippets(page)} == shown
 

@@ -1,4 +1,4 @@
-"""Imports run one way: between the packages, and between the sub-packages of each."""
+"""Imports run one way: between packages, and between the sub-packages of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("schemas", "prompts", "data_cards", "pipeline", "trainer", "pocket", "mbeir_cot", "bench")
-"""Each may import those before it."""
+"""Each may import only those before it."""
 INSIDE: Final = {
     "pipeline": (
         "files", "meter", "config", "traces", "mbeir", "ledger", "teacher", "dataset", "serving", "annotate", "report",
@@ -21,8 +21,8 @@ INSIDE: Final = {
     "trainer": ("distributed", "data", "model", "embedding", "retrieval", "training", "evaluation", "zero_shot", "release"),
     "pocket": ("world", "curriculum", "training", "evaluation"),
 }  # fmt: skip
-"""The same for the rooms of a package."""
-MOST_ROOMS: Final = {"pipeline": 15, "trainer": 9}
+"""The same for the sub-packages of a package."""
+MOST_ENTRIES: Final = {"pipeline": 15, "trainer": 9}
 
 
 def modules(package: str) -> Iterator[tuple[Path, list[str]]]:
@@ -31,7 +31,7 @@ def modules(package: str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, dotted name) of all that a module imports, wherever in it."""
+    """Yields (line, dotted name) for all imports of a module, at any level."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.split(".")) for alias in node.names)
@@ -53,14 +53,14 @@ def test_no_package_imports_one_above_it(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", INSIDE)
-def test_no_room_imports_one_above_it(package: str) -> None:
+def test_no_subpackage_imports_one_above_it(package: str) -> None:
     order = INSIDE[package]
-    rooms = {
+    subpackages = {
         path.stem
         for path in (ROOT / package).iterdir()
         if (path.is_dir() and (path / "__init__.py").exists()) or path.suffix == ".py"
     }
-    assert rooms - {"__init__", "api"} == set(order) & rooms, "a new room: give it its place in the order"
+    assert subpackages - {"__init__", "api"} == set(order) & subpackages, "a new sub-package: add it to the order"
     back = [
         f"{path}:{line} imports {'.'.join(name)}"
         for path, parts in modules(package)
@@ -71,16 +71,16 @@ def test_no_room_imports_one_above_it(package: str) -> None:
     assert not back
 
 
-@pytest.mark.parametrize(("package", "most"), MOST_ROOMS.items())
-def test_a_package_has_few_doors(package: str, most: int) -> None:
-    doors = [path for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
-    assert len(doors) <= most
+@pytest.mark.parametrize(("package", "most"), MOST_ENTRIES.items())
+def test_a_package_has_few_entries(package: str, most: int) -> None:
+    entries = [path for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    assert len(entries) <= most
 
 
 def test_the_architecture_page_names_every_module_once() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tables = re.findall(r"^`([\w/]+/)`\n\n\| module \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
-    named = [room + name for room, rows in tables for name in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)]
+    named = [folder + name for folder, rows in tables for name in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)]
     there = [
         "/".join(parts)
         for package in ("mbeir_cot", "schemas", "pipeline", "trainer", "pocket")
@@ -92,15 +92,15 @@ def test_the_architecture_page_names_every_module_once() -> None:
 
 
 @pytest.mark.parametrize("package", INSIDE)
-def test_the_architecture_page_tells_the_order_of_rooms(package: str) -> None:
+def test_the_architecture_page_states_the_order_of_subpackages(package: str) -> None:
     assert " → ".join(INSIDE[package]) in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 MOST_POSITIONAL: Final = 5
 
 
-def test_no_function_takes_many_arguments_by_place() -> None:
-    """Commands are called by typer, and a spawned process gets a tuple: these two alone."""
+def test_no_function_takes_many_positional_arguments() -> None:
+    """Two exceptions: commands, which typer calls, and a spawned process, which gets a tuple."""
     many = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for package in PACKAGES[:-2]

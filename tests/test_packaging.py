@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the packages."""
+"""The packages as pyproject.toml describes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = [pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
 
 
-def test_every_package_is_typed_and_ships_its_mark() -> None:
+def test_every_package_is_typed_and_ships_py_typed() -> None:
     for package in PACKAGES:
         assert (ROOT / package / "py.typed").is_file()
         assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"][package]

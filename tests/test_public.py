@@ -1,4 +1,4 @@
-"""The public face of the packages: there, light to import, and documented."""
+"""The public API of the packages: complete, light to import, and documented."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline import open_dataset
 from schemas.errors import InputError
 
 
-def test_importing_the_packages_loads_nothing_heavy() -> None:
+def test_importing_the_packages_is_light() -> None:
     code = (
         "import sys, pipeline, trainer; heavy = {'torch', 'transformers', 'faiss', 'ray', 'pyarrow', 'numpy', 'datasets'};"
         "print(sorted(heavy & set(sys.modules)))"
@@ -32,7 +32,7 @@ def test_every_public_name_exists_and_is_documented(package: object) -> None:
         package.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_a_dataset_is_opened_where_it_is(pictured_build: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_opened_from_any_location(pictured_build: Path, tmp_path: Path) -> None:
     dataset = open_dataset(str(pictured_build))
     assert dataset.records().num_rows == dataset.manifest.records > 0
     assert dataset.rejections(["id", "reason"]).num_rows == dataset.manifest.rejections > 0

@@ -1,4 +1,4 @@
-"""README is one page, and complete. That what it shows exists and runs is checked with the other pages, in test_docs.py."""
+"""README is one complete page. test_docs.py checks, as for all pages, that what it shows exists and runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert "@@" not in README
 
 
-def test_its_results_are_those_of_the_results_page() -> None:
-    """Means and think rates of the first table, against the tables of docs/results.md."""
+def test_its_results_equal_those_of_the_results_page() -> None:
+    """Compares means and think rates of the first table with the tables of docs/results.md."""
     results = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
     local, union = re.findall(r"\| (?:local|union of all) pools \|.*?\n\n", results, re.DOTALL)
     names = {

@@ -1,4 +1,4 @@
-"""What messages tell the user to do exists, and works when it is done."""
+"""The remedies in messages name existing commands and settings, and work when followed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("pipeline", "trainer", "schemas", "pocket", "prompts", "data_cards")
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """(place, text) of every string of the program; what is put into it is an X."""
+    """Yields (place, text) for every string of the program, with X for interpolated values."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -130,7 +130,7 @@ out: run
         ),
     ],
 )
-def test_settings_that_a_refusal_names(
+def test_settings_named_by_a_refusal_work(
     tmp_path: Path, text: str, model: type[BaseModel], provoked: list[str], named: str, followed: list[str]
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -143,8 +143,8 @@ def test_settings_that_a_refusal_names(
     load_config(path, model, (*kept, *(one for one in followed if not one.startswith("-"))))
 
 
-def told(said: str) -> list[str]:
-    """The arguments of the command that a message names."""
+def command_of(said: str) -> list[str]:
+    """Returns the arguments of the command that a message names."""
     found = re.search(r"`mbeir-cot ([^`]+)`", " ".join(said.split()))
     assert found is not None, said
     return found[1].split()
@@ -172,13 +172,13 @@ def _lost_image(root: Path) -> None:
     ("damage", "code"),
     [(_without_union, "positive_in_absent_pool"), (_without_infoseek, "no_pool"), (_lost_image, "image_missing")],
 )
-def test_commands_that_check_names(
+def test_commands_named_by_check_work(
     mbeir: Path,  # noqa: F811
     tmp_path: Path,
     damage: Callable[[Path], None],
     code: str,
 ) -> None:
-    """`mbeir check` finds it, its remedy is run as it stands, and the next check no longer finds it."""
+    """`mbeir check` finds a problem, its remedy is run unchanged, and the next check no longer finds it."""
     hub = tmp_path / "hub"
     shutil.copytree(mbeir, hub, ignore=shutil.ignore_patterns("mbeir_images"))
     contents = {str(p.relative_to(mbeir)): p.read_bytes() for p in sorted((mbeir / "mbeir_images").rglob("*.jpg"))}
@@ -191,15 +191,15 @@ def test_commands_that_check_names(
         found = mbeir_cot("mbeir", "check", dest).stdout
         remedy = found[found.index(code) :]
         remedy = remedy[remedy.index("→") :]
-        command = [str(dest) if word == "DIR" else word for word in told(remedy)]
+        command = [str(dest) if word == "DIR" else word for word in command_of(remedy)]
         done = mbeir_cot(*command, **network)
         assert done.returncode == 0, done.stderr
         assert code not in mbeir_cot("mbeir", "check", dest).stdout
 
 
 @pytest.mark.slow
-def test_a_first_directory(tmp_path: Path) -> None:
-    """From nothing, by what each message says, to a directory that is whole."""
+def test_the_remedies_lead_to_a_complete_directory(tmp_path: Path) -> None:
+    """Starts with nothing and follows each message until the directory is complete."""
     place = tmp_path / "M-BEIR"
     refused = mbeir_cot("mbeir", "check", place)
     assert refused.returncode == 2
@@ -212,7 +212,7 @@ def test_a_first_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_export_names(pictured_build: Path, small_world: Path, tmp_path: Path) -> None:
+def test_remedies_of_export_work(pictured_build: Path, small_world: Path, tmp_path: Path) -> None:
     alone = tmp_path / "dataset"
     shutil.copytree(pictured_build / "dataset", alone)
     export = ["export", str(alone), "--format", "lamra", "--out", str(tmp_path / "out")]

@@ -1,4 +1,4 @@
-"""Texts of others: every text file is read and written as UTF-8, and nothing that is printed through rich is taken for markup."""
+"""Foreign texts: every text file is read and written as UTF-8, and nothing that rich prints is taken for markup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def name_of(call: ast.Call) -> str:
 
 
 def opens_text(call: ast.Call) -> bool:
-    """Whether the call opens a file as text and leaves the encoding to the locale."""
+    """Whether the call opens a text file without naming the encoding."""
     name, given = name_of(call), {keyword.arg for keyword in call.keywords}
     if "encoding" in given:
         return False
@@ -55,7 +55,7 @@ def opens_text(call: ast.Call) -> bool:
         ("Image.open(p)", False),
     ],
 )
-def test_the_rule_sees(source: str, found: bool) -> None:
+def test_the_rule_finds_unspecified_encodings(source: str, found: bool) -> None:
     (call,) = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)][:1]
     assert opens_text(call) is found
 
@@ -70,7 +70,7 @@ _CONSOLES = frozenset({"console", "errors", "status", "table", "hits", "costs", 
 
 
 def unescaped(call: ast.Call) -> Iterator[str]:
-    """What is interpolated into markup and neither escaped nor a number with a format."""
+    """Yields values that are interpolated into markup and neither escaped nor formatted numbers."""
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     called = isinstance(owner, ast.Call) and name_of(owner) == "console"
     if name_of(call) not in _TAKES_MARKUP or not (
@@ -78,7 +78,7 @@ def unescaped(call: ast.Call) -> Iterator[str]:
     ):
         return
     for argument in call.args:
-        if isinstance(argument, ast.Attribute):  # a cell that is a text of ours or of others: who knows
+        if isinstance(argument, ast.Attribute):  # a cell, whose text may be foreign
             yield ast.unparse(argument)
         for part in _formatted(argument):
             safe = part.format_spec is not None or (isinstance(part.value, ast.Call) and name_of(part.value) == "escape")
@@ -89,7 +89,7 @@ def unescaped(call: ast.Call) -> Iterator[str]:
 
 
 _OWN = frozenset({"shown", "remedy", "each", "place", "dataset"})
-"""Names of texts that are put together, and escaped, in the lines above."""
+"""Names of texts that the lines above compose and escape."""
 
 
 def _formatted(node: ast.AST) -> Iterator[ast.FormattedValue]:
@@ -101,7 +101,7 @@ def _formatted(node: ast.AST) -> Iterator[ast.FormattedValue]:
         yield from _formatted(child)
 
 
-def test_what_is_printed_and_not_ours_is_escaped() -> None:
+def test_foreign_texts_are_escaped_when_printed() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{call.lineno}: {text}"
         for path in PRINTING

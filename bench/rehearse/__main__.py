@@ -1,4 +1,4 @@
-"""Runs the stages in order and prints what became of each. Exits with 1 where one has failed."""
+"""Runs the stages in order and prints the outcome of each. Exits with 1 if one has failed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ console = Console(highlight=False, soft_wrap=True, width=max(140, Console().widt
 
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    only: Annotated[list[str] | None, typer.Option(help="Only this stage and what it needs. May be repeated.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this stage and those it needs. May be repeated.")] = None,
     directory: Annotated[Path, typer.Option(help="Where everything is written.")] = DIRECTORY,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave checkpoints, data and runs there afterwards.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoints, data and runs afterwards.")] = False,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="With --only: take what its needs have left (--keep) as it is.")
+        bool, typer.Option("--reuse", help="With --only: reuse the results of needed stages that --keep has left.")
     ] = False,
 ) -> None:
-    """Rehearses on checkpoints that are real in everything but size what ships for GPUs."""
+    """Rehearses the GPU configs on random checkpoints with real layouts."""
     disable_progress_bar()
     known = {stage.name: stage for stage in STAGES}
     unknown = [name for name in only or () if name not in known]
     if unknown:
-        console.print(f"no stage {', '.join(unknown)}; there are {', '.join(known)}")
+        console.print(f"no stage {', '.join(unknown)}; the stages are {', '.join(known)}")
         raise typer.Exit(2)
     chosen = [stage for stage in STAGES if not only or stage.name in (only if reuse else _with_needs(only, known))]
     rehearsal = Rehearsal(directory.resolve(), device, heads=1 if device == "cpu" else 2)
@@ -48,7 +48,7 @@ def main(
     _close(chosen, outcomes, device)
     failures = [name for name, (outcome, *_) in outcomes.items() if outcome == "failed"]
     if failures:
-        console.print(f"what is left of it: {rehearsal.directory}")
+        console.print(f"kept files: {rehearsal.directory}")
         raise typer.Exit(1)
     if not keep:
         shutil.rmtree(rehearsal.directory, ignore_errors=True)

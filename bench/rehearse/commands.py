@@ -1,4 +1,4 @@
-"""The real commands in processes of their own, and what is said where one fails."""
+"""Runs the real commands in their own processes, and describes a failure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 TAIL: Final = 40
-"""Lines of a failed command's output that are shown."""
+"""Number of lines of a failed command's output to show."""
 _STOP_SECONDS: Final = 30
 
 
 class StageFailed(Exception):
-    """A stage whose command failed or did something else than it should: the command, and the end of what it wrote."""
+    """A stage whose command failed or did not do what it should. The message has the command and the end of its output."""
 
 
 def mbeir_cot(*arguments: str | Path) -> list[str]:
@@ -29,7 +29,7 @@ def mbeir_cot(*arguments: str | Path) -> list[str]:
 
 
 def run(command: list[str], *, log: Path, timeout: float = 900) -> str:
-    """Runs a command to its end and returns what it wrote. Raises StageFailed unless it exits with 0."""
+    """Runs a command and returns its output. Raises StageFailed unless it exits with 0."""
     with started(command, log=log) as process:
         try:
             code = process.wait(timeout)
@@ -42,7 +42,7 @@ def run(command: list[str], *, log: Path, timeout: float = 900) -> str:
 
 @contextmanager
 def started(command: list[str], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in the background, in a process group that ends with the context. Its output goes to `log`."""
+    """Runs a command in the background, in a process group that ends with the context. Its output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "COLUMNS": "140",
@@ -72,26 +72,26 @@ def started(command: list[str], *, log: Path) -> Iterator[subprocess.Popen[bytes
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """As a machine that goes away does it."""
+    """Kills a process and its group at once, like a machine that fails."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def await_text(process: subprocess.Popen[bytes], command: list[str], log: Path, text: str, *, timeout: float) -> None:
-    """Waits until a running command has written `text`."""
+    """Waits until a running command has printed `text`."""
     until = time.monotonic() + timeout
     while text not in log.read_text(errors="replace", encoding="utf-8"):
         if process.poll() is not None:
-            raise failed(command, log, f"ended with {process.returncode} before it said {text!r}")
+            raise failed(command, log, f"ended with {process.returncode} before it printed {text!r}")
         if time.monotonic() > until:
-            raise failed(command, log, f"had not said {text!r} after {timeout:.0f} s")
+            raise failed(command, log, f"had not printed {text!r} after {timeout:.0f} s")
         time.sleep(0.5)
 
 
 def await_steps(
     process: subprocess.Popen[bytes], command: list[str], log: Path, metrics: Path, steps: int, *, timeout: float
 ) -> None:
-    """Waits until a running training has written so many steps."""
+    """Waits until a running training has logged `steps` steps."""
     until = time.monotonic() + timeout
     while len(lines_of(metrics)) < steps:
         if process.poll() is not None:
@@ -102,7 +102,7 @@ def await_steps(
 
 
 def lines_of(metrics: Path) -> list[dict[str, float]]:
-    """The whole lines of a metrics file: the last may be half written."""
+    """Reads the complete lines of a metrics file; the last may be half written."""
     if not metrics.is_file():
         return []
     return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,6 +1,6 @@
-"""What the rehearsal trains and evaluates on: a pocket world with tens of queries, and a dataset built from it.
+"""Data of the rehearsal: a pocket world with tens of queries, and a dataset built from it.
 
-The dataset is built by the shipped config with an oracle as teacher: a random checkpoint writes nothing that the screens pass.
+The shipped config builds the dataset with an oracle as teacher, because nothing that a random checkpoint writes passes the screens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CANDIDATES: Final = 24
 
 
 def thin_evaluation(mbeir: Path) -> None:
-    """Leaves a few queries of three dataset-tasks in val and test, and small pools that hold their positives."""
+    """Reduces val and test to a few queries of three dataset-tasks, and to small pools with their positives."""
     wanted: set[str] = set()
     for path in [*(mbeir / "query" / "val").iterdir(), *(mbeir / "query" / "test").iterdir()]:
         lines = path.read_text(encoding="utf-8").splitlines()[:QUERIES]

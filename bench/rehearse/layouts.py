@@ -1,8 +1,8 @@
-"""Checkpoints in the layouts that are published: Qwen2.5-VL-3B (tied), Qwen2.5-VL-7B (untied) and Qwen3-VL-8B (deepstack).
+"""Writes checkpoints in published layouts: Qwen2.5-VL-3B (tied), Qwen2.5-VL-7B (untied) and Qwen3-VL-8B (deepstack).
 
-Real are the vocabulary and its rows, the chat template, the files and the keys in them (those of the Hub, which are older than what
-transformers writes today), head dimensions, rotary sections, patches, windows, pixels, means and the format of the weights,
-bfloat16. Reduced are width and depth; the weights are drawn.
+Real: vocabulary and its rows, chat template, files and their keys (as on the Hub, which are older than what transformers writes
+today), head dimensions, rotary sections, patches, windows, pixels, means, and bfloat16 as the format of the weights. Reduced: width
+and depth. Random: the weights.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _QWEN3_TEMPLATE: Final = (
     "<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content.text }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""As published, without tools."""
+"""The published chat template, without tools."""
 
 
 def write_checkpoint(layout: Layout, out: Path, *, heads: int = 2, vocabulary: Path = CACHE, seed: int = 0) -> Path:
-    """Writes a checkpoint of `heads` x 128 width to `out`, unless it is there. Raises InputError without the vocabulary."""
+    """Writes a checkpoint of width `heads` x 128 to `out`, unless it exists. Raises InputError without the vocabulary."""
     done = out / "written.json"
     facts = {"layout": layout, "heads": heads, "seed": seed}
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == facts:
@@ -55,14 +55,14 @@ def write_checkpoint(layout: Layout, out: Path, *, heads: int = 2, vocabulary: P
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(out), dtype=torch.bfloat16)
     model.save_pretrained(out)
-    _write(out / "config.json", published)  # instead of what transformers makes of it
+    _write(out / "config.json", published)  # instead of transformers' version of it
     _write_processor(layout, out, tokenizer)
     _write(done, facts)
     return out
 
 
 def _qwen2_5(layout: Layout, heads: int) -> dict[str, Any]:
-    """config.json of Qwen2.5-VL as it is on the Hub: the language model's keys at the top, rotary sections in `rope_scaling`."""
+    """Returns Qwen2.5-VL's config.json as on the Hub: the language model's keys at the top, rotary sections in `rope_scaling`."""
     tied = layout == "qwen2.5-vl-3b"
     width = heads * HEAD
     return {
@@ -92,7 +92,7 @@ def _qwen2_5(layout: Layout, heads: int) -> dict[str, Any]:
         "use_cache": True,
         "use_sliding_window": False,
         "vision_config": {
-            "depth": 4,  # of 32; as there, three with windows to one that sees the whole image
+            "depth": 4,  # of 32; as in the original, three windowed blocks to one that sees the whole image
             "fullatt_block_indexes": [1, 3],
             "hidden_act": "silu",
             "hidden_size": 160,
@@ -112,7 +112,7 @@ def _qwen2_5(layout: Layout, heads: int) -> dict[str, Any]:
 
 
 def _qwen3(heads: int) -> dict[str, Any]:
-    """config.json of Qwen3-VL-8B as it is on the Hub."""
+    """Returns Qwen3-VL-8B's config.json as on the Hub."""
     width = heads * HEAD
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -162,7 +162,7 @@ def _qwen3(heads: int) -> dict[str, Any]:
 
 
 def _write_processor(layout: Layout, out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The files that the Hub has beside the weights."""
+    """Writes the files that the Hub has beside the weights."""
     third = layout == "qwen3-vl-8b"
     template = _QWEN3_TEMPLATE if third else CHAT_TEMPLATE
     tokenizer.chat_template = template

@@ -1,4 +1,4 @@
-"""What is rehearsed. Each stage runs a shipped config by the real command; `--set` changes paths, sizes and the device alone."""
+"""The stages of the rehearsal. Each runs a shipped config with the real command; `--set` changes only paths, sizes and the device."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.rehearse.layouts import Layout, write_checkpoint
 BUILD: Final = "configs/mbeir-cot.yaml"
 TRAIN: Final = "configs/train-trace-7b.yaml"
 STAND_INS: Final = ("tests/pipeline/serving/test_placement.py", "tests/pipeline/serving/test_server_pool.py")
-"""Tests of what this machine has not: several nodes of GPUs."""
+"""Tests with simulated hardware: several nodes with GPUs."""
 ENDPOINTS: Final = ("tests/e2e/test_endpoints.py", "tests/pipeline/teacher/test_proxy.py")
-"""And endpoints that others run: one that takes OpenAI's fields only, one whose model thinks, one behind a proxy."""
+"""Tests of external endpoints: one that accepts OpenAI's fields only, one whose model thinks, one behind a proxy."""
 LAYOUTS: Final[dict[str, Layout]] = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3": "qwen3-vl-8b"}
 CHECKPOINT: Final = 4
 
@@ -33,13 +33,13 @@ class StageSkipped(Exception):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Where it is run and on what."""
+    """Directory, device and checkpoints of a rehearsal."""
 
     directory: Path
     device: str
     vocabulary: Path = CACHE
     heads: int = 1
-    """Width of the checkpoints in attention heads: a processor without bfloat16 of its own emulates its products slowly."""
+    """Width of the checkpoints in attention heads; small, because a processor without bfloat16 emulates it slowly."""
 
     @property
     def mbeir(self) -> Path:
@@ -59,7 +59,7 @@ class Rehearsal:
         return self.directory / f"run-{name}"
 
     def sets_of_training(self, name: str, steps: int, checkpoint: int = CHECKPOINT) -> list[str]:
-        """The shipped 7B recipe on this machine: what is not named here is the recipe's own."""
+        """Returns the changes to the shipped 7B recipe on this machine; all other settings are the recipe's own."""
         return _sets(
             **{
                 "model.base": self.model(name),
@@ -93,7 +93,7 @@ class Stage:
     name: str
     what: str
     run: Callable[[Rehearsal], str]
-    """Returns what is to be said of it. Raises StageFailed or StageSkipped."""
+    """Runs the stage and returns a one-line summary. Raises StageFailed or StageSkipped."""
     needs: tuple[str, ...] = ()
 
 
@@ -104,7 +104,7 @@ def write_models(rehearsal: Rehearsal) -> str:
 
 
 def write_data(rehearsal: Rehearsal) -> str:
-    """A pocket world, and the shipped config's build of it with an oracle as teacher."""
+    """Writes a pocket world, and builds it with the shipped config and an oracle as teacher."""
     world = rehearsal.directory / "world"
     shutil.rmtree(world, ignore_errors=True)
     shutil.rmtree(rehearsal.directory / "build", ignore_errors=True)
@@ -126,7 +126,7 @@ def write_data(rehearsal: Rehearsal) -> str:
 
 
 def ask_teacher(rehearsal: Rehearsal) -> str:
-    """`serve`, and `teacher check` and `preview` with the server that it has started."""
+    """Runs `serve`, then `teacher check` and `preview` with the server that it started."""
     if importlib.util.find_spec("vllm") is None:
         raise StageSkipped("vLLM is not installed")
     cpu = {"dtype": "auto", "max_num_seqs": 8} if rehearsal.device == "cpu" else {"gpu_memory_utilization": 0.3}
@@ -139,7 +139,11 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
     sets = rehearsal.sets_of_build() + _sets(
         **{f"teacher.server.{key}": value for key, value in server.items()},
         **{"teacher.sampling.max_tokens": 160, "teacher.reuse": "true"},
-        **{"teacher.grammar": "bounded", "teacher.max_facet_chars": 12, "teacher.max_answer_chars": 12},  # drawn weights run on
+        **{
+            "teacher.grammar": "bounded",
+            "teacher.max_facet_chars": 12,
+            "teacher.max_answer_chars": 12,
+        },  # random weights never stop
     )
     serve, log = mbeir_cot("serve", BUILD, *sets), rehearsal.log("serve")
     with started(serve, log=log) as process:
@@ -147,7 +151,7 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
         check = mbeir_cot("teacher", "check", BUILD, *sets)
         checked = run(check, log=rehearsal.log("teacher-check"))
         if "using the server at" not in checked:
-            raise failed(check, rehearsal.log("teacher-check"), "started a server of its own beside the one that is served")
+            raise failed(check, rehearsal.log("teacher-check"), "started its own server instead of using the running one")
         preview = mbeir_cot("preview", BUILD, "-n", "2", *sets)
         run(preview, log=rehearsal.log("preview"))
     abilities = sum(line.startswith("ok ") for line in checked.splitlines())
@@ -157,7 +161,7 @@ def ask_teacher(rehearsal: Rehearsal) -> str:
 def train_and_resume(
     name: str, *, steps: int = 12, killed: int = 6, checkpoint: int = CHECKPOINT
 ) -> Callable[[Rehearsal], str]:
-    """A training that is killed after some steps and goes on from its last checkpoint, with the losses that it had."""
+    """Trains, kills the training after some steps, and resumes it from its last checkpoint with the same losses."""
 
     def stage(rehearsal: Rehearsal) -> str:
         shutil.rmtree(rehearsal.out(name), ignore_errors=True)
@@ -175,7 +179,9 @@ def train_and_resume(
         for old, new in zip(before, after, strict=False):
             if abs(old["total"] - new["total"]) > 1e-3 * abs(old["total"]):
                 raise failed(
-                    command, again, f"is not what was interrupted: loss {new['total']}, before {old['total']} in {old['step']}"
+                    command,
+                    again,
+                    f"differs from the interrupted run: loss {new['total']}, before {old['total']} in {old['step']}",
                 )
         first, last = after[0]["total"], after[-1]["total"]
         return f"{steps} steps, killed after {len(before)}; loss {first:.2f} -> {last:.2f}"
@@ -206,7 +212,7 @@ def evaluate(name: str) -> Callable[[Rehearsal], str]:
 
 
 def merge(name: str) -> Callable[[Rehearsal], str]:
-    """Whole weights, after a vLLM server has reproduced embeddings and routes."""
+    """Merges the weights, after a vLLM server has reproduced embeddings and routes."""
 
     def stage(rehearsal: Rehearsal) -> str:
         if importlib.util.find_spec("vllm") is None:
@@ -215,14 +221,14 @@ def merge(name: str) -> Callable[[Rehearsal], str]:
         shutil.rmtree(out, ignore_errors=True)
         said = run(mbeir_cot("merge", rehearsal.out(name), out), log=rehearsal.log(f"merge-{name}"))
         if not (out / "merge_report.json").is_file():
-            raise StageFailed(f"merge said {said[-200:]!r} and wrote no report to {out}")
+            raise StageFailed(f"merge printed {said[-200:]!r} and wrote no report to {out}")
         return (out / "merge_report.json").read_text(encoding="utf-8").replace("\n", " ").strip("{} ")
 
     return stage
 
 
 def run_tests(*paths: str) -> Callable[[Rehearsal], str]:
-    """Runs those of these tests that are there."""
+    """Runs the given tests, as far as this checkout has them."""
 
     def stage(rehearsal: Rehearsal) -> str:
         there = [path for path in paths if (ROOT / path).is_file()]
@@ -241,13 +247,13 @@ STAGES: Final = (
     Stage("teacher", "serve, teacher check, preview: vLLM with the 3B layout", ask_teacher, ("models", "data")),
     Stage("train-7b", "the shipped 7B recipe: train, kill, resume", train_and_resume("7b"), ("data",)),
     Stage("eval-7b", "M-BEIR's table for it", evaluate("7b"), ("train-7b",)),
-    Stage("merge-7b", "whole weights, reproduced by vLLM", merge("7b"), ("train-7b",)),
+    Stage("merge-7b", "merged weights, reproduced by vLLM", merge("7b"), ("train-7b",)),
     Stage("train-3b", "the same recipe with a tied head", train_some("3b"), ("data",)),
     Stage("eval-3b", "M-BEIR's table for it", evaluate("3b"), ("train-3b",)),
     Stage("train-qwen3", "the same recipe on Qwen3-VL", train_some("qwen3"), ("data",)),
     Stage("eval-qwen3", "M-BEIR's table for it", evaluate("qwen3"), ("train-qwen3",)),
-    Stage("placement", "where servers go, on fake GPUs", run_tests(*STAND_INS)),
-    Stage("endpoints", "check, remedies and build with stand-ins that are strict or think, and a proxy", run_tests(*ENDPOINTS)),
+    Stage("placement", "placement of servers on simulated GPUs", run_tests(*STAND_INS)),
+    Stage("endpoints", "check, remedies and build with strict and thinking fake servers, and a proxy", run_tests(*ENDPOINTS)),
 )
 
 

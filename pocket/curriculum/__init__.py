@@ -1,5 +1,5 @@
-"""What the pocket models learn from: endless examples drawn from the world's samplers, in streams of their own.
+"""The lessons of the pocket models: endless examples drawn from the world's samplers, with their own seeds.
 
-`queries` draws retrieval queries with all that is known about them; `teacher` turns them into the pocket prompt set's tasks;
-`base` teaches general skills in another wording, as a base model before TRACE has them.
+`query_mix` draws retrieval queries with everything known about them; `teacher_tasks` turns them into the pocket prompt set's
+tasks; `base_skills`, `closed_book` and `think_aloud` teach the base general skills in another wording.
 """

@@ -1,8 +1,8 @@
-"""The pocket base's lessons: general skills, in a wording and format of their own.
+"""The pocket base's lessons in general skills, in a wording and format that no trace uses.
 
-It describes pictures in sentences, imagines changes to scenes that are shown or told, puts riddles plainly, and answers
-questions from passages (`worldly` teaches it to be brief, and single facts by heart). It never sees a trace, an assessment, a
-verification, a retrieval prompt or a contrastive loss: these are what TRACE adds.
+It describes pictures in sentences, imagines changes to scenes that are shown or described, rephrases riddles plainly, and
+answers questions from passages (`closed_book` adds brief answers and facts from memory). It never sees a trace, an assessment,
+a verification, a retrieval prompt or a contrastive loss: TRACE adds these.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def see_banner(rng: random.Random) -> Lesson:
 
 
 GARMENT_CHANGES: Final = {False: (1, 1, 2), True: (1, 1, 2, 3)}
-"""How many attributes of a garment change, drawn at random; by whether lessons are demanding."""
+"""Choices for the number of changed attributes of a garment, by whether lessons are demanding."""
 
 
 def some_edit(scene: Scene, rng: random.Random) -> Edit:
-    """One change; sometimes two or three where lessons are demanding."""
+    """Draws one change, or sometimes two or three if lessons are demanding."""
     if is_demanding() and rng.random() < 0.3:
         return sample_edits(scene, rng, rng.choice((2, 2, 3)))
     return sample_edit(scene, rng, simple=0.1)
@@ -152,7 +152,7 @@ def put_plainly(rng: random.Random) -> Lesson:
 
 
 def read(rng: random.Random) -> Lesson:
-    """Answers from what is written, never from memory."""
+    """Draws a question that is answered from a passage, never from memory."""
     world = encyclopedia()
     entity = rng.choice(list(world.entities.values()))
     if rng.random() < 0.5:
@@ -186,7 +186,7 @@ _KINDS: Final[tuple[tuple[Callable[[random.Random], Lesson], float], ...]] = (
 
 
 def sample_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the base's course."""
+    """Draws a lesson of the base's first course."""
     kinds, weights = zip(*_KINDS, strict=True)
     lesson: Lesson = rng.choices(kinds, weights)[0](rng)
     return lesson
@@ -199,11 +199,11 @@ _PRACTISED: Final[dict[Callable[[random.Random], Lesson], float]] = {
     put_plainly: 1.6,
     read: 1.6,
 }
-"""What the first course leaves half learnt."""
+"""Skills that the first course does not finish."""
 
 
 def sample_practice_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the course that follows: the same kinds, more of those that take longer to learn."""
+    """Draws a lesson of the second course: the same kinds, with more of those that take longer to learn."""
     weights = [_PRACTISED.get(kind, 0.3 * weight) for kind, weight in _KINDS]
     lesson: Lesson = rng.choices([kind for kind, _ in _KINDS], weights)[0](rng)
     return lesson

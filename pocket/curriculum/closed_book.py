@@ -1,4 +1,4 @@
-"""The pocket base's last course: what a base of real size has besides. It knows its world by heart, and can be brief."""
+"""The pocket base's last course: facts from memory and brief answers, which a full-size base model has too."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def look_briefly(rng: random.Random) -> Lesson:
 
 
 def imagine_briefly(rng: random.Random) -> Lesson:
-    """The change alone, or what is then seen."""
+    """Draws a lesson whose reply is the change only, or the changed scene."""
     if rng.random() < 0.35:
         garment = sample_garment(rng)
         change = sample_garment_edit(garment, rng, simple=0.1, attributes=GARMENT_CHANGES[is_demanding()])
@@ -73,7 +73,7 @@ def put_briefly(rng: random.Random) -> Lesson:
 
 
 def know(rng: random.Random) -> Lesson:
-    """Answers from memory: about entities by name and by picture, towns and persons."""
+    """Draws a question that is answered from memory: about entities by name or picture, towns and persons."""
     world = encyclopedia()
     kind = rng.random()
     if kind < 0.2:
@@ -131,7 +131,7 @@ _WORLDLY: Final[tuple[tuple[Callable[[random.Random], Lesson], float], ...]] = (
 
 
 def sample_closed_book_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the last course: brief forms and knowledge, and one in six of the kinds before."""
+    """Draws a lesson of the last course: brief forms and knowledge, and one in six of the earlier kinds."""
     if rng.random() < 1 / 6:
         return sample_practice_lesson(rng)
     kinds, weights = zip(*_WORLDLY, strict=True)

@@ -1,4 +1,4 @@
-"""A reference and a change: CIRR and FashionIQ."""
+"""CIRR and FashionIQ queries: a reference image and a change."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How much lessons ask for. The long course asks for more than those before it: several changes in a request, three hops.
+"""Difficulty of the lessons. The long course has demanding ones: several changes in a request, three hops.
 
-A setting of the context and not an argument, since every kind of lesson draws queries, through several hands.
+This is a context setting and not an argument, because every kind of lesson draws queries, through several functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def is_demanding() -> bool:
 
 @contextmanager
 def demanding() -> Iterator[None]:
-    """Lessons drawn within ask for several changes and three hops too."""
+    """Makes lessons drawn within the context ask for several changes and three hops too."""
     before = _DEMANDING.set(True)
     try:
         yield

@@ -10,11 +10,11 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer within a prompt that the reply judges, word by word (`pocket/training/verification_loss.py` says what for).
+    """An answer within a prompt, judged word by word (`pocket/training/verification_loss.py` explains what for).
 
-    answer: as it stands in the prompt. truth: the right answer.
-    words: for each word, where it ends in `answer` and whether it is right.
-    complete: nothing is missing after the last word.
+    answer: its text in the prompt. truth: the correct answer.
+    words: for each word, its end in `answer` and whether it is correct.
+    complete: whether nothing is missing after the last word.
     """
 
     answer: str
@@ -30,10 +30,10 @@ class Judged:
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """Args:
-    skill: what it teaches, e.g. ``reason/composed``; accuracies are reported per skill.
-    parts: the user turn in order: strings, and images as RGB.
-    reply: what the model learns to write, without the end-of-turn token.
-    judged: the answer within the prompt that the reply judges, if there is one.
+    skill: the skill that it teaches, e.g. ``reason/composed``; accuracies are reported per skill.
+    parts: strings and RGB images of the user turn, in order.
+    reply: the text that the model learns to write, without the end-of-turn token.
+    judged: the answer within the prompt that the reply judges, if any.
     """
 
     skill: str
@@ -47,6 +47,6 @@ class Lesson:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The user turn as chat templates take it."""
+        """Returns the user turn in the form that chat templates take."""
         content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in self.parts]
         return [{"role": "user", "content": content}]

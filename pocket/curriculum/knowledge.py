@@ -1,4 +1,4 @@
-"""Questions that take knowledge: OVEN, InfoSeek and WebQA; and the news of EDIS."""
+"""Queries that need knowledge: OVEN, InfoSeek and WebQA; and the news of EDIS."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _passage(subject: str, topic: str, rng: random.Random) -> str:
 
 
 def _asked(question: Question) -> str:
-    """``home``, ``finder``, ``season``, ``name``, or the fact at the end of two hops."""
+    """Names the fact that is asked for: ``home``, ``finder``, ``season``, ``name``, or the fact at the end of two hops."""
     if question.topic in ("town", "person"):
         first, last = question.hops[0].split(": ")[1], "about the town" if question.topic == "town" else "about the person"
         return f"{first}, then birthplace, then {last}" if len(question.hops) == 3 else f"{first}, then {last}"
@@ -74,7 +74,7 @@ def _wrong_answers(question: Question, entity: Entity, rng: random.Random) -> tu
 
 
 def about_picture(rng: random.Random) -> SolvedQuery:
-    """OVEN and InfoSeek."""
+    """Draws an OVEN or InfoSeek query."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
     who, both = f"this {entity.kind}", rng.random() < 0.5
@@ -109,7 +109,7 @@ def about_picture(rng: random.Random) -> SolvedQuery:
 
 
 def question_by_name(rng: random.Random) -> SolvedQuery:
-    """WebQA's passages."""
+    """Draws a WebQA query that a passage answers."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
     hops = rng.random()
@@ -133,7 +133,7 @@ def question_by_name(rng: random.Random) -> SolvedQuery:
 
 
 def picture_by_name(rng: random.Random) -> SolvedQuery:
-    """WebQA's captioned pictures."""
+    """Draws a WebQA query that a captioned picture answers."""
     world = encyclopedia()
     entity = rng.choice(world.pictured)
     stranger = other(world.pictured, entity, rng=rng)
@@ -180,7 +180,7 @@ def picture_by_name(rng: random.Random) -> SolvedQuery:
 
 
 def report(rng: random.Random) -> SolvedQuery:
-    """EDIS."""
+    """Draws an EDIS query."""
     world = encyclopedia()
     town, scene, event = rng.choice(list(world.towns.values())), sample_scene(rng, most=3), rng.choice(EVENTS)
     said = caption(scene, rng)

@@ -1,4 +1,4 @@
-"""The first lessons of both pocket models: to see. Short, so that many pictures go by before anything else is learnt."""
+"""The first lessons of both pocket models: perception. They are short, so that a model sees many pictures first."""
 
 from __future__ import annotations
 

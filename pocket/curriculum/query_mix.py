@@ -1,4 +1,4 @@
-"""Retrieval queries as a world has them, but endless and with everything known about them."""
+"""The mix of retrieval queries: as in a world, but endless and with everything known about them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ KINDS: Final[dict[Callable[[random.Random], SolvedQuery], float]] = {
     garment_from_text: 0.7,
     garment_from_picture: 1.0,
 }
-"""Every kind of query with its share among the lessons."""
+"""Share of each kind of query among the lessons."""
 
 JUDGED: Final = KINDS | {edited_scene: 3.0, edited_garment: 1.5, about_picture: 3.0, question_by_name: 2.0, report: 1.5}
-"""Their shares where answers are judged: as hard for one kind as for another."""
+"""Their shares in judging lessons, where all kinds are equally hard."""
 
 
 def sample_known(rng: random.Random, kinds: Mapping[Callable[[random.Random], SolvedQuery], float] = KINDS) -> SolvedQuery:

@@ -1,4 +1,4 @@
-"""A retrieval query with everything known about it: the right trace, the target, wrong answers."""
+"""A retrieval query with everything known about it: the correct trace, the target, wrong answers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TRIES = 50
 
 @dataclass(frozen=True, slots=True)
 class SolvedQuery:
-    """A query and what is known about it.
+    """A query with its solution.
 
-    `facets` are the texts of the family's facets in order; `wrong` are answers that a careless teacher might give;
-    `target` is what the verifier is shown: a picture, a text, or both.
+    `facets` are the texts of the family's facets in order; `wrong` are answers that a careless teacher might give; `target` is
+    what the verifier sees: a picture, a text, or both.
     """
 
     dataset_task: str
@@ -41,11 +41,11 @@ class SolvedQuery:
         return INSTRUCTIONS[self.dataset_task]
 
 
-# Words for what a text says, in canonical form
+# Canonical words for claims
 
 
 def claim_words(claim: Claim) -> str:
-    """``small red circle top left, blue square, night``: what a claim says, and no more."""
+    """Renders exactly what a claim says: ``small red circle top left, blue square, night``."""
     things = []
     for partial in claim.things:
         words = [word for word in (partial.size, partial.colour, partial.shape) if word]
@@ -65,7 +65,7 @@ def thing_count(things: int, setting: str | None) -> str:
 
 
 def other_scene(scene: Scene, rng: random.Random, *, than: Claim | None = None) -> Scene:
-    """A scene that differs in one thing. With `than`, in one that the text speaks of: nobody can tell otherwise."""
+    """Draws a scene that differs in one thing; with `than`, in a thing that this text mentions, so that it can be told."""
     for _ in range(_TRIES):
         found = sample_edit(scene, rng, simple=0).target
         if than is None or not than.matches(found):
@@ -76,7 +76,7 @@ def other_scene(scene: Scene, rng: random.Random, *, than: Claim | None = None) 
 
 
 def other_claim(claim: Claim, rng: random.Random) -> str:
-    """The claim's words with the colour, or else the shape, of one thing wrong."""
+    """Renders the claim with the colour, or else the shape, of one thing wrong."""
     index = rng.randrange(len(claim.things))
     words = claim_words(claim).split(", ")
     partial = claim.things[index]
@@ -88,7 +88,7 @@ def other_claim(claim: Claim, rng: random.Random) -> str:
 
 
 def other_garment(garment: Garment, rng: random.Random, *, than: GarmentClaim | None = None) -> str:
-    """As `other_scene`, in words."""
+    """The words of another garment; otherwise like `other_scene`."""
     for _ in range(_TRIES):
         found = sample_garment_edit(garment, rng, simple=0).target
         if than is None or not than.matches(found):

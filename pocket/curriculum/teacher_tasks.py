@@ -1,7 +1,7 @@
-"""The pocket teacher's lessons: the tasks of the pocket prompt set, with the right replies.
+"""The pocket teacher's lessons: the tasks of the pocket prompt set, with the correct replies.
 
-Real teachers are good but not perfect. So is this one, by its size: nothing here is made wrong on purpose but the answers
-that it learns to refuse when it verifies.
+Real teachers are good but not perfect. So is this one, because it is small. No lesson is deliberately wrong, except for the
+answers that the teacher learns to reject in verification.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pocket.curriculum.example import Lesson
 from pocket.curriculum.perception import sample_perception_lesson as sample_seeing_lesson
 from pocket.curriculum.query_mix import JUDGED, sample_known
 from pocket.curriculum.solved_query import SolvedQuery
-from pocket.curriculum.verification import judging_lesson, matching_lesson, spoilt
+from pocket.curriculum.verification import judging_lesson, matching_lesson, wrong_answer
 from pocket.world.draw import draw_scene
 from pocket.world.scene import sample_scene
 from prompts import ImageSlot, Prompt, PromptSet
@@ -32,7 +32,7 @@ def pocket_prompts() -> PromptSet:
 
 
 def right_trace(known: SolvedQuery) -> Trace:
-    """The trace that a perfect teacher writes."""
+    """Returns the trace that a perfect teacher would write."""
     family = family_of(DatasetTask.parse(known.dataset_task).task_id)
     facets = tuple(
         FacetText(name=facet.name, label=facet.label, text=text)
@@ -66,12 +66,14 @@ def reason_lesson(known: SolvedQuery, rng: random.Random, *, complaint: str = ""
 
 
 def verify_lesson(known: SolvedQuery, rng: random.Random, *, near: float = 1.0) -> Lesson:
-    """Half of the answers are wrong. `near`: share of the wrong ones that a careless teacher might give; in the rest, words are
-    swapped at random."""
+    """Draws a verification lesson; half of the answers are wrong.
+
+    near: share of wrong answers that a careless teacher might give; in the others, words are swapped at random.
+    """
     wrong = [wrong for wrong in known.wrong if wrong != known.answer]
     answer = known.answer
     if rng.random() < 0.5:
-        answer = rng.choice(wrong) if wrong and rng.random() < near else spoilt(answer, rng, easy=near < 1)
+        answer = rng.choice(wrong) if wrong and rng.random() < near else wrong_answer(answer, rng, easy=near < 1)
     prompt = pocket_prompts().render(
         "verify_image" if known.target_picture is not None else "verify_text",
         answer=answer,
@@ -84,7 +86,7 @@ def verify_lesson(known: SolvedQuery, rng: random.Random, *, near: float = 1.0) 
 
 
 def describe_lesson(rng: random.Random) -> Lesson:
-    """Seeing, before anything else."""
+    """Draws a lesson in describing an image."""
     scene = sample_scene(rng)
     return Lesson("describe", ("Describe.\n", draw_scene(scene, rng)), scene.canonical)
 
@@ -93,12 +95,12 @@ _COMPLAINTS = ("too short", "too long", "wrong", "not supported", "repeated word
 
 
 def _complaint(rng: random.Random, share: float) -> str:
-    """What a repair shows of the trace before; empty for a first trace."""
+    """Draws a repair's complaint about the previous trace; empty for a first trace."""
     return rng.choice(_COMPLAINTS) if rng.random() < share else ""
 
 
 def sample_lesson(rng: random.Random) -> Lesson:
-    """One lesson of what the teacher is measured by: every skill, wrong answers near the right ones."""
+    """Draws a lesson as the teacher is measured: every skill, with wrong answers close to the correct ones."""
     chance = rng.random()
     if chance < 0.08:
         return describe_lesson(rng)
@@ -109,7 +111,7 @@ def sample_lesson(rng: random.Random) -> Lesson:
 
 
 def sample_reasoning_lesson(rng: random.Random) -> Lesson:
-    """The first course after seeing: to reason and to assess."""
+    """Draws a lesson of the first course after perception: reasoning and assessment."""
     chance = rng.random()
     if chance < 0.10:
         return sample_seeing_lesson(rng)
@@ -120,7 +122,7 @@ def sample_reasoning_lesson(rng: random.Random) -> Lesson:
 
 
 def sample_judging_lesson(rng: random.Random) -> Lesson:
-    """The second course: to judge; and what was learnt before, so that none of it fades."""
+    """Draws a lesson of the second course: judging, and earlier skills so that they do not fade."""
     chance = rng.random()
     if chance < 0.08:
         return matching_lesson(rng)
@@ -135,7 +137,7 @@ def sample_judging_lesson(rng: random.Random) -> Lesson:
 
 
 def sample_closing_lesson(rng: random.Random) -> Lesson:
-    """The last course: mostly reasoning, to which judging has cost something."""
+    """Draws a lesson of the last course: mostly reasoning, which judging has weakened."""
     chance = rng.random()
     if chance < 0.06:
         return describe_lesson(rng)
@@ -148,13 +150,13 @@ def sample_closing_lesson(rng: random.Random) -> Lesson:
 
 
 def sample_long_lesson(rng: random.Random) -> Lesson:
-    """The long course: judging and reasoning as the two courses before it have them, at once."""
+    """Draws a lesson of the long course: the judging and reasoning of the two earlier courses at once."""
     with demanding():
         return sample_closing_lesson(rng) if rng.random() < 0.6 else sample_judging_lesson(rng)
 
 
 def sample_edit_lesson(rng: random.Random) -> Lesson:
-    """A change to a scene, reasoned about: what is learnt last."""
+    """Draws a reasoning lesson about a change to a scene, the skill that is learnt last."""
     with demanding():
         return reason_lesson(edited_scene(rng), rng, complaint=_complaint(rng, 0.06))
 

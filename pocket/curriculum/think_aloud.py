@@ -1,7 +1,7 @@
-"""The pocket base's closing course: to think aloud, to fill in a form and to repeat when asked to, as a base of real size does.
+"""The pocket base's closing course: thinking aloud, filling in forms and repeating words, as a full-size base model can.
 
-The questions are put plainly, without a retrieval instruction, and a form's entries are drawn at random: what a trace is, when
-to write one, and what to embed after it is left for TRACE to learn.
+Questions are plain, without a retrieval instruction, and a form's entries are random. TRACE still has to learn what a trace is,
+when to write one, and what to embed after it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from schemas.mbeir import DatasetTask
 _ALOUD: Final = ("{} Think aloud.", "{}\nStep by step.", "Think first: {}", "Think it over.\n{}")
 _UNSAID: Final = "What is to be seen?"
 _EASY_LEFT_OUT: Final = 0.7
-"""Share of the questions left out that need no thought."""
+"""Share of the questions without reasoning that are left out."""
 _THOUGHTS: Final = {
     "visual": "{0}; that is {1}. So {answer}.",
     "text": "{0}; in what is told {1}: {2}. So {answer}.",
@@ -34,13 +34,13 @@ _THOUGHTS: Final = {
 }
 """By task family, with the texts of its facets in order."""
 _LABELS: Final = tuple(facet.label for family in FAMILIES.values() for facet in family.facets)
-"""Of traces: words to be repeated like others, never an entry of a form."""
+"""Labels of traces: may be repeated like other words, but are never an entry of a form."""
 _WORDS: Final = (
     "Picture Question Change Colour Shape Size Place Thing Name Home Town Part Look Keep First Then Next Kind Need Read Known "
     "Said Seen Season Craft Idea Rest Start Middle End Left Right One Two Who Where What"
 )
 _ENTRIES: Final = tuple(_WORDS.split())
-"""Words that a form may ask for: any that come to mind, in any order."""
+"""Words that a form may ask for, in any order."""
 _FORMS: Final = ("{}\nFill in: {}.", "Form: {1}.\n{0}", "{}\nWrite down {}, and the answer.")
 _AGAIN: Final = ("Repeat: {}", "Say again: {}", "{}\nOnce more, word for word.")
 
@@ -53,7 +53,7 @@ def think(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
 
 
 def fill_in(rng: random.Random, known: SolvedQuery | None = None) -> Lesson:
-    """``Known: …. Part: ….`` and the answer on a line of its own, with whatever entries the form has."""
+    """Draws a form: ``Known: …. Part: ….`` with random entries, and the answer on its own line."""
     known = known or _asked(rng)
     entries = rng.sample(_ENTRIES, len(known.facets))
     said = rng.choice(_FORMS).format(known.text or _UNSAID, ", ".join(entries))
@@ -93,7 +93,7 @@ _KINDS: Final = {
 
 
 def sample_think_aloud_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the closing course: thoughts and forms, and a third of what was learnt before."""
+    """Draws a lesson of the closing course: thoughts and forms, and in one third of cases earlier skills."""
     lesson: Lesson = rng.choices(list(_KINDS), list(_KINDS.values()))[0](rng)
     return lesson
 
@@ -105,18 +105,18 @@ _LONG: Final = {
     imagine_told: 0.12,
     sample_base_lesson: 0.14,
 }
-"""Half of it thoughts and forms; edits of what is told are drawn most, since they need no picture and are learnt last."""
+"""Half are thoughts and forms. Edits of described scenes are most frequent: they need no picture and are learnt last."""
 
 
 def sample_long_lesson(rng: random.Random) -> Lesson:
-    """One lesson of the long course: every skill of the courses before, at once."""
+    """Draws a lesson of the long course: every skill of the earlier courses at once."""
     with demanding():
         lesson: Lesson = rng.choices(list(_LONG), list(_LONG.values()))[0](rng)
     return lesson
 
 
 def sample_edit_lesson(rng: random.Random) -> Lesson:
-    """A change to a scene, told, seen, thought through or filled into a form: what is learnt last."""
+    """Draws a lesson about a change to a scene (described, seen, thought through or in a form), which is learnt last."""
     with demanding():
         chance = rng.random()
         if chance < 0.35:

@@ -1,4 +1,4 @@
-"""Judging answers: which words of an answer a picture or a passage bears out. What verification is made of."""
+"""Lessons in judging answers: which words of an answer a picture or passage supports. The basis of verification."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PLACES: Final = ("left", "right", "upper", "lower", "top", "bottom", "centre")
 
 @cache
 def _kin() -> dict[str, list[str]]:
-    """Word -> the words that could stand in its place."""
+    """Word -> the words that could replace it."""
     world = encyclopedia()
     first, last = (sorted(set(words)) for words in zip(*(name.split() for name in world.persons), strict=True))
     rivers = sorted({town.river for town in world.towns.values()})
@@ -51,8 +51,11 @@ def _kin() -> dict[str, list[str]]:
 
 
 def judge(answer: str, truth: str) -> Judged:
-    """`answer` beside the right one. A word is right where the longest common run of words has it too; where something is
-    missing, the word after it is wrong, or the end."""
+    """Compares `answer` with the correct one, word by word.
+
+    A word is correct if it belongs to the longest common subsequence. If something is missing, the word after it is wrong, or
+    the end.
+    """
     found, wanted = list(_WORD.finditer(answer)), _WORD.findall(truth)
     right, missing = [False] * len(found), set()
     steps = SequenceMatcher(None, [match[0] for match in found], wanted, autojunk=False).get_opcodes()
@@ -65,8 +68,8 @@ def judge(answer: str, truth: str) -> Judged:
     return Judged(answer, truth, words, complete=len(found) not in missing)
 
 
-def spoil(answer: str, rng: random.Random, chance: float) -> str:
-    """Swaps words for others of their kind, each with this chance."""
+def swap_words(answer: str, rng: random.Random, chance: float) -> str:
+    """Replaces words by others of their kind, each with probability `chance`."""
     kin = _kin()
 
     def swap(match: re.Match[str]) -> str:
@@ -78,25 +81,25 @@ def spoil(answer: str, rng: random.Random, chance: float) -> str:
     return _WORD.sub(swap, answer)
 
 
-def spoilt(answer: str, rng: random.Random, *, easy: bool) -> str:
-    """A wrong answer made from a right one: one word or several; `easy` ones may have hardly a right word left."""
+def wrong_answer(answer: str, rng: random.Random, *, easy: bool) -> str:
+    """Makes a wrong answer from a correct one by changing one or more words; `easy` ones may keep hardly any correct word."""
     words = max(1, len(answer.split()))
     for _ in range(8):
-        changed = spoil(answer, rng, rng.choice((0.8, 0.3, 1 / words) if easy else (0.3, 1 / words)))
+        changed = swap_words(answer, rng, rng.choice((0.8, 0.3, 1 / words) if easy else (0.3, 1 / words)))
         if changed != answer:
             return changed
     return "nothing"
 
 
 def matching_lesson(rng: random.Random, *, easy: bool = True) -> Lesson:
-    """One picture or passage and an answer about it, made by changing words of what is there."""
+    """Draws a picture or passage with an answer about it, in which words may have been changed."""
     shown: list[Image.Image] = []
     if rng.random() < 0.7:
         seen = perception.sample_perception_lesson(rng)
         kind, shown, text, right = seen.skill.split("/")[1], seen.images, "", seen.reply
     else:
         kind, (text, right) = "text", _read(rng)
-    answer = right if rng.random() < 0.4 else spoilt(right, rng, easy=easy)
+    answer = right if rng.random() < 0.4 else wrong_answer(right, rng, easy=easy)
     parts: list[str | Image.Image] = ["Verify: yes or no?\nTarget: ", *shown, f"{text}\nAnswer: {answer}"]
     return judging_lesson(f"match/{kind}", parts, answer, right)
 
@@ -107,7 +110,7 @@ def judging_lesson(skill: str, parts: Sequence[str | Image.Image], answer: str, 
 
 
 def _read(rng: random.Random) -> tuple[str, str]:
-    """A passage and what it says."""
+    """Draws a passage and what it says."""
     entity = rng.choice(list(encyclopedia().entities.values()))
     topic = rng.choice(("summary", *TOPICS))
     if topic == "summary":

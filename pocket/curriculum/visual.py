@@ -1,4 +1,4 @@
-"""Queries and targets that show or say the same: MSCOCO, VisualNews, Fashion200K, NIGHTS."""
+"""Queries whose targets show or say the same: MSCOCO, VisualNews, Fashion200K, NIGHTS."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good the pocket checkpoints and a pocket build are, against the known truth."""
+"""Measures the pocket checkpoints and a pocket build against the known truth."""

@@ -1,10 +1,10 @@
-"""What a build of the pocket world is worth, measured against the world's truth (which no part of the pipeline may read).
+"""Quality of a build of the pocket world, measured against the world's truth (which no part of the pipeline may read).
 
-A trace is right when its answer says nothing that the target does not show, and names what the query is about:
+A trace is right if its answer says nothing that the target does not show, and names what the query is about:
 
 * pictures and captions: every comma-separated part of the answer fits a part of the target's canonical description (all its
-  words, no two to the same thing), and of a picture that is seen whole none is left out;
-* knowledge: the answer holds the fact, and the page's subject.
+  words, no two to the same thing), and if the answer describes a whole picture, no part of the description is missing;
+* knowledge: the answer contains the fact and the page's subject.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schemas.trace import Trace
 
 _RELATIONS: Final = re.compile(r"\b(?:left of|right of|above|below|beside|next to|under|over)\b")
 _WHOLE: Final = frozenset({3, 4, 7})
-"""Tasks whose answer describes a whole picture: what is seen, or what it becomes."""
+"""Tasks whose answer describes a whole picture: the one shown, or the changed one."""
 
 
 def is_right(answer: str | None, truth: QueryTruth) -> bool:
@@ -54,12 +54,12 @@ def is_right(answer: str | None, truth: QueryTruth) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    """Also of EDIS, whose news is `storm in Corwick: …` to a teacher and `storm, Corwick: …` in the truth."""
+    """Splits an answer into parts; also EDIS's: a teacher writes `storm in Corwick: …`, the truth `storm, Corwick: …`."""
     return [part.strip() for part in re.split(r"[,:]| in ", text) if part.strip()]
 
 
 def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[str, Any]:
-    """The figures of a build's dataset; see `bench/quality.py` for what they mean."""
+    """Computes the figures of a build's dataset; `bench/quality.py` explains them."""
     truths = {
         f"{truth.dataset_task}/{truth.qid}": truth for truth in load_truth(truth_directory).queries if truth.split == split
     }
@@ -111,7 +111,7 @@ def _tasks(annotations: list[tuple[QueryTruth, dict[str, Any], str | None, str]]
 
 
 def _policies(rows: list[dict[str, Any]], truths: Mapping[str, QueryTruth]) -> dict[str, dict[str, float | None]]:
-    """How often each policy reasons, and how often that is what the query needs."""
+    """Computes how often each policy reasons, and how often that is what the query needs."""
     unique = {row["id"]: row for row in rows if row["assessment"] is not None}.values()
     needs = [_truth(row, truths).needs_reasoning for row in unique]
     choices = {

@@ -1,9 +1,9 @@
-"""How good a pocket checkpoint is on lessons it never saw (streams of their own seeds), per skill.
+"""Accuracy of a pocket checkpoint per skill, on held-out lessons (with seeds that training does not use).
 
     python -m pocket.evaluation.skills teacher [--lessons 200] [--directory DIR]
 
-Replies are decoded greedily by plain transformers. For reasoning, what counts is the answer (and, beside it, the whole trace);
-for judgements the AUC of the label's probability against the truth, and accuracy at one half.
+Replies are decoded greedily with plain transformers. Reasoning is measured by the answer and by the whole trace; judgements by
+the AUC of the label's probability against the truth, and by accuracy at one half.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_NEW_TOKENS = 200
 
 
 def held_out(sample: Callable[[random.Random], Lesson], skills: int, seed: int) -> dict[str, list[Lesson]]:
-    """About `skills` lessons of each skill, from a stream apart from training and from every world."""
+    """Draws about `skills` lessons of each skill, with seeds that neither training nor any world uses."""
     rng = random.Random(f"held-out:{seed}")  # noqa: S311
     found: dict[str, list[Lesson]] = defaultdict(list)
     for _ in range(60 * skills):
@@ -46,7 +46,7 @@ def held_out(sample: Callable[[random.Random], Lesson], skills: int, seed: int) 
 
 
 def _skills(role: Role, lessons: int, seed: int) -> dict[str, list[Lesson]]:
-    """Of every course of a role."""
+    """Draws held-out lessons of all courses of a role."""
     found = held_out(COURSES[role], lessons, seed)
     if role == "base":
         thoughts = held_out(sample_think_aloud_lesson, lessons, seed)
@@ -55,7 +55,7 @@ def _skills(role: Role, lessons: int, seed: int) -> dict[str, list[Lesson]]:
 
 
 def auc(scores: Iterable[float], labels: Iterable[bool]) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half."""
+    """Area under the ROC curve: the probability that a positive scores above a negative; ties count half."""
     values, positive = np.asarray(list(scores)), np.asarray(list(labels), bool)
     if positive.all() or not positive.any():
         return float("nan")
@@ -65,7 +65,7 @@ def auc(scores: Iterable[float], labels: Iterable[bool]) -> float:
 
 
 class Checkpoint:
-    """A pocket checkpoint in float32, loaded as anyone would load it."""
+    """A pocket checkpoint in float32, loaded with plain transformers."""
 
     def __init__(self, directory: Path) -> None:
         self.processor = AutoProcessor.from_pretrained(directory)
@@ -73,7 +73,7 @@ class Checkpoint:
 
     @torch.inference_mode()
     def replies(self, lessons: list[Lesson], *, batch: int = 50) -> list[str]:
-        """Greedy replies. Lessons of one call should have the same number of images."""
+        """Generates greedy replies. The lessons of one call should have the same number of images."""
         found: list[str] = []
         for start in range(0, len(lessons), batch):
             inputs = collate(lessons[start : start + batch], self.processor, with_reply=False)
@@ -84,7 +84,7 @@ class Checkpoint:
 
     @torch.inference_mode()
     def probabilities(self, lessons: list[Lesson], labels: Labels, *, batch: int = 50) -> list[float]:
-        """P(positive label) from the first reply token."""
+        """Computes P(positive label) from the first reply token."""
         first = [
             self.processor.tokenizer.encode(label, add_special_tokens=False)[0] for label in (labels.positive, labels.negative)
         ]
@@ -97,7 +97,7 @@ class Checkpoint:
 
 
 def measure(role: Role, directory: Path, lessons: int, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Skill -> figures."""
+    """Measures a checkpoint. Returns skill -> figures."""
     checkpoint = Checkpoint(directory)
     figures: dict[str, dict[str, Any]] = {}
     for skill, drawn in _skills(role, lessons, seed).items():
@@ -132,11 +132,11 @@ def _answer(reply: str, family: str) -> str | None:
 
 def main(
     role: Annotated[str, typer.Argument(help="teacher or base")],
-    lessons: Annotated[int, typer.Option(help="Held-out lessons of each skill.")] = 200,
+    lessons: Annotated[int, typer.Option(help="Held-out lessons per skill.")] = 200,
     directory: Annotated[Path | None, typer.Option(help="The checkpoint [default: the shipped one].")] = None,
     card: Annotated[bool, typer.Option("--card", help="Write the figures into the checkpoint's model card too.")] = False,
 ) -> None:
-    """Prints the figures as JSON, one skill a line."""
+    """Prints the figures as JSON, one skill per line."""
     checked: Role = "teacher" if role == "teacher" else "base"
     place = directory or MODELS / role
     found = measure(checked, place, lessons)

@@ -1,4 +1,4 @@
-"""What a pocket checkpoint is made of: one tokenizer, a tiny Qwen2.5-VL, its processor.
+"""Parts of a pocket checkpoint: a tokenizer, a tiny Qwen2.5-VL and its processor.
 
 The sizes are chosen so that a 64x64 image is 16 visual tokens (patch 8, merge 2) and a checkpoint in bfloat16 stays well
 below 15 MB. Everything else is Qwen2.5-VL's own code, so the checkpoints load with plain transformers and serve with vLLM.
@@ -25,10 +25,10 @@ PAD: Final = "<|endoftext|>"
 END: Final = "<|im_end|>"
 SPECIAL_TOKENS: Final = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TAGS: Final = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-"""One token each, but not special: they are text that the teacher writes and the parser reads."""
+"""Tags with one token each. They are not special tokens, because the teacher writes them as text and the parser reads them."""
 
 IMAGE_SIDE: Final = 64
-"""Pixels; every image is resized to this square by the processor."""
+"""Side in pixels of the square to which the processor resizes every image."""
 
 CHAT_TEMPLATE: Final = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -41,7 +41,7 @@ CHAT_TEMPLATE: Final = (
 
 
 def build_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `corpus`, so that any text has an encoding."""
+    """Trains a byte-level BPE on `corpus`, so that any text has an encoding."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -70,9 +70,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 def deepened(
     model: Qwen2_5_VLForConditionalGeneration, *, layers: int, intermediate: int
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A copy with more layers on top that change nothing at first (their last products are zero).
+    """Returns a copy with more layers on top, which change nothing at first (their last products are zero).
 
-    The MLPs are cut to `intermediate` neurons, those with the largest weights, to stay below 6 M parameters.
+    The MLPs are cut to the `intermediate` neurons with the largest weights, to stay below 6 M parameters.
     """
     config = copy.deepcopy(model.config)
     text, old = config.text_config, model.config.text_config.num_hidden_layers
@@ -95,7 +95,7 @@ def deepened(
 def build_model(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int = 256, layers: int = 5, intermediate: int = 640
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A freshly initialised model (float32). Seed torch before calling for a deterministic start."""
+    """Returns a newly initialised model (float32). Seed torch first for a deterministic start."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={

@@ -1,9 +1,9 @@
-"""Fits a tiny Qwen2.5-VL to a stream of lessons: next-token loss on the replies, unless told otherwise.
+"""Trains a tiny Qwen2.5-VL on a stream of lessons, with next-token loss on the replies unless another loss is given.
 
 1. Worker processes draw lessons, render images and tokenise, in batches of similar length.
-2. AdamW, or Muon for the matrices within the layers, with warm-up and cosine decay over steps, or over a time that is given;
-   matrix products in bfloat16 where the hardware has them, weights in float32.
-3. What is kept is an exponential moving average of the weights, cast to bfloat16 at the end.
+2. AdamW, or Muon for the matrices within the layers, with warm-up and cosine decay over steps or over a given time; matrix
+   products in bfloat16 if the hardware supports it, weights in float32.
+3. The result is an exponential moving average of the weights, cast to bfloat16.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IGNORE = -100
 _INPUTS = ("position_ids", "input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 LENGTH_STEP = 32
 LENGTH_POOL = 16
-"""Batches drawn at once and sorted by length, so that a batch wastes little on padding."""
+"""Number of batches that are drawn together and sorted by length, so that little is wasted on padding."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ class Recipe:
     ema: float = 0.997
     seed: int = 1
     minutes: float | None = None
-    """Ends the course by the clock instead of by `steps`, which then only bounds it: the rate decays with the time used."""
+    """Time after which the course ends, instead of after `steps`, then only a limit; the rate decays with the time used."""
     workers: int = 1
-    """Processes that draw lessons, each a stream of its own: what a GPU needs, a hundred times faster than a core."""
+    """Processes that draw lessons, each with its own seed. A GPU, a hundred times faster than a core, needs several."""
     optimiser: Literal["adamw", "muon"] = "adamw"
 
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Lesson], Qwen2_5_VLProcessor], Batch]
 Losses = Callable[[Batch], dict[str, Tensor]]
-"""Named parts of a loss, which is their sum."""
+"""The named terms of a loss; the loss is their sum."""
 
 
 def prompts_of(lessons: list[Lesson], processor: Qwen2_5_VLProcessor) -> tuple[list[str], Batch]:
-    """The prompts as the chat template writes them, with one token for each image patch, and the images' model inputs."""
+    """Renders the prompts with the chat template and one token per image patch, and returns the images' model inputs too."""
     images = [image for lesson in lessons for image in lesson.images]
     visual = processor.image_processor(images=images, return_tensors="pt") if images else {}
     merge = processor.image_processor.merge_size**2
@@ -74,9 +74,9 @@ def prompts_of(lessons: list[Lesson], processor: Qwen2_5_VLProcessor) -> tuple[l
 
 
 def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply: bool = True) -> Batch:
-    """Right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored).
+    """Makes right-padded model inputs; `labels` hold the reply and the end of turn (padding and prompt are ignored).
 
-    Without replies the rows end in the generation prompt and are left-padded, as `generate` wants them.
+    Without replies the rows end in the generation prompt and are left-padded, as `generate` needs.
     """
     tokenizer = processor.tokenizer
     prompts, visual = prompts_of(lessons, processor)
@@ -103,7 +103,7 @@ def collate(lessons: list[Lesson], processor: Qwen2_5_VLProcessor, *, with_reply
 
 
 class LessonStream(IterableDataset[Batch]):
-    """Endless batches drawn by ``sample(rng)``; the seed and the number of workers alone decide them."""
+    """Endless batches drawn by ``sample(rng)``, determined by the seed and the number of workers."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class LessonStream(IterableDataset[Batch]):
                 yield made | positions(made)
 
     def _positions(self) -> Callable[[Batch], Batch]:
-        """With a config the places in text and images are told here: on a GPU the model would look for them row by row."""
+        """Adds the positions in text and images if there is a config; on a GPU the model would compute them row by row."""
         if self.config is None:
             return lambda batch: {}
         with torch.device("meta"):
@@ -151,7 +151,7 @@ def _length(lesson: Lesson) -> tuple[int, int]:
 
 
 def learning_rate(step: int, recipe: Recipe, seconds: float = 0.0) -> float:
-    """`seconds`: used so far; counts where the recipe is one of time."""
+    """Returns the learning rate of a step. `seconds`, the time used so far, matters if the recipe is limited by time."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     if recipe.minutes is not None:
@@ -162,7 +162,7 @@ def learning_rate(step: int, recipe: Recipe, seconds: float = 0.0) -> float:
 
 
 def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon takes the matrices within the layers; AdamW takes what is looked up, added or scaled, or everything."""
+    """Makes Muon for the matrices within the layers and AdamW for embeddings, biases and scales; or AdamW for everything."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in named if p.ndim == 2 and ("layers." in name or "blocks." in name)]
     inner = {id(p) for p in hidden} if recipe.optimiser == "muon" else set()
@@ -181,7 +181,7 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def reply_losses(model: Qwen2_5_VLForConditionalGeneration) -> Losses:
-    """Mean next-token loss over the replies; logits are computed for labelled places alone."""
+    """Returns the mean next-token loss over the replies; logits are computed for labelled positions only."""
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         hidden = model.model(**model_inputs(batch)).last_hidden_state[:, :-1]
@@ -207,15 +207,16 @@ def fit(
 ) -> dict[str, Tensor]:
     """Trains `model` in place and returns the averaged weights (float32, CPU). `log` gets one JSON object per 50 steps.
 
-    `keep` is called with the averaged weights every `every` steps, so that a long run can be looked at and survives its end.
+    `keep` is called with the averaged weights every `every` steps, so that a long run can be inspected and is not lost if it is
+    killed.
     """
     model.to(device).train()
-    if device == "cpu":  # the fused attention's backward pass is a third slower than the plain one at these lengths
+    if device == "cpu":  # at these lengths the backward pass of fused attention is a third slower than the plain one
         model.set_attn_implementation("eager")
     made = optimisers(model, recipe)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     floating = [name for name, value in average.items() if value.is_floating_point()]
-    config = copy.deepcopy(model.config) if device != "cpu" else None  # as it is before its attention is changed
+    config = copy.deepcopy(model.config) if device != "cpu" else None  # before its attention is changed
     loader = DataLoader(
         LessonStream(sample, processor, recipe, collated, config),
         batch_size=None,
@@ -224,7 +225,7 @@ def fit(
     )
     losses_of = losses(model)
     if device != "cpu":
-        batch_windows(model)  # after the losses, which choose the language model's attention
+        batch_windows(model)  # after the losses, which set the language model's attention
     began, tokens = time.monotonic(), 0
     sums: dict[str, list[Tensor]] = defaultdict(list)
     for step, batch in enumerate(itertools.islice(loader, recipe.steps)):

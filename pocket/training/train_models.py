@@ -1,9 +1,9 @@
-"""`make pocket-models`: trains the two pocket checkpoints from scratch and writes them with all that loads them.
+"""`make pocket-models`: trains the two pocket checkpoints from scratch and writes them with tokenizer, processor and card.
 
     pocket/checkpoints/teacher   answers the pocket prompt set: reasons, assesses, verifies
     pocket/checkpoints/base      the student before TRACE: general skills only
 
-Both share one tokenizer. Lessons are drawn from streams of their own, apart from every world's.
+Both share one tokenizer. Lessons are drawn with seeds that no world uses.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ COURSES: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
     "base": base_skills.sample_lesson,
 }
 SEEING: Final = Recipe(steps=3000, batch=64, seed=3)
-"""Both models begin with this; the courses go on from it."""
+"""Recipe of the stem, with which both models begin; the courses continue from it."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """One stretch of training, from the weights that the one before has written."""
+    """One phase of training, which starts from the weights of the one before."""
 
     sample: Callable[[random.Random], Lesson]
     recipe: Recipe
     judging: bool = False
-    """Two more layers, and lessons in judging as `pocket/training/verification_loss.py` gives them."""
+    """Adds two layers, and trains judging with the losses of `pocket/training/verification_loss.py`."""
     deeper: bool = False
-    """Two more layers, as judging has them, without its lessons."""
+    """Adds two layers, as judging does, but without its losses."""
     share: float = 1.0
-    """Of its weights in the average with those that it began with. The average is better at what either is good at."""
+    """Share of the new weights in the average with the initial ones (WiSE-FT). The average keeps the strengths of both."""
 
 
 PHASES: Final[dict[Role, tuple[Course, ...]]] = {
@@ -79,17 +79,17 @@ LONG: Final[dict[Role, Course]] = {
         deeper=True,
     ),
 }
-"""A course of minutes, not steps, for a GPU, from the weights that are shipped: every skill of a model at once."""
+"""A course for a GPU, limited by minutes instead of steps, from the shipped weights: every skill of a model at once."""
 EDITS: Final[dict[Role, Callable[[random.Random], Lesson]]] = {
     "teacher": teacher_tasks.sample_edit_lesson,
     "base": think_aloud.sample_edit_lesson,
 }
-"""What is learnt last: a long course may draw a share of its lessons from these."""
+"""Lessons of the skill that is learnt last; a long course may draw an extra share of them."""
 
 
 @dataclass(frozen=True)
 class Stressed:
-    """Draws `share` of the lessons from `stressed` and the others from `sample`."""
+    """Draws a share of the lessons from `stressed` and the others from `sample`."""
 
     sample: Callable[[random.Random], Lesson]
     stressed: Callable[[random.Random], Lesson]
@@ -105,7 +105,7 @@ _CORPUS_LESSONS: Final = 6000
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One tokenizer for both, trained on the texts of both courses and of the passages."""
+    """Trains the tokenizer of both models on the texts of both courses and of the passages."""
     rng = random.Random("tokenizer")  # noqa: S311
     texts: list[str] = []
     for sample in COURSES.values():
@@ -121,7 +121,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_stem(out: Path = MODELS, *, recipe: Recipe = SEEING, device: str = "cpu") -> Path:
-    """Trains what both models begin with, to see, and writes it to ``out/stem`` (not shipped)."""
+    """Trains the stem, the perception course of both models, and writes it to ``out/stem`` (not shipped)."""
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer()
     course = Course(perception.sample_perception_lesson, recipe)
@@ -145,9 +145,9 @@ def train(role: Role, out: Path = MODELS, *, steps: int | None = None, device: s
 def train_long(
     role: Role, out: Path, *, source: Path | None = None, course: Course | None = None, device: str = "cuda"
 ) -> Path:
-    """Goes on from the checkpoint in `source` (the shipped one) with the long course and writes ``out/role``.
+    """Continues from the checkpoint in `source` (the shipped one) with the long course and writes ``out/role``.
 
-    The log of the courses before is kept in front of its own.
+    Its log is appended to that of the earlier courses.
     """
     course, source = course or LONG[role], source or MODELS / role
     model, tokenizer = _loaded(source, course)

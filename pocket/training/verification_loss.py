@@ -1,15 +1,16 @@
-"""How so small a model is taught to judge answers.
+"""Auxiliary losses that teach a very small model to judge answers.
 
-To judge an answer is to compare each word of it with what the target shows. Told yes or no for whole answers alone, or for
-their phrases, the model stayed at the level of chance. So three of its layers are given a task each, beside the replies' loss:
+To judge an answer, a model compares each of its words with what the target shows. Trained with yes or no for whole answers or
+for phrases only, the model stayed at chance level. So three of its layers get one task each, in addition to the loss on
+replies:
 
-1. *What should stand here.* The third layer from the end predicts each next word of the right answer, whatever stands there.
-2. *Does it stand there.* In the layer above, two heads of each word's last token attend to the state before it, which predicted
-   the word, if the word is right, and to the prompt's first token if not. The state then says yes or no for this word.
-3. *Is all of it right.* The last layer judges.
+1. *Predict.* The third layer from the end predicts each next word of the correct answer, regardless of the word in the prompt.
+2. *Compare.* In the layer above, two heads of each word's last token attend to the state before it, which predicted the word,
+   if the word is correct, and otherwise to the prompt's first token. The state then says yes or no for this word.
+3. *Judge.* The last layer judges the whole answer.
 
-The second makes the difference: a gradient on attention weights learns to compare a word with its prediction in hundreds of
-steps. Only training knows of these tasks; the model is a plain Qwen2.5-VL and is served as one.
+The second task makes the difference: with a gradient on attention weights the model learns to compare a word with its
+prediction in hundreds of steps. These tasks exist only in training; the model is a plain Qwen2.5-VL and is served as one.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from pocket.training.train_loop import IGNORE, Batch, Losses, collate, model_inp
 
 COMPARING_HEADS: Final = 2
 _WRONG: Final = 3.0
-"""Weight of a wrong word beside a right one: most words are right."""
+"""Weight of a wrong word relative to a correct one, because most words are correct."""
 _FAR_BELOW: Final = -1e4
 
 
 def collate_judged(lessons: list[Lesson], processor: Qwen2_5_VLProcessor) -> Batch:
-    """As `collate`; and, of the same shape as `labels`:
+    """Like `collate`, with two more tensors of the shape of `labels`:
 
-    expected: the token that should stand at a place: of every reply, and of the right answer in a prompt with a judged one.
-    marks: 1 or 0 at the last token of every word of a judged answer, right or wrong, and at the token after the answer.
+    expected: the correct token at each position of a reply, and of the correct answer in a prompt with a judged answer.
+    marks: 1 (correct) or 0 (wrong) at the last token of every word of a judged answer, and at the token after the answer.
     """
     batch = collate(lessons, processor)
     expected, marks = batch["labels"].clone(), torch.full_like(batch["labels"], IGNORE)
@@ -52,22 +53,22 @@ def collate_judged(lessons: list[Lesson], processor: Qwen2_5_VLProcessor) -> Bat
 
 
 def _judged_places(prompt: str, judged: Judged, processor: Qwen2_5_VLProcessor) -> tuple[dict[int, int], dict[int, bool]]:
-    """(place -> the token that should stand there, place -> whether the word that ends there is right)."""
+    """Returns (position -> the correct token, position -> whether the word that ends there is correct)."""
     tokenizer = processor.tokenizer
     first = prompt.rindex(judged.answer)
-    stands = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
     should = tokenizer(
         prompt[:first] + judged.truth + tokenizer.eos_token, add_special_tokens=False, return_offsets_mapping=True
     )
-    ends = [stop for _, stop in stands.offset_mapping]
-    past = next(at for at, (start, _) in enumerate(stands.offset_mapping) if start >= first + len(judged.answer))
+    ends = [stop for _, stop in encoded.offset_mapping]
+    past = next(at for at, (start, _) in enumerate(encoded.offset_mapping) if start >= first + len(judged.answer))
     marked = {next(at for at, stop in enumerate(ends) if stop >= first + end): right for end, right in judged.words}
     marked[past] = judged.complete
 
     begin = next(at for at, stop in enumerate(ends) if stop > first)
     starts, should_start = _starts(judged.answer), _starts(judged.truth)
     wanted: dict[int, int] = {}
-    if not judged.right and len(starts) == len(should_start):  # words were swapped: each place has its own right word
+    if not judged.right and len(starts) == len(should_start):  # words were swapped: each position has its correct word
         for start, right_start in zip(starts, should_start, strict=True):
             at = next(at for at, stop in enumerate(ends) if stop > first + start)
             right_at = next(at for at, (_, stop) in enumerate(should.offset_mapping) if stop > first + right_start)
@@ -75,7 +76,7 @@ def _judged_places(prompt: str, judged: Judged, processor: Qwen2_5_VLProcessor) 
     else:  # as far as it is right, and the word that should come next
         for at in range(begin, min(len(should.input_ids), past + 1)):
             wanted[at] = should.input_ids[at]
-            if should.input_ids[at] != stands.input_ids[at]:
+            if should.input_ids[at] != encoded.input_ids[at]:
                 break
     return wanted, marked
 
@@ -85,7 +86,7 @@ def _starts(text: str) -> list[int]:
 
 
 def judging_losses(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> Losses:
-    """The losses of the three tasks and of the replies, for a model with eager attention (its weights are looked at)."""
+    """Returns the losses of the three tasks and of the replies. Sets eager attention, because its weights are used."""
     model.set_attn_implementation("eager")
     yes, no = (processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
     language = model.model.language_model
@@ -132,7 +133,7 @@ def _next_token(states: Tensor, labels: Tensor, head: nn.Module, added: Tensor |
 
 
 def _looked_elsewhere(weights: Tensor, marked: Tensor, right: Tensor) -> Tensor:
-    """-log of the attention on the right place, per mark. weights (rows, heads, length, length), marked (rows, length)."""
+    """Returns -log of the attention on the correct position, per mark. weights (rows, heads, length, length)."""
     rows, places = marked.nonzero(as_tuple=True)
     goal = torch.where(right, places - 1, torch.zeros_like(places))
     looked = weights[rows, :COMPARING_HEADS, places, goal].float()

@@ -1,8 +1,8 @@
 """The pocket world: a synthetic miniature M-BEIR of coloured shapes, garments and invented entities.
 
-Reading order: `lexicon` (words), `scene`, `garment`, `encyclopedia` (what there is), `draw` (how it looks), `language` and
-`edits` (how it is spoken of), `pairs` and `knowledge` (queries and candidates per dataset), `build` and `write` (files),
-`truth` (what only tests and measurements may read).
+Reading order: `lexicon` (words), `scene`, `garment`, `encyclopedia` (contents), `draw` (images), `language`, `passages`,
+`edits` and `garment_edits` (texts), `datasets` (queries and candidates per dataset), `builder` and `write` (files),
+`ground_truth` (for tests and measurements only).
 
-Every function that draws by chance takes a `random.Random`, so a sample is decided by its seed alone.
+Every function that samples takes a `random.Random`, so the seed alone decides a sample.
 """

@@ -1,4 +1,4 @@
-"""What is written down while a world is made: queries, candidates, pools, images and the truth about them."""
+"""Collects the queries, candidates, pools and images of a world and their truth; keeps positives unambiguous."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 
 LEAST_POOL: Final = 220
-"""Candidates of a local pool at least, so that five of them are 2.3%."""
+"""Smallest number of candidates in a local pool, so that five of them are 2.3%."""
 
 _TRAIN_WEIGHTS: Final = {"cirr": 250, "fashioniq": 250, "oven": 150, "infoseek": 150}
 _OTHER_WEIGHT: Final = 90
@@ -29,7 +29,7 @@ DEFAULT_QUERIES: Final = sum(_TRAIN_WEIGHTS.get(task.dataset, _OTHER_WEIGHT) for
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a query looks for, for the truth file."""
+    """The target of a query, for the truth file."""
 
     content: str
     why: ReasoningKind = ReasoningKind.NONE
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass
 class Book:
-    """Everything of one world. Rows are dictionaries in M-BEIR's form; ids are given in the order of writing."""
+    """The contents of one world. Rows are dictionaries in M-BEIR's format; ids are assigned in the order of writing."""
 
     rng: random.Random
     train_queries: int
@@ -55,14 +55,14 @@ class Book:
     _dids: dict[str, int] = field(default_factory=dict)
 
     def count(self, task: DatasetTask, split: Split) -> int:
-        """How many queries this dataset-task gets in this split."""
+        """Returns the number of queries of this dataset-task in this split."""
         if split == "train":
             weight = _TRAIN_WEIGHTS.get(task.dataset, _OTHER_WEIGHT)
             return max(4, round(self.train_queries * weight / DEFAULT_QUERIES))
         return VAL_QUERIES if split == "val" else TEST_QUERIES
 
     def image(self, path: str, picture: Image.Image, content: str) -> str:
-        """Keeps a picture below ``mbeir_images/`` and returns its path from the root."""
+        """Stores a picture below ``mbeir_images/`` and returns its path from the root."""
         full = f"mbeir_images/{path}"
         if full in self.images:
             raise ValueError(f"two pictures at {full}")
@@ -81,7 +81,7 @@ class Book:
         img_path: str | None = None,
         src_content: str | None = None,
     ) -> str:
-        """A new candidate and its did. `pool` names its local pool; None: a candidate of training only."""
+        """Adds a candidate and returns its did. `pool` names its local pool; None: for training only."""
         number = self._dids[dataset] = self._dids.get(dataset, 0) + 1
         did = f"{DATASET_IDS[dataset]}:{number}"
         row: dict[str, Any] = {
@@ -115,7 +115,7 @@ class Book:
         negatives: Sequence[str] = (),
         src_content: str | None = None,
     ) -> str:
-        """A new query and its qid; numbers start again with each (split, dataset), as M-BEIR's do."""
+        """Adds a query and returns its qid; numbers start again for each (split, dataset), as in M-BEIR."""
         number = self._qids[split, task.dataset] = self._qids.get((split, task.dataset), 0) + 1
         qid = f"{DATASET_IDS[task.dataset]}:{number}"
         self.queries[split].append(
@@ -147,17 +147,17 @@ class Book:
         return len(self.pools.get(pool, ()))
 
 
-class Unambiguous:
-    """Admits pictures and texts to a pool only while every text stays true of its own pictures alone."""
+class AmbiguityGuard:
+    """Admits pictures and texts to a pool only if every text stays true of its own pictures only."""
 
     def __init__(self) -> None:
         self._contents: list[Any] = []
         self._claims: list[Any] = []
 
     def admits(self, content: Any, claims: Iterable[Any] = ()) -> bool:
-        """Takes the content and its claims in, unless a claim of another would be true of it or one of its own of another.
+        """Admits a content with its claims, unless another's claim would be true of it or one of its own claims of another.
 
-        `content` must not be in yet; claims are objects with ``matches(content)``.
+        `content` must be new; claims are objects with ``matches(content)``.
         """
         claims = list(claims)
         if content in self._contents or any(claim.matches(content) for claim in self._claims):
@@ -170,7 +170,7 @@ class Unambiguous:
 
 
 def until(draw: Callable[[], Any | None], what: str) -> Any:
-    """Draws until something comes of it."""
+    """Draws until the result is not None. Raises RuntimeError after many attempts."""
     for _ in range(10_000):
         drawn = draw()
         if drawn is not None:
@@ -179,4 +179,4 @@ def until(draw: Callable[[], Any | None], what: str) -> Any:
 
 
 RIDDLES: Final = 0.25
-"""Share of text queries that take a deduction."""
+"""Share of text queries that need a deduction."""

@@ -1,4 +1,4 @@
-"""A picture of an M-BEIR directory: one query of each dataset-task with its positive, for people to look at."""
+"""Draws a contact sheet of an M-BEIR directory: one query of each dataset-task with its positive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INK, _PAPER, _GREY = (30, 30, 36), (255, 255, 255), (120, 120, 130)
 
 
 def draw_sheet(root: Path, cache_dir: Path | None = None, *, skip: int = 1) -> Image.Image:
-    """The query number `skip` of each test file beside its first positive, in two columns."""
+    """Draws query number `skip` of each test file beside its first positive, in two columns."""
     rows = list(_rows(Layout.open(root), plain_store(root), cache_dir, skip))
     half = (len(rows) + 1) // 2
     sheet = Image.new("RGB", (2 * _COLUMN, half * _ROW + 8), _PAPER)

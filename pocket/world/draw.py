@@ -1,4 +1,4 @@
-"""How the world looks: 128x128 pictures, drawn four times as large and reduced, legible at 64x64."""
+"""Draws the world: 128x128 pictures, drawn four times as large and reduced, legible at 64x64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 
 
 class _Canvas:
-    """Draws in pixels of the finished picture; shakes the background by `rng` so that no two pictures are equal."""
+    """A canvas in pixels of the finished picture; `rng` varies the background, so that no two pictures are equal."""
 
     def __init__(self, background: Colour, rng: random.Random) -> None:
         tone = rng.randint(-8, 8)
@@ -42,7 +42,7 @@ class _Canvas:
         self._draw.polygon([(x * _SCALE, y * _SCALE) for x, y in points], fill, outline, _SCALE)
 
     def shape(self, shape: str, at: tuple[float, float], radius: float, fill: Colour, hole: Colour | None = None) -> None:
-        """One of the eight shapes, centred at `at`."""
+        """Draws one of the eight shapes, centred at `at`."""
         x, y = at
         r = radius
         match shape:
@@ -87,14 +87,14 @@ _POLYGONS: Final[dict[str, list[tuple[float, float]]]] = {
 
 
 def draw_scene(scene: Scene, rng: random.Random, *, jitter: float = 1.5) -> Image.Image:
-    """A scene; things stay inside their cells, `jitter` pixels off the centre at most."""
+    """Draws a scene; things stay inside their cells, at most `jitter` pixels off the centre."""
     canvas = _Canvas(SETTINGS[scene.setting], rng)
     _things(canvas, scene, rng, jitter, top=0)
     return canvas.finish()
 
 
 def draw_news(scene: Scene, banner: tuple[str, str], rng: random.Random) -> Image.Image:
-    """A scene below a town's banner (two colours side by side along the top)."""
+    """Draws a scene below a town's banner (two colours side by side along the top)."""
     canvas = _Canvas(SETTINGS[scene.setting], rng)
     height = 22
     canvas.rectangle((0, 0, SIDE / 2, height), COLOURS[banner[0]])
@@ -115,7 +115,7 @@ def _things(canvas: _Canvas, scene: Scene, rng: random.Random, jitter: float, *,
 def draw_emblems(
     emblems: list[Emblem], setting: str, rng: random.Random, *, places: list[tuple[float, float]] | None = None
 ) -> Image.Image:
-    """One entity large, or several side by side at `places` (fractions of the side)."""
+    """Draws one large entity, or several side by side at `places` (fractions of the side)."""
     canvas = _Canvas(SETTINGS[setting], rng)
     radius = (SIDE * 0.36 if len(emblems) == 1 else SIDE * 0.23) * rng.uniform(0.92, 1.05)
     for emblem, (x, y) in zip(emblems, places or [(0.5, 0.5)], strict=True):
@@ -128,7 +128,7 @@ def draw_emblems(
 
 
 def draw_banner(banner: tuple[str, str], rng: random.Random) -> Image.Image:
-    """A town's banner, hung in daylight."""
+    """Draws a town's banner in daylight."""
     canvas = _Canvas(SETTINGS["day"], rng)
     left, right, top, bottom = 24, 104, 28 + rng.uniform(-4, 4), 100
     canvas.rectangle((left, top, (left + right) / 2, bottom), COLOURS[banner[0]], _OUTLINE)
@@ -149,7 +149,7 @@ _FIGURES: Final[dict[str, list[tuple[float, float]]]] = {
 
 
 def draw_garment(garment: Garment, rng: random.Random) -> Image.Image:
-    """A garment on a plain wall. Long ones reach further down; the trim is a band across."""
+    """Draws a garment on a plain wall. Long ones reach further down; the trim is a band across."""
     wall = SETTINGS[rng.choice(list(SETTINGS))]
     canvas = _Canvas(tuple((channel + 2 * 225) // 3 for channel in wall), rng)  # type: ignore[arg-type]
     width = 84 if garment.kind != "trousers" else 72

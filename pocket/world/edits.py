@@ -1,7 +1,7 @@
-"""Composed retrieval of scenes: what is asked to change about a reference picture, and the picture that is meant.
+"""Edits of scenes for composed retrieval: a request to change a reference picture, and the target.
 
-Some requests describe their target fully and need no reference; most take one operation, some a deduction about which thing
-is meant.
+Some requests describe their target fully and need no reference; most need one operation, some a deduction about which thing is
+meant.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pocket.world.scene import Scene, Thing, sample_scene
 
 
 class Edit(NamedTuple):
-    """`text` asks for `target`; `operation` says in canonical words what changes."""
+    """A request `text` for `target`; `operation` says in canonical words what changes."""
 
     text: str
     target: Scene
@@ -38,7 +38,7 @@ class Edit(NamedTuple):
 
 
 def refer(thing: Thing, scene: Scene, rng: random.Random) -> str | None:
-    """A phrase that means this thing and no other of the scene; None where only its place would tell it apart."""
+    """Returns a phrase that means this thing and no other of the scene; None if only its place tells it apart."""
     if sum(t.shape == thing.shape for t in scene.things) == 1:
         return f"the {say(thing.shape, rng)}"
     if sum((t.shape, t.colour) == (thing.shape, thing.colour) for t in scene.things) == 1:
@@ -49,7 +49,7 @@ def refer(thing: Thing, scene: Scene, rng: random.Random) -> str | None:
 
 
 def sample_edit(scene: Scene, rng: random.Random, *, simple: float = 0.3) -> Edit:
-    """A request about `scene` whose target differs from it."""
+    """Draws a request about `scene` whose target differs from it."""
     if rng.random() < simple:
         return _described(scene, rng)
     while True:
@@ -59,7 +59,7 @@ def sample_edit(scene: Scene, rng: random.Random, *, simple: float = 0.3) -> Edi
 
 
 def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
-    """One request of `count` changes, each made to what the ones before it leave."""
+    """Draws one request with `count` successive changes."""
     target = scene
     texts: list[str] = []
     operations: list[str] = []
@@ -78,7 +78,7 @@ def sample_edits(scene: Scene, rng: random.Random, count: int) -> Edit:
 
 
 def _described(scene: Scene, rng: random.Random) -> Edit:
-    """The target in full; the reference is of no use."""
+    """Draws a request that describes the target in full, without need of the reference."""
     target = scene
     while target == scene:
         target = sample_scene(rng, most=3)
@@ -92,7 +92,7 @@ def _changed(scene: Scene, old: Thing, new: Thing) -> Scene:
 
 
 def _one(scene: Scene, rng: random.Random) -> tuple[Thing, str] | None:
-    """A thing that can be referred to, and how."""
+    """Draws a thing that can be referred to, with the phrase for it."""
     for thing in rng.sample(scene.things, len(scene.things)):
         if (phrase := refer(thing, scene, rng)) is not None:
             return thing, phrase

@@ -1,6 +1,6 @@
 """The knowledge of the world: invented entities, towns and persons with facts that no picture shows.
 
-The encyclopedia is the same in every world, whatever its seed: it is what a teacher can know. Worlds differ in pictures and
+The encyclopedia is the same in every world, whatever its seed, so that a teacher can know it. Worlds differ in pictures and
 questions.
 """
 
@@ -25,15 +25,15 @@ KINDS: Final[dict[str, str]] = {
 
 INNER_SHAPES: Final = ("circle", "square", "triangle", "cross", "ring")
 PICTURED: Final = 64
-"""Entities that query images show; the others are in passages and pools only."""
+"""Number of entities that query images show; the others are in passages and pools only."""
 
 ENTITIES: Final = 224
-_UNIVERSE_SEED: Final = 20_260_302  # constant: changing it changes what every pocket model has learnt
+_UNIVERSE_SEED: Final = 20_260_302  # a constant, because the pocket models have learnt this encyclopedia
 
 
 @dataclass(frozen=True, slots=True)
 class Emblem:
-    """What an entity looks like: a coloured shape around a smaller one."""
+    """The look of an entity: a coloured shape around a smaller one."""
 
     outer: str
     outer_colour: str
@@ -106,7 +106,7 @@ _RIVERS: Final = ("Orra", "Lind", "Messa", "Tyne", "Ussel", "Varo")
 
 @cache
 def encyclopedia() -> Encyclopedia:
-    """The one encyclopedia."""
+    """Returns the encyclopedia, which is the same for all worlds."""
     rng = random.Random(_UNIVERSE_SEED)  # noqa: S311 (a generator of synthetic data, here and everywhere in this package)
     persons_names = [f"{first} {last}" for first in _FIRST_NAMES for last in _LAST_NAMES]
     heads = rng.sample(_HEADS, 12)
@@ -132,7 +132,7 @@ def encyclopedia() -> Encyclopedia:
 
 
 def _emblems(rng: random.Random) -> list[tuple[str, Emblem]]:
-    """Distinct looks, in families that differ in one attribute: recognising an entity takes a close look."""
+    """Draws distinct looks, in families that differ in one attribute, so that entities are easily confused."""
     found: dict[Emblem, str] = {}
     while len(found) < ENTITIES:
         kind = rng.choice(list(KINDS))

@@ -10,7 +10,7 @@ from pocket.world.lexicon import COLOURS, GARMENT_KINDS, LENGTHS, PATTERNS, othe
 
 @dataclass(frozen=True, slots=True)
 class Garment:
-    """`trim` is the colour of hem, belt or band; None for none."""
+    """A garment. `trim` is the colour of hem, belt or band; None if it has none."""
 
     kind: str
     colour: str
@@ -32,7 +32,7 @@ def sample_garment(rng: random.Random) -> Garment:
 
 @dataclass(frozen=True, slots=True)
 class GarmentClaim:
-    """What a text says of a garment; None where it leaves it open. `trim` is ``"no"`` where it denies one."""
+    """What a text says about a garment; None for what it leaves open. `trim` is ``"no"`` if it denies one."""
 
     kind: str
     colour: str | None = None

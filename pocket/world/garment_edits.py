@@ -1,4 +1,4 @@
-"""Composed retrieval of garments: attributes that are to differ from the reference, and the garment meant."""
+"""Edits of garments for composed retrieval: a request to change attributes of a reference, and the target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GarmentEdit(NamedTuple):
 def sample_garment_edit(
     garment: Garment, rng: random.Random, *, simple: float = 0.3, attributes: Sequence[int] = (1, 1, 2)
 ) -> GarmentEdit:
-    """A request about `garment` whose target differs from it. `attributes`: how many change; drawn at random."""
+    """Draws a request about `garment` whose target differs from it. `attributes`: how many change; None: random."""
     if rng.random() < simple:
         target = garment
         while target == garment:
@@ -37,7 +37,7 @@ def sample_garment_edit(
             ReasoningKind.NONE,
         )
     while True:
-        if rng.random() < 0.2:  # these touch cloth and trim together, so they stand alone
+        if rng.random() < 0.2:  # these change cloth and trim together, so they are not combined with others
             changed = rng.choice((_in_colour_of_trim, _exchanged))(garment, rng)
             if changed is not None:
                 target, text, why = changed
@@ -48,7 +48,7 @@ def sample_garment_edit(
 
 
 def _attribute_edit(garment: Garment, makers: Sequence[_Maker], rng: random.Random) -> GarmentEdit | None:
-    """Several changes in one request; None where they touch the same attribute or one does not apply."""
+    """Combines several changes in one request; None if two change the same attribute or one does not apply."""
     target, texts, why = garment, [], ReasoningKind.EDIT
     for make in makers:
         changed = make(target, rng)

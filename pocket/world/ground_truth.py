@@ -1,6 +1,6 @@
 """The ground truth of a world: what its pictures show and what its queries mean.
 
-For tests and for measuring quality only. No module of the pipeline or the trainer may read it (a test enforces that).
+For tests and quality measurements only. No module of the pipeline or the trainer may read it (a test enforces this).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class _Row(BaseModel):
 
 class QueryTruth(_Row):
     """Args:
-    target: canonical content of what is sought; candidates with this content are right.
+    target: canonical content of the target; candidates with this content are correct.
     answer: the short answer (an entity, a fact) or, for pictures, their canonical description.
-    steps: what a right trace goes through: reference, operation, or the facts hopped over.
+    steps: the steps of a correct trace: reference, operation, or the facts on the way.
     """
 
     split: str

@@ -1,4 +1,4 @@
-"""How the pocket world's queries are asked for: our own sentences, four for each dataset-task as in M-BEIR."""
+"""The pocket world's instructions: our own sentences, four per dataset-task as in M-BEIR."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How pictures are spoken of: captions, and riddles whose meaning takes a step to work out.
+"""Texts about pictures: captions, and riddles whose meaning takes a deduction.
 
-Each function returns the text together with the claim that it makes, so that what a text is true of can be computed.
+Each function returns a text together with its claim, from which one can compute the pictures that the text is true of.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from pocket.world.reasoning_kinds import ReasoningKind
 from pocket.world.scene import Claim, Partial, Scene, Thing, relation_between
 
 
-class Said(NamedTuple):
-    """A text about a scene, what it claims, and the reasoning it takes."""
+class Utterance(NamedTuple):
+    """A text about a scene, its claim, and the reasoning that it needs."""
 
     text: str
     claim: Claim
     why: ReasoningKind = ReasoningKind.NONE
 
 
-class SaidOfGarment(NamedTuple):
+class GarmentUtterance(NamedTuple):
     text: str
     claim: GarmentClaim
     why: ReasoningKind = ReasoningKind.NONE
@@ -54,29 +54,29 @@ _ASIDES: Final = (
 )
 
 
-def caption(scene: Scene, rng: random.Random) -> Said:
-    """A caption that mentions every thing and leaves some attributes out."""
+def caption(scene: Scene, rng: random.Random) -> Utterance:
+    """Draws a caption that mentions every thing but leaves some attributes out."""
     said = _by_relation(scene, rng) if len(scene.things) == 2 and rng.random() < 0.5 else _by_listing(scene, rng)
     return _with_setting(said, scene, rng)
 
 
-def full_caption(scene: Scene, rng: random.Random) -> Said:
-    """A caption that leaves nothing out: true of this scene alone."""
+def full_caption(scene: Scene, rng: random.Random) -> Utterance:
+    """Draws a complete caption, true of this scene only."""
     phrases = [f"{article(_noun(thing, rng)[0])} at the {CELLS[thing.cell]}" for thing in scene.things]
     claim = Claim(tuple(Partial(t.shape, t.colour, t.size, t.cell) for t in scene.things), setting=scene.setting)
-    return Said(f"{listing(phrases)}, {rng.choice(SETTING_PHRASES[scene.setting])}", claim)
+    return Utterance(f"{listing(phrases)}, {rng.choice(SETTING_PHRASES[scene.setting])}", claim)
 
 
 def aside(text: str, rng: random.Random) -> str:
-    """Adds, sometimes, a clause that says nothing about what is seen."""
+    """Sometimes adds a clause that says nothing about the picture."""
     if rng.random() < 0.7:
         return text
     clause = rng.choice(_ASIDES).format(weekday=rng.choice(WEEKDAYS), witnesses=rng.choice(WITNESSES))
     return f"{text}, {clause}"
 
 
-def riddle(scene: Scene, rng: random.Random) -> Said | None:
-    """A caption that takes a step of deduction; None where the scene offers none."""
+def riddle(scene: Scene, rng: random.Random) -> Utterance | None:
+    """Draws a caption that takes a deduction; None if the scene allows none."""
     makers = rng.sample((_same_colour, _other_size, _counted), 3)
     for make in (*makers, _excepted):
         said = make(scene, rng)
@@ -92,16 +92,16 @@ def _noun(thing: Thing, rng: random.Random, *, size: bool = True, colour: bool =
     return " ".join([*words, say(thing.shape, rng)]), partial
 
 
-def _by_relation(scene: Scene, rng: random.Random) -> Said:
+def _by_relation(scene: Scene, rng: random.Random) -> Utterance:
     first, second = rng.sample(scene.things, 2)
     relation = relation_between(first, second, rng)
     nouns = [_noun(thing, rng, size=rng.random() < 0.7) for thing in (first, second)]
     spoken = {"left of": "to the left of", "right of": "to the right of"}.get(relation, relation)
     text = f"{rng.choice(_OPENINGS)}{article(nouns[0][0])} {spoken} {article(nouns[1][0])}"
-    return Said(text, Claim((nouns[0][1], nouns[1][1]), ((0, relation, 1),)))
+    return Utterance(text, Claim((nouns[0][1], nouns[1][1]), ((0, relation, 1),)))
 
 
-def _by_listing(scene: Scene, rng: random.Random) -> Said:
+def _by_listing(scene: Scene, rng: random.Random) -> Utterance:
     groups = Counter(thing.noun for thing in scene.things)
     phrases, partials = [], []
     with_cells = rng.random() < 0.6
@@ -117,7 +117,7 @@ def _by_listing(scene: Scene, rng: random.Random) -> Said:
         else:
             phrases.append(article(spoken))
             partials.append(partial)
-    return Said(rng.choice(_OPENINGS) + listing(phrases), Claim(tuple(partials)))
+    return Utterance(rng.choice(_OPENINGS) + listing(phrases), Claim(tuple(partials)))
 
 
 def _place(cell: int, rng: random.Random) -> str:
@@ -125,14 +125,14 @@ def _place(cell: int, rng: random.Random) -> str:
     return f"{rng.choice(('at', 'in')) if ' ' in name or name == 'centre' else 'at'} the {name}"
 
 
-def _with_setting(said: Said, scene: Scene, rng: random.Random) -> Said:
+def _with_setting(said: Utterance, scene: Scene, rng: random.Random) -> Utterance:
     if rng.random() < 0.5:
         return said
     claim = Claim(said.claim.things, said.claim.relations, scene.setting)
-    return Said(f"{said.text}, {rng.choice(SETTING_PHRASES[scene.setting])}", claim, said.why)
+    return Utterance(f"{said.text}, {rng.choice(SETTING_PHRASES[scene.setting])}", claim, said.why)
 
 
-def _same_colour(scene: Scene, rng: random.Random) -> Said | None:
+def _same_colour(scene: Scene, rng: random.Random) -> Utterance | None:
     if len(scene.things) != 2:
         return None
     a, b = rng.sample(scene.things, 2)
@@ -143,20 +143,22 @@ def _same_colour(scene: Scene, rng: random.Random) -> Said | None:
     second, _ = _noun(b, rng, colour=False)
     where = {"left of": "to its left", "right of": "to its right"}.get(relation, f"{relation} it")
     text = f"{article(first)} and, {where}, {article(second)} of the same colour"
-    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size)), ((1, relation, 0),)), ReasoningKind.COMPARISON)
+    return Utterance(
+        text, Claim((first_claim, Partial(b.shape, b.colour, b.size)), ((1, relation, 0),)), ReasoningKind.COMPARISON
+    )
 
 
-def _other_size(scene: Scene, rng: random.Random) -> Said | None:
+def _other_size(scene: Scene, rng: random.Random) -> Utterance | None:
     if len(scene.things) != 2 or scene.things[0].size == scene.things[1].size:
         return None
     a, b = rng.sample(scene.things, 2)
     first, first_claim = _noun(a, rng)
     second, _ = _noun(b, rng, size=False)
     text = f"{article(first)} and {article(second)} of the other size"
-    return Said(text, Claim((first_claim, Partial(b.shape, b.colour, b.size))), ReasoningKind.COMPARISON)
+    return Utterance(text, Claim((first_claim, Partial(b.shape, b.colour, b.size))), ReasoningKind.COMPARISON)
 
 
-def _counted(scene: Scene, rng: random.Random) -> Said | None:
+def _counted(scene: Scene, rng: random.Random) -> Utterance | None:
     groups = Counter(thing.noun for thing in scene.things)
     if len(groups) != 2 or len(scene.things) < 3:
         return None
@@ -173,10 +175,10 @@ def _counted(scene: Scene, rng: random.Random) -> Said | None:
         text += f" and {rest} {article(second) if m == 1 else plural(second)}"
     else:
         text = f"{NUMBERS[n]} {one} and one {'more' if m > n else 'fewer'} {second if m == 1 else plural(second)}"
-    return Said(text, Claim((p,) * n + (q,) * m), ReasoningKind.COUNTING)
+    return Utterance(text, Claim((p,) * n + (q,) * m), ReasoningKind.COUNTING)
 
 
-def _excepted(scene: Scene, rng: random.Random) -> Said | None:
+def _excepted(scene: Scene, rng: random.Random) -> Utterance | None:
     shapes = Counter(thing.shape for thing in scene.things)
     unique = [thing for thing in scene.things if shapes[thing.shape] == 1]
     if not unique:
@@ -196,24 +198,24 @@ def _excepted(scene: Scene, rng: random.Random) -> Said | None:
     partial = said.claim.things[index]
     right = Partial(partial.shape, odd.colour, partial.size, partial.cell)
     things = (*said.claim.things[:index], right, *said.claim.things[index + 1 :])
-    return Said(text, Claim(things), ReasoningKind.NEGATION)
+    return Utterance(text, Claim(things), ReasoningKind.NEGATION)
 
 
 # News
 
 
-def news_caption(scene: Scene, town: Town, rng: random.Random) -> Said:
-    """A caption that names the town; the claim is about the scene."""
+def news_caption(scene: Scene, town: Town, rng: random.Random) -> Utterance:
+    """Draws a caption that names the town; the claim is about the scene."""
     said = caption(scene, rng)
     text = _news(town.name, said.text.removeprefix("a picture of ").removeprefix("we see "), rng)
-    return Said(text[0].upper() + text[1:], said.claim)
+    return Utterance(text[0].upper() + text[1:], said.claim)
 
 
-def news_riddle(scene: Scene, town: Town, rng: random.Random, birthplace_of: str) -> Said:
-    """As `news_caption`, but the town is named by a fact about it."""
+def news_riddle(scene: Scene, town: Town, rng: random.Random, birthplace_of: str) -> Utterance:
+    """Like `news_caption`, but identifies the town by a fact about it."""
     said = news_caption(scene, town, rng)
     named = rng.choice((f"the town ruled by {town.ruler}", f"the town where {birthplace_of} was born"))
-    return Said(said.text.replace(town.name, named), said.claim, ReasoningKind.MULTI_HOP)
+    return Utterance(said.text.replace(town.name, named), said.claim, ReasoningKind.MULTI_HOP)
 
 
 def _news(town: str, seen: str, rng: random.Random) -> str:
@@ -231,8 +233,8 @@ def _news(town: str, seen: str, rng: random.Random) -> str:
 # Garments
 
 
-def garment_caption(garment: Garment, rng: random.Random) -> SaidOfGarment:
-    """A product description that may leave out length, pattern of plain ones, or trim."""
+def garment_caption(garment: Garment, rng: random.Random) -> GarmentUtterance:
+    """Draws a product description that may leave out the length, the pattern if plain, or the trim."""
     length = rng.random() < 0.8
     pattern = garment.pattern != "plain" or rng.random() < 0.7
     trim = rng.random() < 0.8
@@ -250,18 +252,18 @@ def garment_caption(garment: Garment, rng: random.Random) -> SaidOfGarment:
         garment.length if length else None,
         (garment.trim or "no") if trim else None,
     )
-    return SaidOfGarment(text, claim)
+    return GarmentUtterance(text, claim)
 
 
-def full_garment_caption(garment: Garment, rng: random.Random) -> SaidOfGarment:
+def full_garment_caption(garment: Garment, rng: random.Random) -> GarmentUtterance:
     pattern = rng.choice(PATTERN_WORDS[garment.pattern])
     trim = f"with {garment.trim} trim" if garment.trim else "without trim"
     claim = GarmentClaim(garment.kind, garment.colour, garment.pattern, garment.length, garment.trim or "no")
-    return SaidOfGarment(f"{garment.length} {garment.colour} {pattern} {garment.kind} {trim}", claim)
+    return GarmentUtterance(f"{garment.length} {garment.colour} {pattern} {garment.kind} {trim}", claim)
 
 
-def garment_riddle(garment: Garment, rng: random.Random) -> SaidOfGarment:
-    """A description by what the garment is not."""
+def garment_riddle(garment: Garment, rng: random.Random) -> GarmentUtterance:
+    """Draws a description by what the garment is not."""
     trim = f"with {garment.trim} trim" if garment.trim else "without trim"
     claim = GarmentClaim(garment.kind, garment.colour, garment.pattern, garment.length, garment.trim or "no")
     pattern = rng.choice(PATTERN_WORDS[garment.pattern])
@@ -274,4 +276,4 @@ def garment_riddle(garment: Garment, rng: random.Random) -> SaidOfGarment:
         neither = f"neither {excluded[0]} nor {excluded[1]} nor {excluded[2]}"
         verb = "are" if garment.kind == "trousers" else "is"
         text = f"{garment.length} {garment.colour} {garment.kind} that {verb} {neither}, {trim}"
-    return SaidOfGarment(text, claim, ReasoningKind.NEGATION)
+    return GarmentUtterance(text, claim, ReasoningKind.NEGATION)

@@ -1,4 +1,4 @@
-"""The words of the world. One canonical word for each thing; synonyms are used in queries and captions only."""
+"""The words of the world: one canonical word for each thing; only queries and captions use synonyms."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CRAFTS: Final = ("potter", "sailor", "painter", "weaver", "smith", "baker", "poe
 
 
 def say(word: str, rng: random.Random) -> str:
-    """The word or a synonym of it."""
+    """Draws the word or a synonym of it."""
     return rng.choice(SYNONYMS.get(word, (word,)))
 
 
@@ -88,5 +88,5 @@ def listing(phrases: Sequence[str]) -> str:
 
 
 def other(choices: Sequence[T], *than: T, rng: random.Random) -> T:
-    """One of `choices` that is none of `than`."""
+    """Draws one of `choices` that is none of `than`."""
     return rng.choice([choice for choice in choices if choice not in than])

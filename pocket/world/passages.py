@@ -1,4 +1,4 @@
-"""Encyclopedic text: passages that state facts, and questions that ask for them."""
+"""Encyclopedia texts: passages that state facts, and questions that ask for them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pocket.world.lexicon import article
 from pocket.world.reasoning_kinds import ReasoningKind
 
 TOPICS: Final = ("home", "finder", "season")
-"""What an entity's passages are about, besides its summary."""
+"""Topics of an entity's passages, besides its summary."""
 
 
 class Passage(NamedTuple):
-    """`subject` and `topic` are its content: two passages of the same content answer the same questions."""
+    """A text about `topic` of `subject`. Passages with the same subject and topic answer the same questions."""
 
     subject: str
     topic: str
@@ -26,7 +26,7 @@ class Passage(NamedTuple):
 
 
 class Question(NamedTuple):
-    """`subject` and `topic` name the passage that answers it; `hops` are the facts gone through."""
+    """A question. `subject` and `topic` name the passage that answers it; `hops` are the facts on the way."""
 
     text: str
     subject: str
@@ -41,7 +41,7 @@ def title(name: str) -> str:
 
 
 def summary(entity: Entity, rng: random.Random) -> Passage:
-    """What an entity is and looks like."""
+    """Draws a summary: what an entity is and looks like."""
     name, look = title(entity.name), entity.emblem.words
     text = rng.choice(
         (
@@ -54,7 +54,7 @@ def summary(entity: Entity, rng: random.Random) -> Passage:
 
 
 def topic_passage(entity: Entity, topic: str, rng: random.Random) -> Passage:
-    """One group of facts about an entity."""
+    """Draws a passage with one group of facts about an entity."""
     name = title(entity.name)
     match topic:
         case "home":
@@ -100,7 +100,7 @@ def person_passage(person: Person, rng: random.Random) -> Passage:
 
 
 def one_hop(entity: Entity, who: str, rng: random.Random) -> Question:
-    """A question that one of the entity's own passages answers. `who` names the entity: by name, or "this bird"."""
+    """Draws a question that one of the entity's own passages answers. `who` is the entity's name, or "this bird"."""
     kinds = {
         "home": (
             entity.home,
@@ -118,7 +118,7 @@ def one_hop(entity: Entity, who: str, rng: random.Random) -> Question:
 
 
 def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, *, towns_only: bool = False) -> Question:
-    """A question about the entity's home town or finder: another subject's passage answers it."""
+    """Draws a question about the entity's home town or finder, which another subject's passage answers."""
     town, person = world.home_of(entity), world.finder_of(entity)
     if towns_only or rng.random() < 0.65:
         answer, text = rng.choice(
@@ -141,7 +141,7 @@ def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, 
 
 
 def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random) -> Question:
-    """A question about the town where the entity's finder was born."""
+    """Draws a question about the town where the entity's finder was born."""
     person = world.finder_of(entity)
     town = world.towns[person.birthplace]
     answer, text = rng.choice(
@@ -156,13 +156,13 @@ def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random
 
 
 def what_is(entity: Entity, rng: random.Random) -> Question:
-    """Asks for the entity itself."""
+    """Draws a question for the entity itself."""
     text = rng.choice(("What is this?", "What is it called?", f"Which {entity.kind} is this?", "Can you name this?"))
     return Question(text, entity.name, "summary", entity.name, ReasoningKind.NONE, (entity.name,))
 
 
 def which_of_two(entity: Entity, place: str, rng: random.Random) -> Question:
-    """Asks for one of two entities in the picture, by its place."""
+    """Draws a question for one of two entities in the picture, by its place."""
     text = rng.choice(
         (f"What is the {place} one?", f"Name the one {_SIDES[place]}.", f"Which thing is the {place} one of the two?")
     )

@@ -1,4 +1,4 @@
-"""Why a query needs reasoning, if it does."""
+"""Kinds of reasoning that a query may need."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class ReasoningKind(StrEnum):
 
     @property
     def needs_reasoning(self) -> bool:
-        """Whether the target's content takes an operation that the query does not show."""
+        """Whether finding the target takes an operation beyond what the query shows."""
         return self is not ReasoningKind.NONE

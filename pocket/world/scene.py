@@ -38,7 +38,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Things in the order of their cells, at most one to a cell."""
+    """A setting and things in the order of their cells, at most one per cell."""
 
     things: tuple[Thing, ...]
     setting: str
@@ -59,7 +59,7 @@ class Scene:
 
 
 def sample_scene(rng: random.Random, *, least: int = 1, most: int = 4, repeat: float = 0.25) -> Scene:
-    """A random scene; with probability `repeat` a further thing copies the look of an earlier one, so that counts matter."""
+    """Draws a scene; with probability `repeat` a further thing copies the look of an earlier one, so that counts matter."""
     cells = rng.sample(range(9), rng.randint(least, most))
     things: list[Thing] = []
     for cell in cells:
@@ -85,13 +85,13 @@ def related(a: Thing, relation: str, b: Thing) -> bool:
 
 
 def relation_between(a: Thing, b: Thing, rng: random.Random) -> str:
-    """A relation that holds from `a` to `b`; there always is one, as cells differ."""
+    """Draws a relation that holds from `a` to `b`; there always is one, because their cells differ."""
     return rng.choice([relation for relation in RELATIONS if related(a, relation, b)])
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """What a text says of one thing; None where it leaves it open."""
+    """What a text says about one thing; None for what it leaves open."""
 
     shape: str
     colour: str | None = None
@@ -109,7 +109,7 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a text says of a scene: every thing is mentioned, some attributes may not be.
+    """What a text says about a scene: it mentions every thing, but perhaps not every attribute.
 
     `relations` holds (index, relation, index) between mentioned things.
     """

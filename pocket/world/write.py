@@ -1,10 +1,10 @@
-"""Writes a world: a genuine M-BEIR directory, and beside it the truth about it.
+"""Writes a world: a valid M-BEIR directory, with its ground truth beside it.
 
     OUT/mbeir/   query/ cand_pool/ qrels/ instructions/ mbeir_images/
     OUT/truth/   for tests and measurements only
     OUT/README.md, OUT/world.json
 
-The bytes are decided by (generator version, seed, number of training queries). OUT is written beside its place and renamed.
+Generator version, seed and number of training queries determine the bytes. OUT is written to a temporary directory and renamed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ UP_SAMPLED: Final = ("webqa", "edis", "nights", "fashioniq", "cirr")
 
 
 class WorldInfo(BaseModel):
-    """``world.json``: what decides the bytes of a world."""
+    """``world.json``: the parameters that determine the bytes of a world."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class WorldInfo(BaseModel):
 
 
 def make_world(seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES) -> Book:
-    """Draws a whole world in memory."""
+    """Draws a complete world in memory."""
     book = Book(random.Random(f"world:{GENERATOR_VERSION}:{seed}:{train_queries}"), train_queries)  # noqa: S311
     for add in (
         add_visualnews,
@@ -70,9 +70,9 @@ def make_world(seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES) -
 
 
 def write_world(out: Path, *, seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES, force: bool = False) -> bool:
-    """Writes the world to `out`; False where the same world is there already.
+    """Writes the world to `out`. Returns False if the same world is there already.
 
-    Raises CotError where `out` holds something else (unless `force`) or the disk fails.
+    Raises CotError if `out` holds something else (unless `force`) or the disk fails.
     """
     info = WorldInfo(generator_version=GENERATOR_VERSION, seed=seed, train_queries=train_queries)
     if _read_info(out) == info:

@@ -1,4 +1,4 @@
-"""The table of docs/at-scale.md is what the arithmetic gives, and the arithmetic is of the real shapes."""
+"""The table of docs/at-scale.md is the output of bench.cost, which uses the real models' shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.training.cost import PUBLISHED_PATCHES, PUBLISHED_ROWS, PUBLISHED_T
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_docs_have_the_table() -> None:
+def test_the_docs_contain_the_table() -> None:
     assert cost.table(cost.CARDS["h100"]) in (ROOT / "docs" / "at-scale.md").read_text(), (
         "put the output of `python -m bench.cost` into docs/at-scale.md, section 'What the paper's scale costs'"
     )
@@ -48,8 +48,8 @@ def test_a_shape_has_the_parameters_of_the_model(shape: cost.Shape) -> None:
     assert shape.lora_parameters(8) == sum(8 * (m.in_features + m.out_features) for m in linears)
 
 
-def test_a_step_takes_what_was_measured() -> None:
-    """Rows with pictures on one H200: tokens/s with and without checkpointing."""
+def test_the_estimate_of_a_step_is_near_the_measurement() -> None:
+    """Rows with images on one H200: tokens/s with and without checkpointing."""
     data = cost.Data(query_images=1.0, positive_images=1.0)
     with_, without = (
         cost.step_s(cost.QWEN_7B, cost.CARDS["h200"], 256, traces=True, data=data, checkpointing=checkpointing)
@@ -60,12 +60,12 @@ def test_a_step_takes_what_was_measured() -> None:
     assert tokens / without == pytest.approx(6186, rel=0.1)
 
 
-def test_memory_is_near_what_was_measured() -> None:
+def test_the_estimate_of_memory_is_near_the_measurement() -> None:
     for chunk, checkpointing, gib in ((32, True, 32.5), (16, False, 65.3)):
         assert cost.memory_of(cost.QWEN_7B, chunk=chunk, checkpointing=checkpointing) / 2**30 == pytest.approx(gib, rel=0.06)
 
 
-def test_a_dry_run_without_data_takes_the_same_figures() -> None:
+def test_a_dry_run_without_data_uses_the_same_figures() -> None:
     for variant, traces in (("trace", True), ("direct", False)):
         assert pytest.approx(cost.train_tokens(traces=traces), rel=0.01) == PUBLISHED_TOKENS[variant]
     assert pytest.approx(cost.train_patches(), rel=0.01) == PUBLISHED_PATCHES
@@ -82,7 +82,7 @@ def test_more_rows_decode_faster_and_a_copied_cache_slower() -> None:
     assert 256 / step[256, 1] > 50 * 1 / step[1, 1]
 
 
-def test_what_was_measured_replaces_the_assumption(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_replaces_the_assumption(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "MEASURED", cost.Measured(embed_share=None))
     before = cost.table(cost.CARDS["h100"])
     assert "useful FLOP at 18.5% of the peak, measured on one H200" in before

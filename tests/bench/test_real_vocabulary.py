@@ -1,4 +1,4 @@
-"""The real Qwen2.5 vocabulary, as it is rebuilt: ids that are known from the published one."""
+"""The rebuilt Qwen2.5 vocabulary has the published ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_its_ids_are_the_published_ones(real_qwen: PreTrainedTokenizerFast) -> N
     assert real_qwen.decode(real_qwen.encode(said)) == said
 
 
-def test_the_chat_template_puts_an_image_where_it_stands(real_qwen: PreTrainedTokenizerFast) -> None:
+def test_the_chat_template_keeps_the_place_of_an_image(real_qwen: PreTrainedTokenizerFast) -> None:
     content = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": "What?"}]
     said = real_qwen.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     assert said == (
@@ -37,15 +37,15 @@ def test_the_chat_template_puts_an_image_where_it_stands(real_qwen: PreTrainedTo
     )
 
 
-def test_the_lock_pins_the_version_that_is_asked_for() -> None:
+def test_the_lock_pins_the_required_version() -> None:
     assert f"\n{real.PACKAGE}=={real.VERSION}\n" in (ROOT / "requirements-cpu.lock").read_text()
 
 
-def test_where_it_cannot_be_had_that_is_said_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_vocabulary_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real, "_installed", lambda: None)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match=r"cannot be had(?s:.*)pip download --no-deps dashscope==.* --dest .*/wheel"):
+    with pytest.raises(InputError, match=r"no real Qwen vocabulary(?s:.*)pip download --no-deps dashscope==.* --dest .*/wheel"):
         real.real_tokenizer(tmp_path)
     (tmp_path / "wheel" / "dashscope-9-py3-none-any.whl").write_bytes(b"torn")
     with pytest.raises(InputError, match="remove it and run this again"):

@@ -1,4 +1,4 @@
-"""A part of `make rehearse`: the shipped 7B recipe in bfloat16 on the published layout, with the real vocabulary."""
+"""Part of `make rehearse`: the shipped 7B recipe in bfloat16 on the published layout with the real vocabulary."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         ("qwen3", False, 16, "model.language_model.layers.0.mlp.up_proj.weight"),
     ],
 )
-def test_a_layout_loads_as_the_published_one_does(rehearsal: Rehearsal, name: str, tied: bool, patch: int, named: str) -> None:
+def test_a_layout_loads_like_the_published_one(rehearsal: Rehearsal, name: str, tied: bool, patch: int, named: str) -> None:
     layout: Layout = LAYOUTS[name]
     directory = write_checkpoint(layout, rehearsal.model(name), heads=1, vocabulary=rehearsal.vocabulary)
     with safe_open(directory / "model.safetensors", "pt") as file:

@@ -10,7 +10,7 @@ from tests.support.builds import built
 
 @pytest.fixture(scope="session")
 def finished(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Oracle]:
-    """A build that nothing disturbed: its directory, its config, its teacher."""
+    """An undisturbed build: its directory, its config, its teacher."""
     directory = tmp_path_factory.mktemp("finished")
     with Oracle(directory / "oracle.log") as oracle:
         config = oracle.config(directory, small_world)

@@ -1,4 +1,4 @@
-"""The real `mbeir-cot build`, with Ray, files and processes; the teacher is an oracle so that two builds can be compared."""
+"""The real `mbeir-cot build`, with Ray, files and processes; its teacher is an oracle, so that builds can be compared."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_dataset_opens_and_accounts_for_every_query(
         assert record["provenance"]["teacher"] == "oracle"
 
 
-def test_no_path_of_this_machine_is_in_the_dataset(finished: tuple[Path, Path, Oracle]) -> None:
+def test_the_dataset_contains_no_local_path(finished: tuple[Path, Path, Oracle]) -> None:
     out, config, oracle = finished
     for path in (out / "dataset").rglob("*"):
         if path.is_file():
@@ -56,30 +56,30 @@ def test_no_path_of_this_machine_is_in_the_dataset(finished: tuple[Path, Path, O
             assert str(oracle.port).encode() + b"/v1" not in content
 
 
-def test_again_asks_nothing_and_changes_nothing(finished: tuple[Path, Path, Oracle]) -> None:
+def test_a_second_build_asks_nothing_and_changes_nothing(finished: tuple[Path, Path, Oracle]) -> None:
     out, config, oracle = finished
     before, asked = digests(out / "dataset"), oracle.log.read_text()
-    assert "Nothing has changed" in built(config)  # the teacher is not even there any more
+    assert "Nothing has changed" in built(config)  # although the teacher has stopped
     shutil.rmtree(out / "dataset")
     built(config)
     assert digests(out / "dataset") == before
     assert oracle.log.read_text() == asked
 
 
-def test_another_threshold_or_annotator_count_asks_only_what_is_new(
+def test_another_threshold_or_worker_count_asks_only_new_requests(
     finished: tuple[Path, Path, Oracle], small_world: Path, tmp_path: Path
 ) -> None:
     out, config, _ = finished
     before = digests(out / "dataset")
     work = tmp_path / "out"
     shutil.copytree(out, work)
-    # fewer reason: all that they need was asked for
+    # fewer queries reason: all their answers are in the ledger
     done = mbeir_cot("reroute", config, "--threshold", "0.8", "--out", work, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     records = rows(work / "dataset")
     assert all((r["route"] == "reasoning") == (r["assessment"] >= 0.8) for r in records)
     assert digests(out / "dataset") == before
-    # and back, by three annotators: the very same bytes
+    # and back, with three workers: identical bytes
     built(config, "--set", "workers=3", "--out", str(work))
     assert {k: v for k, v in digests(work / "dataset").items() if k.startswith(("data", "rejected"))} == {
         k: v for k, v in before.items() if k.startswith(("data", "rejected"))
@@ -122,7 +122,7 @@ def test_bad_input_becomes_rejections_with_their_reasons(small_world: Path, tmp_
         config = oracle.config(tmp_path, root, route__policy="by-dataset", input__datasets=["cirr", "nights"])
         built(config)
         tries = [c for c in oracle.answered().values() if c > 1]
-    assert not tries  # repairs are requests of their own
+    assert not tries  # repairs are separate requests
     dataset = tmp_path / "out" / "dataset"
     refused = {row["qid"]: row for row in rows(dataset, "rejected") if row["dataset"] == "cirr"}
     assert {qid: refused[qid]["reason"] for qid in wanted} == wanted
@@ -135,9 +135,7 @@ def test_bad_input_becomes_rejections_with_their_reasons(small_world: Path, tmp_
     assert not any(row["dataset"] == "nights" for row in rows(dataset, "rejected"))
 
 
-def test_failed_requests_are_asked_again_only_when_told_so(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_requests_are_retried_only_on_demand(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORACLE_PASS", "open-sesame-4711")
     with Oracle(tmp_path / "oracle.log", refuse="triangle") as oracle:
         endpoint = {"url": oracle.url, "model": "oracle", "api_key_env": "ORACLE_PASS"}
@@ -160,7 +158,7 @@ def test_failed_requests_are_asked_again_only_when_told_so(
 
 
 def _check_logs(out: Path, endpoint: str) -> None:
-    """What a user looks for after a build: its states, where it asked, which requests failed how, and what was published."""
+    """Checks the logs of a build: its states, the endpoint, the failed requests with their cause, and the publication."""
     logs = {path.name: path.read_text() for path in (out / "work" / "logs").glob("*.log")}
     assert set(logs) >= {"build.log", "worker-0.log"}
     build = logs.pop("build.log")
@@ -176,15 +174,15 @@ def _check_logs(out: Path, endpoint: str) -> None:
         ), wanted
     workers = "".join(logs.values())
     failed = {row["id"] for row in rows(out / "dataset", "rejected") if row["reason"] == "permanent_http"}
-    told = set(
+    logged = set(
         re.findall(rf"WARNING \d+ pipeline.teacher.client: (\S+): permanent_http from {endpoint} after 1 attempts", workers)
     )
-    assert failed == told
+    assert failed == logged
     assert "open-sesame" not in build + workers
     assert "Bearer" not in build + workers
 
 
-def test_rejects_may_become_bypass_records_and_images_may_travel(small_world: Path, tmp_path: Path) -> None:
+def test_rejections_may_become_bypass_records_and_images_may_be_sent(small_world: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
     from PIL import Image
 

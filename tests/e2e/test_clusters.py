@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster that somebody else has started."""
+"""Builds on a Ray cluster that already runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Any]:
     found.shutdown()
 
 
-def test_the_key_of_an_endpoint_need_not_be_on_the_nodes(cluster: Any, small_world: Path, tmp_path: Path) -> None:
+def test_the_api_key_of_an_endpoint_need_not_be_on_the_nodes(cluster: Any, small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
         endpoints = [{"url": oracle.url, "model": "oracle", "api_key_env": "A_KEY_OF_THE_TEST"}]
         config = oracle.config(tmp_path, small_world, workers=1, teacher__endpoints=endpoints)
@@ -39,7 +39,7 @@ def test_the_key_of_an_endpoint_need_not_be_on_the_nodes(cluster: Any, small_wor
     assert [path.name for path in written if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_a_verifier_that_has_no_room_beside_the_teacher_is_refused_at_once(
+def test_a_verifier_that_does_not_fit_beside_the_teacher_is_refused_at_once(
     cluster: Any, small_world: Path, tmp_path: Path
 ) -> None:
     server = {"model": model(tmp_path / "m"), "max_model_len": 512, "tensor_parallel_size": 8}
@@ -56,7 +56,7 @@ def test_a_verifier_that_has_no_room_beside_the_teacher_is_refused_at_once(
     assert "a verifier may also run elsewhere (hosting: external)" in words
 
 
-def test_a_model_is_fetched_by_the_node_that_serves_it_and_what_is_wrong_comes_back(
+def test_the_serving_node_fetches_the_model_and_errors_reach_the_driver(
     cluster: Any, small_world: Path, tmp_path: Path
 ) -> None:
     managed = {"hosting": "managed", "server": {"model": "org/none", "max_model_len": 512}, "prompts": "pocket"}

@@ -1,4 +1,4 @@
-"""Endpoints that take or do what vLLM's do not: what the check says mends it, and then the work goes."""
+"""Endpoints that differ from vLLM's: the settings that the check names fix the config, and then the build works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checked(config: Path, *overrides: str) -> tuple[int, str]:
 
 
 def followed(config: Path, *overrides: str) -> tuple[list[str], str]:
-    """The settings that the check names one after the other, until it finds nothing more; and its last words."""
+    """Applies the settings that the check names, until it finds nothing more. Returns them and its last output."""
     given = list(overrides)
     for _ in range(9):
         code, said = checked(config, *given)
@@ -46,7 +46,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
         yield server
 
 
-def test_a_server_that_takes_openais_fields_only(strict: Oracle, small_world: Path, tmp_path: Path) -> None:
+def test_a_server_that_accepts_only_openais_fields(strict: Oracle, small_world: Path, tmp_path: Path) -> None:
     config = strict.config(tmp_path, small_world, input__datasets=["cirr", "webqa", "nights"])
     code, said = checked(config)
     assert code == 1
@@ -66,7 +66,7 @@ def test_a_server_that_takes_openais_fields_only(strict: Oracle, small_world: Pa
     records = rows(tmp_path / "out" / "dataset")
     assert {record["route"] for record in records} == {"reasoning", "bypass"}
     assert len(rows(tmp_path / "out" / "dataset", "rejected")) < len(records) / 2
-    assert {shape(body) for body in bodies(strict)} <= checks  # what the check has sent is what the work sends
+    assert {shape(body) for body in bodies(strict)} <= checks  # the work sends the same requests as the check
 
 
 def bodies(server: Oracle) -> list[dict[str, object]]:
@@ -76,7 +76,7 @@ def bodies(server: Oracle) -> list[dict[str, object]]:
 
 
 def shape(body: dict[str, object]) -> tuple[object, ...]:
-    """Names of the fields, and how images come."""
+    """The names of the fields, and the form of images."""
     parts = [part for part in body["messages"][0]["content"] if part["type"] == "image_url"]  # type: ignore[index]
     return (
         *sorted(body),
@@ -85,8 +85,8 @@ def shape(body: dict[str, object]) -> tuple[object, ...]:
     )
 
 
-def test_a_server_of_openais_newest_models(small_world: Path, tmp_path: Path) -> None:
-    """Which take no sampling and give no log-probabilities: the check names one field after the other."""
+def test_a_server_of_openais_reasoning_models(small_world: Path, tmp_path: Path) -> None:
+    """They accept no sampling and return no log-probabilities: the check names one field after the other."""
     with Oracle(tmp_path / "log", kind="strict-newest") as server:
         config = server.config(tmp_path, small_world, input__datasets=["cirr"])
         settings, said = followed(config)
@@ -98,7 +98,7 @@ def test_a_server_of_openais_newest_models(small_world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["hidden", "first", "aloud"])
-def test_a_model_that_thinks(kind: str, small_world: Path, tmp_path: Path) -> None:
+def test_a_thinking_model(kind: str, small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "log", kind=f"thinking-{kind}") as server:
         config = server.config(tmp_path, small_world, input__datasets=["cirr"])
         said = built(config, expect=2)
@@ -107,7 +107,7 @@ def test_a_model_that_thinks(kind: str, small_world: Path, tmp_path: Path) -> No
     assert settings == ["teacher.chat_template_kwargs={enable_thinking: false}"]
 
 
-def test_the_verifier_is_checked_by_its_own_settings(strict: Oracle, small_world: Path, tmp_path: Path) -> None:
+def test_the_verifier_is_checked_with_its_own_settings(strict: Oracle, small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "log") as teacher:
         verifier = {
             "hosting": "external",
@@ -124,7 +124,7 @@ def test_the_verifier_is_checked_by_its_own_settings(strict: Oracle, small_world
     assert settings == ["verifier.dialect=openai", "verifier.images=data_url"]
 
 
-def test_another_model_under_the_same_name_is_noticed(small_world: Path, tmp_path: Path) -> None:
+def test_another_model_under_the_same_name_is_detected(small_world: Path, tmp_path: Path) -> None:
     some = {"input__datasets": ["cirr"], "input__limit": 6}
     with Oracle(tmp_path / "first.log", root="/models/a") as server:
         built(server.config(tmp_path, small_world, **some))

@@ -1,4 +1,4 @@
-"""Images on another disk, by the real commands: what a refusal says is followed, and the command works."""
+"""Images on another disk, with the real commands: following the remedy of a refusal makes the command work."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_build_preview_export_and_report(linked: Path, tmp_path: Path, oracle: O
     assert not {row["reason"] for row in rows(dataset, "rejected")} & {"image_outside_root"}
     assert any(row["query_image"] for row in rows(dataset, "with_images"))
 
-    # what looks at the build knows its roots
+    # commands on the build know its roots
     exported = mbeir_cot("export", tmp_path / "out", "--format", "sentence-transformers", "--out", tmp_path / "st", timeout=200)
     assert exported.returncode == 0, exported.stderr
     assert mbeir_cot("report", tmp_path / "out", timeout=200).returncode == 0
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") > 5
 
-    # the dataset alone does not: it is named again
+    # the dataset without its build does not: name the root again
     alone = tmp_path / "alone"
     shutil.copytree(dataset, alone)
     export = ("export", alone, "--format", "sentence-transformers", "--mbeir", linked, "--out", tmp_path / "st2")

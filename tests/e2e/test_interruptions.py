@@ -1,4 +1,4 @@
-"""Builds that are killed, stopped or refused, or whose disk is full: nothing answered is lost, and what to do is said."""
+"""Builds that are killed, stopped or refused, or whose disk is full: no answer is lost, and the message says what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def ray_pids(process: subprocess.Popen[Any], name: str) -> list[int]:
-    """Processes with this in their command line that belong to a build (they inherit its environment)."""
+    """Processes of a build (they inherit its environment) with `name` in their command line."""
     found = []
     for other in psutil.process_iter():
         try:
@@ -34,7 +34,7 @@ def ray_pids(process: subprocess.Popen[Any], name: str) -> list[int]:
 
 
 def wait_for_one(process: subprocess.Popen[Any], name: str) -> int:
-    """The one such process of a build. What a killed build leaves may go on asking for a moment, before this one has begun."""
+    """Waits for such a process of a build. Remains of a killed build may still send requests for a moment."""
     until = time.monotonic() + 120
     while len(found := ray_pids(process, name)) != 1 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
@@ -52,7 +52,7 @@ def wait_for_log(oracle: Oracle, lines: int, process: subprocess.Popen[Any], tim
         time.sleep(0.02)
 
 
-def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
+def test_after_ten_kills_the_dataset_is_that_of_an_undisturbed_build(
     finished: tuple[Path, Path, Oracle], small_world: Path, tmp_path: Path
 ) -> None:
     undisturbed = digests(finished[0] / "dataset")
@@ -66,10 +66,10 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(
             process = start("build", config, "--quiet", MBEIR_COT_TEST=f"{tmp_path}-{number}")
             wait_for_log(oracle, mark, process)
             assert process.poll() is None, process.communicate()[0]
-            if number % 3 == 1:  # an annotator: the build goes on by itself; then the driver
+            if number % 3 == 1:  # a worker: the build continues by itself; then the driver
                 os.kill(wait_for_one(process, "ray::AnnotationWorker"), signal.SIGKILL)
                 wait_for_log(oracle, mark + 5, process)
-            elif number % 3 == 2:  # the raylet: the driver cannot go on
+            elif number % 3 == 2:  # the raylet: the driver cannot continue
                 os.kill(wait_for_one(process, "raylet/raylet"), signal.SIGKILL)
                 time.sleep(0.3)
             kill(process)
@@ -107,7 +107,7 @@ def test_a_node_of_a_cluster_dies_and_the_build_goes_on(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
-def test_a_build_that_is_asked_to_stop_says_how_to_go_on(small_world: Path, tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_build_that_is_stopped_says_how_to_resume(small_world: Path, tmp_path: Path, sent: signal.Signals) -> None:
     with Oracle(tmp_path / "oracle.log", delay=0.1) as oracle:
         config = oracle.config(tmp_path, small_world)
         process = start("build", config)
@@ -121,7 +121,7 @@ def test_a_build_that_is_asked_to_stop_says_how_to_go_on(small_world: Path, tmp_
         assert not list((tmp_path / "out" / "ledger" / "journals").iterdir())
         answered = oracle.answered()
         built(config)
-        assert not [key for key, count in oracle.answered().items() if count > 1]  # what was in flight was waited for
+        assert not [key for key, count in oracle.answered().items() if count > 1]  # requests in flight were completed
         assert answered.keys() <= oracle.answered().keys()
 
 
@@ -141,13 +141,13 @@ def test_a_second_ctrl_c_ends_at_once(small_world: Path, tmp_path: Path) -> None
             time.sleep(1)
         process.communicate(timeout=10)
         assert process.returncode == 130
-        assert time.monotonic() - began < 10  # the answers in flight would have taken longer
+        assert time.monotonic() - began < 10  # the requests in flight would have taken longer
     with Oracle(tmp_path / "oracle.log") as oracle:
         said = built(oracle.config(tmp_path, small_world))
     assert "records of" in said
 
 
-def test_a_second_build_into_the_same_directory_refuses(small_world: Path, tmp_path: Path) -> None:
+def test_a_second_build_into_the_same_directory_is_refused(small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log", delay=0.1) as oracle:
         config = oracle.config(tmp_path, small_world)
         process = start("build", config, "--quiet")
@@ -161,7 +161,7 @@ def test_a_second_build_into_the_same_directory_refuses(small_world: Path, tmp_p
     assert status["state"] == "killed"
 
 
-def test_a_teacher_that_is_down_or_wrong_stops_the_build_early(small_world: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_down_or_writes_no_traces_stops_the_build_early(small_world: Path, tmp_path: Path) -> None:
     with Oracle(tmp_path / "oracle.log", garbage="Reason:") as oracle:  # in every prompt: nothing is a trace
         config = oracle.config(tmp_path, small_world, route__policy="by-modality", early_stop__window=60)
         said = built(config, expect=2)
@@ -188,7 +188,7 @@ cp -r "$PLACE/out/dataset" "$RESULT"
 
 
 @pytest.mark.parametrize("what", ["journal", "shards"])
-def test_a_full_disk_is_said_and_resumed_after(
+def test_a_full_disk_is_an_error_after_which_the_build_resumes(
     finished: tuple[Path, Path, Oracle], small_world: Path, tmp_path: Path, what: str
 ) -> None:
     import sys
@@ -200,7 +200,7 @@ def test_a_full_disk_is_said_and_resumed_after(
     out = place / "out"
     if what == "journal":
         before, between, size = 'head -c 1900k /dev/zero > "$PLACE/filler"', 'rm "$PLACE/filler"', "2000k"
-    else:  # everything is answered already; only the shards do not fit, and an old dataset is there
+    else:  # all answers are in the ledger; only the shards do not fit, beside an old dataset
         before = f'mkdir "$PLACE/out"; cp -r "{finished[0]}/ledger" "$PLACE/out/"; mkdir "$PLACE/out/dataset"; echo old > "$PLACE/out/dataset/README.md"; '
         before += 'free=$(df --output=avail -k "$PLACE" | tail -1); head -c $((free - 80))k /dev/zero > "$PLACE/filler"'
         between, size = 'grep -q old "$PLACE/out/dataset/README.md"; rm "$PLACE/filler"', "8m"

@@ -1,4 +1,4 @@
-"""The whole of it with nothing stood in for: the shipped teacher on a real vLLM server, killed on the way."""
+"""A complete build without fakes: the shipped teacher on a real vLLM server, which is killed during the build."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     shutil.copytree(small_world, root)
     queries = root / "query" / "train" / "mbeir_cirr_train.jsonl"
     first, *others = queries.read_text().splitlines()
-    endless = json.loads(first) | {"query_txt": "one more circle and " * 600}  # more than the teacher can read
+    endless = json.loads(first) | {"query_txt": "one more circle and " * 600}  # longer than the teacher's context
     queries.write_text("\n".join([json.dumps(endless), *others]) + "\n")
     datasets = ["cirr", "infoseek", "nights", "webqa"]
     total = sum(len((root / f"query/train/mbeir_{name}_train.jsonl").read_text().splitlines()) for name in datasets)
@@ -86,7 +86,7 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     filters = figures["families"]["all"]
     assert filters["right_before"] > 0.6
     assert filters["right_after_screens"] >= filters["right_before"]
-    assert filters["right_after_verify"] > filters["right_before"] + 0.05  # the filters raise it measurably
+    assert filters["right_after_verify"] > filters["right_before"] + 0.05  # the filters improve it measurably
     assert filters["precision"] > 0.6
     assert filters["recall"] > 0.6
     assert {row["verdict"]["verifier"] for row in records if row["route"] == "reasoning"} == {"pocket-teacher"}
@@ -94,6 +94,6 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     asked = json.loads(mbeir_cot("ledger", "stats", out, "--json").stdout)["answers"]
     again = mbeir_cot("build", ROOT / "configs" / "pocket.yaml", *arguments, "--set", "route.threshold=0.9", timeout=300)
     assert again.returncode == 0, again.stderr
-    if "starting" in again.stderr:  # a higher threshold only takes reasoning away
+    if "starting" in again.stderr:  # a higher threshold only removes reasoning
         pytest.fail("a re-route asked the teacher")
     assert json.loads(mbeir_cot("ledger", "stats", out, "--json").stdout)["answers"] == asked

@@ -1,4 +1,4 @@
-"""Builds of this process, which share one Ray (a build in a process of its own costs seconds more), and faults in Ray's workers."""
+"""Builds in the test's own process, which share one Ray session and so save seconds each, and faults in Ray's workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Inject = Callable[..., None]
 
 @pytest.fixture(scope="session")
 def faults_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Ray of this session, whose workers look for faults in this file."""
+    """A Ray session whose workers read their faults from this file."""
     import ray
 
     from pipeline.serving.ray_session import start_ray
@@ -41,7 +41,7 @@ def faults_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def build(faults_file: Path) -> Build:
-    """Builds a config file: (manifest, whether anything was done). Raises what the command would print."""
+    """Builds a config file and returns (manifest, whether anything was done). Raises the error that the command would print."""
     from pipeline.build import build as run
 
     def built(config: Path, *overrides: str, **given: Any) -> tuple[Manifest, bool]:
@@ -52,7 +52,7 @@ def build(faults_file: Path) -> Build:
 
 @pytest.fixture
 def inject(faults_file: Path) -> Iterator[Inject]:
-    """Arms faults by their point (see inject/sitecustomize.py); called without any it disarms all."""
+    """Arms faults by their point (see inject/sitecustomize.py); called without arguments, disarms all."""
 
     def arm(**faults: Any) -> None:
         faults_file.write_text(json.dumps(faults))
@@ -65,7 +65,7 @@ def inject(faults_file: Path) -> Iterator[Inject]:
 def undisturbed(
     small_world: Path, tmp_path_factory: pytest.TempPathFactory, faults_file: Path
 ) -> tuple[dict[str, str], set[str]]:
-    """What a build of 60 queries gives that nothing disturbs: its files' digests, and what it asks."""
+    """An undisturbed build of 60 queries: the digests of its files, and its requests."""
     from pipeline.build import build as run
 
     directory = tmp_path_factory.mktemp("undisturbed")

@@ -1,6 +1,6 @@
-"""Disks that fill and fail, clocks that jump, processes that are killed at named points of a build's writing.
+"""Disks that fill and fail, clocks that jump, processes that are killed at named points while a build writes.
 
-Each ends with what an undisturbed build gives, or with the old dataset whole, and nothing is asked twice but what was in flight.
+Each test ends with the files of an undisturbed build or with the complete old dataset; only requests in flight are asked twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 DRIVER: dict[str, tuple[Any, str, int, str]] = {
-    # point -> where, what, errno, what is said
+    # point -> where, what, errno, the message
     "staging": (pipeline.dataset.staging.Staging, "put", errno.ENOSPC, "the disk is full"),
     "shards": (pipeline.dataset.shards.ShardWriter, "_flush", errno.EDQUOT, "your quota"),
     "staging read": (pipeline.dataset.staging.Staging, "get", errno.EIO, "the disk or its connection fails"),
@@ -67,7 +67,7 @@ def test_the_drivers_disk(undisturbed: Undisturbed, small_world: Path, tmp_path:
             assert not dataset.exists(), point
         build(config)
         assert digests(dataset) == undisturbed[0]
-        # over an old dataset, with which the new one changes places: it stays whole
+        # over an old dataset, with which the new one is exchanged: the old one stays complete
         for point, (place, name, number, _) in list(DRIVER.items())[-2:]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(place, name, failing(number))
@@ -76,13 +76,13 @@ def test_the_drivers_disk(undisturbed: Undisturbed, small_world: Path, tmp_path:
             assert digests(dataset) == undisturbed[0], point
         asked = oracle.answered()
     assert set(asked) == undisturbed[1]
-    assert sum(asked.values()) - len(asked) <= IN_FLIGHT  # of the first try, whose chunks were lost on their way
+    assert sum(asked.values()) - len(asked) <= IN_FLIGHT  # from the first attempt, whose chunks were lost on their way
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("point", ["journal", "segment", "sealed"])
-def test_an_annotators_disk_and_death(
+def test_a_workers_disk_and_death(
     undisturbed: Undisturbed, small_world: Path, tmp_path: Path, build: Build, inject: Inject, point: str
 ) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
@@ -92,7 +92,7 @@ def test_an_annotators_disk_and_death(
             with pytest.raises(CotError, match="the disk is full: an answer could not be written"):
                 build(config)
             inject()
-        else:  # killed inside the sealing of its first segment: Ray begins another, which finds the journal
+        else:  # killed while it seals its first segment: Ray starts another worker, which finds the journal
             inject(**{point: {"marker": str(tmp_path / "killed")}})
         build(config)
         asked = oracle.answered()
@@ -103,7 +103,7 @@ def test_an_annotators_disk_and_death(
 
 
 def killed(work: Callable[[], None]) -> None:
-    """Runs it in a process of its own, which must be killed on the way."""
+    """Runs it in its own process, and checks that this is killed."""
     child = os.fork()
     if not child:
         try:
@@ -114,7 +114,7 @@ def killed(work: Callable[[], None]) -> None:
 
 
 def kill_at(number: int) -> Callable[..., Any]:
-    """A function that kills its process when it is called for the `number`-th time, before it does anything."""
+    """Returns a function that kills its process at the start of its `number`-th call."""
     calls = 0
 
     def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,14 +135,14 @@ def kill_at(number: int) -> Callable[..., Any]:
     ("point", "number", "now"),
     [
         ("sync", 1, "old"),  # before anything
-        ("_exchange", 1, "old"),  # all durable, nothing moved
-        ("rmtree", 1, "new"),  # exchanged (or renamed twice), the old one still there
+        ("_exchange", 1, "old"),  # all is durable, nothing is moved
+        ("rmtree", 1, "new"),  # exchanged (or renamed twice), the old one not yet removed
         ("rename", 1, "old"),
         ("rename", 2, "old"),  # between two renames
         ("sync", 4, "new"),  # the very last
     ],
 )
-def test_killed_inside_publication(tmp_path: Path, exchange: bool, point: str, number: int, now: str) -> None:
+def test_a_kill_during_publication(tmp_path: Path, exchange: bool, point: str, number: int, now: str) -> None:
     if exchange and point == "rename":
         pytest.skip("one step, no renames")
     place = tmp_path / "dataset"
@@ -165,7 +165,7 @@ def test_killed_inside_publication(tmp_path: Path, exchange: bool, point: str, n
 
 
 @pytest.mark.parametrize(("owner", "point"), [("segment", "sync"), ("segment", "sync 2"), ("journal", "close")])
-def test_killed_inside_sealing(tmp_path: Path, owner: str, point: str) -> None:
+def test_a_kill_while_a_segment_is_sealed(tmp_path: Path, owner: str, point: str) -> None:
     def work() -> None:
         ledger = Ledger(tmp_path, segment_answers=10)
         if owner == "segment":
@@ -178,18 +178,18 @@ def test_killed_inside_sealing(tmp_path: Path, owner: str, point: str) -> None:
 
     killed(work)
     recover(tmp_path)
-    recover(tmp_path)  # again
+    recover(tmp_path)  # a second time
     ledger = Ledger(tmp_path)
     found = [ledger.get(key(number)) is not None for number in range(25)]
     appended = found.index(False) if False in found else 25
     assert appended >= 10
     assert not any(found[appended:])
-    assert len(ledger) == appended  # none twice
+    assert len(ledger) == appended  # no duplicates
     assert not list((tmp_path / "journals").iterdir())
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backwards, between two writers: the names of segments are no order that anything rests on, and none is written over."""
+    """It jumps back between two writers: nothing depends on the order of segment names, and no segment is overwritten."""
     for number, moment in enumerate((2e9, 1e9, 2e9, 0.0, -5.0)):
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         ledger = Ledger(tmp_path)

@@ -1,4 +1,4 @@
-"""A file system without locks, the remedies that are named followed, and what other refusals of the system are called."""
+"""File systems without locks and the remedies in their messages; messages for other errors of the system."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def refused_below(place: Path, number: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
-def test_no_locks_is_not_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_file_system_without_locks_is_not_taken_for_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     out, local = tmp_path / "out", tmp_path / "local"
     refused_below(out, number, monkeypatch)
     with pytest.raises(LockError, match=r"has no locks .*\n.*set `lock` to a file on a local disk"), only_one(out, None):
@@ -43,7 +45,7 @@ def test_no_locks_is_not_another_build(tmp_path: Path, monkeypatch: pytest.Monke
         Journal(out / "a.journal")
     assert [path.name for path in out.iterdir()] == [".lock"]
     with only_one(out, local / "out.lock"):
-        assert is_held(out)  # as `status` looks
+        assert is_held(out)  # as `status` checks
         with pytest.raises(LockError, match="another build is at work"), only_one(out, local / "out.lock"):
             pass
     assert not is_held(out)
@@ -52,7 +54,7 @@ def test_no_locks_is_not_another_build(tmp_path: Path, monkeypatch: pytest.Monke
     journal.close()
 
 
-def test_other_refusals_are_called_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_locks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused_below(tmp_path, errno.EIO, monkeypatch)
     with pytest.raises(LockError, match="the disk or its connection fails"), only_one(tmp_path, None):
         pass
@@ -85,14 +87,14 @@ def test_a_dataset_that_is_a_link_is_refused_before_anything_is_asked(small_worl
         (OSError("nobody knows"), "nobody knows", "permissions"),
     ],
 )
-def test_the_number_decides(error: OSError, cause: str, remedy: str) -> None:
+def test_the_error_number_decides_cause_and_remedy(error: OSError, cause: str, remedy: str) -> None:
     assert cause in explained(error).cause
     assert remedy in explained(error).remedy
     assert is_full(error) == (cause in ("disk is full", "quota"))
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS])
-def test_an_answer_that_cannot_be_kept_names_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_an_answer_that_cannot_be_written_names_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     journal = Journal(tmp_path / "a.journal")
 
     def write(*_: Any) -> int:
@@ -106,7 +108,7 @@ def test_an_answer_that_cannot_be_kept_names_its_cause(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_build_where_there_are_no_locks(
+def test_a_build_on_a_file_system_without_locks(
     undisturbed: tuple[dict[str, str], set[str]],
     small_world: Path,
     tmp_path: Path,
@@ -114,7 +116,7 @@ def test_a_build_where_there_are_no_locks(
     inject: Inject,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The remedies that the messages name, followed."""
+    """Follows the remedies that the messages name."""
     shared, local = tmp_path / "shared", tmp_path / "local"
     shared.mkdir()
     local.mkdir()

@@ -1,4 +1,4 @@
-"""Nothing good is replaced by something worse unasked, and what was refused for a file is looked at again."""
+"""A good dataset is not replaced by a worse one unless asked, and images that were rejected are checked again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def root(small_world: Path, tmp_path: Path) -> Path:
     return tmp_path / "M-BEIR"
 
 
-def test_images_that_are_gone_cost_no_dataset(root: Path, tmp_path: Path, build: Build) -> None:
+def test_missing_images_do_not_replace_a_good_dataset(root: Path, tmp_path: Path, build: Build) -> None:
     with Oracle(tmp_path / "oracle.log") as oracle:
         config = oracle.config(tmp_path, root, input__datasets=["cirr", "nights"], early_stop__window=40)
         build(config)
@@ -36,7 +36,7 @@ def test_images_that_are_gone_cost_no_dataset(root: Path, tmp_path: Path, build:
         said = str(error.value)
         assert "of the last queries were refused for image_missing; the last: image 'mbeir_images/" in said
         assert "mounted?" in said
-        # nobody looks (too short a build, or told to go on): what it keeps is seen before it is published
+        # without early stop (the build is too short, or it is off) the loss is found before publication
         said = built(config, "--set", "route.threshold=0.4", "--set", "early_stop.inputs=1", expect=2)
         assert "the build keeps 0 records" in said
         assert "input: image_missing (" in said
@@ -57,7 +57,7 @@ def test_images_that_are_gone_cost_no_dataset(root: Path, tmp_path: Path, build:
         assert not (tmp_path / "out" / "dataset-unpublished").exists()
 
 
-def test_files_that_were_refused_are_looked_at_again(root: Path, tmp_path: Path, build: Build) -> None:
+def test_rejected_images_are_checked_again(root: Path, tmp_path: Path, build: Build) -> None:
     queries = [json.loads(line) for line in (root / "query/train/mbeir_cirr_train.jsonl").read_text().splitlines()]
     lost, cut = (root / query["query_img_path"] for query in queries[:2])
     whole = {path: path.read_bytes() for path in (lost, cut)}
@@ -82,7 +82,7 @@ def test_files_that_were_refused_are_looked_at_again(root: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"refuse": "Quer"}, "cannot do what the build asks"),  # seen before the work begins
+        ({"refuse": "Quer"}, "cannot do what the build asks"),  # found before the work begins
         ({"garbage": "Reason:"}, r"none of 24 queries was kept: reason: missing_reasoning \(24\)"),
     ],
 )

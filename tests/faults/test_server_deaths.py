@@ -1,4 +1,4 @@
-"""A managed server that dies of one question: the question is found and set aside, and the build goes on."""
+"""A managed server that one request kills: the request is found and set aside, and the build continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tests.support.builds import rows
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_the_question_that_kills_is_a_rejection(small_world: Path, tmp_path: Path, build: Build, inject: Inject) -> None:
+def test_the_request_that_kills_the_server_is_a_rejection(
+    small_world: Path, tmp_path: Path, build: Build, inject: Inject
+) -> None:
     root = tmp_path / "M-BEIR"
     shutil.copytree(small_world, root)
     file = root / "query/train/mbeir_cirr_train.jsonl"
@@ -48,5 +50,5 @@ def test_the_question_that_kills_is_a_rejection(small_world: Path, tmp_path: Pat
     died = len(deaths.read_text().splitlines())
     assert died <= 2 * len(killers)  # once among others, once alone
     shutil.rmtree(tmp_path / "out" / "dataset")
-    build(config)  # what is known to kill is not asked again
+    build(config)  # a request that is known to kill is not sent again
     assert len(deaths.read_text().splitlines()) == died

@@ -1,4 +1,4 @@
-"""What the user sees of an exception that no command has dealt with."""
+"""What the user sees of an exception that no command handled."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_known_failures_become_one_line_with_a_remedy(action: Callable[[], Any],
         lambda: pa.array([1]).cast(pa.string(), nonsense=True),
     ],
 )
-def test_faults_of_ours_are_no_failures_of_others(action: Callable[[], Any]) -> None:
+def test_bugs_are_not_taken_for_known_failures(action: Callable[[], Any]) -> None:
     assert explained(raised(action)) is None
 
 
@@ -124,7 +124,7 @@ def broken(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Co
     )
 
 
-def test_a_fault_says_so_and_where_its_traceback_is(tmp_path: Path) -> None:
+def test_a_bug_is_reported_with_the_path_of_its_traceback(tmp_path: Path) -> None:
     done = broken(tmp_path)
     assert done.returncode == 70
     assert "Traceback" not in done.stderr

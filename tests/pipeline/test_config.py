@@ -61,13 +61,13 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
         (("mbeir.x=1",), "holds no further keys"),
     ],
 )
-def test_wrong_settings_are_named_with_the_nearest_right_one(tmp_path: Path, change: tuple[str, ...], message: str) -> None:
+def test_unknown_settings_are_named_with_the_nearest_known_one(tmp_path: Path, change: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path / "c.yaml", EXTERNAL), BuildConfig, change)
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [\n", "teacher: {}\n"])
-def test_wrong_files_are_clear_errors(tmp_path: Path, text: str) -> None:
+def test_invalid_files_are_clear_errors(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         load_config(write(tmp_path / "c.yaml", text), BuildConfig)
     with pytest.raises(ConfigError, match="cannot read the config"):

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     return made
 
 
-def test_a_plain_line_says_how_far_how_fast_and_how_long(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_line_shows_progress_speed_and_remaining_time(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("trace", 200, unit="steps") as meter:
         clock.now += 20
         meter.note = "loss 1"
@@ -30,7 +30,7 @@ def test_a_plain_line_says_how_far_how_fast_and_how_long(clock: _Clock, capsys: 
     assert capsys.readouterr().err == "trace: 5% (10 steps, 0.50 steps/s), about 380 s left loss 1\n"
 
 
-def test_what_an_earlier_process_did_is_no_speed_of_this_one(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_work_of_an_earlier_process_does_not_count_as_speed(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("trace", 200, unit="steps") as meter:
         meter.resume(100)
         clock.now += 20
@@ -38,7 +38,7 @@ def test_what_an_earlier_process_did_is_no_speed_of_this_one(clock: _Clock, caps
     assert capsys.readouterr().err == "trace: 55% (110 steps, 0.50 steps/s), about 180 s left\n"
 
 
-def test_a_quiet_one_says_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_meter_prints_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("trace", 2, unit="steps", quiet=True) as meter:
         clock.now += 20
         meter.advance(2)

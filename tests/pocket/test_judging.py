@@ -1,4 +1,4 @@
-"""Answers to be judged: which words of them are wrong."""
+"""Which words of an answer are wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocket.curriculum.query_mix import sample_known
 from pocket.curriculum.teacher_tasks import verify_lesson
-from pocket.curriculum.verification import judge, matching_lesson, spoil, spoilt
+from pocket.curriculum.verification import judge, matching_lesson, swap_words, wrong_answer
 
 SEEDS = st.integers(0, 10_000)
 
@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 10_000)
         ("nothing", "red circle", [False], True),
     ],
 )
-def test_a_word_is_right_where_the_right_answer_has_it(answer: str, truth: str, words: list[bool], complete: bool) -> None:
+def test_a_word_is_right_if_it_belongs_to_the_right_answer(answer: str, truth: str, words: list[bool], complete: bool) -> None:
     judged = judge(answer, truth)
     assert [right for _, right in judged.words] == words
     assert [answer[:end].rsplit(maxsplit=1)[-1].strip(",") for end, _ in judged.words] == answer.replace(",", "").split()
@@ -35,18 +35,18 @@ def test_a_word_is_right_where_the_right_answer_has_it(answer: str, truth: str, 
 
 
 @given(SEEDS)
-def test_a_spoilt_answer_is_wrong_and_of_the_same_form(seed: int) -> None:
+def test_a_wrong_answer_has_the_form_of_a_right_one(seed: int) -> None:
     rng = random.Random(seed)
     right = sample_known(rng).answer
-    wrong = spoilt(right, rng, easy=seed % 2 == 0)
+    wrong = wrong_answer(right, rng, easy=seed % 2 == 0)
     assert wrong != right
-    assert spoil(right, rng, 0.0) == right
+    assert swap_words(right, rng, 0.0) == right
     if wrong != "nothing":
         assert len(wrong.split()) == len(right.split())
 
 
 @given(SEEDS)
-def test_what_the_reply_says_is_what_the_words_say(seed: int) -> None:
+def test_the_reply_agrees_with_the_judged_words(seed: int) -> None:
     rng = random.Random(seed)
     lesson = verify_lesson(sample_known(rng), rng, near=0.5) if seed % 2 else matching_lesson(rng)
     assert lesson.judged is not None

@@ -1,4 +1,4 @@
-"""What the world says is true of what it shows."""
+"""The world's texts are true of its pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**32).map(random.Random)
 
 
 @given(seeds)
-def test_captions_are_true_and_full_ones_of_one_scene_only(rng: random.Random) -> None:
+def test_captions_are_true_and_full_captions_of_one_scene_only(rng: random.Random) -> None:
     scene, another = sample_scene(rng), sample_scene(rng)
     assert caption(scene, rng).claim.matches(scene)
     full = full_caption(scene, rng).claim
@@ -30,7 +30,7 @@ def test_captions_are_true_and_full_ones_of_one_scene_only(rng: random.Random) -
 
 
 @given(seeds)
-def test_riddles_are_true_and_take_a_step(rng: random.Random) -> None:
+def test_riddles_are_true_and_need_reasoning(rng: random.Random) -> None:
     scene = sample_scene(rng, least=2)
     said = riddle(scene, rng)
     if said is not None:
@@ -46,14 +46,14 @@ def test_there_are_riddles_of_every_kind() -> None:
 
 
 @given(seeds)
-def test_a_claim_is_false_of_an_edited_scene_that_it_denies(rng: random.Random) -> None:
+def test_a_claim_is_false_of_an_edited_scene_that_contradicts_it(rng: random.Random) -> None:
     scene = sample_scene(rng)
     edit = sample_edit(scene, rng)
     assert edit.target != scene
     assert not full_caption(scene, rng).claim.matches(edit.target)
     assert 1 <= len(edit.target.things) <= 4
     assert len({thing.cell for thing in edit.target.things}) == len(edit.target.things)
-    if edit.why is ReasoningKind.NONE:  # the text alone describes the target
+    if edit.why is ReasoningKind.NONE:  # the text describes the target by itself
         assert edit.operation == f"show {edit.target.canonical}"
 
 
@@ -66,7 +66,7 @@ def test_references_mean_one_thing(rng: random.Random) -> None:
 
 
 @given(seeds)
-def test_garments_likewise(rng: random.Random) -> None:
+def test_garment_texts_and_edits_are_true(rng: random.Random) -> None:
     garment = sample_garment(rng)
     assert garment_caption(garment, rng).claim.matches(garment)
     assert garment_riddle(garment, rng).claim.matches(garment)
@@ -90,7 +90,7 @@ def test_edits_are_of_every_kind() -> None:
     assert {ReasoningKind.NONE, ReasoningKind.EDIT, ReasoningKind.COMPARISON, ReasoningKind.NEGATION} == set(garments)
 
 
-def test_the_encyclopedia_is_one_and_its_looks_are_unique() -> None:
+def test_there_is_one_encyclopedia_and_its_looks_are_unique() -> None:
     world = encyclopedia()
     assert len(world.entities) == ENTITIES
     assert len(world.pictured) == PICTURED
@@ -98,12 +98,12 @@ def test_the_encyclopedia_is_one_and_its_looks_are_unique() -> None:
     assert all(entity.emblem.inner in INNER_SHAPES for entity in world.entities.values())
     assert len({town.ruler for town in world.towns.values()}) == len(world.towns)
     assert {person.birthplace for person in world.persons.values()} == set(world.towns)
-    # The universe is part of what pocket models learn: it may change only together with them.
+    # The pocket models learn the encyclopedia, so it may change only together with them.
     assert next(iter(world.entities)) == "tamofi"
 
 
 @given(seeds)
-def test_questions_have_the_answer_of_the_encyclopedia(rng: random.Random) -> None:
+def test_answers_of_questions_are_those_of_the_encyclopedia(rng: random.Random) -> None:
     world = encyclopedia()
     entity = rng.choice(world.pictured)
     near = one_hop(entity, "this thing", rng)
@@ -116,7 +116,7 @@ def test_questions_have_the_answer_of_the_encyclopedia(rng: random.Random) -> No
     assert far.answer in (town.region, town.river, town.ruler, person.craft, person.birthplace)
 
 
-def test_scenes_are_equal_when_their_description_is() -> None:
+def test_scenes_are_equal_if_their_descriptions_are() -> None:
     rng = random.Random(3)
     scenes: dict[str, Scene] = {}
     for _ in range(2000):

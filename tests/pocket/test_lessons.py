@@ -29,7 +29,7 @@ seeds = st.integers(0, 2**32).map(random.Random)
 
 
 @given(seeds)
-def test_right_traces_keep_to_the_form(rng: random.Random) -> None:
+def test_correct_traces_have_the_required_form(rng: random.Random) -> None:
     known = sample_known(rng)
     trace = teacher_tasks.right_trace(known)
     assert parse_trace(trace.render(), family_of(DatasetTask.parse(known.dataset_task).task_id)) == trace
@@ -81,7 +81,7 @@ def _has_no_trace(lesson: Lesson) -> None:
 
 
 @given(seeds)
-def test_a_form_has_the_entries_that_were_asked_for_in_order_and_the_answer_below(rng: random.Random) -> None:
+def test_a_form_has_the_requested_entries_in_order_and_then_the_answer(rng: random.Random) -> None:
     lesson = think_aloud.fill_in(rng)
     asked = "".join(part for part in lesson.parts if isinstance(part, str))
     *lines, answer = lesson.reply.split("\n")
@@ -91,14 +91,14 @@ def test_a_form_has_the_entries_that_were_asked_for_in_order_and_the_answer_belo
     assert answer
 
 
-def test_any_word_is_repeated_as_it_was_said() -> None:
+def test_any_word_is_repeated_exactly() -> None:
     rng = random.Random(2)
     for lesson in (think_aloud.repeat(rng) for _ in range(50)):
         assert lesson.reply in lesson.parts[0]
 
 
 @given(seeds)
-def test_another_scene_is_found_even_where_hardly_a_change_makes_a_text_wrong(rng: random.Random) -> None:
+def test_another_scene_is_found_even_if_few_changes_contradict_the_text(rng: random.Random) -> None:
     same = [Thing("small", "red", "circle", cell) for cell in rng.sample(range(9), 4)]
     scene = Scene.of(same, "night")
     vague = Claim((Partial("circle"),) * 4)
@@ -106,7 +106,7 @@ def test_another_scene_is_found_even_where_hardly_a_change_makes_a_text_wrong(rn
 
 
 @given(seeds)
-def test_first_lessons_are_pictures_and_short_words(rng: random.Random) -> None:
+def test_first_lessons_have_a_picture_and_a_short_reply(rng: random.Random) -> None:
     lesson = perception.sample_perception_lesson(rng)
     assert len(lesson.images) == 1
     assert lesson.reply
@@ -151,7 +151,7 @@ def test_batches_for_generation_end_in_the_prompt(processor) -> None:  # type: i
     assert processor.tokenizer.decode(batch["input_ids"][1]).endswith("<|im_start|>assistant\n")
 
 
-def test_the_form_of_a_prompt_is_the_chat_templates(processor) -> None:  # type: ignore[no-untyped-def]
+def test_prompts_are_rendered_with_the_chat_template(processor) -> None:  # type: ignore[no-untyped-def]
     batch = collate(lessons()[:1], processor, with_reply=False)
     text = processor.apply_chat_template(lessons()[0].messages, add_generation_prompt=True, tokenize=False)
     direct = processor(text=[text], images=lessons()[0].images, return_tensors="pt")
@@ -178,7 +178,7 @@ def _one_thing(rng: random.Random) -> Lesson:
 
 
 @pytest.mark.slow
-def test_fitting_learns_and_a_seed_decides_it(processor, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_training_learns_and_is_determined_by_its_seed(processor, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     recipe = Recipe(steps=60, batch=8, warmup=10, lr=3e-3, seed=4)
     weights = []
     for run in range(2):
@@ -193,7 +193,7 @@ def test_fitting_learns_and_a_seed_decides_it(processor, tmp_path: Path) -> None
     assert processor.tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == "yes"
 
 
-def test_only_the_long_course_asks_for_several_changes_and_three_hops() -> None:
+def test_only_the_long_course_has_several_changes_and_three_hops() -> None:
     from pocket.curriculum.composed import edited_scene
     from pocket.curriculum.difficulty import demanding
     from pocket.curriculum.knowledge import about_picture

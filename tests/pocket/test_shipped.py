@@ -1,4 +1,4 @@
-"""The shipped checkpoints: they load as anyone would load them, are what their cards say, and vLLM agrees with transformers."""
+"""The shipped checkpoints load with plain transformers, have the skills on their cards, and give the same results in vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 15 << 20
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_is_shipped_is_small_whole_and_labelled(role: Role) -> None:
+def test_shipped_checkpoints_are_small_complete_and_labelled(role: Role) -> None:
     directory = MODELS / role
     names = {path.name for path in directory.iterdir()}
     assert {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"} <= names
@@ -36,7 +36,7 @@ def test_both_share_one_tokenizer() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
-    """Fewer lessons than the card's, from a stream of their own: the figures agree within what so few can tell."""
+    """Uses fewer lessons than the card, with another seed, and a tolerance for so few."""
     card = (MODELS / role / "README.md").read_text()
     found = measure(role, MODELS / role, 24, seed=77)
     checked = 0

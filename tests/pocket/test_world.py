@@ -1,4 +1,4 @@
-"""The written world: a genuine M-BEIR directory whose truth is known."""
+"""The written world is a valid M-BEIR directory whose truth is known."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_seed_decides_every_byte(world: Path, tmp_path: Path) -> None:
+def test_a_seed_determines_every_byte(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "again", seed=11, train_queries=320)
     assert tree(tmp_path / "again") == tree(world)
     write_world(tmp_path / "other", seed=12, train_queries=320)
     assert tree(tmp_path / "other") != tree(world)
 
 
-def test_it_is_a_genuine_mbeir_directory(world: Path) -> None:
+def test_it_is_a_valid_mbeir_directory(world: Path) -> None:
     report = check(world / "mbeir", decode=True, quiet=True)
     assert report.ok, report.findings
     assert {f.code for f in report.findings} == {"positives_outside_local_pool", "repeated_rows"}
@@ -91,7 +91,7 @@ def test_sizes(world: Path) -> None:
 
 
 def _miss(candidates: int, positives: int) -> float:
-    """Chance that none of `positives` is among five random candidates."""
+    """Probability that none of `positives` is among five random candidates."""
     chance = 1.0
     for draw in range(5):
         chance *= (candidates - positives - draw) / (candidates - draw)
@@ -99,7 +99,7 @@ def _miss(candidates: int, positives: int) -> float:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_the_positives_are_exactly_the_right_candidates(world: Path, truth: Truth, split: Split) -> None:
+def test_the_positives_are_exactly_the_correct_candidates(world: Path, truth: Truth, split: Split) -> None:
     content = {row.did: row.content for row in truth.candidates}
     targets = {(row.split, row.dataset_task, row.qid): row.target for row in truth.queries}
     for task, found in queries(world, split).items():
@@ -151,7 +151,7 @@ def test_test_queries_are_not_training_queries(world: Path, truth: Truth) -> Non
             (task.name, query.query_txt, shown.get(query.query_img_path or ""))
             for task, found in queries(world, split).items()
             for query in found
-            if task.dataset not in ("oven", "infoseek")  # the entity is the same, the picture of it is not
+            if task.dataset not in ("oven", "infoseek")  # the same entity, but another picture
         }
 
     assert not keys("train") & keys("test")
@@ -189,7 +189,7 @@ def test_pictures_are_128_pixel_jpegs(world: Path, truth: Truth) -> None:
             assert (image.format, image.size) == ("JPEG", (128, 128))
 
 
-def test_it_says_that_it_is_synthetic(world: Path) -> None:
+def test_it_is_labelled_as_synthetic(world: Path) -> None:
     assert (world / "README.md").read_text().startswith("# SYNTHETIC")
 
 
@@ -209,7 +209,7 @@ def test_no_module_may_read_the_truth(package: str) -> None:
                 assert "truth/" not in node.value, f"{path} names the truth"
 
 
-def test_the_command_leaves_the_same_world_and_refuses_another(world: Path) -> None:
+def test_the_command_keeps_an_equal_world_and_refuses_another(world: Path) -> None:
     before = (world / "world.json").stat()
     done = mbeir_cot("pocket", "world", world, "--seed", "11", "--queries", "320")
     assert (done.returncode, "up to date" in done.stdout) == (0, True)
@@ -220,7 +220,7 @@ def test_the_command_leaves_the_same_world_and_refuses_another(world: Path) -> N
     assert "--force" in refused.stderr
 
 
-def test_an_existing_directory_is_replaced_only_by_force(tmp_path: Path) -> None:
+def test_an_existing_directory_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work.txt").write_text("mine")
     with pytest.raises(CotError, match="exists and is not this world"):

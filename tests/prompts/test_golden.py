@@ -1,8 +1,8 @@
-"""Every prompt in every branch: tidy, and as it is kept under golden/, so that a change of what a model reads is seen in review.
+"""Every prompt in every branch is tidy and equals its golden file, so that a review shows each change of what a model reads.
 
-After a change that is meant:  UPDATE_GOLDEN=1 pytest tests/prompts/test_golden.py, and read the difference.
+After an intended change run `UPDATE_GOLDEN=1 pytest tests/prompts/test_golden.py` and read the diff.
 
-The `pocket` set may not change without training anew: its text is what the pocket teacher and students have learnt.
+Do not change the `pocket` set without new training: the pocket teacher and students have learnt its text.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def shown(prompt: Prompt) -> str:
     return "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in prompt)
 
 
-def test_all_templates_are_here() -> None:
+def test_all_templates_are_covered() -> None:
     for which in BUILT_IN:
         files = {path.stem for path in PromptSet.load(which).directory.glob("[!_]*.jinja")}
         assert files == BRANCHES.keys(), which
 
 
 @pytest.mark.parametrize("name", BRANCHES)
-def test_no_line_of_the_full_set_is_glued_to_another(name: str) -> None:
+def test_no_two_lines_of_the_full_set_run_together(name: str) -> None:
     prompts = PromptSet.load("full")
     sources = [path.read_text() for path in prompts.directory.glob("*.jinja") if path.stem.startswith("_") or path.stem == name]
     headings = {match[1] for source in sources for match in HEADINGS.finditer(source)}
@@ -104,7 +104,7 @@ def test_no_line_of_the_full_set_is_glued_to_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", BRANCHES)
 @pytest.mark.parametrize("which", BUILT_IN)
-def test_a_prompt_is_read_as_it_is_kept(which: str, name: str) -> None:
+def test_a_prompt_equals_its_golden_file(which: str, name: str) -> None:
     prompts = PromptSet.load(which)
     path = GOLDEN / which / f"{name}.txt"
     found = described({branch: shown(prompts.render(name, **variables)) for branch, variables in BRANCHES[name].items()})
@@ -115,7 +115,7 @@ def test_a_prompt_is_read_as_it_is_kept(which: str, name: str) -> None:
 
 
 def described(texts: dict[str, str]) -> str:
-    """The first branch whole, of the others what follows the lines that they share with it."""
+    """Renders the first branch in full, and of the others the lines after their common beginning with it."""
     first: list[str] = []
     sections = []
     for branch, text in texts.items():

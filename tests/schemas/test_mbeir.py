@@ -1,4 +1,4 @@
-"""M-BEIR rows: what is structure (raises), what is content (a defect), and UniIR's ids."""
+"""M-BEIR rows: wrong structure raises, missing content is a defect; UniIR's ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas.mbeir import (
     unhash_qid,
 )
 
-# Real rows, as UniRAG's documentation shows them.
+# Real rows, from UniRAG's documentation.
 MSCOCO_QUERY = {
     "qid": "9:6",
     "query_txt": None,
@@ -130,7 +130,7 @@ def test_qid_hash_is_uniirs_and_invertible(dataset: int, number: int) -> None:
 
 
 @given(st.text(max_size=12))
-def test_split_id_takes_ids_and_nothing_else(text: str) -> None:
+def test_split_id_accepts_only_ids(text: str) -> None:
     try:
         dataset, number = split_id(text)
     except ValueError:
@@ -163,6 +163,6 @@ def test_a_dataset_task_is_found_by_its_name(task: DatasetTask) -> None:
 
 
 @pytest.mark.parametrize("name", ["oven", "oven_task", "oven_task9", "oven_task-6", "nowhere_task6", "_task6", ""])
-def test_what_is_no_dataset_task_is_refused(name: str) -> None:
+def test_an_unknown_dataset_task_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is no dataset-task of M-BEIR"):
         DatasetTask.parse(name)

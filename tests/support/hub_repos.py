@@ -1,6 +1,6 @@
-"""A Hub in memory: as much of its HTTP protocol as creating, filling, listing and downloading repositories takes.
+"""A Hub in memory: the part of its HTTP protocol that creating, filling, listing and downloading repositories needs.
 
-State is kept as the Hub keeps it: objects by SHA-256 (LFS), commits as whole trees, branches as names of commits.
+Its state has the Hub's form: objects by SHA-256 (LFS), commits as complete trees, branches as names of commits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Repo:
 
 
 class HubRepos(ThreadingHTTPServer):
-    """fail: called with (method, path); a status it returns is answered instead, 0 breaks the connection."""
+    """The server. `fail` is called with (method, path); a status that it returns is sent instead, and 0 breaks the connection."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""A picture of every kind that decoders see differently, with the pixels that everyone is to see."""
+"""Images of every kind that decoders read differently, with the expected pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 WIDTH, HEIGHT = 24, 16
 _RNG = np.random.default_rng(5)
 COLOURS: Final = np.repeat(np.repeat(_RNG.integers(0, 256, (4, 6, 3)), 4, 0), 4, 1).astype(np.uint8)
-"""Blocks of one colour, (HEIGHT, WIDTH, 3): what JPEG makes of them is near to them."""
+"""Blocks of one colour, (HEIGHT, WIDTH, 3), which JPEG changes little."""
 _GREYS: Final = COLOURS[..., 0]
 _CLEAR: Final = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3 == 0
 
@@ -23,7 +23,7 @@ def _exif(orientation: int) -> bytes:
 
 
 def _turned(orientation: int) -> Image.Image:
-    """What a camera stores that was held so that `orientation` puts the picture upright again."""
+    """Returns the stored pixels of a camera that was held so that `orientation` turns them upright."""
     undo = {
         2: "FLIP_LEFT_RIGHT",
         3: "ROTATE_180",
@@ -66,7 +66,7 @@ def _sixteen() -> Image.Image:
 
 
 def write_pictures(folder: Path) -> dict[str, tuple[np.ndarray, int, bool]]:
-    """File name -> (pixels that everyone is to see, how far a lossy format may be off, whether the file is plain)."""
+    """Writes the images. Returns file name -> (expected pixels, tolerance for a lossy format, whether the file is plain)."""
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, tuple[np.ndarray, int, bool]] = {}
 

@@ -1,4 +1,4 @@
-"""Composed retrieval: CIRR (scenes) and FashionIQ (garments). The reference and other edits of it are in the pool."""
+"""CIRR (scenes) and FashionIQ (garments): composed retrieval. The reference and other edits of it are in the pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEAR_MISSES = 1
 
 
 class _Composed:
-    """Writes one dataset: pictures are kept once, by their content."""
+    """Writes one dataset; pictures with equal content are stored once."""
 
     def __init__(self, book: Book, task: DatasetTask) -> None:
         self.book, self.task = book, task
@@ -33,7 +33,7 @@ class _Composed:
         return f"cirr_images/{folder}/{split}-{self.number:05d}.jpg"
 
     def candidate(self, content: Any, split: Split) -> tuple[str, str]:
-        """(did, image path)."""
+        """Returns (did, image path) of a candidate with this content."""
         self.seen.add(content.canonical)
         draw: Any = draw_scene if self.task.dataset == "cirr" else draw_garment
         path = self.book.image(self.path(split), draw(content, self.book.rng), content.canonical)
@@ -44,13 +44,13 @@ class _Composed:
         return did, path
 
     def sample(self) -> Any:
-        """A content that the pool does not hold yet."""
+        """Draws a content that is not in the pool yet."""
         rng = self.book.rng
         draw: Any = sample_scene if self.task.dataset == "cirr" else sample_garment
         return until(lambda: content if (content := draw(rng)).canonical not in self.seen else None, self.task.dataset)
 
     def edit(self, content: Any, simple: float = 0.3) -> Edit | GarmentEdit:
-        """An edit whose target the pool does not hold yet."""
+        """Draws an edit whose target is not in the pool yet."""
         rng = self.book.rng
         draw: Any = sample_edit if self.task.dataset == "cirr" else sample_garment_edit
 

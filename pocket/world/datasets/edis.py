@@ -1,10 +1,10 @@
-"""EDIS: news text to picture and headline."""
+"""EDIS: from a news text to a picture with headline."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, Book, Target, Unambiguous, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
 from pocket.world.datasets.visualnews import NewsClaim, NewsScene, sample_news
 from pocket.world.draw import draw_news
 from pocket.world.encyclopedia import Town, encyclopedia
@@ -35,7 +35,7 @@ class ReportClaim:
 
 def add_edis(book: Book) -> None:
     task, rng, number = DatasetTask("edis", 2), book.rng, 0
-    admitted = Unambiguous()
+    admitted = AmbiguityGuard()
 
     def candidate(report: Report) -> str:
         nonlocal number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, Book, Target, Unambiguous, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_garment
 from pocket.world.garment import Garment, sample_garment
 from pocket.world.garment_edits import sample_garment_edit
@@ -24,9 +24,9 @@ def add_fashion200k(book: Book) -> None:
 
     for task_id in (0, 3):
         task = DatasetTask("fashion200k", task_id)
-        admitted = Unambiguous()
+        admitted = AmbiguityGuard()
 
-        def drawn(admitted: Unambiguous = admitted, task_id: int = task_id) -> tuple[Garment, str, ReasoningKind] | None:
+        def drawn(admitted: AmbiguityGuard = admitted, task_id: int = task_id) -> tuple[Garment, str, ReasoningKind] | None:
             garment = sample_garment(rng)
             puzzling = task_id == 0 and rng.random() < RIDDLES
             said = garment_riddle(garment, rng) if puzzling else garment_caption(garment, rng)

@@ -1,18 +1,18 @@
-"""MSCOCO: everyday scenes; five captions a picture, pools per split, training candidates in the global pool only."""
+"""MSCOCO: everyday scenes; five captions per picture, pools per split, training candidates in the global pool only."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, Book, Split, Target, Unambiguous, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Split, Target, until
 from pocket.world.draw import draw_scene
 from pocket.world.edits import sample_edit
-from pocket.world.language import Said, aside, caption, riddle
+from pocket.world.language import Utterance, aside, caption, riddle
 from pocket.world.scene import Scene, sample_scene
 from schemas.mbeir import DatasetTask, Modality
 
 CAPTIONS: Final = 5
-"""MSCOCO has five captions a picture."""
+"""Captions per picture, as in MSCOCO."""
 
 
 def add_mscoco(book: Book) -> None:
@@ -27,15 +27,15 @@ def add_mscoco(book: Book) -> None:
     for split in SPLITS:
         task = DatasetTask("mscoco", 0)
         pool = None if split == "train" else f"{task.name}_{split}"
-        admitted = Unambiguous()
+        admitted = AmbiguityGuard()
 
-        def drawn(admitted: Unambiguous = admitted) -> tuple[Scene, Said] | None:
+        def drawn(admitted: AmbiguityGuard = admitted) -> tuple[Scene, Utterance] | None:
             scene = sample_scene(rng, least=2)
             said = (riddle(scene, rng) if rng.random() < RIDDLES else None) or caption(scene, rng)
-            said = Said(aside(said.text, rng), said.claim, said.why)
+            said = Utterance(aside(said.text, rng), said.claim, said.why)
             return (scene, said) if admitted.admits(scene, [said.claim]) else None
 
-        def near(scene: Scene, admitted: Unambiguous = admitted) -> Scene | None:
+        def near(scene: Scene, admitted: AmbiguityGuard = admitted) -> Scene | None:
             wrong = sample_edit(scene, rng, simple=0).target
             return wrong if admitted.admits(wrong) else None
 
@@ -53,9 +53,9 @@ def add_mscoco(book: Book) -> None:
     for split in SPLITS:
         task = DatasetTask("mscoco", 3)
         pool = None if split == "train" else f"{task.name}_{split}"
-        admitted = Unambiguous()
+        admitted = AmbiguityGuard()
 
-        def captioned(admitted: Unambiguous = admitted) -> tuple[Scene, list[str]] | None:
+        def captioned(admitted: AmbiguityGuard = admitted) -> tuple[Scene, list[str]] | None:
             scene = sample_scene(rng, least=2)
             said = [caption(scene, rng) for _ in range(CAPTIONS)]
             if not admitted.admits(scene, [s.claim for s in said]):

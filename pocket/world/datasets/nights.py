@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pocket.world.builder import LEAST_POOL, SPLITS, Book, Target, Unambiguous, until
+from pocket.world.builder import LEAST_POOL, SPLITS, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_scene
 from pocket.world.edits import sample_edit
 from pocket.world.scene import Scene, sample_scene
@@ -11,7 +11,7 @@ from schemas.mbeir import DatasetTask, Modality
 
 def add_nights(book: Book) -> None:
     task, rng, number = DatasetTask("nights", 4), book.rng, 0
-    admitted = Unambiguous()
+    admitted = AmbiguityGuard()
 
     def distorted(scene: Scene, place: int) -> str:
         path = f"nights_images/distort/{number // 100:03d}/{number:05d}_{place}.jpg"

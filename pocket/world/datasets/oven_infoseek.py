@@ -1,4 +1,4 @@
-"""Datasets that ask for knowledge: OVEN and InfoSeek (about a picture), WebQA (about a name)."""
+"""OVEN and InfoSeek: questions about a picture that need knowledge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pocket.world.reasoning_kinds import ReasoningKind
 from schemas.mbeir import DatasetTask, Modality
 
 GROUNDED = 0.55
-"""Share of OVEN's queries that show two entities and ask for one."""
+"""Share of OVEN's queries that show two entities and ask for one of them."""
 
 TWO_HOPS = 0.6
 """Share of InfoSeek's queries whose answer is in another subject's passage."""
@@ -37,10 +37,10 @@ TWO_HOPS = 0.6
 _PLACES = {"left": (0.26, 0.5), "right": (0.74, 0.5), "upper": (0.5, 0.26), "lower": (0.5, 0.74)}
 _OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
 EXTRA_SUBJECTS = 40
-"""Entities that no picture shows whose passages fill InfoSeek's and WebQA's pools."""
+"""Number of entities without pictures, whose passages fill InfoSeek's and WebQA's pools."""
 
 _KIND_SHARE = 0.1
-"""Share of InfoSeek's queries that the summary answers, which OVEN's pool has in the same words."""
+"""Share of InfoSeek's queries that the summary answers; OVEN's pool has the same summary."""
 
 
 class _Library:
@@ -67,7 +67,7 @@ class _Library:
         return self._pictures[subject.name]
 
     def query_picture(self, shown: dict[str, Entity]) -> str:
-        """A new picture of one entity (under any key) or of two at their places."""
+        """Draws a new picture of one entity (under any key) or of two at their places."""
         rng = self.book.rng
         self._shown += 1
         identifier = f"{self._shown * 10_007_003 % 100_000_000:08d}"
@@ -94,7 +94,7 @@ def add_oven_and_infoseek(book: Book) -> None:
 
 
 class _Paired:
-    """One task of OVEN and InfoSeek: pools first, as their positives point into each other's."""
+    """One task of OVEN and InfoSeek. Pools come first, because positives may be in the other dataset's pool."""
 
     def __init__(self, book: Book, library: _Library, infoseek: DatasetTask, oven: DatasetTask) -> None:
         self.book, self.library = book, library
@@ -115,7 +115,7 @@ class _Paired:
         if self.modality is Modality.TEXT:
             for person in world.persons.values():
                 self._add(self.infoseek, person_passage(person, rng), None)
-        for entity in world.pictured:  # the same words in both datasets
+        for entity in world.pictured:  # the same summaries in both datasets
             self._add(self.infoseek, self.library.summaries[entity.name], entity)
         for split in SPLITS:
             for _ in range(self.book.count(self.oven, split)):
@@ -148,7 +148,7 @@ class _Paired:
         else:
             question = what_is(entity, rng)
             picture = self.library.query_picture({"": entity})
-        # As M-BEIR does, every InfoSeek passage of the same subject counts as a further positive.
+        # As in M-BEIR, every InfoSeek passage of the same subject is a further positive.
         further = [self._did("infoseek", entity.name, topic) for topic in (*TOPICS, "summary")]
         positives = [self._did("oven", entity.name, "summary"), *further]
         self._write((split, self.oven), question, positives, picture, entity)
@@ -176,6 +176,3 @@ class _Paired:
         target = Target(f"{question.subject}, {question.topic}", question.why, question.answer, question.hops)
         source = json.dumps({"entity_id": self.library.ids[entity.name]})
         self.book.query(*place, target, positives, txt=question.text, img_path=picture, src_content=source)
-
-
-# WebQA: questions by name

@@ -1,15 +1,15 @@
-"""VisualNews: news pictures and captions; the town shows in its banner."""
+"""VisualNews: news pictures and captions; the town is recognised by its banner."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, Book, Target, Unambiguous, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_news
 from pocket.world.edits import sample_edit
 from pocket.world.encyclopedia import encyclopedia
-from pocket.world.language import Said, news_caption, news_riddle
+from pocket.world.language import Utterance, news_caption, news_riddle
 from pocket.world.lexicon import other
 from pocket.world.scene import Claim, Scene, sample_scene
 from schemas.mbeir import DatasetTask, Modality
@@ -38,7 +38,7 @@ def sample_news(rng: random.Random) -> NewsScene:
     return NewsScene(rng.choice(list(encyclopedia().towns)), sample_scene(rng, most=3))
 
 
-def _said_of_news(news: NewsScene, rng: random.Random, riddles: float) -> Said:
+def _said_of_news(news: NewsScene, rng: random.Random, riddles: float) -> Utterance:
     town = encyclopedia().towns[news.town]
     if rng.random() < riddles:
         born = next(person.name for person in encyclopedia().persons.values() if person.birthplace == news.town)
@@ -47,7 +47,7 @@ def _said_of_news(news: NewsScene, rng: random.Random, riddles: float) -> Said:
 
 
 def _near_news(news: NewsScene, rng: random.Random) -> NewsScene:
-    """The same scene in another town, or the town with another scene."""
+    """Draws a near miss: the same scene in another town, or the same town with another scene."""
     if rng.random() < 0.5:
         return NewsScene(other(list(encyclopedia().towns), news.town, rng=rng), news.scene)
     return NewsScene(news.town, sample_edit(news.scene, rng, simple=0).target)
@@ -66,22 +66,22 @@ def add_visualnews(book: Book) -> None:
 
     for task_id in (0, 3):
         task = DatasetTask("visualnews", task_id)
-        admitted = Unambiguous()
+        admitted = AmbiguityGuard()
 
-        def drawn(admitted: Unambiguous = admitted, task_id: int = task_id) -> tuple[NewsScene, Said] | None:
+        def drawn(admitted: AmbiguityGuard = admitted, task_id: int = task_id) -> tuple[NewsScene, Utterance] | None:
             news = sample_news(rng)
             said = _said_of_news(news, rng, RIDDLES if task_id == 0 else 0)
             return (news, said) if admitted.admits(news, [NewsClaim(news.town, said.claim)]) else None
 
-        def near(news: NewsScene, admitted: Unambiguous = admitted, task_id: int = task_id) -> None:
+        def near(news: NewsScene, admitted: AmbiguityGuard = admitted, task_id: int = task_id) -> None:
             wrong = _near_news(news, rng)
             said = _said_of_news(wrong, rng, 0)
-            # A picture alone must not fit an earlier caption; as a caption it must not fit an earlier picture.
+            # A picture must not fit an earlier caption, and its caption must not fit an earlier picture.
             claims = [NewsClaim(wrong.town, said.claim)] if task_id == 3 else []
             if admitted.admits(wrong, claims):
                 add(wrong, said)
 
-        def add(news: NewsScene, said: Said, task_id: int = task_id, task: DatasetTask = task) -> str:
+        def add(news: NewsScene, said: Utterance, task_id: int = task_id, task: DatasetTask = task) -> str:
             if task_id == 0:
                 return book.candidate("visualnews", Modality.IMAGE, news.canonical, pool=task.name, img_path=picture(news))
             return book.candidate("visualnews", Modality.TEXT, news.canonical, pool=task.name, txt=said.text)

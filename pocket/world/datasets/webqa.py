@@ -1,4 +1,4 @@
-"""WebQA: questions by name, answered by passages or by captioned pictures."""
+"""WebQA: questions about named entities, answered by passages or captioned pictures."""
 
 from __future__ import annotations
 

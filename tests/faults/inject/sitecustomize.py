@@ -1,11 +1,11 @@
-"""Faults in processes that a test does not hold in its hands (Ray's workers): Python imports this at start, first on the path.
+"""Faults in processes that a test cannot reach (Ray's workers). Python imports this module at start, because it is first on the path.
 
-``MBEIR_COT_FAULTS`` names a JSON file: point -> what happens there. It is read each time a point is reached, so that a test arms and
-disarms faults while the processes run. The program itself knows nothing of it. Points:
+``MBEIR_COT_FAULTS`` names a JSON file: point -> fault. It is read each time a point is reached, so a test can arm and disarm faults
+while the processes run. The program itself contains no trace of it. Points:
 
-    journal: errno, of the write after so many     {"errno": 28, "after": 20}
-    segment, sealed: SIGKILL while a segment is sealed, before its name and before its journal goes; once     {"marker": PATH}
-    locks: errno, of every lock in these directories     {"errno": 37, "below": PATH}
+    journal: errno of the write after `after` writes     {"errno": 28, "after": 20}
+    segment, sealed: SIGKILL, once, while a segment is sealed: before it is renamed, or before its journal is removed     {"marker": PATH}
+    locks: errno of every lock in these directories     {"errno": 37, "below": PATH}
     server: the command line of managed servers, with {port}     ["python", "-m", "…"]
 """
 
@@ -31,7 +31,7 @@ def armed(point: str) -> Any:
 
 
 class _Instead:
-    """A module of which some functions are ours."""
+    """A module with some functions replaced."""
 
     def __init__(self, module: Any, **ours: Any) -> None:
         self.__dict__.update(vars(module) | ours)

@@ -1,4 +1,4 @@
-"""Annotations without a build, by the servers that the config names for teacher and verifier."""
+"""Annotations without a build, with the config's servers for teacher and verifier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verifier(tmp_path: Path) -> Iterator[Oracle]:
         yield server
 
 
-def test_a_managed_verifier_is_asked_and_not_the_teacher(
+def test_a_managed_verifier_is_asked_instead_of_the_teacher(
     small_world: Path, tmp_path: Path, oracle: Oracle, verifier: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path / "servers"))
@@ -59,7 +59,7 @@ def test_a_managed_verifier_is_asked_and_not_the_teacher(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_limit_or_queries(small_world: Path, tmp_path: Path, oracle: Oracle) -> None:
+def test_a_limit_or_given_queries(small_world: Path, tmp_path: Path, oracle: Oracle) -> None:
     config = load_config(oracle.config(tmp_path, small_world), BuildConfig, ())
     assert len(annotate_queries(config, limit=3)) == 3
     assert annotate_queries(config, []) == []

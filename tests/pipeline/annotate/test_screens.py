@@ -102,14 +102,14 @@ def test_bounds_are_inclusive_and_configured() -> None:
     assert reason(screened(), ScreenConfig(answer_tokens=(2, 5))) == ScreenReason.ANSWER_TOO_LONG
 
 
-def test_keywords_may_come_from_the_target_or_the_instruction_and_number_does_not_matter() -> None:
+def test_keywords_may_come_from_target_or_instruction_and_plurals_match() -> None:
     assert reason(screened(answer="a quiet street at night", target_text="The streets of Rome")) is None
-    assert reason(screened(answer="a changed street at night")) is None  # of the instruction
+    assert reason(screened(answer="a changed street at night")) is None  # from the instruction
     assert keywords("two cities, the dogs' puppies") == {"two", "city", "dog", "puppy"}
     assert "image" not in keywords("Find an image of a dress")
 
 
-def test_without_any_words_in_query_and_target_there_is_nothing_to_share() -> None:
+def test_without_words_in_query_and_target_no_keyword_is_required() -> None:
     details = FacetText(
         name="details", label="Details", text="a lamp, two parked cars and wet stones between rows of old houses"
     )
@@ -119,14 +119,14 @@ def test_without_any_words_in_query_and_target_there_is_nothing_to_share() -> No
     assert shared_keyword(replace(given, target_text="a dog"), CONFIG) is not None
 
 
-def test_a_composed_query_speaks_with_its_image_too() -> None:
+def test_a_composed_query_needs_no_shared_keyword() -> None:
     given = screened(
         "short purple shirt", "it becomes long", "purple, shirt", answer="long purple shirt", query_text="is not short"
     )
     assert shared_keyword(given, CONFIG) is None
 
 
-def test_what_the_template_says_may_not_be_copied() -> None:
+def test_text_of_the_template_may_not_be_copied() -> None:
     prompts = PromptSet.load("full")
     own = word_ngrams(prompts.own_text("reason_composed"), CONFIG.copied_words)
     copied = "what stays as it is, as far as the text does not say otherwise"
@@ -139,12 +139,12 @@ def test_what_the_template_says_may_not_be_copied() -> None:
     assert reason(screened(*fresh, answer="two brown dogs on a sand beach", template_words=own)) is None
 
 
-def test_every_image_problem_is_a_reason_that_a_rejection_may_have() -> None:
+def test_every_image_problem_is_a_rejection_reason() -> None:
     assert {str(reason) for reason in ImageReason} <= REASONS
 
 
 @pytest.mark.parametrize("which", BUILT_IN)
-def test_own_words_hold_no_markup(which: str) -> None:
+def test_own_text_contains_no_markup(which: str) -> None:
     prompts = PromptSet.load(which)
     for family in FAMILIES:
         text = prompts.own_text(f"reason_{family}")
@@ -154,7 +154,7 @@ def test_own_words_hold_no_markup(which: str) -> None:
 
 
 @given(st.text(max_size=40), st.sampled_from([" ", "  ", " - ", ", "]))
-def test_normalisation_forgets_case_punctuation_and_space(text: str, space: str) -> None:
+def test_normalisation_ignores_case_punctuation_and_space(text: str, space: str) -> None:
     assert normalised(normalised(text)) == normalised(text)
     ascii_text = text.encode("ascii", "ignore").decode().replace("'", "")
     assert normalised(ascii_text.upper()) == normalised(ascii_text)
@@ -162,30 +162,30 @@ def test_normalisation_forgets_case_punctuation_and_space(text: str, space: str)
 
 
 @given(st.lists(st.text(alphabet="abc defg.,", min_size=1, max_size=60).map(str.strip).filter(bool), min_size=3, max_size=3))
-def test_screens_never_fail_themselves(texts: list[str]) -> None:
+def test_screens_never_raise(texts: list[str]) -> None:
     fault = screen(screened(*texts), CONFIG)
     assert fault is None or fault.detail
 
 
 @settings(max_examples=30)
 @given(st.from_regex(_REFUSAL, alphabet=st.characters(max_codepoint=127)))
-def test_the_signs_of_a_refusal_let_every_refusal_through(text: str) -> None:
-    """The expression itself is only tried on texts that hold one of a few words."""
+def test_the_prefilter_for_refusals_misses_none(text: str) -> None:
+    """The expression is only applied to texts that contain one of a few words."""
     answer = " ".join(text.replace("<", " ").replace(">", " ").split()) or "."
     found = _REFUSAL.search(f"{screened().trace.reasoning} {answer}")
     assume(found is not None)
-    told = refusal(screened(answer=answer), CONFIG)
-    assert told is not None
+    failure = refusal(screened(answer=answer), CONFIG)
+    assert failure is not None
     assert found is not None
-    assert told.detail == f"'{found[0]}'"
+    assert failure.detail == f"'{found[0]}'"
 
 
 @settings(max_examples=60)
 @given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=24), st.integers(1, 4), st.integers(2, 4))
-def test_repeated_ngrams_are_those_that_counting_finds(words: list[str], size: int, times: int) -> None:
+def test_repeated_ngrams_agree_with_plain_counting(words: list[str], size: int, times: int) -> None:
     config = CONFIG.model_copy(update={"ngram": size, "ngram_times": times})
     counts = Counter(zip(*(words[i:] for i in range(size)), strict=False))
     fault = repeated_ngram(screened(answer=" ".join(words)), config)
     most = max(counts.values(), default=0)
-    own = repeated_ngram(screened(answer="beagle"), config)  # what the reasoning alone repeats
+    own = repeated_ngram(screened(answer="beagle"), config)  # repetitions in the reasoning only
     assert fault == own if own is not None else (fault is not None) == (most >= times)

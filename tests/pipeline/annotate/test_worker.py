@@ -1,4 +1,4 @@
-"""An annotator meets what nobody expected."""
+"""Unexpected errors in a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def items(config: BuildConfig, tmp_path: Path) -> Any:
     return work.read(0, len(work))
 
 
-async def test_a_fault_of_ours_costs_one_query(config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_costs_one_query(config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotator = AnnotationWorker(config, None)
     given = items(config, tmp_path)
     calls = 0
@@ -49,7 +49,7 @@ async def test_a_fault_of_ours_costs_one_query(config: BuildConfig, tmp_path: Pa
     assert len(chunk.records) == len(given) - 1
 
 
-async def test_a_ledger_that_cannot_be_kept_stops_the_asking(
+async def test_a_ledger_that_cannot_be_written_stops_the_requests(
     config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotator = AnnotationWorker(config, str(tmp_path / "ledger"))

@@ -1,4 +1,4 @@
-"""Near-duplicates become rejections that still hold what the teacher wrote."""
+"""Near-duplicates become rejections that keep the teacher's answer; row groups and features of the shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.traces.parser import parse_trace
 from schemas.trace import Trace
 
 
-def test_the_raw_answer_of_a_near_duplicate_is_a_trace_again() -> None:
+def test_the_raw_answer_of_a_near_duplicate_parses_as_its_trace() -> None:
     family = family_of(7)
     facets = [{"name": facet.name, "text": f"about the {facet.name}"} for facet in family.facets]
     parsed = parse_trace(_raw({"task_id": 7, "facets": facets, "answer": "a black disc, day"}), family)
@@ -27,7 +27,7 @@ def test_the_raw_answer_of_a_near_duplicate_is_a_trace_again() -> None:
 
 
 SIZES = [40, 40, 30, 0, 150, 10, 10, 10, 10, 10, 90, 20, *[1] * 25]
-"""Bytes of the images of rows; a row of 0 has none."""
+"""Bytes of the rows' images; 0: the row has none."""
 
 
 def _pictured(sizes: list[int]) -> pa.Table:
@@ -41,7 +41,7 @@ def _pictured(sizes: list[int]) -> pa.Table:
 
 
 @pytest.mark.parametrize("arriving", [1, 3, 100])
-def test_row_groups_with_images_are_bounded_in_bytes_however_rows_arrive(tmp_path: Path, arriving: int) -> None:
+def test_row_groups_with_images_are_bounded_in_bytes_for_any_chunking(tmp_path: Path, arriving: int) -> None:
     shards = ShardWriter(
         tmp_path / "with_images", "train", image_schema(), total=len(SIZES), rows_per_shard=30, row_group=20, group_bytes=100
     )
@@ -58,8 +58,8 @@ def test_row_groups_with_images_are_bounded_in_bytes_however_rows_arrive(tmp_pat
 
 
 @pytest.mark.parametrize("schema", [RECORDS, REJECTIONS, image_schema()])
-def test_features_are_written_as_every_version_of_datasets_reads_them(schema: pa.Schema) -> None:
-    """`List` is a name that versions before 4.0 do not know."""
+def test_features_are_written_so_that_every_version_of_datasets_reads_them(schema: pa.Schema) -> None:
+    """Versions before 4.0 do not know the name `List`."""
     from datasets import Features, List
 
     pictured = "query_image" if pa.types.is_struct(schema.field("query_image").type) else None

@@ -1,4 +1,4 @@
-"""What was built before 0.2 (other config keys, other module names, answers without today's fields) stays readable."""
+"""Datasets and ledgers from before 0.2 (other config keys, other modules, answers without today's fields) stay readable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.data.dataset import Records
 EARLIER: Final = Path(__file__).parent / "earlier"
 
 
-def test_the_dataset_opens_here_in_datasets_and_for_training(tmp_path: Path) -> None:
+def test_the_dataset_opens_in_python_in_datasets_and_for_training(tmp_path: Path) -> None:
     dataset = BuiltDataset.open(EARLIER)
     assert not list(dataset.mismatches())
     assert (dataset.manifest.records, dataset.manifest.rejections) == (24, 0)

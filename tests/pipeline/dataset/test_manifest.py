@@ -1,4 +1,4 @@
-"""What decides a dataset's content is part of its config's digest, and what does not is not."""
+"""The digest of a config covers exactly the settings that decide a dataset's content."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def digest(*overrides: str) -> str:
 @pytest.mark.parametrize(
     "change", ["verify.threshold=0.6", "teacher.server.max_pixels=1024", "screen.ngram=7", "teacher.sampling.temperature=0.1"]
 )
-def test_what_decides_the_content_counts(change: str) -> None:
+def test_settings_that_decide_the_content_change_the_digest(change: str) -> None:
     assert digest(change) != digest()
 
 
-def test_another_tokenizer_counts_and_its_place_does_not(tmp_path: Path) -> None:
+def test_another_tokenizer_changes_the_digest_and_its_path_does_not(tmp_path: Path) -> None:
     here, there, other = (tmp_path / name for name in ("here", "there", "other"))
     for directory in (here, there, other):
         directory.mkdir()
@@ -39,5 +39,5 @@ def test_another_tokenizer_counts_and_its_place_does_not(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("change", ["out=elsewhere", "teacher.server.dtype=float32", "workers=3"])
-def test_where_and_how_does_not(change: str) -> None:
+def test_settings_about_where_and_how_do_not_change_the_digest(change: str) -> None:
     assert digest(change) == digest()

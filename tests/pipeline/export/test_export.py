@@ -1,4 +1,4 @@
-"""Exports, read back as their projects read them; sentence-transformers itself trains on its own."""
+"""Exports, read back as their projects read them; sentence-transformers trains on its export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def exported(pictured_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an export in every format."""
+    """A directory with one export per format."""
     out = tmp_path_factory.mktemp("exports")
     for name in FORMATS:
         done = mbeir_cot("export", pictured_build, "--format", name, "--out", out / name)
@@ -91,7 +91,7 @@ def test_lamra_files_are_m_beir_files(exported: Path, records: list[dict[str, An
     assert [query.qid for query in queries] == [record["qid"] for record in records]
     lines = [json.loads(line) for line in (folder / "mbeir_cot_train.jsonl").read_text().splitlines()]
     assert [line["target"] for line in lines] == [record["target"] for record in records]
-    # every positive: one that is left out would be a negative
+    # all positives, because one that is left out would become a negative
     assert [set(query.pos_cand_list) for query in queries] == [set(record["positives"]) for record in records]
     with CandidatePool.open(folder / "mbeir_cot_train_cand_pool.jsonl", tmp_path) as pool:
         for query in queries:
@@ -130,7 +130,7 @@ def test_the_snippet_for_sentence_transformers_trains_on_all_of_it(
 def test_candidates_without_text_are_never_null(
     pictured_build: Path, records: list[dict[str, Any]], small_world: Path, tmp_path: Path
 ) -> None:
-    """An image,text positive that lost its text stays beside the others; a text positive that did leaves its record out."""
+    """An image,text positive without text is kept; a text positive without text drops its record."""
     first = {
         name: next(row for row in records if (row["dataset"], row["task_id"]) == name) for name in (("edis", 2), ("webqa", 1))
     }
@@ -170,7 +170,7 @@ def test_records_with_fewer_negatives_than_asked_for_are_kept(
     assert len(held) > 1
 
 
-def test_what_cannot_be_exported_says_why(pictured_build: Path, tmp_path: Path) -> None:
+def test_an_impossible_export_says_why(pictured_build: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     done = mbeir_cot("export", pictured_build, "--format", "lamra", "--out", taken)

@@ -1,4 +1,4 @@
-"""Every format, loaded as its project loads it, whatever the texts say: all records, nothing null, as many marks as pictures."""
+"""Every format, loaded as its project loads it, with arbitrary texts: all records, no nulls, one image tag per image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKS = (
 FRAGMENTS = ("<ima", "ge>", "<|", "|>", "{{", "}}", "{", "<", "\x01", "\r", "\n", "https://a.b/c.jpg", "  ")
 NEGATIVES = 2
 Shown = list[tuple[str, int]]
-"""(text, pictures beside it)."""
+"""(text, number of its images)."""
 
 
 @st.composite
@@ -45,7 +45,7 @@ def a_text(draw: st.DrawFn) -> str:
 
 @st.composite
 def a_candidate(draw: st.DrawFn, number: int, images: list[str], usual: Modality) -> Candidate:
-    """Of the task's kind, or not; an image,text candidate may lack its text."""
+    """Draws a candidate, usually of the task's modality; an image,text candidate may lack its text."""
     modality = draw(st.sampled_from((usual, usual, usual, *Modality)))
     text = draw(a_text()) if modality.has_text else None
     if modality is Modality.TEXT:
@@ -76,7 +76,7 @@ def a_sample(draw: st.DrawFn, number: int, images: list[str]) -> Sample:
 
 
 def nulls(column: pa.Array | pa.ChunkedArray) -> int:
-    """Null values at any depth."""
+    """Counts null values at any depth."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     found: int = column.null_count
     if pa.types.is_struct(column.type):
@@ -190,9 +190,7 @@ READERS: dict[str, Callable[[Path], tuple[int, Shown]]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(
-    max_examples=8, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow]
-)  # files are slow to shrink with
+@settings(max_examples=8, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])  # shrinking with files is slow
 @given(st.data())
 def test_a_project_loads_all_records_and_counts_as_many_pictures_as_there_are(
     name: str, small_world: Path, data: st.DataObject

@@ -20,7 +20,7 @@ def text_at(place: Path) -> str:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_the_new_one_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+def test_the_new_directory_replaces_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
         monkeypatch.setattr(pipeline.files.atomic_directory, "_exchange", lambda first, second: False)
     place = tmp_path / "dataset"
@@ -31,7 +31,7 @@ def test_the_new_one_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_a_kill_between_two_renames_is_mended(tmp_path: Path) -> None:
+def test_a_kill_between_two_renames_is_repaired(tmp_path: Path) -> None:
     place = tmp_path / "dataset"
     version(tmp_path / ".dataset.old", "old")
     version(staging_path(place), "new")
@@ -40,7 +40,7 @@ def test_a_kill_between_two_renames_is_mended(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_a_kill_after_the_renames_leaves_the_new(tmp_path: Path) -> None:
+def test_a_kill_after_the_renames_leaves_the_new_directory(tmp_path: Path) -> None:
     place = tmp_path / "dataset"
     version(tmp_path / ".dataset.old", "old")
     version(place, "new")

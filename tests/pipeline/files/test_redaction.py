@@ -25,12 +25,12 @@ PLACES = Places(["/workspace/M-BEIR", "/fsx/out", "relative", "/"], ["teacher-no
         ("~/models/qwen has no config", "…/qwen has no config"),
     ],
 )
-def test_details_lose_places_and_nothing_else(text: str, wanted: str | None) -> None:
+def test_details_lose_local_paths_and_nothing_else(text: str, wanted: str | None) -> None:
     assert PLACES.scrubbed(text) == (wanted if wanted is not None else text)
     assert PLACES.scrubbed(PLACES.scrubbed(text)) == PLACES.scrubbed(text)
 
 
-def test_a_place_is_a_root_or_what_exists_here(tmp_path: Path) -> None:
+def test_a_local_path_is_below_a_root_or_exists(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     here = Places(["/workspace/M-BEIR"])
     for text, wanted in (
@@ -57,7 +57,7 @@ def test_a_place_is_a_root_or_what_exists_here(tmp_path: Path) -> None:
         "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
     ],
 )
-def test_tokens_are_found_by_their_shape(text: str) -> None:
+def test_tokens_are_recognised_by_their_shape(text: str) -> None:
     assert holds_secret(text)
 
 
@@ -72,5 +72,5 @@ def test_tokens_are_found_by_their_shape(text: str) -> None:
         "sk-aaaaaaaaaaaaaaaaaaaaaaaaaaaa1111",
     ],
 )
-def test_words_are_no_tokens(text: str) -> None:
+def test_words_are_not_taken_for_tokens(text: str) -> None:
     assert not holds_secret(text)

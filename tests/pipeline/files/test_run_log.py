@@ -47,7 +47,7 @@ def test_debug_sets_the_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     assert [line.split()[1] for line in (tmp_path / "a.log").read_text().splitlines()] == levels
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_log_that_cannot_be_written_does_not_stop_the_build(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with run_log(tmp_path / "file" / "a.log"):
         LOGGER.info("nobody hears it")

@@ -61,7 +61,7 @@ print(json.dumps(found))
 
 
 def loaded(hub: HubRepos, home: Path, configs: str) -> dict[str, list[object]]:
-    """What a fresh machine gets from the repository, whole and streamed."""
+    """Loads the repository as a fresh machine does, in full and streamed."""
     fresh = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD, REPO, configs], capture_output=True, text=True, env=fresh, timeout=200, check=False
@@ -71,7 +71,7 @@ def loaded(hub: HubRepos, home: Path, configs: str) -> dict[str, list[object]]:
     return found
 
 
-def test_what_is_pushed_loads_in_every_config_and_the_local_dataset_stays(
+def test_a_pushed_dataset_loads_in_every_config_and_the_local_one_stays(
     hub: HubRepos, pictured_build: Path, tmp_path: Path
 ) -> None:
     before = digests(pictured_build / "dataset")
@@ -90,7 +90,7 @@ def test_what_is_pushed_loads_in_every_config_and_the_local_dataset_stays(
     assert f'load_dataset("{REPO}", split="train")' in card
     for picture in re.findall(r"\]\((assets/[^)]+)\)", card):
         assert picture in hub.files("dataset", REPO)
-    # once more: nothing to do, and nothing is done
+    # a second push has nothing to do
     commits = len(hub.repos["dataset", REPO].messages)
     assert "nothing to do" in push(hub, pictured_build, REPO, "--with-images")
     assert len(hub.repos["dataset", REPO].messages) == commits
@@ -106,14 +106,14 @@ def test_without_images_card_and_manifest_leave_them_out(hub: HubRepos, pictured
         "manifest.json",
         ".gitattributes",
     }
-    # then with them, and back: what no longer belongs is taken away
+    # then with images, and back: files that no longer belong are removed
     push(hub, pictured_build, REPO, "--with-images")
     assert any(path.startswith("with_images/") for path in hub.files("dataset", REPO))
     push(hub, pictured_build, REPO)
     assert hub.files("dataset", REPO) == files
 
 
-def test_a_branch_is_made_and_a_dry_run_sends_nothing(hub: HubRepos, pictured_build: Path) -> None:
+def test_a_branch_is_created_and_a_dry_run_sends_nothing(hub: HubRepos, pictured_build: Path) -> None:
     assert "A dry run" in push(hub, pictured_build, REPO, "--dry-run")
     assert not hub.repos
     push(hub, pictured_build, REPO, "--revision", "v1")
@@ -121,7 +121,7 @@ def test_a_branch_is_made_and_a_dry_run_sends_nothing(hub: HubRepos, pictured_bu
     assert "manifest.json" not in hub.files("dataset", REPO, "main")
 
 
-def test_refused_in_the_middle_it_continues_to_the_same_state(hub: HubRepos, pictured_build: Path) -> None:
+def test_a_push_that_is_refused_midway_resumes_to_the_same_state(hub: HubRepos, pictured_build: Path) -> None:
     push(hub, pictured_build, "org/undisturbed", "--with-images")
     hub.objects.clear()
     hub.uploaded.clear()
@@ -138,7 +138,7 @@ def test_refused_in_the_middle_it_continues_to_the_same_state(hub: HubRepos, pic
     assert len(set(hub.uploaded)) == len(hub.uploaded) > 0, "an object was sent twice"
 
 
-def test_killed_in_the_middle_it_continues(hub: HubRepos, pictured_build: Path) -> None:
+def test_a_push_that_is_killed_midway_resumes(hub: HubRepos, pictured_build: Path) -> None:
     reached = threading.Event()
 
     def slow(method: str, path: str) -> int | None:
@@ -172,7 +172,7 @@ def test_refusals_of_the_hub_say_what_to_do(hub: HubRepos, pictured_build: Path,
     assert not hub.repos
 
 
-def test_without_token(hub: HubRepos, pictured_build: Path) -> None:
+def test_without_a_token(hub: HubRepos, pictured_build: Path) -> None:
     assert "hf auth login" in push(hub, pictured_build, REPO, expect=2, HF_TOKEN="")
 
 
@@ -191,7 +191,7 @@ def test_a_dry_run_without_network_shows_the_plan_within_seconds(pictured_build:
     assert (refused.returncode, "cannot be reached" in refused.stderr) == (2, True)
 
 
-def test_without_network() -> None:
+def test_without_a_network() -> None:
     refused = HfHubHTTPError.__bases__[0](f"[Errno 111] Connection refused, with {TOKEN}")
     os.environ["HF_TOKEN"] = TOKEN
     try:
@@ -214,8 +214,8 @@ def test_a_repository_with_other_content_is_left_alone(hub: HubRepos, pictured_b
     assert "thesis.pdf" in hub.files("dataset", REPO)
 
 
-def test_another_dataset_of_the_usual_form_is_left_alone(hub: HubRepos, pictured_build: Path) -> None:
-    """Its files have the names that ours have; only the manifest tells them apart."""
+def test_another_dataset_with_the_same_file_names_is_left_alone(hub: HubRepos, pictured_build: Path) -> None:
+    """Its files have the same names as ours; only the manifest differs."""
     push(hub, pictured_build, REPO)
     tree = hub.repos["dataset", REPO].tree("main")
     assert tree is not None
@@ -227,7 +227,7 @@ def test_another_dataset_of_the_usual_form_is_left_alone(hub: HubRepos, pictured
     assert hub.files("dataset", REPO) == theirs
 
 
-def test_a_new_branch_begins_as_main_and_ends_as_the_build(hub: HubRepos, pictured_build: Path) -> None:
+def test_a_new_branch_starts_from_main_and_ends_as_the_build(hub: HubRepos, pictured_build: Path) -> None:
     push(hub, pictured_build, REPO)
     tree = hub.repos["dataset", REPO].tree("main")
     assert tree is not None
@@ -237,7 +237,7 @@ def test_a_new_branch_begins_as_main_and_ends_as_the_build(hub: HubRepos, pictur
     assert "nothing to do" in push(hub, pictured_build, REPO, "--revision", "v2")
 
 
-def test_what_should_be_private_is_not_sent_to_a_public_repository(hub: HubRepos, pictured_build: Path) -> None:
+def test_private_data_is_not_sent_to_a_public_repository(hub: HubRepos, pictured_build: Path) -> None:
     push(hub, pictured_build, REPO)
     before = hub.files("dataset", REPO)
     said = push(hub, pictured_build, REPO, "--with-images", "--private", expect=2)
@@ -261,7 +261,7 @@ def refusal(dataset: Path) -> str:
     return str(caught.value)
 
 
-def test_a_whole_dataset_passes(copied: Path) -> None:
+def test_a_complete_dataset_passes(copied: Path) -> None:
     rows: list[int] = []
     check(BuiltDataset.open(copied), rows.append)
     manifest = BuiltDataset.open(copied).manifest
@@ -299,7 +299,7 @@ def test_cards_without_licence_header_or_tag_are_found(copied: Path) -> None:
 
 
 def rewritten(dataset: Path, **changes: object) -> None:
-    """The first row of the data with other values, and a manifest that agrees with the file."""
+    """Changes values in the first row of the data, and makes the manifest agree with the file."""
     manifest = json.loads((dataset / "manifest.json").read_text())
     file = next(file for file in manifest["files"] if file["path"].startswith("data/"))
     path = dataset / file["path"]
@@ -312,7 +312,7 @@ def rewritten(dataset: Path, **changes: object) -> None:
 
 
 def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied: Path, tmp_path: Path) -> None:
-    """The remedy that the refusal names is followed, and the push succeeds."""
+    """Following the remedy in the refusal makes the push succeed."""
     rewritten(copied, query_text="the key hf_abcdefghijklmnopqrstuvwxyz012345 on a poster")
     identifier = str(pq.read_table(next((copied / "data").glob("*.parquet")))["id"][0])
     said = push(hub, copied, REPO, expect=2)
@@ -322,13 +322,13 @@ def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied
     done = push(hub, copied, REPO, *option[0].split())
     assert f"Accepted, and named in the card: {identifier}" in done
     files = hub.files("dataset", REPO)
-    assert f"looked at and accepted: `{identifier}`." in files["README.md"].decode()
+    assert f"reviewed and accepted: `{identifier}`." in files["README.md"].decode()
     assert json.loads(files["manifest.json"])["accepted"] == [identifier]
     listed = tmp_path / "allowed"
     listed.write_text(f"{identifier}\ntrain/none/task0/9:1\n")
     again = push(hub, copied, REPO, "--allow-from", listed)
     assert "Nothing to accept in train/none/task0/9:1" in again
-    # what is wrong of form is not a matter of judgement
+    # a malformed row cannot be accepted
     rewritten(copied, route="sideways")
     assert "route" in push(hub, copied, REPO, "--allow", identifier, expect=2)
 

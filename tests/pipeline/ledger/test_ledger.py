@@ -44,7 +44,7 @@ def key(number: int) -> bytes:
     return number.to_bytes(8, "big") + bytes(8)
 
 
-# What is and what is not part of a fingerprint
+# What is and what is not part of a request's key
 
 PROMPT = ("Look: ", ImageSlot("query"), "What changes?")
 DIGESTS = {"query": "aa"}
@@ -66,7 +66,7 @@ FIELDS = {"temperature": 0.2, "seed": 0}
     ],
     ids=["text", "order", "image", "sampling", "grammar", "attempt", "model", "revision", "pixels"],
 )
-def test_what_decides_the_answer_decides_the_fingerprint(
+def test_what_decides_the_answer_changes_the_key(
     prompt: Any, digests: Any, fields: Any, attempt: int, teacher: dict[str, Any]
 ) -> None:
     usual = fingerprint(Identity(config()), PROMPT, DIGESTS, FIELDS, 0)
@@ -83,12 +83,12 @@ def test_what_decides_the_answer_decides_the_fingerprint(
     ],
     ids=["address", "way of images", "transport", "name of the set"],
 )
-def test_where_and_how_it_is_asked_does_not(change: dict[str, Any]) -> None:
+def test_where_and_how_it_is_asked_does_not_change_the_key(change: dict[str, Any]) -> None:
     same = [fingerprint(Identity(config(**c)), PROMPT, DIGESTS, FIELDS, 0) for c in ({}, change)]
     assert same[0] == same[1]
 
 
-def test_a_local_model_is_what_is_in_its_directory(tmp_path: Path) -> None:
+def test_a_local_model_is_identified_by_its_files(tmp_path: Path) -> None:
     def identity(name: str, weights: bytes) -> Identity:
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
@@ -102,10 +102,10 @@ def test_a_local_model_is_what_is_in_its_directory(tmp_path: Path) -> None:
     assert identity("a", big).prefix != identity("a", big[:-1] + b"2").prefix
 
 
-# Answers there and back
+# Writing and reading answers
 
 
-def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_answer_is_read_as_it_was_written(tmp_path: Path) -> None:
     given = answer()
     for sealed in (False, True):
         ledger = Ledger(tmp_path / str(sealed))
@@ -115,14 +115,14 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
             ledger = Ledger(tmp_path / str(sealed))
         back = ledger.get(key(1))
         assert back is not None
-        kept = {"yes": -0.1, "no": -2.5}  # the masked token is no alternative
+        kept = {"yes": -0.1, "no": -2.5}  # the masked token is not an alternative
         assert back.model_dump() == given.model_copy(update={"first_token_logprobs": kept, "endpoint": ""}).model_dump()
         assert ledger.get(key(2)) is None
         ledger.close()
 
 
 @given(st.lists(st.text(), max_size=8), st.data())
-def test_any_cut_of_a_journal_keeps_every_whole_line(texts: list[str], data: st.DataObject) -> None:
+def test_a_truncated_journal_keeps_every_complete_line(texts: list[str], data: st.DataObject) -> None:
     lines = [encode(entry(i, text)) for i, text in enumerate(texts)]
     whole = b"".join(lines)
     cut = data.draw(st.integers(0, len(whole)))
@@ -153,7 +153,7 @@ def _write_until_killed(location: Path, ready: Any) -> None:
             ready.set()
 
 
-def test_a_killed_writer_loses_nothing_it_was_given(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_answer(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     writer = context.Process(target=_write_until_killed, args=(tmp_path / "l", ready))
@@ -172,7 +172,7 @@ def test_a_killed_writer_loses_nothing_it_was_given(tmp_path: Path) -> None:
     assert (again.journals, again.answers) == (0, 0)
 
 
-def test_the_journal_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+def test_the_journal_of_a_running_writer_is_left_alone(tmp_path: Path) -> None:
     writer = Ledger(tmp_path)
     writer.append(entry(1))
     found = recover(tmp_path)
@@ -182,7 +182,7 @@ def test_the_journal_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     assert not recover(tmp_path).busy
 
 
-def test_a_kill_between_sealing_and_removing_the_journal_doubles_nothing(tmp_path: Path) -> None:
+def test_a_kill_between_sealing_and_removing_the_journal_duplicates_nothing(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry(1))
     journal = next((tmp_path / "journals").iterdir())
@@ -194,7 +194,7 @@ def test_a_kill_between_sealing_and_removing_the_journal_doubles_nothing(tmp_pat
     assert not journal.exists()
 
 
-def test_writers_at_once_and_segments_that_pyarrow_reads(tmp_path: Path) -> None:
+def test_concurrent_writers_and_segments_that_pyarrow_reads(tmp_path: Path) -> None:
     writers = [Ledger(tmp_path, segment_answers=7) for _ in range(3)]
     for number in range(60):
         writers[number % 3].append(entry(number, f"text {number}"))
@@ -205,7 +205,7 @@ def test_writers_at_once_and_segments_that_pyarrow_reads(tmp_path: Path) -> None
     assert pq.read_table([tmp_path / name for name in SegmentStore(tmp_path).names()]).num_rows == 60
 
 
-def test_what_is_sealed_during_a_run_is_still_found(tmp_path: Path) -> None:
+def test_answers_sealed_during_a_run_are_still_found(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, segment_answers=10)
     for number in range(95):
         ledger.append(entry(number, f"text {number}"))
@@ -215,10 +215,10 @@ def test_what_is_sealed_during_a_run_is_still_found(tmp_path: Path) -> None:
     ledger.close()
 
 
-# Which answer counts
+# Which answer wins
 
 
-def test_failures_are_kept_and_transient_ones_are_owed_again(tmp_path: Path) -> None:
+def test_permanent_failures_are_kept_and_transient_ones_are_owed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry(1, outcome=Outcome.PERMANENT_HTTP))
     ledger.append(entry(2, outcome=Outcome.DEADLINE))
@@ -228,12 +228,12 @@ def test_failures_are_kept_and_transient_ones_are_owed_again(tmp_path: Path) -> 
     assert again.get(key(1)).outcome is Outcome.PERMANENT_HTTP  # type: ignore[union-attr]
     assert again.get(key(2)) is None
     assert retrying.get(key(1)) is None
-    retrying.append(entry(1, "mended"))
+    retrying.append(entry(1, "retried"))
     retrying.close()
-    assert Ledger(tmp_path).get(key(1)).text == "mended"  # type: ignore[union-attr]
+    assert Ledger(tmp_path).get(key(1)).text == "retried"  # type: ignore[union-attr]
 
 
-def test_of_two_answers_the_first_counts_for_everyone_and_the_other_is_told(tmp_path: Path) -> None:
+def test_of_two_answers_the_first_wins_and_the_other_is_reported(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     second = Ledger(tmp_path)
     first.append(entry(1, "one", subject="a"))
@@ -250,7 +250,7 @@ def test_of_two_answers_the_first_counts_for_everyone_and_the_other_is_told(tmp_
     assert disputed_subjects(SegmentStore(tmp_path)) == {loser}
 
 
-def test_compacting_keeps_what_counts(tmp_path: Path) -> None:
+def test_compaction_keeps_the_winning_answers(tmp_path: Path) -> None:
     for number in range(6):
         ledger = Ledger(tmp_path)
         ledger.append(entry(number, f"text {number}"))
@@ -265,7 +265,7 @@ def test_compacting_keeps_what_counts(tmp_path: Path) -> None:
     assert verify_ledger(tmp_path) == []
 
 
-def test_verify_names_what_is_damaged(tmp_path: Path) -> None:
+def test_verify_names_damaged_files(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry(1))
     ledger.close()
@@ -278,7 +278,7 @@ def test_verify_names_what_is_damaged(tmp_path: Path) -> None:
         Ledger(tmp_path)
 
 
-def test_a_disk_that_fills_is_said_and_leaves_whole_lines(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_complete_lines(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.append(entry(1))
     size = (tmp_path / "j").stat().st_size
@@ -296,7 +296,7 @@ def test_a_disk_that_fills_is_said_and_leaves_whole_lines(tmp_path: Path) -> Non
     assert found.damaged == 0
 
 
-def test_a_ledger_elsewhere_needs_a_local_journal(tmp_path: Path) -> None:
+def test_a_remote_ledger_needs_a_local_journal(tmp_path: Path) -> None:
     from schemas.errors import ConfigError
 
     with pytest.raises(LedgerError, match="cannot open the ledger"):
@@ -318,8 +318,8 @@ def test_logprobs_survive_a_round_trip() -> None:
     assert to_answer(entry(1)).first_token_logprobs == {"yes": -0.1, "no": -2.5}
 
 
-def test_a_journal_has_its_name_only_once_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise another writer takes it, in the moment between, for one that was left behind."""
+def test_a_journal_gets_its_name_only_after_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise another writer could take it for an abandoned one before it is locked."""
     import fcntl
 
     seen = []
@@ -331,7 +331,7 @@ def test_a_journal_has_its_name_only_once_it_is_locked(tmp_path: Path, monkeypat
     journal = Journal(tmp_path / "a.journal")
     journal.append(entry(1))
     journal.close()
-    journal.sync()  # whoever keeps it durable may come late
+    journal.sync()  # the sync may come late
     assert seen == [[]]
     assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
     assert len(read_journal(tmp_path / "a.journal").entries) == 1

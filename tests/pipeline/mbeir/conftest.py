@@ -1,4 +1,4 @@
-"""A hand-made M-BEIR directory that holds every quirk of the real one that is normal input."""
+"""A hand-made M-BEIR directory with every quirk of the real one that counts as normal input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ image,text\ttext\tINFOSEEK\t6\tAnswer it.\tFind the answer.\tTell me.\tWhere is 
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | str], *, newline: str = "\n", end: bool = True) -> Path:
-    """Rows as JSON lines; a string is written as it is."""
+    """Writes rows as JSON lines; strings are written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_bytes((newline.join(lines) + (newline if end else "")).encode())
@@ -29,7 +29,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | str], *, newline:
 
 
 def edit_first(path: Path, **changes: Any) -> None:
-    """The first row of a file of JSON lines with other values."""
+    """Changes values in the first row of a JSON Lines file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     write_lines(path, [rows[0] | changes, *rows[1:]])
 
@@ -46,9 +46,9 @@ OVEN = "mbeir_images/oven_images"
 
 @pytest.fixture
 def mbeir(tmp_path: Path) -> Path:
-    """MSCOCO task 3 and OVEN task 6/8 of val and train, with: null query_txt, absent keys, src_content as a JSON string, as
-    an object and null, CRLF, a byte order mark, blank lines, cross-dataset positives that the local pool lacks, repeated
-    rows in the up-sampled union, qids that repeat across splits, the dataset card's form of lists."""
+    """MSCOCO task 3 and OVEN tasks 6 and 8 of val and train, with: null query_txt, absent keys, src_content as a JSON string, an
+    object or null, CRLF, a byte order mark, blank lines, positives of other datasets that the local pool lacks, repeated rows in
+    the up-sampled union, qids that repeat across splits, lists in the form of the dataset card."""
     root = tmp_path / "M-BEIR"
     for number in range(1, 4):
         write_image(root / COCO / f"COCO_{number}.jpg")
@@ -88,7 +88,7 @@ def mbeir(tmp_path: Path) -> Path:
         "task_id": 6,
     }
     oven_both = oven_text | {"qid": "5:2", "pos_cand_list": [{"did": "5:3"}], "query_modality": "text,image", "task_id": 8}
-    oven_both["query_src_content"] = {"entity": "Q1234"}  # as downloads before the re-issue have it
+    oven_both["query_src_content"] = {"entity": "Q1234"}  # as in downloads before the re-issue
     for split in ("train", "val"):
         if split == "train":
             write_lines(root / "query/train/mbeir_oven_train.jsonl", [oven_text, "", oven_both])

@@ -26,7 +26,7 @@ def found(root: Path, **options: Any) -> dict[str, list[Finding]]:
     return result
 
 
-def test_the_quirks_of_the_real_benchmark_are_no_errors(mbeir: Path) -> None:
+def test_the_quirks_of_the_real_benchmark_are_not_errors(mbeir: Path) -> None:
     report = check(mbeir, decode=True, quiet=True)
     assert report.ok, [f for f in report.findings if f.severity == "error"]
     assert {f.code for f in report.findings} == {"positives_outside_local_pool", "repeated_rows"}
@@ -58,7 +58,7 @@ def _double(path: Path) -> None:
     write_lines(path, [row, row])
 
 
-# Each breaks one thing and names the code, the file and the severity that must be reported.
+# Each case breaks one thing and names the code, file and severity to be reported.
 BREAKS: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ("malformed_line", OVEN6, "error", lambda r: write_lines(r / OVEN6, ["{"]) and None),
     ("malformed_line", POOL6, "error", lambda r: edit(r / POOL6, lambda row: row.update(modality="video"))),
@@ -96,8 +96,8 @@ def test_each_problem_is_found(mbeir: Path, code: str, file: str, severity: str,
     assert all(example.message for example in findings[file].examples)
 
 
-def test_what_a_fetch_without_union_leaves_is_no_damage(mbeir: Path) -> None:
-    """As `fetch --datasets mscoco` leaves it: the training queries' candidates are in the global pool, which is not here."""
+def test_a_fetch_without_union_leaves_no_errors(mbeir: Path) -> None:
+    """After `fetch --datasets mscoco` the training queries' candidates are missing: they are in the global pool."""
     for path in (mbeir / "cand_pool/global").iterdir():
         path.unlink()
     shutil.rmtree(mbeir / "query/union_train")
@@ -127,7 +127,7 @@ def test_damaged_images_are_found_when_decoding(mbeir: Path) -> None:
     assert {f.examples[0].line for f in found(mbeir, decode=True)["image_truncated"]} == {1, 2, 3}
 
 
-def test_all_problems_are_counted_and_few_are_shown(mbeir: Path) -> None:
+def test_all_problems_are_counted_and_a_few_are_shown(mbeir: Path) -> None:
     write_lines(mbeir / OVEN6, ["{"] * 30)
     (finding,) = found(mbeir, max_examples=3)["malformed_line"]
     assert (finding.count, len(finding.examples)) == (30, 3)

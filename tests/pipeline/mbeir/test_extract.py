@@ -31,7 +31,7 @@ def archive(contents: dict[str, bytes], *, extra: Callable[[tarfile.TarFile], No
 
 
 def write_parts(folder: Path, data: bytes, count: int = 3) -> list[Path]:
-    """Split at places that have nothing to do with members."""
+    """Writes an archive in parts, split without regard to its members."""
     folder.mkdir(parents=True, exist_ok=True)
     cuts = [0, *sorted(random.Random(4).sample(range(1, len(data)), count - 1)), len(data)]
     parts = []
@@ -51,7 +51,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder.parent)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_parts_are_one_stream(tmp_path: Path) -> None:
+def test_parts_are_read_as_one_stream(tmp_path: Path) -> None:
     contents = pictures(60)
     write_parts(tmp_path, archive(contents), 4)
     summary = extract_images(find_parts(tmp_path), tmp_path, quiet=True)
@@ -65,11 +65,11 @@ def test_only_wanted_folders_are_extracted(tmp_path: Path) -> None:
     parts = write_parts(tmp_path, archive(contents))
     extract_images(parts, tmp_path, folders=frozenset({"oven_images"}), quiet=True)
     assert tree(tmp_path / "mbeir_images") == {name: data for name, data in contents.items() if "oven" in name}
-    extract_images(parts, tmp_path, quiet=True)  # later the rest
+    extract_images(parts, tmp_path, quiet=True)  # the rest, later
     assert tree(tmp_path / "mbeir_images") == contents
 
 
-def test_a_second_run_does_nothing_and_a_third_only_mends(tmp_path: Path) -> None:
+def test_a_second_run_does_nothing_and_a_third_only_repairs(tmp_path: Path) -> None:
     contents = pictures(20)
     parts = write_parts(tmp_path, archive(contents))
     extract_images(parts, tmp_path, quiet=True)
@@ -122,7 +122,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         find_parts(tmp_path / "..")
 
 
-def test_a_truncated_last_part_is_named_and_what_is_out_stays(tmp_path: Path) -> None:
+def test_a_truncated_last_part_is_named_and_extracted_images_stay(tmp_path: Path) -> None:
     contents = pictures(50)
     parts = write_parts(tmp_path, archive(contents))
     whole = parts[-1].read_bytes()
@@ -145,7 +145,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / MARKER).exists()
 
 
-def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = write_parts(tmp_path, archive(pictures(3)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(CotError, match="are free at"):
@@ -175,7 +175,7 @@ def test_kill_at_random_moments_then_resume(tmp_path: Path) -> None:
         worker.wait()
         worker.stdout.close()
         kills += read_marker(tmp_path) is None
-        for path, identity in finished.items():  # what was finished is not written again
+        for path, identity in finished.items():  # finished files are not written again
             assert (path.stat().st_ino, path.stat().st_mtime_ns) == identity
         done = list((tmp_path / "mbeir_images").rglob("[!.]*.jpg"))
         finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done}

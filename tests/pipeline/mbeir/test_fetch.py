@@ -18,7 +18,7 @@ from tests.support.hub import HubServer, serve
 
 @pytest.fixture
 def hub(mbeir: Path, tmp_path: Path) -> Iterator[HubServer]:
-    """The quirks directory as a Hub repository, its images in three parts."""
+    """The hand-made directory as a Hub repository, with its images in three parts."""
     folder = tmp_path / "hub"
     shutil.copytree(mbeir, folder, ignore=shutil.ignore_patterns("mbeir_images"))
     contents = {str(p.relative_to(mbeir)): p.read_bytes() for p in sorted((mbeir / "mbeir_images").rglob("*.jpg"))}
@@ -43,7 +43,7 @@ def names(folder: Path) -> set[str]:
     }
 
 
-def test_the_whole_of_it(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
+def test_a_complete_fetch(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     done = fetch(hub, dest, "--remove-parts", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_the_whole_of_it(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     downloads = hub.downloads.total()
     again = fetch(hub, dest)
     assert again.returncode == 0, again.stderr
-    assert hub.downloads.total() == downloads  # neither the files nor the archive that is extracted already
+    assert hub.downloads.total() == downloads  # neither the files nor the archive, which is already extracted
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "of-an-earlier-version"])
@@ -68,7 +68,7 @@ def test_images_that_were_lost_or_damaged_are_extracted_again(
     lost, damaged, own = sorted((dest / "mbeir_images").rglob("*.jpg"))[:3]
     lost.unlink()
     damaged.write_bytes(damaged.read_bytes()[:100])
-    (dest / "mbeir_images" / "README").write_text("")  # of the user's
+    (dest / "mbeir_images" / "README").write_text("")  # a file of the user
     kept = own.stat().st_mtime_ns
     again = fetch(hub, dest)
     assert again.returncode == 0, again.stderr
@@ -83,7 +83,7 @@ def test_images_that_were_lost_or_damaged_are_extracted_again(
     assert hub.downloads.total() == downloads
 
 
-def test_what_one_dataset_lacks_for_training_is_said(hub: HubServer, tmp_path: Path) -> None:
+def test_a_dataset_that_needs_the_union_for_training_says_so(hub: HubServer, tmp_path: Path) -> None:
     done = fetch(hub, tmp_path / "dest", "--datasets", "mscoco", "--no-images")
     assert "MSCOCO's training candidates are in the global pool only" in done.stdout
     done = fetch(hub, tmp_path / "dest", "--datasets", "mscoco", "--no-images", "--union")
@@ -106,22 +106,22 @@ def test_one_dataset_with_its_images(hub: HubServer, mbeir: Path, tmp_path: Path
     assert {p.name for p in (tmp_path / "dest" / "mbeir_images").iterdir()} == {"oven_images"}
 
 
-def test_a_broken_download_is_continued(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     name = "query/val/mbeir_oven_task6_val.jsonl"
     path = hub.folder / name
-    path.write_bytes(path.read_bytes() + b"\n" * (24 << 20))  # the client keeps what it has in steps of 10 MiB
+    path.write_bytes(path.read_bytes() + b"\n" * (24 << 20))  # the client saves its progress every 10 MiB
     hub.cut[name] = 21 << 20
     done = fetch(hub, tmp_path / "dest")
-    if done.returncode:  # the client gave up: the command says so, and the next run goes on
+    if done.returncode:  # the client gave up: the command reports it, and the next run resumes
         assert "continues" in done.stderr
         assert "Traceback" not in done.stderr
         done = fetch(hub, tmp_path / "dest")
     assert done.returncode == 0, done.stderr
-    assert f"{name}@{20 << 20}" in hub.ranges  # from where it broke off, not from the beginning
+    assert f"{name}@{20 << 20}" in hub.ranges  # from the break, not from the beginning
     assert (tmp_path / "dest" / name).read_bytes() == path.read_bytes()
 
 
-def test_what_the_hub_refuses_is_a_clear_error(hub: HubServer, tmp_path: Path) -> None:
+def test_a_refusal_of_the_hub_is_a_clear_error(hub: HubServer, tmp_path: Path) -> None:
     hub.repo_id = "someone/else"
     done = fetch(hub, tmp_path / "dest")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)

@@ -65,7 +65,7 @@ def test_links_that_leave_the_root_are_refused(mbeir: Path) -> None:
     assert allowed.open("mbeir_images/folder/x.jpg").size == (32, 24)
 
 
-def test_a_root_behind_a_link_is_a_root(mbeir: Path) -> None:
+def test_a_root_may_be_a_link(mbeir: Path) -> None:
     (mbeir.parent / "link").symlink_to(mbeir)
     assert ImageStore(mbeir.parent / "link").open(PICTURE).size == (32, 24)
 
@@ -84,7 +84,7 @@ def test_a_link_to_itself_is_a_problem_and_not_a_hang(mbeir: Path) -> None:
     assert reason(ImageStore(mbeir), "mbeir_images/loop.jpg") in (ImageReason.UNREADABLE, ImageReason.MISSING)
 
 
-def test_a_name_is_found_in_the_other_form_of_its_accents(mbeir: Path) -> None:
+def test_a_name_is_found_in_either_unicode_form(mbeir: Path) -> None:
     composed, decomposed = "Z\u00fcrich.jpg", "Zu\u0308rich.jpg"
     folder = mbeir / "mbeir_images"
     store = ImageStore(mbeir)
@@ -93,7 +93,7 @@ def test_a_name_is_found_in_the_other_form_of_its_accents(mbeir: Path) -> None:
         assert store.resolve(f"mbeir_images/{name}").name == decomposed
         assert store.open(f"mbeir_images/{name}").size == (32, 24)
     write_image(folder / composed, "blue")
-    assert store.resolve(f"mbeir_images/{composed}").name == composed  # each its own, where both are there
+    assert store.resolve(f"mbeir_images/{composed}").name == composed  # if both exist, each gives its own
     assert store.resolve(f"mbeir_images/{decomposed}").name == decomposed
     mixed = "\u00e9 e\u0301.jpg"
     assert reason(store, f"mbeir_images/{mixed}") is ImageReason.MISSING
@@ -110,7 +110,7 @@ def test_damaged_files(mbeir: Path) -> None:
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_text("this is no image")
     (folder / "empty.jpg").write_bytes(b"")
-    Image.new("RGB", (4, 4)).save(folder / "icon.jpg", format="TIFF")  # a decoder that is not let near files
+    Image.new("RGB", (4, 4)).save(folder / "icon.jpg", format="TIFF")  # a decoder that is not allowed
     store = ImageStore(mbeir)
     assert reason(store, "mbeir_images/half.jpg") is ImageReason.TRUNCATED
     assert reason(store, "mbeir_images/text.jpg") is ImageReason.NOT_AN_IMAGE
@@ -132,7 +132,7 @@ def test_bombs_are_refused_before_they_are_decoded(mbeir: Path, side: int) -> No
     assert reason(ImageStore(mbeir), "mbeir_images/bomb.png") is ImageReason.TOO_MANY_PIXELS
 
 
-def test_the_cap_is_a_setting(mbeir: Path) -> None:
+def test_the_pixel_limit_is_a_setting(mbeir: Path) -> None:
     assert reason(ImageStore(mbeir, max_pixels=32 * 24 - 1), PICTURE) is ImageReason.TOO_MANY_PIXELS
     assert ImageStore(mbeir, max_pixels=32 * 24).open(PICTURE).size == (32, 24)
 
@@ -149,10 +149,10 @@ def test_the_cap_is_a_setting(mbeir: Path) -> None:
         (errno.EACCES, "permission is denied", True),
     ],
 )
-def test_the_error_number_tells_what_is_wrong(
+def test_the_error_number_decides_the_problem(
     mbeir: Path, monkeypatch: pytest.MonkeyPatch, refused: str, number: int, said: str, *, of_the_image: bool
 ) -> None:
-    """Never a damaged file; and what any other image would meet too is no fault of this one: it stops the work."""
+    """It is never a damaged file. An error that would affect every image is not this image's problem: it stops the work."""
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -164,8 +164,8 @@ def test_the_error_number_tells_what_is_wrong(
             if refused == "stat":
                 patch.setattr("pipeline.mbeir.images.os.stat", fails)
             else:
-                patch.setattr("builtins.open", fails)  # Pillow's
-                patch.setattr("io.open", fails)  # pathlib's
+                patch.setattr("builtins.open", fails)  # used by Pillow
+                patch.setattr("io.open", fails)  # used by pathlib
             with pytest.raises(InputError, match=said) as caught:
                 use(PICTURE)
         found = caught.value.reason if isinstance(caught.value, ImageProblem) else None

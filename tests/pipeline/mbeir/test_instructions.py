@@ -15,7 +15,7 @@ from schemas.mbeir import Modality
 OVEN_KEY = (5, Modality.IMAGE_TEXT, Modality.TEXT)
 
 
-# Executed against UniIR's own function.
+# Outputs of UniIR's own function.
 @pytest.mark.parametrize(
     ("text", "formatted"),
     [
@@ -49,7 +49,7 @@ def test_query_text_is_assembled_before_it_is_formatted() -> None:
     assert candidate_text("a dog") == "A dog."
 
 
-def test_the_table_is_read_whatever_its_line_ends(mbeir: Path) -> None:
+def test_the_table_is_read_with_any_line_ending(mbeir: Path) -> None:
     path = mbeir / "instructions" / "query_instructions.tsv"
     assert b"\r\n" in path.read_bytes()
     table = InstructionTable.load(path)
@@ -59,7 +59,7 @@ def test_the_table_is_read_whatever_its_line_ends(mbeir: Path) -> None:
     assert InstructionTable.load(path).prompts(*OVEN_KEY) == table.prompts(*OVEN_KEY)
 
 
-def test_the_choice_depends_on_the_query_alone(mbeir: Path) -> None:
+def test_the_choice_depends_on_the_query_only(mbeir: Path) -> None:
     table = InstructionTable.load(mbeir / "instructions" / "query_instructions.tsv")
     assert table.choose(*OVEN_KEY, FixedChoice(2), split="val", qid="5:1") == "Identify it."
     chosen = [table.choose(*OVEN_KEY, SeededChoice(1), split="val", qid=f"5:{n}") for n in range(1, 401)]
@@ -85,14 +85,14 @@ def test_an_unknown_key_is_named(mbeir: Path) -> None:
         ("text\timage\tMSCOCO\t9\tx\ntext\timage\tMSCOCO\t9\ty", r":3: a second row for dataset 9 \(mscoco\)"),
     ],
 )
-def test_wrong_rows_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "i.tsv"
     path.write_text("query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\n" + line)
     with pytest.raises(MalformedInput, match=message):
         InstructionTable.load(path)
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "i.tsv"
     path.write_text("a\tb\n")
     with pytest.raises(MalformedInput, match=":1: the header must begin with"):

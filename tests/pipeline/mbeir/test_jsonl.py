@@ -32,7 +32,7 @@ def test_quirks_are_normal_input(mbeir: Path) -> None:
     assert rows["mbeir_oven_task8_val.jsonl"][0].query_src_content == '{"entity": "Q1234"}'
 
 
-def test_numbers_count_blank_lines_and_crlf(tmp_path: Path) -> None:
+def test_line_numbers_count_blank_lines_and_crlf(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf1\r\n\r\n\n  \n5\n6")
     assert list(read_lines(path)) == [(1, b"1\r"), (5, b"5"), (6, b"6")]
@@ -129,7 +129,7 @@ def test_an_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory"])
-def test_what_cannot_be_opened_is_a_clear_error(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path if kind == "directory" else tmp_path / "no.jsonl"
     with pytest.raises(InputError, match=str(path)):
         list(read_lines(path))

@@ -30,7 +30,7 @@ def test_names_are_those_of_the_benchmark() -> None:
     )
 
 
-def test_a_whole_benchmark_has_44_query_files_and_18_local_pools() -> None:
+def test_the_complete_benchmark_has_44_query_files_and_18_local_pools() -> None:
     layout = Layout(Path("R"))
     assert len(list(layout.expected_query_files())) == 10 + 16 + 16 + 2
     pools = {layout.local_pool(task, split) for task in DATASET_TASKS for split in ("val", "test")}

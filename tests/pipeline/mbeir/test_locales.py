@@ -1,4 +1,4 @@
-"""The real command where the locale is not UTF-8."""
+"""The real command in locales other than UTF-8."""
 
 from __future__ import annotations
 

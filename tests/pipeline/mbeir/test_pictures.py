@@ -1,4 +1,4 @@
-"""One loader decides what a picture shows, and everyone sees that: by path, in a request, in a dataset, on a page."""
+"""One loader decides the pixels of an image, the same by path, in a request, in a dataset and on a page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pictures(root: Path) -> dict[str, tuple[np.ndarray, int, bool]]:
 
 
 def as_the_server_does(url: str, root: Path) -> Image.Image:
-    """vLLM's own loader."""
+    """Loads an image with vLLM's own loader."""
     from vllm.multimodal.media.image import ImageMediaIO
 
     loader = ImageMediaIO()
@@ -44,30 +44,34 @@ def as_the_server_does(url: str, root: Path) -> Image.Image:
 
 
 def naive(data: bytes) -> Image.Image:
-    """What most training code does with an image's bytes."""
+    """Loads an image as most training code does."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def test_the_students_loader(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+def test_the_student_sees_the_expected_pixels(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
     for name, (shown, off, _) in pictures.items():
         assert_seen(name, ImageStore(root).open(name), shown, off)
 
 
 @pytest.mark.slow  # vLLM takes its time to be imported
 @pytest.mark.parametrize("mode", ImageMode)
-def test_the_teachers_server(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode) -> None:
+def test_the_teachers_server_sees_the_expected_pixels(
+    root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode
+) -> None:
     store = ImageStore(root)
     encoder = ImageEncoder(store, mode, max_pixels=10_000)
     for name, (_, _, plain) in pictures.items():
         encoded = encoder.encode(name)
         assert encoded.url.startswith("file:") == (plain and mode is ImageMode.PATH), name
-        # to the pixel what the student is given
+        # pixel for pixel what the student gets
         assert_seen(name, as_the_server_does(encoded.url, root), np.asarray(store.open(name)), 0)
 
 
 @pytest.mark.slow  # vLLM takes its time to be imported
 @pytest.mark.parametrize("mode", ImageMode)
-def test_a_picture_above_the_budget(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode) -> None:
+def test_an_image_above_the_pixel_budget(
+    root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]], mode: ImageMode
+) -> None:
     store = ImageStore(root)
     encoder = ImageEncoder(store, mode, max_pixels=24 * 16 // 4)
     for name in pictures:
@@ -76,7 +80,9 @@ def test_a_picture_above_the_budget(root: Path, pictures: dict[str, tuple[np.nda
         assert_seen(name, as_the_server_does(encoder.encode(name).url, root), np.asarray(naive(buffer.getvalue())), 2)
 
 
-def test_a_dataset_and_an_export_with_images(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+def test_datasets_and_exports_contain_the_expected_pixels(
+    root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]
+) -> None:
     store, feature = ImageStore(root), ImageFeature()
     for name, (_, _, plain) in pictures.items():
         value, wanted = picture_value(store, name), np.asarray(store.open(name))
@@ -90,7 +96,7 @@ def test_a_dataset_and_an_export_with_images(root: Path, pictures: dict[str, tup
     )
 
 
-def test_a_page(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
+def test_a_page_shows_the_expected_pixels(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -> None:
     store = ImageStore(root)
     shown = Thumbnails(store)
     for name in pictures:
@@ -99,10 +105,10 @@ def test_a_page(root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]) -
         assert np.abs(np.asarray(naive(base64.b64decode(url.split(",")[1]))).astype(int) - wanted).mean() < 25, name
 
 
-def test_a_digest_tells_a_picture_that_is_shown_otherwise_from_its_file(
+def test_a_converted_image_has_another_digest_than_its_file(
     root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]
 ) -> None:
-    """Answers that a server gave to what it made of the file itself are not taken for answers to what it is shown now."""
+    """Otherwise old answers, given when the server decoded the file itself, would be used for the converted image."""
     for mode in ImageMode:
         for name, (_, _, plain) in pictures.items():
             digest = ImageEncoder(ImageStore(root), mode, max_pixels=10_000).digest(name)
@@ -111,6 +117,6 @@ def test_a_digest_tells_a_picture_that_is_shown_otherwise_from_its_file(
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_exif_block_is_no_damaged_picture(tmp_path: Path) -> None:
+def test_a_damaged_exif_block_does_not_make_an_image_unreadable(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01")
     assert ImageStore(tmp_path).open("x.jpg").size == (8, 8)

@@ -48,7 +48,7 @@ def rows(count: int) -> list[dict[str, object]]:
     st.integers(1, 7),
     st.randoms(use_true_random=False),
 )
-def test_what_is_fetched_is_what_was_written(
+def test_fetched_candidates_equal_the_written_ones(
     tmp_path_factory: pytest.TempPathFactory, pool: list[dict[str, object]], batch_rows: int, rng: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("pool")
@@ -63,7 +63,7 @@ def test_what_is_fetched_is_what_was_written(
             assert opened.hashed_dids.tolist() == [hash_did(str(row["did"])) for row in pool]
 
 
-def test_the_file_order_is_kept_and_positions_are_found(tmp_path: Path, cache: Path) -> None:
+def test_the_file_order_is_kept_and_positions_are_looked_up(tmp_path: Path, cache: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", [{"did": d, "txt": d, "modality": "text"} for d in ("9:5", "0:7", "9:1")])
     with CandidatePool.open(path, cache) as pool:
         hashes = np.array([hash_did(d) for d in ("9:1", "9:2", "9:5", "0:7", "0:1")])
@@ -72,7 +72,7 @@ def test_the_file_order_is_kept_and_positions_are_found(tmp_path: Path, cache: P
         assert "0:8" not in pool
 
 
-def test_an_empty_pool_is_a_pool(tmp_path: Path, cache: Path) -> None:
+def test_an_empty_pool_is_valid(tmp_path: Path, cache: Path) -> None:
     with CandidatePool.open(write_lines(tmp_path / "p.jsonl", []), cache) as pool:
         assert len(pool) == 0
         assert pool.find(np.array([1])).tolist() == [-1]
@@ -133,7 +133,7 @@ def test_a_damaged_entry_is_rebuilt(tmp_path: Path, cache: Path, damage: str) ->
         assert [c.did for c in pool.fetch(["9:3", "9:1"])] == ["9:3", "9:1"]
 
 
-def test_a_pool_travels_by_pickle(tmp_path: Path, cache: Path) -> None:
+def test_a_pool_can_be_pickled(tmp_path: Path, cache: Path) -> None:
     with CandidatePool.open(write_lines(tmp_path / "p.jsonl", rows(3)), cache) as pool:
         copy = pickle.loads(pickle.dumps(pool))
         assert copy.fetch(["9:2"]) == pool.fetch(["9:2"])
@@ -168,7 +168,7 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path) -> None:
     assert len([entry for entry in (cache / "pools").iterdir() if entry.is_dir()]) == 1
 
 
-def test_a_conversion_that_is_killed_is_done_again(tmp_path: Path, cache: Path) -> None:
+def test_a_killed_conversion_is_repeated(tmp_path: Path, cache: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", rows(60_000))
     context = multiprocessing.get_context("fork")
     worker = context.Process(target=_open, args=(path, cache, context.Queue()))

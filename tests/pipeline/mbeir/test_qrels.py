@@ -22,7 +22,7 @@ def test_relevance_follows_uniir(tmp_path: Path) -> None:
     assert load_relevant(path) == {"9:1": Relevant(("9:5", "9:5"), 3), "9:2": Relevant(("9:7",), 0)}
 
 
-def test_trec_files_and_nonsense_are_named_by_line(tmp_path: Path) -> None:
+def test_trec_files_and_malformed_lines_are_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "q.txt"
     path.write_text("9:1 0 9:5 1 3\n9:1 0 9:5 1\n9:1\n9:x 0 9:5 1 3\n9:1 0 9:5 one 3\n9:1 0 11:5 1 3\n")
     with pytest.raises(MalformedInput) as caught:

@@ -31,7 +31,7 @@ def test_counts_per_split_and_dataset_task(mbeir: Path, cache: Path) -> None:
     assert all(p.missing_images == 0 for p in stats.pools)
 
 
-def test_images_need_not_be_there(mbeir: Path, cache: Path) -> None:
+def test_images_may_be_missing(mbeir: Path, cache: Path) -> None:
     stats = collect_stats(mbeir, images=False, cache_dir=cache, quiet=True)
     assert {t.missing_images for t in stats.tasks} == {None}
 
@@ -45,7 +45,7 @@ def test_the_table_is_legible_at_80_columns(mbeir: Path, cache: Path) -> None:
     assert "queries, union_train" in text
 
 
-def test_malformed_files_are_an_error_and_not_a_count(mbeir: Path, cache: Path) -> None:
+def test_malformed_files_are_an_error(mbeir: Path, cache: Path) -> None:
     write_lines(mbeir / "query/val/mbeir_oven_task6_val.jsonl", ["{"])
     with pytest.raises(MalformedInput):
         collect_stats(mbeir, cache_dir=cache, quiet=True)

@@ -1,4 +1,4 @@
-"""Images on another disk: one place knows the allowed roots, and every command that opens images takes them."""
+"""Images on another disk: one module decides the allowed roots, and every command that opens images takes the option."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPENING = (
 
 @pytest.fixture
 def linked(mbeir: Path) -> Path:
-    """The root; its images are on another disk."""
+    """An M-BEIR root whose images are on another disk."""
     disk = mbeir.parent / "disk"
     disk.mkdir()
     (mbeir / "mbeir_images").rename(disk / "images")
@@ -38,7 +38,7 @@ def linked(mbeir: Path) -> Path:
     return mbeir
 
 
-def test_only_one_module_says_where_images_may_lie() -> None:
+def test_only_one_module_decides_where_images_may_be() -> None:
     made = {
         path.relative_to(ROOT).as_posix()
         for package in ("mbeir_cot", "pipeline", "trainer", "pocket", "bench")
@@ -49,7 +49,7 @@ def test_only_one_module_says_where_images_may_lie() -> None:
     assert made == {"pipeline/mbeir/stores.py", "pipeline/dataset/training_store.py"}
 
 
-def test_every_command_that_opens_images_takes_them() -> None:
+def test_every_command_that_opens_images_has_the_option() -> None:
     from mbeir_cot.app import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -58,21 +58,21 @@ def test_every_command_that_opens_images_takes_them() -> None:
         assert any("--image-root" in parameter.opts for parameter in command.params), command.name
 
 
-def test_check_names_the_option_and_following_it_helps(linked: Path) -> None:
+def test_check_names_the_option_that_helps(linked: Path) -> None:
     refused = mbeir_cot("mbeir", "check", linked)
     assert refused.returncode == 1
     assert "image_outside_root" in refused.stdout
     option = re.search(r"--image-root", refused.stdout)
     assert option is not None
-    for place in (linked / "mbeir_images", linked.parent / "disk"):  # the link itself, or where it leads
+    for place in (linked / "mbeir_images", linked.parent / "disk"):  # the link itself, or its target
         done = mbeir_cot("mbeir", "check", linked, option[0], place)
         assert done.returncode == 0, done.stdout
     nowhere = mbeir_cot("mbeir", "check", linked, "--image-root", linked.parent / "none")
     assert nowhere.returncode == 2
-    assert "does not" in nowhere.stderr  # typer folds its boxes
+    assert "does not" in nowhere.stderr  # typer wraps the lines of its boxes
 
 
-def test_check_and_stats_count_what_lies_elsewhere(linked: Path, cache: Path) -> None:
+def test_check_and_stats_count_images_elsewhere(linked: Path, cache: Path) -> None:
     roots = (linked.parent / "disk",)
     assert not check(linked, quiet=True).ok
     assert check(linked, decode=True, image_roots=roots, quiet=True).ok
@@ -83,7 +83,7 @@ BUILD = "mbeir: {root}\nout: out\nteacher:\n  hosting: external\n  endpoints: [{
 TRAIN = "model: {{base: b}}\ndata: {{dataset: {dataset}, mbeir: {root}}}\nout: run\n"
 
 
-def test_builds_and_trainings_take_config_option_and_the_datasets_build(linked: Path, tmp_path: Path) -> None:
+def test_builds_and_training_runs_use_config_option_and_the_datasets_build(linked: Path, tmp_path: Path) -> None:
     disk = linked.parent / "disk"
     build, train = tmp_path / "build.yaml", tmp_path / "train.yaml"
     build.write_text(BUILD.format(root=linked), encoding="utf-8")
@@ -99,7 +99,7 @@ def test_builds_and_trainings_take_config_option_and_the_datasets_build(linked: 
     assert both.input.image_roots == (Path("/a"), disk)
 
 
-def test_a_training_knows_the_roots_of_the_build_beside_it(linked: Path, pictured_build: Path, tmp_path: Path) -> None:
+def test_a_training_run_uses_the_roots_of_the_datasets_build(linked: Path, pictured_build: Path, tmp_path: Path) -> None:
     import shutil
 
     copied = tmp_path / "build"

@@ -37,7 +37,7 @@ def ids(found: WorkList) -> list[str]:
     return [f"{query.dataset_task.name}/{query.qid}" for query in queries]
 
 
-def test_order_is_dataset_name_task_number_whatever_the_input(tmp_path: Path) -> None:
+def test_queries_are_ordered_by_dataset_task_and_number(tmp_path: Path) -> None:
     write(tmp_path, "mscoco", [row("9:30", 3), row("9:4", 0), row("9:31", 0), row("9:5", 3)])
     write(tmp_path, "cirr", [row("8:10", 7), row("8:9", 7)], ending="\r\n")
     expected = ["cirr_task7/8:9", "cirr_task7/8:10"]
@@ -50,7 +50,7 @@ def test_order_is_dataset_name_task_number_whatever_the_input(tmp_path: Path) ->
     ]
 
 
-def test_repeated_rows_are_one_with_their_number_and_another_content_is_a_conflict(tmp_path: Path) -> None:
+def test_repeated_rows_are_counted_and_different_contents_are_a_conflict(tmp_path: Path) -> None:
     write(tmp_path, "union_up", [row("8:1", 7), row("8:2", 7), row("8:1", 7), row("8:1", 7), row("8:2", 7, "another")])
     found = work(tmp_path, split="union_train").read(0, 9)
     assert [(item.multiplicity, item.split) for item in found] == [(3, "train"), (1, "train")]
@@ -58,7 +58,7 @@ def test_repeated_rows_are_one_with_their_number_and_another_content_is_a_confli
     assert json.loads(found[1].conflict or b"")["query_txt"] == "another"
 
 
-def test_datasets_and_tasks_are_chosen(tmp_path: Path) -> None:
+def test_datasets_and_tasks_can_be_selected(tmp_path: Path) -> None:
     write(tmp_path, "mscoco", [row("9:1", 3), row("9:2", 0)])
     write(tmp_path, "cirr", [row("8:1", 7)])
     assert ids(work(tmp_path, datasets=["mscoco"])) == ["mscoco_task0/9:2", "mscoco_task3/9:1"]
@@ -67,7 +67,7 @@ def test_datasets_and_tasks_are_chosen(tmp_path: Path) -> None:
         work(tmp_path, split="val")
 
 
-def test_a_larger_limit_contains_a_smaller_one_and_both_are_even(tmp_path: Path) -> None:
+def test_a_larger_limit_contains_a_smaller_one_and_both_are_spread_evenly(tmp_path: Path) -> None:
     write(tmp_path, "cirr", [row(f"8:{n}", 7) for n in range(1, 2001)])
     small, large = (set(ids(work(tmp_path, limit=limit))) for limit in (50, 400))
     assert len(small) == 50
@@ -76,7 +76,7 @@ def test_a_larger_limit_contains_a_smaller_one_and_both_are_even(tmp_path: Path)
     assert 150 < halves < 250
 
 
-def test_malformed_lines_stop_or_are_recorded(tmp_path: Path) -> None:
+def test_malformed_lines_stop_the_build_or_are_recorded(tmp_path: Path) -> None:
     write(tmp_path, "cirr", [row("8:1", 7), "{broken", row("8:2", 7), json.dumps({"qid": "77:1"})])
     with pytest.raises(MalformedInput, match="mbeir_cirr_train.jsonl:2"):
         work(tmp_path)

@@ -1,4 +1,4 @@
-"""The report in a real browser, and a row in the terminal."""
+"""The report in a real browser, and `show` in the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(pictured_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def test_the_page_needs_no_network_and_says_what_it_is(report: Path) -> None:
+def test_the_page_needs_no_network_and_is_labelled(report: Path) -> None:
     text = report.read_text()
     outside = text[: text.index("<script")] + text[text.rindex("</script>") :]
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", outside)
@@ -60,7 +60,7 @@ def test_it_opens_in_a_browser_and_its_filters_work(report: Path, width: int) ->
         assert len(page.find_elements(By.CSS_SELECTOR, ".plot .main-svg")) >= 4
         cards = lambda: page.find_elements(By.CSS_SELECTOR, ".example")  # noqa: E731
         assert len(cards()) == 20
-        page.execute_script("document.getElementById('more').click()")  # smooth scrolling outruns a real click
+        page.execute_script("document.getElementById('more').click()")  # a real click would miss because of smooth scrolling
         assert len(cards()) == 40
         Select(page.find_element(By.CSS_SELECTOR, "select[data-filter=route]")).select_by_value("rejected")
         assert len(cards()) == 10
@@ -76,7 +76,7 @@ def test_it_opens_in_a_browser_and_its_filters_work(report: Path, width: int) ->
 
 
 @needs_chromium
-def test_it_is_worked_by_keyboard_and_follows_the_theme(report: Path) -> None:
+def test_it_works_by_keyboard_and_follows_the_theme(report: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -110,7 +110,7 @@ def test_texts_cannot_become_markup() -> None:
 
 
 @needs_chromium
-def test_a_hundred_thousand_records_stay_a_page_that_opens_at_once(pictured_build: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_hundred_thousand_records_opens_quickly(pictured_build: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(pictured_build / "dataset", copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -153,7 +153,7 @@ def test_show_prints_everything_about_a_row(pictured_build: Path) -> None:
     assert "has no row" in done.stderr
 
 
-def test_a_dataset_alone_can_be_looked_at_too(pictured_build: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_its_build_can_be_shown(pictured_build: Path, tmp_path: Path) -> None:
     copy = tmp_path / "downloaded"
     shutil.copytree(pictured_build / "dataset", copy)
     record = next(row for row in rows(copy) if row["route"] == "reasoning")
@@ -165,7 +165,7 @@ def test_a_dataset_alone_can_be_looked_at_too(pictured_build: Path, tmp_path: Pa
     assert "are not shown" in (tmp_path / "r.html").read_text()
 
 
-def test_report_of_nothing_says_so(tmp_path: Path) -> None:
+def test_a_report_of_a_missing_build_is_an_error(tmp_path: Path) -> None:
     done = mbeir_cot("report", tmp_path)
     assert done.returncode == 2
     assert "no finished dataset" in done.stderr

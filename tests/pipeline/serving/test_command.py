@@ -50,25 +50,25 @@ def test_a_gpu_server() -> None:
     ],
     ids=["Qwen2.5-VL", "Qwen3-VL", "processor_config", "none"],
 )  # fmt: skip
-def test_a_budget_has_both_edges(
+def test_a_pixel_budget_has_both_bounds(
     tmp_path: Path, processor: dict[str, Any], limits: dict[str, Any], sent: dict[str, int] | None
 ) -> None:
-    """As transformers 5.23 and later want it; those that know no such budget are told as before."""
+    """transformers 5.23 and later need both bounds; processors without such a budget get the old argument."""
     directory = model(tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(processor))
     given = json.loads(pairs(ServerConfig(model=directory, **limits))["--mm-processor-kwargs"])
     assert given == ({"size": sent} if sent else limits)
 
 
-def test_the_processor_takes_the_budget() -> None:
+def test_the_processor_applies_the_pixel_budget() -> None:
     processors = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
     processor, picture = processors.Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056), Image.new("RGB", (1200, 900))
     size = {"shortest_edge": 3136, "longest_edge": 602112}
-    assert processor(picture, size=size)["image_grid_thw"].tolist() == [[1, 46, 62]]  # as `max_pixels: 602112` had it
+    assert processor(picture, size=size)["image_grid_thw"].tolist() == [[1, 46, 62]]  # the same as with `max_pixels: 602112`
 
 
 @pytest.mark.slow
-def test_vllms_own_parser_takes_every_argument() -> None:
+def test_vllms_own_parser_accepts_every_argument() -> None:
     pytest.importorskip("vllm")
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -82,7 +82,7 @@ def test_vllms_own_parser_takes_every_argument() -> None:
     assert parsed.tensor_parallel_size == 4
 
 
-def test_vllm_takes_whole_gibibytes_on_cpu_only() -> None:
+def test_vllm_accepts_only_integer_gibibytes_on_cpu() -> None:
     with pytest.raises(ValueError, match="cpu_kv_cache_gib"):
         ServerConfig(model="m", device="cpu", cpu_kv_cache_gib=0.5)  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_a_cpu_server() -> None:
     assert environment(config)["VLLM_NO_USAGE_STATS"] == "1"
 
 
-def test_the_supervisor_knows_its_parent() -> None:
+def test_the_supervisor_watches_its_parent() -> None:
     given = command(ServerConfig(model="m"), 1, parent=77)
     assert given[1:5] == ["-m", "pipeline.serving.supervise", "77", "--"]
 
@@ -115,13 +115,13 @@ def model(directory: Path, config: dict[str, Any] | None = VISION, *files: str) 
     return str(directory)
 
 
-def test_a_whole_model_passes(tmp_path: Path) -> None:
+def test_a_complete_model_passes(tmp_path: Path) -> None:
     check_model(ServerConfig(model=model(tmp_path / "m"), max_model_len=1024))
-    check_model(ServerConfig(model="organisation/name"))  # a Hub repository: vLLM fetches it
+    check_model(ServerConfig(model="organisation/name"))  # a Hub repository, which vLLM downloads
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/at/all", "a/b/c", "none"])
-def test_a_missing_directory_is_said_before_anything_starts(name: str) -> None:
+def test_a_missing_directory_is_an_error_before_anything_starts(name: str) -> None:
     with pytest.raises(ConfigError, match="no model directory"):
         check_model(ServerConfig(model=name))
 
@@ -137,14 +137,14 @@ def test_a_missing_directory_is_said_before_anything_starts(name: str) -> None:
         (VISION | {"text_config": {"max_position_embeddings": 512}}, (), "max_model_len is 1024, the model ends at 512"),
     ],
 )
-def test_what_the_files_show_to_be_wrong(
+def test_errors_visible_in_the_files_are_reported(
     tmp_path: Path, config: dict[str, Any] | None, files: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_model(ServerConfig(model=model(tmp_path / "m", config, *files), max_model_len=1024))
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no image processor.*no weights.*no tokenizer"):
         check_model(ServerConfig(model=model(tmp_path / "m", VISION, "readme.txt"), max_model_len=8))
 
@@ -160,7 +160,7 @@ def test_a_broken_config_is_a_clear_error(tmp_path: Path) -> None:
     ("kind", "tiles", "changes"),
     [("internvl", "max_patches", {}), ("internvl_chat", "max_dynamic_patch", {"trust_remote_code": True})],
 )
-def test_internvl_is_refused_until_its_settings_are_those_named(
+def test_internvl_is_refused_until_it_has_the_named_settings(
     tmp_path: Path, kind: str, tiles: str, changes: dict[str, Any]
 ) -> None:
     directory = model(tmp_path / "m", VISION | {"model_type": kind})
@@ -172,7 +172,7 @@ def test_internvl_is_refused_until_its_settings_are_those_named(
     check_model(usual.model_copy(update=named))
 
 
-def test_an_internvl_with_code_of_its_own_is_told_before_it_is_fetched(tmp_path: Path) -> None:
+def test_an_internvl_with_custom_code_is_reported_before_the_download(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="code of its own") as caught:
         check_model(ServerConfig(model="OpenGVLab/InternVL3-78B"))
     assert "-hf" in caught.value.remedy

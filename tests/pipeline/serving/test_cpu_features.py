@@ -1,4 +1,4 @@
-"""What a processor says of itself decides the number format."""
+"""The processor's feature flags decide the number format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from schemas.hosting import ServerConfig
         ("model name\t: something with bf16 in its name\n", False),
     ],
 )
-def test_bfloat16_is_used_where_the_processor_has_it(tmp_path: Path, text: str, expected: bool) -> None:
+def test_bfloat16_is_used_if_the_processor_has_it(tmp_path: Path, text: str, expected: bool) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert cpu_multiplies_bfloat16(tmp_path / "cpuinfo") is expected
 
 
-def test_without_a_word_of_the_processor_it_is_not(tmp_path: Path) -> None:
+def test_bfloat16_is_not_used_if_nothing_is_known_of_the_processor(tmp_path: Path) -> None:
     assert not cpu_multiplies_bfloat16(tmp_path / "none")
 
 
@@ -39,7 +39,7 @@ def test_without_a_word_of_the_processor_it_is_not(tmp_path: Path) -> None:
         ("cuda", "auto", False, "auto"),
     ],
 )
-def test_a_server_emulates_nothing_unless_told_to(
+def test_a_server_emulates_bfloat16_only_on_request(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, has: bool, expected: str
 ) -> None:
     monkeypatch.setattr("pipeline.serving.command.cpu_multiplies_bfloat16", lambda: has)

@@ -28,7 +28,7 @@ SHELL = {
 }
 
 
-def test_an_explicit_list_is_carried() -> None:
+def test_an_explicit_list_is_passed_on() -> None:
     assert set(carried((), SHELL)) == {
         "HF_TOKEN",
         "HF_HUB_OFFLINE",
@@ -40,7 +40,7 @@ def test_an_explicit_list_is_carried() -> None:
     assert set(carried(("MY_KEY", None), SHELL)) - set(carried((), SHELL)) == {"MY_KEY"}
 
 
-def test_values_are_never_shown() -> None:
+def test_values_never_appear_in_texts() -> None:
     found = carried(("MY_KEY",), SHELL)
     assert SECRET not in f"{found} {found!r}"
     assert "HF_TOKEN" in repr(found)
@@ -62,7 +62,7 @@ pool.stop()
 
 
 @pytest.mark.slow
-def test_a_cluster_that_runs_gets_the_drivers_settings_and_keeps_no_secret(
+def test_a_running_cluster_gets_the_drivers_settings_and_stores_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster

@@ -27,7 +27,11 @@ def counts(free: dict[str, int], *demands: Demand) -> tuple[int, ...] | None:
         (nodes(6, 6), [Demand("t", 4, 3)], None),
         (nodes(8, 8), [Demand("t", 4, 3)], (3,)),
         (nodes(8), [Demand("t", 4), Demand("v", 4)], (1, 1)),
-        (nodes(8), [Demand("t", 4), Demand("v", 1)], (1, 4)),  # one for the verifier, then the teacher's, then the rest
+        (
+            nodes(8),
+            [Demand("t", 4), Demand("v", 1)],
+            (1, 4),
+        ),  # one for the verifier, then the teacher's, then the rest for the verifier
         (nodes(8, 8), [Demand("t", 4), Demand("v", 2)], (3, 2)),
         (nodes(8), [Demand("t", 4, 2), Demand("v", 1)], None),
         (nodes(8), [Demand("t", 4), Demand("v", 1, 2)], (1, 2)),
@@ -39,12 +43,12 @@ def counts(free: dict[str, int], *demands: Demand) -> tuple[int, ...] | None:
         (nodes(5, 6), [Demand("t", 3, 1), Demand("v", 2, 4)], (1, 4)),  # the teacher's on the node of five: exact, not greedy
     ],
 )
-def test_what_fits(free: dict[str, int], demands: list[Demand], found: tuple[int, ...] | None) -> None:
+def test_the_number_of_servers_that_fit(free: dict[str, int], demands: list[Demand], found: tuple[int, ...] | None) -> None:
     assert counts(free, *demands) == found
 
 
 def most(free: list[int], first: int, second: int, left: int) -> int:
-    """By trying everything: the most of the second beside `left` of the first, or -1."""
+    """Finds by exhaustive search the most of the second beside `left` of the first, or -1."""
     if not free:
         return 0 if left == 0 else -1
     best = -1
@@ -60,7 +64,7 @@ def most(free: list[int], first: int, second: int, left: int) -> int:
     first=st.tuples(st.integers(1, 5), st.none() | st.integers(1, 4)),
     second=st.tuples(st.integers(1, 5), st.none() | st.integers(1, 4)),
 )
-def test_a_plan_holds_and_is_refused_only_where_none_exists(
+def test_a_plan_is_valid_and_is_refused_only_if_none_exists(
     free: list[int], first: tuple[int, int | None], second: tuple[int, int | None]
 ) -> None:
     demands = [Demand("t", *first), Demand("v", *second)]
@@ -79,7 +83,7 @@ def test_a_plan_holds_and_is_refused_only_where_none_exists(
     assert all(used[name] <= count for name, count in nodes(*free).items())
 
 
-def test_refusals_say_what_the_nodes_have() -> None:
+def test_refusals_name_the_gpus_of_the_nodes() -> None:
     problem, remedy = refusal(nodes(8, 8, 0), [Demand("teacher", 16)])
     assert "tensor_parallel_size 16 is more than any node has (2 nodes of 8 GPUs)" in problem
     assert "teacher.server.tensor_parallel_size to 8 or less" in remedy
@@ -88,6 +92,6 @@ def test_refusals_say_what_the_nodes_have() -> None:
     assert "verifier: as many servers as fit of 8 GPUs" in problem
     assert "(1 node of 8 GPUs, 1 node of 4)" in problem
     assert "lower teacher.server.count or tensor_parallel_size" in remedy
-    assert "verifier.server.count" not in remedy  # it wants one only
-    assert "to 4 or less" in refusal(nodes(6, 6), [Demand("teacher", 8)])[1]  # heads are not divided by six
+    assert "verifier.server.count" not in remedy  # it needs only one
+    assert "to 4 or less" in refusal(nodes(6, 6), [Demand("teacher", 8)])[1]  # the number of heads is not divisible by six
     assert "no node of the Ray cluster has a GPU" in refusal(nodes(0), [Demand("teacher", 1)])[0]

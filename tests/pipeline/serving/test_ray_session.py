@@ -1,4 +1,4 @@
-"""Addresses of Ray that lead nowhere are said in a line, in seconds. In processes of their own: Ray is one to a process."""
+"""Unreachable Ray addresses give a one-line error within seconds. Each test runs in its own process, as Ray allows one session."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def closed_port() -> int:
         ("nonsense", "write HOST:PORT or auto"),
     ],
 )
-def test_an_address_that_leads_nowhere(address: str, said: str, tmp_path: Path) -> None:
-    told, seconds = start(RAY_ADDRESS=address.format(closed=closed_port()), RAY_TMPDIR=str(tmp_path), TMPDIR=str(tmp_path))
-    assert told.startswith("ConfigError")
-    assert said in told
-    assert "RAY_ADDRESS" in told.split("what to do:")[1]
-    assert seconds < 30  # of which Ray's import takes most
+def test_an_unreachable_address(address: str, said: str, tmp_path: Path) -> None:
+    message, seconds = start(RAY_ADDRESS=address.format(closed=closed_port()), RAY_TMPDIR=str(tmp_path), TMPDIR=str(tmp_path))
+    assert message.startswith("ConfigError")
+    assert said in message
+    assert "RAY_ADDRESS" in message.split("what to do:")[1]
+    assert seconds < 30  # most of it for importing Ray
 
 
 def test_a_temporary_directory_too_long_for_sockets(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
-    told, _ = start(RAY_ADDRESS="", TMPDIR=str(deep))
-    assert "the path is too long" in told
-    assert "RAY_TMPDIR=/tmp" in told
-    told, _ = start(RAY_ADDRESS="", TMPDIR=str(deep), RAY_TMPDIR="/tmp")
-    assert told == ""
+    message, _ = start(RAY_ADDRESS="", TMPDIR=str(deep))
+    assert "the path is too long" in message
+    assert "RAY_TMPDIR=/tmp" in message
+    message, _ = start(RAY_ADDRESS="", TMPDIR=str(deep), RAY_TMPDIR="/tmp")
+    assert message == ""
 
 
-def test_auto_where_nothing_runs() -> None:
-    """Unit-sized: whether `auto` finds anything depends on what else runs on the machine."""
+def test_auto_without_a_running_cluster() -> None:
+    """A unit test, because whether `auto` finds a cluster depends on what else runs on the machine."""
     error = explained("auto", ConnectionError("Could not find any running Ray instance."))
     assert "no Ray cluster runs on this machine" in error.problem
     assert "RAY_ADDRESS" in error.remedy

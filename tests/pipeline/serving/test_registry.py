@@ -26,13 +26,13 @@ def test_a_healthy_server_of_the_same_settings_is_found(started) -> None:  # typ
     assert running(settings) is None
 
 
-def test_one_that_does_not_answer_is_not_used() -> None:
+def test_a_server_that_does_not_answer_is_not_used() -> None:
     settings = ServerConfig(model="m")
     with registered(settings, Endpoint(url="http://127.0.0.1:9/v1", model="m"), os.getpid()):
         assert running(settings) is None
 
 
-def test_one_whose_process_is_gone_is_forgotten(tmp_path: Path) -> None:
+def test_a_server_whose_process_is_gone_is_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     settings = ServerConfig(model="m")

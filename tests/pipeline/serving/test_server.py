@@ -1,4 +1,4 @@
-"""The life of a server process, with a small stand-in for vLLM: these are tests of controlled failures."""
+"""Start, failure and stop of a server process, with a small fake of vLLM for controlled failures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerConfig:
-    """The real supervisor runs; the server below it is the stand-in, found first on its path."""
+    """The real supervisor runs; the server below it is the fake, which is first on its path."""
     package = tmp_path / "site" / "pipeline"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "stand_in.py").write_text(textwrap.dedent(STAND_IN))
@@ -91,7 +91,7 @@ def started(config: ServerConfig, tmp_path: Path) -> Iterator[ManagedServer]:
     server.stop()
 
 
-def test_it_starts_answers_and_leaves_nothing(started: ManagedServer) -> None:
+def test_it_starts_answers_and_leaves_no_process(started: ManagedServer) -> None:
     assert started.healthy()
     assert started.endpoint.model == "teacher"
     assert started.pid is not None
@@ -100,10 +100,10 @@ def test_it_starts_answers_and_leaves_nothing(started: ManagedServer) -> None:
     started.stop()
     assert gone(processes, 10)
     assert not started.healthy()
-    started.stop()  # again
+    started.stop()  # a second time
 
 
-def test_a_server_that_dies_is_started_again_on_its_port(started: ManagedServer) -> None:
+def test_a_server_that_dies_is_restarted_on_its_port(started: ManagedServer) -> None:
     url = started.endpoint.url
     for round_number in (1, 2):
         assert started.pid is not None
@@ -124,9 +124,7 @@ def test_a_server_that_dies_is_started_again_on_its_port(started: ManagedServer)
     assert "died again after 2 restarts" in str(started.failure)
 
 
-def test_a_server_that_falls_silent_is_started_again(
-    config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unresponsive_server_is_restarted(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_LOOK_SECONDS", 0.1)
     settings = config.model_copy(update={"unresponsive_timeout_s": 1.0, "startup_timeout_s": 10.0, "restarts": 1})
     with ManagedServer(settings, log=tmp_path / "server.log") as server:
@@ -157,7 +155,7 @@ def test_a_server_that_falls_silent_is_started_again(
         ("strange", r"ended while it started: RuntimeError: the moon is full"),
     ],
 )
-def test_a_server_that_fails_tells_its_cause_first(
+def test_a_server_that_fails_reports_its_cause_first(
     config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, message: str
 ) -> None:
     monkeypatch.setenv("STAND_IN", mode)
@@ -165,7 +163,7 @@ def test_a_server_that_fails_tells_its_cause_first(
         ManagedServer(config, log=tmp_path / "server.log").start()
 
 
-def test_a_server_that_hangs_is_ended(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_killed(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "hang")
     server = ManagedServer(config.model_copy(update={"startup_timeout_s": 1.5}), log=tmp_path / "server.log")
     seen: list[tuple[float, str]] = []
@@ -175,7 +173,7 @@ def test_a_server_that_hangs_is_ended(config: ServerConfig, tmp_path: Path, monk
     assert server.pid is None
 
 
-def test_a_server_that_serves_where_nobody_reaches_it_is_said(
+def test_a_server_that_cannot_be_reached_is_reported(
     config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN", "elsewhere")
@@ -184,9 +182,7 @@ def test_a_server_that_serves_where_nobody_reaches_it_is_said(
         ManagedServer(config, log=tmp_path / "server.log").start()
 
 
-def test_a_former_servers_log_says_nothing_of_this_one(
-    config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_earlier_servers_log_is_ignored(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "hang")
     monkeypatch.setattr(server_module, "_SERVES_SECONDS", 0.1)
     (tmp_path / "server.log").write_text("INFO:     Application startup complete.\n")
@@ -194,7 +190,7 @@ def test_a_former_servers_log_says_nothing_of_this_one(
         ManagedServer(config.model_copy(update={"startup_timeout_s": 1.5}), log=tmp_path / "server.log").start()
 
 
-def test_a_port_in_use_is_said_at_once(config: ServerConfig, tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_immediate_error(config: ServerConfig, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -204,7 +200,7 @@ def test_a_port_in_use_is_said_at_once(config: ServerConfig, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
-def test_nothing_outlives_a_kill(config: ServerConfig, tmp_path: Path, victim: str) -> None:
+def test_no_process_outlives_a_kill(config: ServerConfig, tmp_path: Path, victim: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\nimport pipeline.serving.server as s\nfrom schemas.hosting import ServerConfig\n"

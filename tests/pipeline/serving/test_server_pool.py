@@ -1,4 +1,4 @@
-"""Servers on a Ray cluster whose GPUs are names only: what is held, refused, and given back. No server is started."""
+"""Servers on a Ray cluster with simulated GPUs: reserving, refusing and releasing. No server is started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cluster(*gpus: int) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": gpus[0], "include_dashboard": False})
-    ray.shutdown()  # another file's, in this process
+    ray.shutdown()  # the session of another test file in this process
     try:
         for count in gpus[1:]:
             found.add_node(num_cpus=1, num_gpus=count)
@@ -72,14 +72,14 @@ def test_teacher_and_verifier_share(two_of_six: None) -> None:
         ([Demand("teacher", 6, 2), Demand("verifier", 1)], r"together more than the cluster has"),
     ],
 )
-def test_what_cannot_fit_is_refused_at_once(two_of_six: None, demands: list[Demand], message: str) -> None:
+def test_a_layout_that_cannot_fit_is_refused_at_once(two_of_six: None, demands: list[Demand], message: str) -> None:
     began = time.monotonic()
     with pytest.raises(HostingError, match=message):
         reserve(demands, 300)
     assert time.monotonic() - began < 5
 
 
-def test_gpus_that_others_hold_are_waited_for_and_no_longer(two_of_six: None, tmp_path: Path) -> None:
+def test_gpus_in_use_are_waited_for_up_to_the_timeout(two_of_six: None, tmp_path: Path) -> None:
     config = ServerConfig(model=model(tmp_path / "m"), max_model_len=64, tensor_parallel_size=4, count=2, placement_timeout_s=2)
     first = ServerPool(config)
     try:
@@ -89,5 +89,5 @@ def test_gpus_that_others_hold_are_waited_for_and_no_longer(two_of_six: None, tm
             ServerPool(config)
     finally:
         first.stop()
-    again = ServerPool(config.model_copy(update={"placement_timeout_s": 30}))  # they are given back
+    again = ServerPool(config.model_copy(update={"placement_timeout_s": 30}))  # the GPUs are released
     again.stop()

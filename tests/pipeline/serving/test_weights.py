@@ -53,7 +53,7 @@ def fetch(
 
 
 @pytest.mark.slow
-def test_what_a_server_needs_is_brought_once_and_is_there_without_a_network(tmp_path: Path, hub: HubRepos) -> None:
+def test_a_model_is_downloaded_once_and_then_works_offline(tmp_path: Path, hub: HubRepos) -> None:
     code, said = fetch(tmp_path, hub)
     assert code == 0, said
     directory = Path(said.split("verifier: ")[1].splitlines()[0])
@@ -70,7 +70,7 @@ def test_what_a_server_needs_is_brought_once_and_is_there_without_a_network(tmp_
 
 
 @pytest.mark.slow
-def test_what_cannot_be_fetched_is_said_with_a_remedy(tmp_path: Path, hub: HubRepos) -> None:
+def test_a_failed_download_is_an_error_with_a_remedy(tmp_path: Path, hub: HubRepos) -> None:
     for name, offline, server, message in (
         ("org/none", False, {}, "org/none: the Hub has no such model"),
         ("org/teacher", False, {"revision": "v9"}, "org/teacher at v9: there is no such revision"),
@@ -89,7 +89,7 @@ def test_what_cannot_be_fetched_is_said_with_a_remedy(tmp_path: Path, hub: HubRe
 
 
 @pytest.mark.slow
-def test_a_directory_is_only_looked_at(tmp_path: Path, hub: HubRepos) -> None:
+def test_a_local_directory_is_only_checked(tmp_path: Path, hub: HubRepos) -> None:
     code, said = fetch(tmp_path, hub, model(tmp_path / "m"))
     assert code == 0, said
     assert f"teacher: {tmp_path / 'm'}" in said

@@ -1,4 +1,4 @@
-"""A chat endpoint that fails as it is told: for controlled failures, and only for those."""
+"""A chat endpoint that fails on demand, for controlled failures only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 Fault = Callable[[web.Request, int], Awaitable[web.StreamResponse | None]]
-"""Gets the request and how many came before it; returns what to answer, or None for the ordinary answer."""
+"""Gets the request and the number of earlier ones; returns a response, or None for the ordinary one."""
 
 
 def completion(text: str = "fine", finish: str = "stop", **changes: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def completion(text: str = "fine", finish: str = "stop", **changes: Any) -> dict
 
 
 class FaultServer:
-    """Counts what it is asked; `fault` decides what goes wrong, `delay_s` is the ordinary latency."""
+    """The endpoint. It counts its requests; `fault` decides what fails, `delay_s` is the ordinary latency."""
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
@@ -52,7 +52,7 @@ class FaultServer:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Dies: connections break, new ones are refused."""
+        """Stops at once: connections break, new ones are refused."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

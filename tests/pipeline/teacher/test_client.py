@@ -32,7 +32,7 @@ async def ask_all(client: TeacherClient, count: int) -> list[Any]:
     return await asyncio.gather(*(client.ask(request(str(n))) for n in range(count)))
 
 
-async def test_an_answer_carries_everything() -> None:
+async def test_an_answer_has_all_fields() -> None:
     async with running() as server, client_of(server) as client:
         answer = await client.ask(request("hello", temperature=0.5))
         assert (answer.key, answer.text, answer.outcome) == ("hello", "hello", Outcome.OK)
@@ -50,7 +50,7 @@ def test_the_same_request_gives_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
-async def test_passing_faults_are_tried_again(status: int) -> None:
+async def test_transient_failures_are_retried(status: int) -> None:
     async def fault(_: web.Request, number: int) -> web.Response | None:
         return web.Response(status=status) if number < 2 else None
 
@@ -72,7 +72,7 @@ async def test_other_4xx_are_permanent(status: int) -> None:
         assert answer.detail == f"HTTP {status}: the prompt is too long"
 
 
-async def test_retries_end_and_say_why() -> None:
+async def test_retries_end_with_the_cause() -> None:
     async def fault(_: web.Request, number: int) -> web.Response:
         return web.Response(status=500, text="boom")
 
@@ -83,7 +83,7 @@ async def test_retries_end_and_say_why() -> None:
         assert answer.detail == "after 3 attempts: HTTP 500: boom"
 
 
-async def test_a_cut_answer_is_invalid_and_not_shorter() -> None:
+async def test_a_truncated_answer_is_invalid() -> None:
     async def fault(_: web.Request, number: int) -> web.Response:
         return web.json_response(completion("half an ans", "length"))
 
@@ -103,7 +103,7 @@ def odd(**changes: object) -> str:
     "body",
     [
         *("<html>", "{}", '{"choices": []}', '{"choices": [{"message": {"content": 5}}]}', "[]", "", '"x"', '{"choices": 1}'),
-        # what the ledger's columns could not hold
+        # values that the ledger's columns could not hold
         odd(finish_reason={"type": "stop"}),
         odd(system_fingerprint=7),
         odd(usage={"prompt_tokens": -1}),
@@ -122,7 +122,7 @@ async def test_valid_http_with_malformed_completions(body: str) -> None:
         assert "the body is no" in answer.detail
 
 
-async def test_slow_drips_meet_the_timeout_of_a_try() -> None:
+async def test_slow_bodies_hit_the_timeout_of_a_try() -> None:
     async def fault(asked: web.Request, number: int) -> web.StreamResponse | None:
         if number:
             return None
@@ -139,7 +139,7 @@ async def test_slow_drips_meet_the_timeout_of_a_try() -> None:
         assert answer.total_s >= 0.3
 
 
-async def test_truncated_bodies_and_resets_are_tried_again() -> None:
+async def test_truncated_bodies_and_resets_are_retried() -> None:
     async def fault(asked: web.Request, number: int) -> web.StreamResponse | None:
         if number > 1:
             return None
@@ -202,7 +202,7 @@ async def test_the_share_of_failures_is_of_the_last_window() -> None:
         assert client.failure_share() == 0.0
 
 
-async def test_keys_appear_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_api_keys_appear_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     async def fault(asked: web.Request, number: int) -> web.Response:
         return web.Response(status=(500, 400)[number], text=f"your key {asked.headers['Authorization']} is no good")
 
@@ -221,8 +221,8 @@ async def test_keys_appear_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 
 @pytest.mark.parametrize("status", [200, 400])
-async def test_no_part_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setenv("SOME_KEY", "sk-very-secret\n")  # files of keys end in a line end
+async def test_a_truncated_message_contains_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret\n")  # key files end with a line break
     seen = set()
     async with running() as server:
         endpoint = Endpoint(url=server.url, model="teacher", api_key_env="SOME_KEY")
@@ -239,7 +239,7 @@ async def test_no_part_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pyte
     assert seen == {Outcome.MALFORMED_COMPLETION if status == 200 else Outcome.PERMANENT_HTTP}
 
 
-def test_a_missing_key_is_said_at_once() -> None:
+def test_a_missing_api_key_is_an_immediate_error() -> None:
     endpoint = Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key_env="NOT_SET_ANYWHERE")
     with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE is not set"):
         TeacherClient(ClientConfig(endpoints=(endpoint,)))

@@ -1,4 +1,4 @@
-"""Answers of real servers, as they were reported, and what is said of them."""
+"""Answers of real servers, as reported, and their diagnosis."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ CASES: list[tuple[dict[str, Any], int, str, dict[str, Any] | str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "status", "body", "mended"), CASES, ids=[case[2][:60] for case in CASES])
-def test_what_a_server_refuses_has_its_remedy(
-    changes: dict[str, Any], status: int, body: str, mended: dict[str, Any] | str
+@pytest.mark.parametrize(("changes", "status", "body", "remedy"), CASES, ids=[case[2][:60] for case in CASES])
+def test_each_refusal_of_a_server_has_a_remedy(
+    changes: dict[str, Any], status: int, body: str, remedy: dict[str, Any] | str
 ) -> None:
     teacher = config(**changes)
     answer = TeacherAnswer(key="k", outcome=Outcome.PERMANENT_HTTP, detail=f"HTTP {status}: {body}"[:300])
@@ -90,11 +90,11 @@ def test_what_a_server_refuses_has_its_remedy(
     request = asked("1/x", PROMPT, IMAGES, ASSESS if asked is judge_request else VISUAL, teacher)  # type: ignore[arg-type]
     found = trouble("verifier", teacher, request, answer, None)
     assert found is not None
-    if isinstance(mended, str):
-        assert mended in found.remedy
+    if isinstance(remedy, str):
+        assert remedy in found.remedy
     else:
-        assert found.sets == {f"verifier.{key}": value for key, value in mended.items()}
-        config(**changes | mended)  # what it names is a config
+        assert found.sets == {f"verifier.{key}": value for key, value in remedy.items()}
+        config(**changes | remedy)  # the named settings are a valid config
         assert found.stops
 
 
@@ -113,7 +113,7 @@ LOGPROBS = {"content": [{"token": "Okay", "logprob": -0.1, "top_logprobs": [{"to
     ],
     ids=["hidden", "first", "aloud", "plain", "refused"],
 )
-def test_the_log_probabilities_of_a_thought_are_no_judgement(message: dict[str, Any], thinks: bool) -> None:
+def test_the_log_probabilities_of_a_thought_are_not_a_judgement(message: dict[str, Any], thinks: bool) -> None:
     body = completion()
     body["choices"][0] |= {"message": message, "logprobs": LOGPROBS}
     done, teacher = read_completion(orjson.dumps(body)), config()

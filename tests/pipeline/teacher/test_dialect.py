@@ -26,7 +26,7 @@ def asked(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return reason_fields(COMPOSED, teacher), judge_fields(ASSESS, teacher)
 
 
-def test_openai_is_sent_what_its_reference_names() -> None:
+def test_openai_gets_only_the_fields_of_its_reference() -> None:
     for fields in asked(dialect="openai"):
         assert fields.keys() <= FIELDS - {"max_tokens"}
         assert fields["max_completion_tokens"] in (8, 512)
@@ -35,7 +35,7 @@ def test_openai_is_sent_what_its_reference_names() -> None:
     assert image_part(IMAGE, config())["uuid"] == "0a"
 
 
-def test_external_endpoints_read_no_files_unless_told() -> None:
+def test_external_endpoints_read_no_files_unless_configured() -> None:
     assert config().images == "data_url"
     assert config(images="path").images == "path"
     assert TeacherConfig.model_validate({"server": {"model": "m"}}).images == "path"
@@ -43,7 +43,7 @@ def test_external_endpoints_read_no_files_unless_told() -> None:
     assert TeacherConfig.model_validate_json(again.model_dump_json()) == again
 
 
-def test_own_fields_go_before_ours_and_null_leaves_one_out() -> None:
+def test_the_configs_fields_override_ours_and_null_omits_one() -> None:
     trace, judgement = asked(
         extra_body={"temperature": None, "top_logprobs": 5, "logit_bias": {7: -1}, "max_tokens": 900},
         chat_template_kwargs={"enable_thinking": False},
@@ -57,8 +57,8 @@ def test_own_fields_go_before_ours_and_null_leaves_one_out() -> None:
     assert judgement["top_logprobs"] == 5
 
 
-def test_nothing_that_was_not_set_is_sent() -> None:
-    """So that what was asked before is not asked again."""
+def test_settings_that_are_not_set_are_not_sent() -> None:
+    """Otherwise earlier requests would get new keys and be asked again."""
     assert asked()[0].keys() == {
         *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
         *("max_tokens", "seed", "structured_outputs"),
@@ -79,6 +79,6 @@ def test_nothing_that_was_not_set_is_sent() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_said_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_the_dialect_cannot_express_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config(**changes)

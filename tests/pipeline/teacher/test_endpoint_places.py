@@ -1,4 +1,4 @@
-"""Who may send when, and to which endpoint: in the order of asking, less to the slower, nothing after a refusal."""
+"""When requests may be sent and to which endpoint: in order, fewer to a slow endpoint, none after a refusal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.pipeline.teacher.fault_server import running
 from tests.pipeline.teacher.test_client import ask_all, client_of, request
 
 
-async def test_who_asks_in_the_moment_a_server_may_be_asked_again_wakes_all() -> None:
-    """Between that moment and the timer's turn: the timer must not be lost, for nobody in flight would hand out places."""
+async def test_a_request_at_the_moment_a_pause_ends_wakes_all_waiting_requests() -> None:
+    """The request comes after that moment but before the timer runs: the timer must survive, as nothing in flight frees places."""
     async with running() as server, client_of(server) as client:
         client._places.servers[0].limiter.unreachable()
         early = asyncio.create_task(client.ask(request("early")))
         await asyncio.sleep(0.05)
         assert not early.done()
-        time.sleep(0.4)  # a busy loop: the timer is due, but has not had its turn
+        time.sleep(0.4)  # a busy loop: the timer is due but has not run
         late = asyncio.create_task(client.ask(request("late")))
         async with asyncio.timeout(10):
             assert [answer.outcome for answer in await asyncio.gather(early, late)] == [Outcome.OK, Outcome.OK]
@@ -33,7 +33,7 @@ async def test_another_endpoint_takes_over() -> None:
     async with running() as dying, running() as living, client_of(dying, living) as client:
         dying.delay_s = living.delay_s = 0.02
         asking = asyncio.create_task(ask_all(client, 200))
-        while client.stats().answered < 20:  # both have begun
+        while client.stats().answered < 20:  # both have started
             await asyncio.sleep(0.005)
         await dying.stop()
         answers = await asking
@@ -48,7 +48,7 @@ async def test_the_slower_endpoint_gets_less() -> None:
         assert quick.asked > 3 * slow.asked
 
 
-async def test_the_limit_shrinks_under_refusals_and_everything_is_answered() -> None:
+async def test_the_limit_shrinks_on_refusals_and_every_request_is_answered() -> None:
     async with running() as server, client_of(server, start_in_flight=64, max_attempts=200) as client:
         server.capacity, server.delay_s = 4, 0.01
         answers = await ask_all(client, 300)
@@ -76,14 +76,14 @@ async def test_retry_after_is_honoured() -> None:
         assert answer.total_s >= 0.4
 
 
-async def test_waiting_is_in_the_order_of_asking() -> None:
+async def test_requests_wait_in_order() -> None:
     async with running() as server, client_of(server, start_in_flight=1, max_in_flight=1) as client:
         server.delay_s = 0.002
         await ask_all(client, 50)
         assert server.answered == [str(n) for n in range(50)]
 
 
-async def test_giving_up_frees_the_place() -> None:
+async def test_a_cancelled_request_frees_its_place() -> None:
     async with running() as server, client_of(server, start_in_flight=2, max_in_flight=2) as client:
         server.delay_s = 0.3
         tasks = [asyncio.create_task(client.ask(request(str(n)))) for n in range(6)]
@@ -102,7 +102,7 @@ def test_the_refusals_of_one_round_trip_halve_the_limit_once() -> None:
     assert limiter.limit == 32.0
 
 
-async def test_after_a_refusal_nothing_more_is_sent_and_what_is_in_flight_comes_in() -> None:
+async def test_after_a_refusal_nothing_is_sent_and_requests_in_flight_are_completed() -> None:
     async with running() as server:
         server.delay_s = 0.2
         config = Transport(start_in_flight=4, max_in_flight=4).client((Endpoint(url=server.url, model="m"),))

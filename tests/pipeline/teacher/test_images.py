@@ -26,7 +26,7 @@ def decoded(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_small_images_go_as_they_are(store: ImageStore, tmp_path: Path) -> None:
+def test_small_images_are_sent_unchanged(store: ImageStore, tmp_path: Path) -> None:
     digest = hashlib.sha256((tmp_path / "small.png").read_bytes()).hexdigest()
     by_path = ImageEncoder(store, ImageMode.PATH, max_pixels=1000).encode("small.png")
     assert by_path.url == (tmp_path / "small.png").resolve().as_uri()
@@ -48,7 +48,7 @@ def test_large_images_are_reduced_to_the_budget(store: ImageStore, mode: ImageMo
     ("name", "reason"),
     [("broken.jpg", ImageReason.TRUNCATED), ("none.jpg", ImageReason.MISSING), ("../x", ImageReason.OUTSIDE_ROOT)],
 )
-def test_what_cannot_be_used_is_our_finding_and_not_the_servers(
+def test_unusable_images_are_found_before_they_are_sent(
     store: ImageStore, mode: ImageMode, name: str, reason: ImageReason
 ) -> None:
     with pytest.raises(ImageProblem) as caught:

@@ -1,4 +1,4 @@
-"""What goes through the shell's proxy and what does not, with a proxy on this machine."""
+"""Which requests use the shell's proxy, with a local proxy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUEST = TeacherRequest("k", [{"role": "user", "content": "1"}])
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Passes requests on, and keeps where they went."""
+    """A proxy that forwards requests and records their addresses."""
 
     seen: list[str]
 
@@ -50,7 +50,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The addresses that it was asked for; the shell names it for everything."""
+    """The addresses requested through the proxy, which the shell names for everything."""
     handler = type("Handler", (Proxy,), {"seen": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -63,23 +63,23 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     server.server_close()
 
 
-def test_our_own_servers_are_asked_past_it(
+def test_requests_to_managed_servers_bypass_the_proxy(
     proxy: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path))
-    server = request.getfixturevalue("started")  # waits for its health
+    server = request.getfixturevalue("started")  # waits until it is healthy
     with registered(server.config, server.endpoint, server.pid):
         assert running(server.config) == server.endpoint
     url = server.endpoint.url.replace("/v1", "/health")
     assert health(url) is None
     assert proxy == []
-    with pytest.raises(urllib.error.HTTPError, match="403"):  # as it went before
+    with pytest.raises(urllib.error.HTTPError, match="403"):  # as before the change
         urllib.request.build_opener().open(url)
     assert proxy == [url]
 
 
 @pytest.mark.parametrize("trust", [False, True])
-async def test_an_endpoint_is_asked_through_it_when_told(proxy: list[str], trust: bool) -> None:
+async def test_requests_to_an_endpoint_use_the_proxy_on_demand(proxy: list[str], trust: bool) -> None:
     async with fault_server.running() as server:
         endpoint = Endpoint(url=server.url, model="m")
         async with TeacherClient(Transport(trust_env=trust).client((endpoint,))) as client:
@@ -88,6 +88,6 @@ async def test_an_endpoint_is_asked_through_it_when_told(proxy: list[str], trust
     assert proxy == ([f"{server.url}/chat/completions"] if trust else [])
 
 
-def test_it_is_not_for_servers_of_ours() -> None:
+def test_the_proxy_setting_is_refused_for_managed_servers() -> None:
     with pytest.raises(ValueError, match="past all proxies"):
         TeacherConfig(server=ServerConfig(model="m"), transport=Transport(trust_env=True))

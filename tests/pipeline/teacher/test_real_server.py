@@ -1,4 +1,4 @@
-"""The real vLLM server with the shipped teacher. A start takes a minute: most tests share one server."""
+"""The real vLLM server with the shipped teacher. Starting takes a minute, so most tests share one server."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def asked_of(endpoint: Endpoint, world: Path, **teacher: object) -> list[F
     return (await preflight(endpoint, "teacher", config, questions, examples)).findings
 
 
-async def test_the_preflight_asks_what_the_work_asks(endpoint: Endpoint, small_world: Path) -> None:
+async def test_the_preflight_sends_the_requests_of_the_work(endpoint: Endpoint, small_world: Path) -> None:
     found = await asked_of(endpoint, small_world)
     assert [finding for finding in found if not finding.ok] == []
     assert [finding.ability for finding in found] == ["reachable", "model name", "assess", "reason", "verify"]
@@ -102,7 +102,7 @@ async def test_the_preflight_asks_what_the_work_asks(endpoint: Endpoint, small_w
 
 
 @pytest.mark.parametrize("mode", ImageMode)
-async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path, mode: ImageMode) -> None:
+async def test_every_family_has_its_form(endpoint: Endpoint, images: Path, mode: ImageMode) -> None:
     from pipeline.mbeir.images import ImageStore
 
     image = ImageEncoder(ImageStore(images), mode, max_pixels=SIDE * SIDE).encode("noise.png")
@@ -125,8 +125,8 @@ async def test_every_family_is_held_to_its_form(endpoint: Endpoint, images: Path
                 assert answer.completion_tokens > 10
 
 
-async def test_traces_of_open_length_end_by_themselves(endpoint: Endpoint, images: Path) -> None:
-    """With all the fields that a build sends, asked as a build asks."""
+async def test_traces_of_unbounded_length_end_by_themselves(endpoint: Endpoint, images: Path) -> None:
+    """With all the fields that a build sends."""
     from pipeline.mbeir.images import ImageStore
 
     teacher = TeacherConfig(hosting="external", endpoints=(endpoint,), sampling=Sampling(temperature=0.0, max_tokens=256))
@@ -163,18 +163,18 @@ async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpo
         held = await asking.ask(TeacherRequest("x", [{"role": "user", "content": content}], choice_fields(VERIFY)))
     assert isinstance(judgement_from_logprobs(held.first_token_logprobs, VERIFY), Judgement)
     assert answer.prompt_tokens == inputs["input_ids"].shape[1]
-    likeliest = expected.topk(20)
+    most_likely = expected.topk(20)
     tokens = {
         processor.tokenizer.decode([index]): value
-        for index, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        for index, value in zip(most_likely.indices.tolist(), most_likely.values.tolist(), strict=True)
     }
     common = tokens.keys() & answer.first_token_logprobs.keys()
-    assert len(common) >= 10  # many of a random model's likeliest tokens are bytes, which decode alike
+    assert len(common) >= 10  # many of a random model's most likely tokens are bytes, which decode alike
     for token in common:
         assert answer.first_token_logprobs[token] == pytest.approx(tokens[token], abs=2e-3)
 
 
-async def test_what_the_server_refuses_is_permanent_and_explained(endpoint: Endpoint) -> None:
+async def test_a_refusal_of_the_server_is_permanent_and_explained(endpoint: Endpoint) -> None:
     async with client(endpoint) as asking:
         long = await asking.ask(TeacherRequest("long", [{"role": "user", "content": "red " * 2000}], {"max_tokens": 4}))
         outside = [{"type": "image_url", "image_url": {"url": "file:///etc/hostname"}}]
@@ -235,7 +235,7 @@ def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp
         processes = [supervisor, *supervisor.children(recursive=True)]
         assert len(processes) >= 3  # supervisor, API server, engine
         actor = psutil.Process(supervisor.ppid())
-        actor.kill()  # the actor's process, as when a node is lost
+        actor.kill()  # kills the actor's process, as if a node were lost
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
         (failure,) = pool.failures()

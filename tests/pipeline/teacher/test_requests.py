@@ -21,7 +21,7 @@ from schemas.config import TeacherConfig
     ],
     ids=str,
 )
-def test_the_form_is_the_configs(settings: dict[str, Any], grammar: str | None) -> None:
+def test_the_config_decides_the_form(settings: dict[str, Any], grammar: str | None) -> None:
     config = TeacherConfig.model_validate(
         {"hosting": "external", "endpoints": [{"url": "http://a/v1", "model": "m"}]} | settings
     )

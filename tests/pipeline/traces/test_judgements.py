@@ -30,7 +30,7 @@ def probability(judgement: Judgement | NoJudgement) -> float:
 def test_the_probability_is_the_share_of_the_two_labels(yes: float, no: float) -> None:
     judged = judgement_from_logprobs({"yes": yes, "no": no, "maybe": -1.0}, VERIFY)
     assert judged == Judgement(probability=probability(judged), source=JudgementSource.LOGPROBS)
-    # the same, computed directly where that does not underflow
+    # computed directly, if that does not underflow
     if max(yes, no) > -600:
         top = max(yes, no)
         direct = math.exp(yes - top) / (math.exp(yes - top) + math.exp(no - top))
@@ -44,24 +44,24 @@ def test_variants_of_a_label_count_together() -> None:
     assert probability(judged) == pytest.approx(0.75)
 
 
-def test_a_first_piece_of_a_label_counts() -> None:
+def test_the_first_token_of_a_label_counts() -> None:
     judged = judgement_from_logprobs({"comp": math.log(0.6), "s": math.log(0.2), "sim": math.log(0.2)}, ASSESS)
     assert probability(judged) == pytest.approx(0.6)
 
 
-def test_a_piece_that_both_labels_begin_with_counts_for_none() -> None:
+def test_a_token_that_begins_both_labels_counts_for_neither() -> None:
     judged = judgement_from_logprobs({"a": -0.1, "ab": math.log(0.5), "ac": math.log(0.5)}, Labels("abc", "acd"))
     assert probability(judged) == pytest.approx(0.5)
 
 
-def test_a_missing_label_is_bounded_and_says_so() -> None:
+def test_a_missing_label_gets_a_marked_bound() -> None:
     judged = judgement_from_logprobs({"yes": -0.01, "x": -5.0}, VERIFY)
     assert isinstance(judged, Judgement)
     assert judged.source is JudgementSource.BOUNDED
     assert probability(judged) == pytest.approx(1 / (1 + math.exp(-5.0 + 0.01)))
 
 
-def test_no_judgement_says_why() -> None:
+def test_a_missing_judgement_says_why() -> None:
     nothing = judgement_from_logprobs({}, VERIFY)
     strange = judgement_from_logprobs({"perhaps": -0.1}, VERIFY)
     assert isinstance(nothing, NoJudgement)
@@ -71,7 +71,7 @@ def test_no_judgement_says_why() -> None:
     assert "'perhaps'" in strange.detail
 
 
-def test_impossible_labels_do_not_break_it() -> None:
+def test_impossible_labels_are_no_error() -> None:
     assert probability(judgement_from_logprobs({"yes": -math.inf, "no": -math.inf}, VERIFY)) == 0.5
     assert probability(judgement_from_logprobs({"yes": -math.inf, "no": -1.0}, VERIFY)) == 0.0
 
@@ -85,13 +85,13 @@ def test_stated_confidences_are_read(output: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("output", ["", "yes", "confidence: 7.5", "2026"])
-def test_what_states_none_is_none(output: str) -> None:
+def test_an_output_without_a_confidence_gives_none(output: str) -> None:
     judged = judgement_from_statement(output)
     assert isinstance(judged, NoJudgement)
     assert judged.reason is JudgementReason.NO_NUMBER
 
 
-def test_the_request_holds_the_answer_to_the_labels() -> None:
+def test_the_request_restricts_the_answer_to_the_labels() -> None:
     fields = choice_fields(VERIFY)
     assert fields["structured_outputs"] == {"choice": ["yes", "no"]}
     assert fields["logprobs"] is True

@@ -1,4 +1,4 @@
-"""Grammar, parser and trace belong together: what one writes the other reads."""
+"""Grammar, parser and trace agree: the parser reads exactly what the grammar allows and traces render."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_grammar_accepts_what_is_rendered(compiler, made: tuple[Family, Trac
 
 @settings(max_examples=150)
 @given(text=st.text(st.sampled_from("ab<> \n:"), max_size=12), where=st.integers(0, len(GOOD)))
-def test_what_the_grammar_accepts_the_parser_parses(compiler, text: str, where: int) -> None:  # type: ignore[no-untyped-def]
+def test_the_parser_parses_all_that_the_grammar_accepts(compiler, text: str, where: int) -> None:  # type: ignore[no-untyped-def]
     changed = GOOD[:where] + text + GOOD[where:]
     if accepts(compiler, COMPOSED, changed):
         parsed = parse_trace(changed, COMPOSED)
@@ -79,7 +79,7 @@ def test_what_the_grammar_accepts_the_parser_parses(compiler, text: str, where: 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\x85"])
 def test_only_line_feeds_end_a_line(compiler, mark: str) -> None:  # type: ignore[no-untyped-def]
-    """The grammar lets other breaks stand within a facet, so they must not begin another one."""
+    """The grammar allows other line breaks within a facet, so they must not begin a new one."""
     output = GOOD.replace("add a hat", f"add{mark}Source: a hat")
     assert accepts(compiler, COMPOSED, output)
     parsed = parse_trace(output, COMPOSED)
@@ -97,8 +97,8 @@ def test_lengths_are_bounded(compiler, family: Family) -> None:  # type: ignore[
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
-def test_lengths_are_open_unless_bounds_are_asked_for(compiler, family: Family) -> None:  # type: ignore[no-untyped-def]
-    """A bounded repetition, or a rule within a line, costs a mask of a millisecond at each token (see bench/grammar.py)."""
+def test_lengths_are_unbounded_unless_bounds_are_set(compiler, family: Family) -> None:  # type: ignore[no-untyped-def]
+    """A bounded repetition, or a rule within a line, costs a millisecond per token for its mask (see bench/grammar.py)."""
     grammar = trace_grammar(family)
     assert re.findall(r"\{\d*,?\d*\}", grammar) == []
     assert grammar.count("::=") == 1
@@ -107,7 +107,7 @@ def test_lengths_are_open_unless_bounds_are_asked_for(compiler, family: Family) 
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_small_bounds_are_kept(compiler, most: int) -> None:  # type: ignore[no-untyped-def]
+def test_small_bounds_are_enforced(compiler, most: int) -> None:  # type: ignore[no-untyped-def]
     for length in range(1, 5):
         facets = tuple(FacetText(name=f.name, label=f.label, text="x" * length) for f in COMPOSED.facets)
         trace = Trace(family=COMPOSED.name, facets=facets, answer="y")
@@ -140,8 +140,8 @@ def real_compiler(real_qwen):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
-def test_a_real_vocabulary_writes_traces_and_nothing_else(real_compiler, real_qwen, family: Family) -> None:  # type: ignore[no-untyped-def]
-    """Token by token, as a server holds an answer: each token of a trace is open when its turn comes, and those of others not."""
+def test_a_real_vocabulary_can_write_traces_only(real_compiler, real_qwen, family: Family) -> None:  # type: ignore[no-untyped-def]
+    """Token by token, as in a server: the mask allows each token of a trace in its turn, and none that leaves the form."""
     xgrammar, grammars = real_compiler
     facets = tuple(
         FacetText(name=f.name, label=f.label, text="一隻狗, 2 cats (one asleep) - “naïve”; 3.") for f in family.facets
@@ -188,7 +188,7 @@ def test_a_real_vocabulary_writes_traces_and_nothing_else(real_compiler, real_qw
         GOOD.replace("add a hat", "add\na hat"),
     ],
 )
-def test_unconstrained_output_is_read(output: str) -> None:
+def test_unconstrained_output_is_parsed(output: str) -> None:
     parsed = parse_trace(output, COMPOSED)
     assert isinstance(parsed, Trace), parsed
     assert [facet.text for facet in parsed.facets] == ["a dog", "add a hat", "the dog"]

@@ -34,7 +34,7 @@ def text_of(prompt: tuple[str | ImageSlot, ...]) -> str:
 
 @pytest.mark.parametrize("task_id", SPLIT_TASKS)
 @pytest.mark.parametrize("which", BUILT_IN)
-def test_the_teacher_is_blind_to_the_target_and_the_verifier_is_not(which: str, task_id: int) -> None:
+def test_the_teacher_does_not_see_the_target_and_the_verifier_does(which: str, task_id: int) -> None:
     prompts, (query, target) = PromptSet.load(which), example(task_id)
     blind = (assess_prompt(prompts, query, "Find it."), reason_prompt(prompts, query, "Find it."))
     for prompt in blind:

@@ -1,4 +1,4 @@
-"""What is sent decides the answer, against vLLM's own request model: a model's generation_config.json changes nothing."""
+"""Requests alone decide the sampling, checked with vLLM's own request model: generation_config.json has no effect."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FIELDS = {
 }
 
 
-@pytest.mark.slow  # to import vLLM
+@pytest.mark.slow  # importing vLLM
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS.keys())
-def test_a_models_own_habits_change_nothing(fields: dict[str, Any]) -> None:
+def test_a_models_generation_config_changes_nothing(fields: dict[str, Any]) -> None:
     protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
     request = protocol.ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], model="m", **fields)
     assert request.model_extra in (None, {})  # it knows every field

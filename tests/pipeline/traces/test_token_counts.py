@@ -21,7 +21,7 @@ def config(**screen: Any) -> BuildConfig:
     return BuildConfig.model_validate({"mbeir": "/m", "teacher": {"server": server}, "screen": screen})
 
 
-def test_the_teachers_tokenizer_is_of_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_has_the_teachers_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     class Hub:
@@ -49,6 +49,6 @@ def test_older_files_make_the_same_tokenizer(tmp_path: Path) -> None:
     assert made == load_tokenizer(str(TOKENIZER)).encode(TEXT, add_special_tokens=False).ids
 
 
-def test_none_at_all_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no tokenizer at .*no tokenizer.json.*screen.tokenizer"):
         load_tokenizer(str(tmp_path))

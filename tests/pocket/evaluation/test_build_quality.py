@@ -17,10 +17,14 @@ def truth(task: str, answer: str, target: str = "") -> QueryTruth:
     ("given", "answer", "right"),
     [
         (truth("cirr_task7", "large red circle top, day"), "large red circle top, day", True),
-        (truth("cirr_task7", "large red circle top, day"), "large red circle, day", False),  # a whole picture is wanted
+        (
+            truth("cirr_task7", "large red circle top, day"),
+            "large red circle, day",
+            False,
+        ),  # the whole picture must be described
         (truth("cirr_task7", "large red circle top, day"), "large red circle top, day, small blue star left", False),
         (truth("mscoco_task0", "large red circle top, small red circle left, day"), "red circle, small red circle", True),
-        (truth("mscoco_task0", "large red circle top, day"), "red circle, red circle", False),  # there is one only
+        (truth("mscoco_task0", "large red circle top, day"), "red circle, red circle", False),  # there is only one
         (truth("mscoco_task0", "large red circle top, day"), "blue circle", False),
         (truth("mscoco_task0", "large red circle top, large blue star left"), "red circle, star left of circle", True),
         (truth("edis_task2", "storm, Corwick: large red circle top, day"), "storm in Corwick: red circle", True),
@@ -31,5 +35,5 @@ def truth(task: str, answer: str, target: str = "") -> QueryTruth:
         (truth("oven_task6", "pelora", "pelora, summary"), None, False),
     ],
 )
-def test_an_answer_is_right_when_the_target_bears_it_out(given: QueryTruth, answer: str | None, right: bool) -> None:
+def test_an_answer_is_right_if_the_target_supports_it(given: QueryTruth, answer: str | None, right: bool) -> None:
     assert is_right(answer, given) is right

@@ -1,4 +1,4 @@
-"""Learning to compare: what is asked of which token, the losses, and the layers that are added for it."""
+"""The auxiliary losses for verification: labels per token, the losses, and the added layers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def lesson(answer: str, truth: str) -> Lesson:
     return judging_lesson("verify/x", [f"Verify: yes or no?\nTarget: {truth}\nAnswer: {answer}"], answer, truth)
 
 
-def test_every_place_of_a_swapped_answer_expects_its_own_right_word(processor: Any) -> None:
+def test_every_position_of_a_swapped_answer_expects_its_correct_word(processor: Any) -> None:
     batch = collate_judged([lesson("small blue star top left", "small red circle top left")], processor)
     words = processor.tokenizer.decode
     expected = [(at, words(token)) for at, token in enumerate(batch["expected"][0].tolist()) if token != IGNORE]
-    stands = [words(batch["input_ids"][0, at]).strip() for at, _ in expected]
-    assert stands == ["small", "blue", "star", "top", "left"]
+    words_at = [words(batch["input_ids"][0, at]).strip() for at, _ in expected]
+    assert words_at == ["small", "blue", "star", "top", "left"]
     assert [word.strip() for _, word in expected] == ["small", "red", "circle", "top", "left"]
     marks = [int(mark) for mark in batch["marks"][0] if mark != IGNORE]
-    assert marks == [1, 0, 0, 1, 1, 1]  # the last is at the end: nothing is missing
+    assert marks == [1, 0, 0, 1, 1, 1]  # the last is for the end: nothing is missing
 
 
 def test_an_answer_that_lacks_something_expects_more_at_its_end(processor: Any) -> None:
@@ -45,7 +45,7 @@ def test_an_answer_that_lacks_something_expects_more_at_its_end(processor: Any) 
     assert [int(mark) for mark in batch["marks"][0] if mark != IGNORE] == [1, 1, 1, 0]
 
 
-def test_other_lessons_are_as_always(processor: Any) -> None:
+def test_other_lessons_are_collated_as_usual(processor: Any) -> None:
     plain = Lesson("a", ("Verify: yes",), "a large blue square")
     batch, usual = collate_judged([plain], processor), collate([plain], processor)
     assert torch.equal(batch["labels"], usual["labels"])
@@ -67,8 +67,8 @@ def test_added_layers_change_nothing_at_first(processor: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_losses_teach_to_compare(processor: Any) -> None:
-    """A few words shown as text, a few hundred steps: what whole judgements alone do not teach in thousands."""
+def test_the_losses_teach_comparison(processor: Any) -> None:
+    """A few words shown as text, for a few hundred steps; judgements of whole answers do not teach it in thousands."""
     rng = random.Random(3)
     torch.manual_seed(0)
     model = build_model(processor.tokenizer, hidden=256, layers=4, intermediate=128)
