@@ -31,7 +31,7 @@ def score(
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
     from trainer.embedding.files import EmbeddingFiles
-    from trainer.evaluation.uniir import headline_k, score_directory, table
+    from trainer.evaluation.uniir import format_table, headline_k, score_directory
     from trainer.retrieval.topk import search_device
 
     if split not in ("test", "val"):
@@ -54,7 +54,7 @@ def score(
         errors.print(escape(f"{first.task.name} {first.pool}: " + ", ".join(f"R@{s.k} {s.value:.4f}" for s in scores)))
     files.tables.mkdir(parents=True, exist_ok=True)
     path = files.tables / f"eval_results_{split}.tsv"
-    path.write_text(table(found), newline="", encoding="utf-8")
+    path.write_text(format_table(found), newline="", encoding="utf-8")
     shown = Table("dataset-task", "R@", "local", "union")
     tasks = list(dict.fromkeys(score.task for score in found))
     columns: dict[str, list[float]] = {"single": [], "union": []}

@@ -1,4 +1,4 @@
-"""What README and docs/python.md show of Python runs on a real run, and prints what README says."""
+"""The Python in README and docs/python.md works on a real run, and prints what README shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.test_docs import ROOT, snippets
 
 
 @pytest.mark.slow
-def test_the_shown_python_runs(
+def test_the_documented_python_runs(
     finished: Path,
     tiny_world: Path,
     small_world: Path,
