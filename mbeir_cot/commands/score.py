@@ -30,7 +30,8 @@ def score(
     """
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.embedding.files import EmbeddingFiles
+    from trainer.data.exclusions import load_exclusions
+    from trainer.embedding.files import EmbeddingFiles, exclusions_path
     from trainer.evaluation.uniir import format_table, headline_k, score_directory
     from trainer.retrieval.topk import search_device
 
@@ -69,4 +70,8 @@ def score(
     means = [f"{sum(values) / len(values):.4f}" if values else "" for values in columns.values()]
     shown.add_row("mean", "", *means)
     console.print(shown)
+    lists = {task.name: load_exclusions(exclusions_path(files.queries(task, known))) for task in tasks}  # type: ignore[arg-type]
+    for name, unreadable in lists.items():
+        if unreadable:
+            console.print(f"[yellow]{escape(name)}: {len(unreadable):,} queries could not be read and count as misses[/]")
     console.print(escape(str(path)))

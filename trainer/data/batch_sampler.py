@@ -39,13 +39,13 @@ class BatchSampler:
     balance: float = 1.0
 
     @property
-    def rows(self) -> int:
+    def size(self) -> int:
         return sum(map(len, self.groups.values()))
 
     @property
     def per_epoch(self) -> int:
         """Batches in an epoch."""
-        return max(1, self.rows // self.batch)
+        return max(1, self.size // self.batch)
 
     def batch_at(self, step: int) -> tuple[int, Indices]:
         """(epoch, indices of shape (batch,)) of a step."""
@@ -59,10 +59,10 @@ class BatchSampler:
             every = rng.permutation(np.concatenate(list(drawn.values())))
             return self._cut(np.resize(every, max(len(every), self.per_epoch * self.batch)))[: self.per_epoch]
         batches, left = [], []
-        for rows in drawn.values():
-            whole = len(rows) - len(rows) % self.batch
-            batches += self._cut(rows[:whole])
-            left.append(rows[whole:])
+        for indices in drawn.values():
+            whole = len(indices) - len(indices) % self.batch
+            batches += self._cut(indices[:whole])
+            left.append(indices[whole:])
         rest = rng.permutation(np.concatenate(left))
         batches += self._cut(rest)
         if not batches:
@@ -70,14 +70,14 @@ class BatchSampler:
         shuffled = [batches[i] for i in rng.permutation(len(batches))]
         return [shuffled[i % len(shuffled)] for i in range(self.per_epoch)]
 
-    def _cut(self, rows: Indices) -> list[Indices]:
-        return [rows[i : i + self.batch] for i in range(0, len(rows) - self.batch + 1, self.batch)]
+    def _cut(self, indices: Indices) -> list[Indices]:
+        return [indices[i : i + self.batch] for i in range(0, len(indices) - self.batch + 1, self.batch)]
 
     def _drawn(self, name: str, rng: np.random.Generator) -> Indices:
         """A group's indices for one epoch: whole permutations of it, and a part of another."""
-        rows = np.asarray(self.groups[name], np.int64)
+        indices = np.asarray(self.groups[name], np.int64)
         total = sum(len(group) ** self.balance for group in self.groups.values())
-        wanted = len(rows) if self.balance == 1 else max(1, round(self.rows * len(rows) ** self.balance / total))
-        rounds = math.ceil(wanted / len(rows))
-        drawn: Indices = np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:wanted]
+        wanted = len(indices) if self.balance == 1 else max(1, round(self.size * len(indices) ** self.balance / total))
+        rounds = math.ceil(wanted / len(indices))
+        drawn: Indices = np.concatenate([rng.permutation(indices) for _ in range(rounds)])[:wanted]
         return drawn

@@ -19,7 +19,7 @@ def test_every_batch_is_full_and_an_epoch_repeats_nothing(groups, batch, seed, s
     epoch = order.epoch(3)
     assert len(epoch) == order.per_epoch
     assert all(len(rows) == batch for rows in epoch)
-    if order.rows >= batch:
+    if order.size >= batch:
         seen = Counter(np.concatenate(epoch).tolist())
         most = 1 if sampling == "mixed" or len({tuple(rows) for rows in map(sorted, epoch)}) == len(epoch) else 2
         assert max(seen.values()) <= most

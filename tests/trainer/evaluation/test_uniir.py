@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mbeir_cot.commands.score import score as score_command
 from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid, unhash_did, unhash_qid
@@ -147,7 +148,7 @@ def test_hits_count_over_all_queries_and_a_missing_candidate_is_a_miss() -> None
     assert hit_rates(found, [{3}, {5}, {7, 1}], (1, 2, 3)) == {1: 0.3333, 2: 0.3333, 3: 0.6667}
 
 
-def test_queries_listed_as_unreadable_count_as_misses(tmp_path: Path) -> None:
+def test_queries_listed_as_unreadable_count_as_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uniir, mbeir, _ = world(tmp_path, np.random.default_rng(4))
     files = EmbeddingFiles(uniir, "exp")
 
@@ -162,6 +163,8 @@ def test_queries_listed_as_unreadable_count_as_misses(tmp_path: Path) -> None:
     for key, value in before.items():
         hits = round(value * 11)
         assert after[key] == (round(hits / 12, 4) if key[0] == CIRR else value)
+    score_command(uniir, mbeir, "exp")
+    assert "cirr_task7: 1 queries could not be read and count as misses" in capsys.readouterr().out
 
 
 def test_a_table_of_union_values_alone_is_empty() -> None:
