@@ -86,9 +86,9 @@ def build_index(
 
 
 def _claim_directory(out: Path, metadata: IndexMetadata, *, skip: bool) -> None:
-    """Raises ConfigError unless the directory is empty, or holds parts of the same index."""
+    """Raises ConfigError unless the directory is empty but for logs, or holds parts of the same index."""
     marker = out / _PARTS
-    others = out.exists() and any(path.name != LOG for path in out.iterdir())
+    others = out.exists() and any(".log" not in path.name for path in out.iterdir())  # actors open theirs before
     if others and not marker.is_file():
         raise ConfigError(f"{out} holds something else", "name another --out, or remove that directory")
     out.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def test_an_epoch_keeps_its_length_with_any_balance(groups, batch, sampling, bal
 
 
 def test_rounding_shortens_no_epoch() -> None:
-    groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 rows are drawn of each
+    groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 are drawn from each
     assert len(BatchSampler(groups, 10, 0, "mixed", 0.0).epoch(0)) == 10
 
 

@@ -26,7 +26,7 @@ def test_labels_and_the_position_of_the_embedding(config: TrainConfig, pool: Poo
         learnt = chunk.labels[i] != IGNORE
         assert tokenizer.decode(chunk.labels[i][learnt]) == written + "<|emb|>"
         first = int(learnt.nonzero()[0])
-        # each label stands at the position before its token
+        # each label is at the position before its token
         follows = chunk.inputs["input_ids"][i, first + 1 : first + int(learnt.sum())]
         assert follows.tolist() == chunk.labels[i][learnt][:-1].tolist()
         last = int(chunk.last[i])
@@ -109,7 +109,7 @@ def test_a_chunk_carries_its_positions(config: TrainConfig, monkeypatch: pytest.
         **{name: value for name, value in chunk.inputs.items() if name not in {"pixel_values", "position_ids"}}
     )
     assert torch.equal(chunk.inputs["position_ids"], expected)
-    monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # not asked for them again
+    monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # must not be called again
     with torch.no_grad():
         embedder(chunk)
 

@@ -102,6 +102,8 @@ def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, st
         again = evaluation.run("base again", "base", "always-direct")[0]
         assert again.tasks[0].local == result.tasks[0].local
 
+        (tmp_path / "index").mkdir()
+        (tmp_path / "index" / "embed-0.log").write_text("an actor's, which starts before the index\n")
         index = build_index(
             tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers, skip=True, quiet=True
         )
@@ -205,7 +207,7 @@ def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_
     assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
     source = StudentBatches(config, "trace", kept, traces=kept.traces(), encoder=fresh(config).encoder(), candidates=candidates)
     assert len(source.make_batch(0).ids) == config.batch.global_batch_size
-    shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
+    shutil.rmtree(mbeir / "mbeir_images")  # a resumed run checks no image again
     assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)
 
 

@@ -65,7 +65,7 @@ def test_embeddings_equal_those_of_the_training_pass(config: TrainConfig, pool: 
     rows = some_rows(encoder)
     for row, found in zip(rows, embedded(embedder, rows, route), strict=True):
         ids = encoder.tokenise(found.trace)
-        if len(ids) != found.tokens:  # a random model may write bytes that are no text
+        if len(ids) != found.tokens:  # a random model may write bytes that are not text
             continue
         with torch.no_grad():
             vectors, _ = embedder(encoder.make_chunk([EncodedSequence(row.name, row.prompt, row.pictures, found.trace)]))

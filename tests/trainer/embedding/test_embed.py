@@ -37,7 +37,7 @@ def test_candidates_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     size = 2
     assert len(candidates) > 3 * AHEAD * size
     worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
-    with torch.inference_mode():  # all rows prepared first, as they were once
+    with torch.inference_mode():  # the reference: all rows are prepared first
         encoded = [worker.encoder.encode_pool_candidate(one, worker.images, max_chars=200, prepare=True) for one in candidates]
         wanted: dict[int, Any] = {}
         for chunk in worker.encoder.make_chunks(encoded, size, 1 << 20):
@@ -80,7 +80,7 @@ def test_vectors_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
         embed_pool(out, embed, ids, part_rows=2)
     assert not out.exists()
     given[4, 1] = 2
-    embed_pool(out, embed, ids, part_rows=2)  # what was right is kept
+    embed_pool(out, embed, ids, part_rows=2)  # the finite part was kept
     np.testing.assert_array_equal(np.load(out), given)
 
     index = Index.__new__(Index)

@@ -50,7 +50,7 @@ def test_the_documented_python_runs(
         "OUT": tmp_path / "export",
     }
     for code in snippets(ROOT / "docs" / "python.md"):
-        if "evaluate_run" in code:  # into a place of its own, and of one small variant
+        if "evaluate_run" in code:  # into its own directory, with one small variant
             code = code.replace('"evaluation.split=val"', f'"out={tmp_path / "run"}", "evaluation.split=val"')
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "trace").symlink_to(finished / "trace")

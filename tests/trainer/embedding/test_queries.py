@@ -88,7 +88,9 @@ def test_routings_share_embeddings_without_changing_them(config: TrainConfig, ti
 
     same("given", lot, exact=False)
     owed = {"always-reason": sum(lot[place] and place not in thinking for place in places)}
-    if pool == "token":  # the bypass embedding is the embedding token's own state, which a trace's prefill does not give
+    if (
+        pool == "token"
+    ):  # the bypass embedding is the embedding token's state, which the prefill of a query that reasons does not compute
         owed["always-direct"] = sum(not lot[place] and place in thinking for place in places)
     assert worker.taken() == owed
 

@@ -119,7 +119,7 @@ def test_a_checkpoint_loads_without_its_run(finished: Path, embedder: TraceEmbed
     alone = TraceEmbedder.load(str(finished / "trace" / "model"), device="cpu")
     assert alone.sha256 == embedder.sha256
     one, other = (each.embed_candidates(["A red cube."]) for each in (alone, embedder))
-    assert np.allclose(one, other, atol=1e-5)  # settings of the run beside it: another implementation of attention
+    assert np.allclose(one, other, atol=1e-5)  # the run's settings choose another attention
     assert alone.embed_queries([]) == []
     assert alone.embed_candidates([]).shape == (0, alone.dim)
 

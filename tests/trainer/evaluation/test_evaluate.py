@@ -54,7 +54,7 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     with pytest.raises(InputError, match="was built on train, and val is evaluated"):
         teacher_traces(json.loads((run / "train.json").read_text())["data"]["dataset"], "val")
 
-    # pools embedded by Ray actors are the same files
+    # Ray actors write the same files
     pool = run / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_embed.npy"
     one = pool.read_bytes()
     shutil.rmtree(run / "eval")
@@ -72,7 +72,7 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     recall = float(re.search(r"recall@10 against exact search (\d\.\d+)", made.stdout)[1])  # type: ignore[index]
-    assert 0.5 < recall <= 1  # vectors of a hardly trained model lie close together
+    assert 0.5 < recall <= 1  # an almost untrained model's vectors are close together
     assert "finished" in (where / "index.log").read_text()
     index = Index.open(where)
     assert index.metadata.approximate == "HNSW16"

@@ -26,7 +26,7 @@ def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFac
     evaluation = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}", "--set", "evaluation.base=false"]
     done = mbeir_cot("eval", out, *evaluation, "--quiet", timeout=200)
     assert done.returncode == 0, done.stderr
-    file = out / "train.json"  # what a config with these settings would have left
+    file = out / "train.json"  # as a config with these settings would have written it
     kept = json.loads(file.read_text())
     kept["evaluation"]["split"] = "val"
     kept["data"]["mbeir"] = str(tiny_world)
@@ -82,7 +82,7 @@ def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
 def test_a_pushed_model_works_by_name_and_by_directory(run: Path, tiny_world: Path, tmp_path: Path) -> None:
     """The card's commands index, search and score with the vectors of the run."""
     base = json.loads((run / "trace" / "model" / "embedder.json").read_text())["base"]
-    given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is no repository here
+    given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is not on the Hub here
     pool = ["--pool", "webqa_task1", "--quiet"]
     made = mbeir_cot("index", run, "--out", tmp_path / "own", *pool)
     assert made.returncode == 0, made.stderr
@@ -95,7 +95,7 @@ def test_a_pushed_model_works_by_name_and_by_directory(run: Path, tiny_world: Pa
         assert lost.returncode == 2
         assert "nor a repository that can be downloaded" in lost.stderr
     own, theirs = (np.load(tmp_path / name / "corpus_embed.npy") for name in ("own", "index"))
-    assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and batches of other shapes
+    assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and other batch shapes
     found = mbeir_cot("search", tmp_path / "index", "a red thing")
     assert found.returncode == 0, found.stderr
     (snapshot,) = (tmp_path / "hf" / "hub").glob("models--org--trace/snapshots/*")

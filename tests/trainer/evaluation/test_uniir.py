@@ -177,7 +177,7 @@ def test_a_table_of_union_values_alone_is_empty() -> None:
 def test_run_lines_name_missing_candidates_as_uniir_does() -> None:
     hits = TopK(np.array([[0, -1]]), np.array([[0.1, -3.4e38]], np.float32))
     lines = list(format_run(CIRR, hits, np.array([[hash_did("8:3"), -1]]), np.array([hash_qid("8:1")]), "run"))
-    digits = [f"{value}" for value in hits.scores[0]]  # what UniIR's own f-string makes of them
+    digits = [f"{value}" for value in hits.scores[0]]  # as UniIR's f-string formats them
     assert lines == [f"8:1 Q0 8:3 1 {digits[0]} run 7", f"8:1 Q0 -1:9999999 2 {digits[1]} run 7"]
 
 

@@ -123,7 +123,7 @@ def test_it_trains_saves_and_embeds_adaptively(config: TrainConfig, base: Path, 
     trained = [name for name, p in embedder.named_parameters() if p.requires_grad]
     assert any("lora" in name for name in trained)
     assert all("merger" in name for name in trained if "visual" in name)
-    # the embedding token's row is learnt wherever it stands
+    # the embedding token's row is trained wherever the model keeps it
     moved = [name for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name and p.grad is not None]
     assert len(moved) == (1 if embedder.model.config.tie_word_embeddings else 2)
 
@@ -172,7 +172,7 @@ def test_the_vision_tower_attends_in_few_calls_in_training(
         counts.append(len(calls))
         monkeypatch.undo()
     visual, text = embedder.model.config.vision_config.depth, embedder.model.config.text_config.num_hidden_layers
-    assert counts[1] == len(chunks) * (visual + text)  # pictures of one size: a call a block
+    assert counts[1] == len(chunks) * (visual + text)  # images of one size: one call per block
     assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
 
 

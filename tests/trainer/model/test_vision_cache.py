@@ -53,7 +53,7 @@ def test_the_tower_runs_once_with_the_same_gradients(config: TrainConfig, base: 
     assert any("merger" in name for name in again)
     agree(again, kept, 1e-4)
     assert same == pytest.approx(losses, rel=1e-5)
-    some, same, between = stepped(embedder, batch, 1.2 * largest(embedder, batch) / 2**30)  # one chunk fits and not all
+    some, same, between = stepped(embedder, batch, 1.2 * largest(embedder, batch) / 2**30)  # one chunk fits, but not all
     assert once < between < twice
     agree(again, some, 1e-4)
 

@@ -38,7 +38,7 @@ def test_an_export_equals_the_adapter(config: TrainConfig, tmp_path: Path) -> No
     report = merge(embedder, queries, candidates, tmp_path / "out", settings=SETTINGS)
     assert report.least_cosine >= 0.999
     assert report.routes_equal == report.routes == len(queries)
-    assert report.samples > len(queries) + len(candidates)  # written traces are examined too
+    assert report.samples > len(queries) + len(candidates)  # queries with their traces are checked too
     assert json.loads((tmp_path / "out" / "merge_report.json").read_text())["routes"] == len(queries)
     again = Embedder.load(tmp_path / "out")
     with torch.no_grad():
@@ -74,9 +74,7 @@ def test_an_export_with_other_routes_is_refused(config: TrainConfig, tmp_path: P
     embedder = fresh(config)
     queries, candidates = some_rows(config, embedder)
     mixed_routes(embedder, queries)
-    monkeypatch.setattr(
-        "trainer.release.merge._compare_embeddings", lambda *_: [1.0]
-    )  # saves a server: the other tests have it
+    monkeypatch.setattr("trainer.release.merge._compare_embeddings", lambda *_: [1.0])  # saves a server; other tests cover it
 
     def aimless(directory: Path) -> None:
         change(directory, "embed_tokens.weight", embedder.emb_id)

@@ -29,7 +29,7 @@ def by_heap(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, 
             if len(kept) < k:
                 kept.append((score, place))
                 continue
-            worst = min(kept)  # the lowest score, of these the earliest
+            worst = min(kept)  # the lowest score, the earliest among equals
             if score > worst[0]:
                 kept.remove(worst)
                 kept.append((score, place))
@@ -106,7 +106,7 @@ def test_the_scan_on_tensors_follows_the_same_rule(
         by_numpy = top_k_each(sets, parts)
         for (queries, k), one, other in zip(sets, found, by_numpy, strict=True):
             positions, scores = by_heap(queries, pool, k)
-            if odd == "-inf":  # the heap takes what it is given while it has room; the scans never take -inf
+            if odd == "-inf":  # the heap takes anything until it is full; the scans never take -inf
                 positions, scores = other
             np.testing.assert_array_equal(one.positions, positions)
             np.testing.assert_array_equal(one.scores, scores)

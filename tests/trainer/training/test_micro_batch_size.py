@@ -28,7 +28,7 @@ from trainer.training.train import train
     ("each", "crash", "most", "expected"),
     [
         (1.0, 1000, 256, 100),  # the limit itself
-        (1.0, 60, 256, 56),  # out of memory beyond 59, whatever the limit
+        (1.0, 60, 256, 56),  # out of memory above 59, for any limit
         (0.1, 1000, 256, 256),  # all rows of a process
         (0.1, 1000, 10, 10),
         (30.0, 1000, 256, 3),  # fewer than a step

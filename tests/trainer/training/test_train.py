@@ -84,7 +84,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(train_file: Path,
     other = mbeir_cot("train", train_file, "--out", finished, "--set", "optimiser.lr=0.1", "--set", "seed=7")
     assert other.returncode != 0
     assert "other settings or data: optimiser.lr was 0.001, is 0.1, seed was 0, is 7" in " ".join(other.stderr.split())
-    assert json.loads((finished / "train.json").read_text())["seed"] == 0  # what was refused is not what the run is
+    assert json.loads((finished / "train.json").read_text())["seed"] == 0  # refused settings are not written
 
 
 @pytest.mark.slow
@@ -96,8 +96,8 @@ def test_controls_train_on_the_same_queries(train_file: Path, tmp_path: Path) ->
     assert [line["reasoning"] for line in direct] == [0, 0]
     assert (
         [line["reasoning"] for line in always] == [line["reasoning"] for line in trace] != [0, 0]
-    )  # both from one dataset here
-    assert direct[0]["generation"] != trace[0]["generation"]  # one token to learn, not a trace
+    )  # here both use one dataset
+    assert direct[0]["generation"] != trace[0]["generation"]  # labels are one token, not a trace
     assert direct[0]["lr"] == trace[0]["lr"]
 
 
@@ -152,7 +152,7 @@ def test_the_contrastive_pass_follows_the_students_own_traces(train_file: Path, 
             assert int(chunk.places[teachers]) == -1
             assert (chunk.labels[teachers] != -100).any()
     assert both
-    source.own = dict(source.traces)  # the student writes what the teacher wrote: one row serves both losses
+    source.own = dict(source.traces)  # with the student's traces equal to the teacher's, one row serves both losses
     chunks = [chunk for step in range(4) for chunk in source.make_batch(step).queries]
     names = [name for chunk in chunks for name in chunk.names]
     assert len(names) == len(set(names)) == 4 * config.batch.global_batch_size
@@ -165,7 +165,7 @@ def test_the_student_generates_traces_for_training(train_file: Path) -> None:
     source = source_of(config, embedder)
     every = source.list_reasoning(0, 200 * source.sampler.per_epoch)
     assert {source.records.item(i).id for i in every} == source.traces.keys()
-    wanted = source.list_reasoning(1, 3)  # what two steps draw, no more
+    wanted = source.list_reasoning(1, 3)  # only what two steps draw
     drawn = {identifier for step in (1, 2) for identifier in source.make_batch(step).ids}
     assert {source.records.item(i).id for i in wanted} == drawn & source.traces.keys()
     assert 0 < len(wanted) < len(every)
