@@ -30,14 +30,14 @@ from trainer.model.embedder import Embedder
 
 root, images, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 settings = ModelSettings(base=str(MODELS / "base"), lora=LoraSettings(r=4, alpha=8), max_pixels=12544)
-embedder = Embedder.create(settings, "pocket").folded().eval()
+embedder = Embedder.create(settings, "pocket").fold_adapter().eval()
 worker = PoolEmbedder(embedder, plain_store(root), rows=rows, max_chars=200)
 pool = [Candidate(did=f"5:{n + 1}", img_path=f"mbeir_images/{n % 4}.jpg", modality="image") for n in range(images)]
 
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
 
-worker.vectors(pool[:4])
+worker.embed_part(pool[:4])
 before, most, over = anonymous(), [0.0], threading.Event()
 
 def watch():
@@ -48,7 +48,7 @@ thread = threading.Thread(target=watch)
 thread.start()
 peaks = []
 for part in (pool[: images // 2], pool):
-    worker.vectors(part)
+    worker.embed_part(part)
     peaks.append(most[0] - before)
 over.set()
 thread.join()

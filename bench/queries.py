@@ -54,7 +54,7 @@ def main(
             for task, file in files.items():
                 for start in range(0, len(file.queries), 1024):
                     part = file.queries[start : start + 1024]
-                    rows = [file.asked(query).row(embedder._adaptive.encoder, embedder._images) for query in part]
+                    rows = [file.student_query(query).encode(embedder._adaptive.encoder, embedder._images) for query in part]
                     embedder._adaptive.embed(rows, route="given", given=[routes[task, query.qid] for query in part])
 
     def shared() -> None:

@@ -94,9 +94,11 @@ def draw_batch(embedder: Embedder, queries: int, chunk: int, trace_words: int = 
 
     ids = [f"q{i}" for i in range(queries)]
     dids = [f"c{i}" for i in range(queries)]
-    asked = [encoder.query(name, words(12), words(15), picture(), written=words(trace_words), labelled=True) for name in ids]
-    offered = [encoder.candidate(name, words(20), picture()) for name in dids]
-    chunks = encoder.chunks(asked, chunk, 10**9), encoder.chunks(offered, chunk, 10**9)
+    asked = [
+        encoder.encode_query(name, words(12), words(15), picture(), written=words(trace_words), labelled=True) for name in ids
+    ]
+    offered = [encoder.encode_candidate(name, words(20), picture()) for name in dids]
+    chunks = encoder.make_chunks(asked, chunk, 10**9), encoder.make_chunks(offered, chunk, 10**9)
     return Batch(0, ids, chunks[0], chunks[1], dids, [frozenset([did]) for did in dids], queries, False)
 
 

@@ -22,13 +22,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.embedding.vectors import BLOCK_ROWS, blocks, normalised
+from trainer.embedding.vectors import BLOCK_ROWS, normalise, read_blocks
 from trainer.retrieval.topk import top_k
 
 STREAMED = """
 import resource, sys
 import numpy as np
-from trainer.retrieval.topk import blocks, normalised, top_k
+from trainer.retrieval.topk import normalise, read_blocks, top_k
 path, queries, k = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 anonymous = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
@@ -38,7 +38,7 @@ def watched(parts):
     for part in parts:
         most = max(most, anonymous())
         yield part
-found = top_k(queries, watched(blocks(np.load(path, mmap_mode="r"))), k)
+found = top_k(queries, watched(read_blocks(np.load(path, mmap_mode="r"))), k)
 most = max(most, anonymous())
 print(most - before, int(found.positions.sum()))
 """
@@ -54,8 +54,8 @@ def main(
     """Prints a table with the ratio to faiss in the same run."""
     console = Console()
     rng = np.random.default_rng(0)
-    pool = normalised(rng.standard_normal((rows, dim), np.float32))
-    asked = normalised(rng.standard_normal((queries, dim), np.float32))
+    pool = normalise(rng.standard_normal((rows, dim), np.float32))
+    asked = normalise(rng.standard_normal((queries, dim), np.float32))
     index = faiss.IndexFlatIP(dim)
     index.add(pool)
     seconds: dict[str, list[float]] = {"faiss IndexFlatIP": [], "top_k": []}
@@ -79,7 +79,7 @@ def main(
         np.save(path, pool.astype(np.float16))
         np.save(query, asked)
         began = time.perf_counter()
-        top_k(asked, blocks(np.load(path, mmap_mode="r")), k)
+        top_k(asked, read_blocks(np.load(path, mmap_mode="r")), k)
         took = time.perf_counter() - began
         table.add_row("top_k, streamed from float16", f"{took:.2f}", f"{queries / took:,.0f}", f"{base / took:.2f}")
         done = subprocess.run(

@@ -36,7 +36,7 @@ from trainer.data.dataset import Candidates, Records
 from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
-from trainer.model.embedder import Embedder, pooled
+from trainer.model.embedder import Embedder, pool_states
 from trainer.training.step import train_step
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -72,20 +72,20 @@ class Student(nn.Module):
         inputs = {name: features[name] for name in names if name in features}
         with self.embedder.casting():
             states = self.embedder.model.model(**inputs, use_cache=False).last_hidden_state
-        return features | {"sentence_embedding": pooled(states, features["attention_mask"].sum(1) - 1)}
+        return features | {"sentence_embedding": pool_states(states, features["attention_mask"].sum(1) - 1)}
 
     def save(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError
 
 
 def features_of(source: BatchSource, step: int) -> list[dict[str, Tensor]]:
-    """Returns the queries and positives of `source.batch(step)`, each side as one padded batch in the same order."""
-    items = [source.records.item(int(i)) for i in source.order.epoch(0)[step]]
-    queries = [source.query_rows(item, 0)[0] for item in items]
-    found = source.candidates.fetch(source.batch(step).dids)
+    """Returns the queries and positives of `source.make_batch(step)`, each side as one padded batch in the same order."""
+    items = [source.records.item(int(i)) for i in source.sampler.epoch(0)[step]]
+    queries = [source.encode_query(item, 0)[0] for item in items]
+    found = source.candidates.fetch(source.make_batch(step).dids)
     sides = []
-    for rows in (queries, [source.candidate_row(candidate) for candidate in found]):
-        inputs = source.encoder.chunk(rows).to(ONE.device).inputs  # with the processor's pixel values
+    for rows in (queries, [source.encode_candidate(candidate) for candidate in found]):
+        inputs = source.encoder.make_chunk(rows).to(ONE.device).inputs  # with the processor's pixel values
         del inputs["position_ids"]  # (3, rows, length) cannot be split by rows; the model computes them itself
         inputs["num_images_per_sample"] = torch.tensor([len(row.pictures) for row in rows])
         sides.append(inputs)
@@ -100,7 +100,7 @@ def step(config: Config = POCKET, queries: int = 64, chunk: int = 16, steps: int
 
     settings, embedder, source = prepared(config, queries=queries, chunk=chunk, forward=None)
     loss = settings.loss.model_copy(update={"generation_weight": 0.0, "route_weight": 0.0})
-    batches = [source.batch(i) for i in range(steps)]
+    batches = [source.make_batch(i) for i in range(steps)]
     whole = [_held(batch) for batch in batches]
     sides = [features_of(source, i) for i in range(steps)]
     theirs = CachedMultipleNegativesRankingLoss(
@@ -148,7 +148,7 @@ from trainer.data.dataset import Records
 from trainer.training.step import train_step
 queries = int(sys.argv[2])
 config, embedder, source = prepared(Path(sys.argv[1]), queries=queries, chunk=int(sys.argv[3]), forward=None)
-batch = source.batch(0)
+batch = source.make_batch(0)
 anonymous = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 batch_mib = sum(t.numel() * t.element_size() for c in [*batch.queries, *batch.candidates] for t in c.inputs.values()) / 2**20
 import threading, time
@@ -196,14 +196,14 @@ def adaptive(
 ) -> None:
     """Compares TRACE on all queries with the bound: bypassing queries embedded directly, reasoning ones with traces."""
     config = load_config(run / "train.json", TrainConfig)
-    embedder = Embedder.load(run / "trace" / "model", config.model).folded()  # as it is served
+    embedder = Embedder.load(run / "trace" / "model", config.model).fold_adapter()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)
     layout, images = Layout.open(config.data.mbeir), training_store(config)
     rows = [
         row
         for task in DATASET_TASKS
         if layout.queries(split, task).is_file()  # type: ignore[arg-type]
-        for row in QueryFile(layout, task, split).rows(embedding.encoder, images)  # type: ignore[arg-type]
+        for row in QueryFile(layout, task, split).encode(embedding.encoder, images)  # type: ignore[arg-type]
     ]
     routed = embedding.embed(rows, route="learned")
     easy = [row for row, one in zip(rows, routed, strict=True) if not one.reasoned]

@@ -53,10 +53,12 @@ def batch_of(embedder: Embedder, size: tuple[int, int], pairs: int, chunk: int) 
         return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
 
     names = [f"q{i}" for i in range(pairs)]
-    queries = [encoder.query(name, "Find it.", "a red square", picture(), written="a square", labelled=True) for name in names]
-    found = [encoder.candidate(f"c{i}", "a square", picture()) for i in range(pairs)]
+    queries = [
+        encoder.encode_query(name, "Find it.", "a red square", picture(), written="a square", labelled=True) for name in names
+    ]
+    found = [encoder.encode_candidate(f"c{i}", "a square", picture()) for i in range(pairs)]
     dids = [row.name for row in found]
-    sides = [encoder.chunks(rows, chunk, 10**9) for rows in (queries, found)]
+    sides = [encoder.make_chunks(rows, chunk, 10**9) for rows in (queries, found)]
     return Batch(0, names, sides[0], sides[1], dids, [frozenset([did]) for did in dids], pairs, at_once=False)
 
 
@@ -102,7 +104,7 @@ def table(pairs: int, chunk: int, width: int, rounds: int) -> Table:
             once = measured(model, batch, 4.0, rounds)
             held, apart = 0, 0.0
             for part in [*batch.queries, *batch.candidates]:
-                with torch.no_grad(), TowerMemory(model.model, 2**40).watching() as seen:
+                with torch.no_grad(), TowerMemory(model.model, 2**40).record() as seen:
                     expected, _ = model(part)
                 with torch.no_grad():
                     apart = max(apart, float((model(part, seen=seen[0])[0] - expected).abs().max()))

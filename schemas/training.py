@@ -89,7 +89,8 @@ class DataSettings(_Settings):
     """Repeat rows as often as the up-sampled union file has them."""
     skip_unreadable: bool = False
     """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
-    list it, in training, evaluation and index; otherwise the first one ends the work. Training then looks at them all first."""
+    list it, in training, evaluation and index; otherwise the first one ends the work. A query that is left out of an evaluation
+    counts as a miss. Training checks all images before its first step."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2

@@ -1,16 +1,17 @@
 """TRACE: training, adaptive embedding, retrieval, evaluation, export.
 
-Its public face, imported when it is first asked for (``import trainer`` loads no torch):
+The public interface, imported on first use (``import trainer`` does not load torch):
 
-    TraceEmbedder    texts and pictures into vectors
-    Index            a corpus to be searched
+    TraceEmbedder    texts and images to vectors
+    Index            a searchable corpus
     load_settings    the settings of a run, a config file or a checkpoint
-    evaluate_run     M-BEIR's table for a run and what it is compared with
+    evaluate_run     M-BEIR's table for a run and its controls
 
-Tensors end in their dimensions, one letter each (`logits_BV`):
+Names of tensors and arrays end in their dimensions, one letter each (`logits_BV`):
 
     B rows of a forward pass    L length in tokens    D width of states and embeddings    V vocabulary
-    Q queries                   C candidates          T labelled tokens, of all rows
+    Q queries                   C candidates          K hits kept for a query             T labelled tokens, of all rows
+    H attention heads           W windows             N patches of images, or tokens      M K hits and a block's candidates
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ if TYPE_CHECKING:
     from trainer.evaluation.evaluate_run import evaluate_run
     from trainer.evaluation.results import Result
     from trainer.model.location import load_settings
-    from trainer.retrieval.index import Found, Hit, Index
+    from trainer.retrieval.index import Hit, Index, SearchResult
 
-__all__ = ["Found", "Hit", "Index", "QueryEmbedding", "Result", "TraceEmbedder", "evaluate_run", "load_settings"]
+__all__ = ["Hit", "Index", "QueryEmbedding", "Result", "SearchResult", "TraceEmbedder", "evaluate_run", "load_settings"]
 
 _PLACES: Final = {
-    "Found": "trainer.retrieval.index",
     "Hit": "trainer.retrieval.index",
     "Index": "trainer.retrieval.index",
     "QueryEmbedding": "trainer.embedding.adaptive",
     "Result": "trainer.evaluation.results",
+    "SearchResult": "trainer.retrieval.index",
     "TraceEmbedder": "trainer.embedding.trace_embedder",
     "evaluate_run": "trainer.evaluation.evaluate_run",
     "load_settings": "trainer.model.location",
 }
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until a command opens a file or a caller its own
+logging.getLogger(__name__).addHandler(
+    logging.NullHandler()
+)  # silent until a command opens a log file or a caller adds a handler
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""The processes of a distributed run: what each contributes to a step's loss and gradients.
+"""The processes of a distributed run, and what each contributes to a step's loss and gradients.
 
-There is no wrapper around the model. Embeddings are gathered, every process computes the whole contrastive loss and its exact
-gradient with respect to *its own* embeddings, cross-entropy is divided by the global number of queries, and gradients are
+There is no wrapper around the model. Embeddings are gathered; every process computes the whole contrastive loss and its exact
+gradient with respect to *its own* embeddings; cross-entropy is divided by the global number of queries; and gradients are
 summed. So one process and many give the same gradients.
 """
 
@@ -39,7 +39,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, device: str) -> ProcessGroup:
-        """One process, or what torchrun (or accelerate, or Ray Train) started: they set RANK and WORLD_SIZE."""
+        """A single process, or the group that torchrun, accelerate or Ray Train started: they set RANK and WORLD_SIZE."""
         if device == "auto":
             device = "cuda" if takes_gpu(device) else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
@@ -58,28 +58,29 @@ class ProcessGroup:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def gather(self, rows: Tensor) -> list[Tensor]:
-        """Everybody's (n, dim) tensors, by rank; the number of rows may differ. No gradient passes to the others."""
+    def gather(self, vectors: Tensor) -> list[Tensor]:
+        """The (n, dim) tensors of all processes, by rank; n may differ. No gradient passes to the other processes."""
         if self.size == 1:
-            return [rows]
-        counts = self.gather_objects(len(rows))
-        most = max(counts)
-        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]).contiguous()
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        parts = [part[:count] for part, count in zip(found, counts, strict=True)]
-        parts[self.rank] = rows
+            return [vectors]
+        counts = self.gather_objects(len(vectors))
+        missing = max(counts) - len(vectors)
+        padded = torch.cat([vectors, vectors.new_zeros(missing, *vectors.shape[1:])]).contiguous()
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
+        parts[self.rank] = vectors
         return parts
 
     def gather_objects(self, mine: T) -> list[T]:
+        """The objects of all processes, by rank."""
         if self.size == 1:
             return [mine]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], whole: Sequence[nn.Parameter] = ()) -> None:
-        """Sums gradients over processes. `whole`: parameters whose gradient every process has computed in full."""
+        """Sums gradients over processes, except those of `whole`, which every process has computed in full."""
         if self.size == 1:
             return
         known = {id(parameter) for parameter in whole}
@@ -91,6 +92,7 @@ class ProcessGroup:
             dist.all_reduce(parameter.grad)
 
     def sum(self, value: Tensor) -> Tensor:
+        """Sums over processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value

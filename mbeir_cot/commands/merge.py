@@ -27,22 +27,24 @@ def merge(
     from schemas.errors import ConfigError
     from trainer.embedding.workers import EmbedderSpec
     from trainer.evaluation.evaluate_run import results_file
-    from trainer.model.location import located, model_directory
-    from trainer.release.hub_files import card_of
+    from trainer.model.location import locate, model_directory
+    from trainer.release.hub_files import render_card
     from trainer.release.merge import COSINE
     from trainer.release.merge import merge as run_merge
     from trainer.release.merge_samples import merge_samples
 
     console = printing.console()
-    run = located(run)
+    run = locate(run)
     settings = run_settings(run, overrides, None, image_roots)
     if not settings.data.dataset:
         raise ConfigError(f"{run} does not say what it was fitted on", "add --set data.dataset=DIR, whose rows are compared")
     embedder = EmbedderSpec(settings, model_directory(settings, run, variant)).load()
-    if embedder.identity.merged:
+    if embedder.metadata.merged:
         raise ConfigError(f"{run} holds whole weights already", "nothing is to be merged")
     queries, candidates = merge_samples(settings, embedder)
-    card = card_of(settings, variant, embedder.identity.model_copy(update={"merged": True}), out.name, results_file(settings))
+    card = render_card(
+        settings, variant, embedder.metadata.model_copy(update={"merged": True}), out.name, results_file(settings)
+    )
     report = run_merge(embedder, queries, candidates, out, settings=settings.adaptive, card=card, progress=console.print)
     console.print(
         f"{escape(str(out))}: least cosine with vLLM {report.least_cosine:.6f} "

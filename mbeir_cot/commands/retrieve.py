@@ -38,22 +38,23 @@ def index(
 
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.data.unreadable import load_list, told
+    from trainer.data.exclusions import describe_exclusions, load_exclusions
     from trainer.distributed import ProcessGroup
     from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
-    from trainer.model.embedder import fingerprint
-    from trainer.model.location import is_checkpoint, located, model_directory
-    from trainer.retrieval.index import UNREADABLE, IndexMetadata, build_index, pools_of
+    from trainer.model.location import is_checkpoint, locate, model_directory
+    from trainer.model.metadata import fingerprint
+    from trainer.retrieval.index import UNREADABLE, IndexMetadata
+    from trainer.retrieval.index_builder import build_index, pool_paths
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: unknown", "train, val or test")
-    run = located(run)
+    run = locate(run)
     settings = run_settings(run, overrides, None, image_roots)
     model = model_directory(settings, run, variant)
     source = EmbedderSpec(settings, model)
     layout = Layout.open(settings.data.mbeir)
-    paths = pools_of(layout, split, pool or [])  # type: ignore[arg-type]
-    card = IndexMetadata(
+    paths = pool_paths(layout, split, pool or [])  # type: ignore[arg-type]
+    metadata = IndexMetadata(
         run=run.absolute(),
         variant=variant,
         embedder_sha256=fingerprint(model),
@@ -68,18 +69,18 @@ def index(
     with (
         nullcontext(LocalPoolEmbedder(source.embedder(), settings))
         if count == 1
-        else RayPoolEmbedder(source, count, gpu=on_gpu) as workers
+        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers
     ):
-        made = build_index(out, card, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
-    console.print(f"{escape(str(out))}: {made.card.count:,} candidates, {made.card.dim:,} dimensions")
-    if left_out := load_list(out / UNREADABLE):
-        console.print(f"[yellow]{escape(told('candidates', left_out, out / UNREADABLE))}[/]")
+        made = build_index(out, metadata, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
+    console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
+    if left_out := load_exclusions(out / UNREADABLE):
+        console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
     if approximate is not None:
         from trainer.retrieval.recall_queries import recall_queries
 
         made.make_approximate(approximate)
         queries = recall_queries(source.load(), settings, split)  # type: ignore[arg-type]
-        recall = made.recall(queries, _RECALL_K)
+        recall = made.measure_recall(queries, _RECALL_K)
         console.print(
             f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
             f"({len(queries):,} queries of {escape(split)})"
@@ -119,7 +120,7 @@ def search(
         console.print(escape(one.trace.strip()) + ("" if one.ended else " […] (cut)"), style="italic")
     table = Table("", "score", "candidate", "text", "image")
     for rank, hit in enumerate(hits, 1):
-        shown = opened.card.mbeir / hit.candidate.img_path if hit.candidate.img_path else ""
+        shown = opened.metadata.mbeir / hit.candidate.img_path if hit.candidate.img_path else ""
         table.add_row(
             str(rank), f"{hit.score:.4f}", escape(hit.candidate.did), escape(hit.candidate.txt or ""), escape(str(shown))
         )

@@ -30,8 +30,9 @@ def score(
     """
     from pipeline.mbeir.layout import Layout
     from schemas.errors import ConfigError
-    from trainer.embedding.files import EmbeddingFiles
-    from trainer.evaluation.uniir import headline_k, score_directory, table
+    from trainer.data.exclusions import load_exclusions
+    from trainer.embedding.files import EmbeddingFiles, exclusions_path
+    from trainer.evaluation.uniir import format_table, headline_k, score_directory
     from trainer.retrieval.topk import search_device
 
     if split not in ("test", "val"):
@@ -54,7 +55,7 @@ def score(
         errors.print(escape(f"{first.task.name} {first.pool}: " + ", ".join(f"R@{s.k} {s.value:.4f}" for s in scores)))
     files.tables.mkdir(parents=True, exist_ok=True)
     path = files.tables / f"eval_results_{split}.tsv"
-    path.write_text(table(found), newline="", encoding="utf-8")
+    path.write_text(format_table(found), newline="", encoding="utf-8")
     shown = Table("dataset-task", "R@", "local", "union")
     tasks = list(dict.fromkeys(score.task for score in found))
     columns: dict[str, list[float]] = {"single": [], "union": []}
@@ -69,4 +70,8 @@ def score(
     means = [f"{sum(values) / len(values):.4f}" if values else "" for values in columns.values()]
     shown.add_row("mean", "", *means)
     console.print(shown)
+    lists = {task.name: load_exclusions(exclusions_path(files.queries(task, known))) for task in tasks}  # type: ignore[arg-type]
+    for name, unreadable in lists.items():
+        if unreadable:
+            console.print(f"[yellow]{escape(name)}: {len(unreadable):,} queries could not be read and count as misses[/]")
     console.print(escape(str(path)))

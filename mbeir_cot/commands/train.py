@@ -78,11 +78,11 @@ def train(
         raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
     if dry_run:
         from trainer.training.cost import PEAK
-        from trainer.training.dry_run import plan, table
+        from trainer.training.dry_run import format_plan, make_plan
 
         devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
-        found = plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
-        console.print(found.model_dump_json(indent=1) if as_json else table(found), markup=False)
+        planned = make_plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        console.print(planned.model_dump_json(indent=1) if as_json else format_plan(planned), markup=False)
         return
     if as_json or mfu is not None or peak is not None:
         raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
@@ -91,9 +91,9 @@ def train(
 
         train_on_ray(settings, ray_workers, restarts=ray_restarts, quiet=quiet)
     elif processes > 1:
-        from trainer.training.launch_local import train_here
+        from trainer.training.launch_local import train_locally
 
-        train_here(settings, processes, quiet=quiet)
+        train_locally(settings, processes, quiet=quiet)
     else:
         from trainer.training.train import train as run
 
@@ -103,11 +103,11 @@ def train(
         for variant in settings.variants:
             console.print(escape(f"{variant}: {settings.out / variant / 'model'}"))
         if settings.data.skip_unreadable:
-            from trainer.data.unreadable import load_list, told
+            from trainer.data.exclusions import describe_exclusions, load_exclusions
 
             file = settings.out / "unreadable.json"
-            if left_out := load_list(file):
-                console.print(f"[yellow]{escape(told('rows', left_out, file))}[/]")
+            if left_out := load_exclusions(file):
+                console.print(f"[yellow]{escape(describe_exclusions('records', left_out, file))}[/]")
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
@@ -118,9 +118,9 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     """
     from schemas.errors import ConfigError
     from trainer.evaluation.evaluate_run import evaluate_run
-    from trainer.model.location import is_checkpoint, located
+    from trainer.model.location import is_checkpoint, locate
 
-    config = located(config)
+    config = locate(config)
     alone = is_checkpoint(config)
     if alone and out is None:
         raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")

@@ -1,4 +1,4 @@
-"""The log file of a build or training: what happened and when, for people who look for a cause afterwards.
+"""The log file of a build, training, evaluation or index: what happened and when, for people who look for a cause afterwards.
 
 Modules log to `logging.getLogger(__name__)` and know nothing of files. A command, or an actor, opens its file here. Keys and
 tokens are taken out of each line as it is written, whatever was logged.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.files.secrets import without_secrets
+from schemas.errors import CotError
 
 DEBUG_VARIABLE: Final = "MBEIR_COT_DEBUG"
 """Set by `--debug`; passed on to actors."""
@@ -63,6 +64,17 @@ def open_run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = lo
         logger.addHandler(handler)
         logger.setLevel(level)
     return handler
+
+
+@contextlib.contextmanager
+def log_failure(logger: logging.Logger, what: str) -> Iterator[None]:
+    """Logs the error that ends `what`, with a traceback unless its cause is known, and raises it again."""
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, CotError | KeyboardInterrupt)
+        logger.error("%s: ended by %r", what, error, exc_info=not known)  # noqa: TRY400 (a known cause needs no traceback)
+        raise
 
 
 class _QuietHandler(RotatingFileHandler):

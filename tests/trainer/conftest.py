@@ -1,4 +1,4 @@
-"""A small dataset to train on, made from a world's own queries: short traces, one query in three reasons."""
+"""A small training dataset made from a world's queries: short traces, and one query in three reasons."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def dataset(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world with a few validation queries of three tasks and small pools, for evaluations that take seconds."""
+    """The small world with a few validation queries of three tasks and small pools, for fast evaluations."""
     root = tmp_path_factory.mktemp("tiny") / "M-BEIR"
     shutil.copytree(small_world, root, copy_function=os.link)
     wanted: set[str] = set()
@@ -105,7 +105,7 @@ def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             wanted.update(did for line in lines for did in json.loads(line)["pos_cand_list"])
     for path in (root / "cand_pool" / "local").iterdir():
         lines = path.read_text().splitlines()
-        path.unlink()  # a link to the small world's
+        path.unlink()  # a hard link to the small world's
         kept = [line for number, line in enumerate(lines) if number < 150 or json.loads(line)["did"] in wanted]
         path.write_text("\n".join(kept) + "\n")
     return root
@@ -113,7 +113,7 @@ def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config for a training of six short steps."""
+    """The config of a training of six short steps."""
     directory = tmp_path_factory.mktemp("train")
     path = directory / "train.yaml"
     settings = {
@@ -139,7 +139,7 @@ def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def finished(train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
+    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("finished") / "run"
     done = mbeir_cot("train", train_file, "--out", run, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ def config(train_file: Path) -> TrainConfig:
 
 
 def fresh(config: TrainConfig, **changes: Any) -> Embedder:
-    """A new embedder whose adapter is no longer at its start, where half of it is zero."""
+    """A new embedder whose adapter is random, where it would normally start with zeros in one half."""
     torch.manual_seed(0)
     embedder = Embedder.create(
         config.model.model_copy(update=changes), config.data.prompts, temperature=0.05, learn_temperature=True

@@ -1,7 +1,7 @@
-"""The records that TRACE learns from, and their candidates.
+"""The records that TRACE is trained on, and their candidates.
 
-A dataset is what `mbeir-cot build` wrote: a directory, or a Hub repository of the same files. Only the columns that are
-needed are held; texts, images and candidates are read when a batch is made.
+A dataset is the output of `mbeir-cot build`: a directory, or a Hub repository of the same files. Only the columns that training
+needs are in memory; images and candidates are read when a batch is made.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ class Item(NamedTuple):
 
     @property
     def trace(self) -> str:
-        """What the student writes before the embedding token; empty for a bypass."""
+        """The text before the embedding token; empty for a bypass."""
         return self.target.removesuffix(EMB_TOKEN)
 
 
 class Records:
-    """The rows of a dataset's `default` config, as an Arrow table. Picklable."""
+    """A dataset's `default` config as an Arrow table. Picklable."""
 
     def __init__(self, table: pa.Table, name: str, digest: str) -> None:
         self.table, self.name, self.digest = table.combine_chunks(), name, digest
 
     @classmethod
     def load(cls, dataset: str) -> Records:
-        """A directory or a Hub repository. Raises InputError where it is not such a dataset."""
+        """From a directory or a Hub repository. Raises InputError if it is no such dataset."""
         files = sorted((local_directory(dataset) / "data").glob("*.parquet"))
         if not files:
             raise InputError(f"{dataset} holds no data/*.parquet", "name a dataset that `mbeir-cot build` wrote")
@@ -91,46 +91,46 @@ class Records:
         table = pa.concat_tables(tables)
         ends = pc.all(pc.ends_with(table["target"], EMB_TOKEN)).as_py()
         if len(table) == 0 or not ends:
-            raise InputError(f"{dataset} has no rows, or targets that do not end in {EMB_TOKEN}", "build the dataset again")
+            raise InputError(f"{dataset} has no records, or targets that do not end in {EMB_TOKEN}", "build the dataset again")
         return cls(table, dataset, digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self.table)
 
     def item(self, index: int) -> Item:
-        row: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        record: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
         return Item(
-            row["id"],
-            row["qid"],
-            DatasetTask(row["dataset"], row["task_id"]),
-            row["instruction"],
-            row["query_text"],
-            row["query_image"],
-            tuple(row["positives"]),
-            tuple(row["hard_negatives"]),
-            row["route"] == "reasoning",
-            row["answer"],
-            row["target"],
+            id=record["id"],
+            qid=record["qid"],
+            task=DatasetTask(record["dataset"], record["task_id"]),
+            instruction=record["instruction"],
+            text=record["query_text"],
+            image=record["query_image"],
+            positives=tuple(record["positives"]),
+            hard_negatives=tuple(record["hard_negatives"]),
+            reasons=record["route"] == "reasoning",
+            answer=record["answer"],
+            target=record["target"],
         )
 
     def groups(self, *, repeat: bool) -> dict[str, list[int]]:
-        """Dataset-task -> indices, each as often as its multiplicity if `repeat`."""
-        found: dict[str, list[int]] = {}
+        """Dataset-task -> indices of its records; `repeat`: each as often as its multiplicity."""
+        groups: dict[str, list[int]] = {}
         columns = (self.table[name].to_pylist() for name in ("dataset", "task_id", "multiplicity"))
         for index, (dataset, task_id, times) in enumerate(zip(*columns, strict=True)):
-            found.setdefault(f"{dataset}_task{task_id}", []).extend([index] * (times if repeat else 1))
-        return found
+            groups.setdefault(f"{dataset}_task{task_id}", []).extend([index] * (times if repeat else 1))
+        return groups
 
     def traces(self) -> dict[str, str]:
         """Record id -> trace, of the reasoning records."""
-        wanted = self.table.filter(pc.equal(self.table["route"], "reasoning")).select(["id", "target"])
-        pairs = zip(wanted["id"].to_pylist(), wanted["target"].to_pylist(), strict=True)
+        reasoning = self.table.filter(pc.equal(self.table["route"], "reasoning")).select(["id", "target"])
+        pairs = zip(reasoning["id"].to_pylist(), reasoning["target"].to_pylist(), strict=True)
         return {identifier: target.removesuffix(EMB_TOKEN) for identifier, target in pairs}
 
     @property
     def split(self) -> Split:
-        found: Split = self.table["split"][0].as_py()
-        return found
+        split: Split = self.table["split"][0].as_py()
+        return split
 
 
 class Candidates:

@@ -1,8 +1,8 @@
-"""Where the tokens of a row stand in text and pictures, told in the loader's workers.
+"""M-RoPE positions of tokens in text and images, computed in the loader's workers.
 
-Left to the model this is looked for at every forward pass, row by row on the GPU, which has to be waited for at each picture.
-The rule is that of Qwen2-VL and its successors: a text token follows what came before it, the tokens of a picture stand at one
-time in rows and columns, and what follows goes on after the longer of its sides.
+The model would compute them in every forward pass, row by row on the GPU, and wait for it at each image. The rule is that of
+Qwen2-VL and its successors: a text token takes the next position; the tokens of an image share one time and have the rows and
+columns of a grid; the next position is beyond the longer side of the grid.
 """
 
 from __future__ import annotations
@@ -15,34 +15,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def mrope_positions(is_image: Tensor, mask: Tensor, grids: Tensor | None, merge: int) -> Tensor:
-    """(3, rows, length): time, row and column of every token; 0 on padding.
+def compute_mrope_positions(is_image_BL: Tensor, mask_BL: Tensor, grids: Tensor | None, merge: int) -> Tensor:
+    """(3, rows, length): time, row and column of every token; 0 at padding.
 
-    is_image, mask (rows, length): tokens of pictures; tokens that are none of the padding. grids (pictures, 3): patches of each
-    picture in the order of the rows, in time, height and width. merge: patches to a token, on a side.
+    is_image_BL: whether a token is an image's. mask_BL: 0 at padding. grids: (images, 3), the patches of each image in time,
+    height and width, in the order of the rows. merge: patches per token along a side.
     """
     sizes: Iterator[Sequence[int]] = iter(grids.tolist() if grids is not None else ())
-    found = np.zeros((3, *is_image.shape), np.int64)
-    for row, (visual, real) in enumerate(zip(is_image.numpy().astype(bool), mask.numpy().astype(bool), strict=True)):
-        found[:, row, real] = _row(visual[real], sizes, merge)
-    return torch.from_numpy(found)
+    positions_3BL = np.zeros((3, *is_image_BL.shape), np.int64)
+    for row, (is_image_L, mask_L) in enumerate(
+        zip(is_image_BL.numpy().astype(bool), mask_BL.numpy().astype(bool), strict=True)
+    ):
+        positions_3BL[:, row, mask_L] = _row_positions(is_image_L[mask_L], sizes, merge)
+    return torch.from_numpy(positions_3BL)
 
 
-def _row(visual: NDArray[np.bool_], sizes: Iterator[Sequence[int]], merge: int) -> NDArray[np.int64]:
-    places = np.empty((3, len(visual)), np.int64)
-    at, now = 0, 0  # token, position
-    pictures = np.flatnonzero(visual)
-    while at < len(visual):
-        if not visual[at]:
-            following = pictures[np.searchsorted(pictures, at) :]
-            end = int(following[0]) if len(following) else len(visual)
-            places[:, at:end] = np.arange(now, now + end - at)
-            now += end - at
+def _row_positions(is_image_L: NDArray[np.bool_], sizes: Iterator[Sequence[int]], merge: int) -> NDArray[np.int64]:
+    length = len(is_image_L)
+    positions_3L = np.empty((3, length), np.int64)
+    token, position = 0, 0
+    image_tokens = np.flatnonzero(is_image_L)
+    while token < length:
+        if not is_image_L[token]:
+            following = image_tokens[np.searchsorted(image_tokens, token) :]
+            end = int(following[0]) if len(following) else length
+            positions_3L[:, token:end] = np.arange(position, position + end - token)
+            position += end - token
         else:
             time, height, width = next(sizes)
             height, width = height // merge, width // merge
-            end = at + time * height * width
-            places[:, at:end] = now + np.indices((time, height, width)).reshape(3, -1)
-            now += max(height, width)
-        at = end
-    return places
+            end = token + time * height * width
+            positions_3L[:, token:end] = position + np.indices((time, height, width)).reshape(3, -1)
+            position += max(height, width)
+        token = end
+    return positions_3L

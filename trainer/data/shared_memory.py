@@ -1,6 +1,6 @@
-"""What the loaders of a node hold in /dev/shm, told before the first of them is started.
+"""Estimates what a node's loaders will hold in /dev/shm, before the first of them starts.
 
-A container that gives too little (Docker's default is 64 MB) kills a worker with a bus error in the middle of a batch.
+In a container with too little (Docker's default is 64 MB) a worker dies of a bus error in the middle of a batch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from schemas.errors import ConfigError
 from trainer.data.batches import BatchSource
 from trainer.distributed import ProcessGroup
 
-SHARED: Final = Path("/dev/shm")  # noqa: S108 (where torch's workers hand their tensors over; nothing of ours is written there)
+SHARED: Final = Path("/dev/shm")  # noqa: S108 (torch's workers pass tensors through it; we write nothing there)
 MARGIN: Final = 1.25
-"""Batches differ in size, and one is on its way from each loader."""
+"""Batches differ in size, and each loader has one in transit."""
 
 
-def row_bytes(source: BatchSource, queries: int = 16) -> float:
-    """Mean of the rows of some queries and their positives, with their pictures, as they travel."""
+def measure_row_bytes(source: BatchSource, queries: int = 16) -> float:
+    """Mean bytes per row, images included, over some queries and their positives."""
     rows = source.sample(queries)
-    chunks = source.encoder.chunks(rows, source.chunk, source.config.batch.micro_batch_patches)
+    chunks = source.encoder.make_chunks(rows, source.chunk, source.config.batch.micro_batch_patches)
     total = 0
 
     def count(tensor: object) -> object:
@@ -31,40 +31,43 @@ def row_bytes(source: BatchSource, queries: int = 16) -> float:
         return tensor
 
     for chunk in chunks:
-        chunk.changed(count)
+        chunk.map_tensors(count)
     return total / len(rows)
 
 
-def needed(source: BatchSource, processes: int, each: float) -> float:
-    """Bytes in /dev/shm of a node with so many processes, at so many bytes a row."""
+def estimate_bytes(source: BatchSource, processes: int, each: float) -> float:
+    """Bytes in /dev/shm of a node with this many processes. each: bytes per row."""
     config = source.config
     rows = config.batch.global_batch_size / source.world_size * (2 + config.data.hard_negatives)
     return MARGIN * processes * config.data.workers * config.data.prefetch * rows * each
 
 
 def check_shared_memory(source: BatchSource, group: ProcessGroup, shared: Path = SHARED) -> str | None:
-    """What to tell about it, or None where no loader uses it. Raises ConfigError, in every process, if a node has less."""
+    """A line about what is needed and free; None if no loader uses it.
+
+    Raises ConfigError, in every process, if a node has too little.
+    """
     if not source.config.data.workers or not shared.is_dir():
         return None
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", source.world_size))
-    each = row_bytes(source)
-    wanted = needed(source, processes, each)
+    each = measure_row_bytes(source)
+    wanted = estimate_bytes(source, processes, each)
     free = os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize
     data = source.config.data
-    told = (
-        f"loaders hold up to {_size(wanted)} in {shared} ({processes} x {data.workers} workers x {data.prefetch} batches, "
-        f"{_size(each)} a row), which has {_size(free)}"
+    line = (
+        f"loaders hold up to {_format_size(wanted)} in {shared} ({processes} x {data.workers} workers x {data.prefetch} "
+        f"batches, {_format_size(each)} a row), which has {_format_size(free)}"
     )
-    short = [told for told, is_short in group.gather_objects((told, wanted > free)) if is_short]
+    short = [text for text, is_short in group.gather_objects((line, wanted > free)) if is_short]
     if short:
         raise ConfigError(
             short[0],
             f"docker run --shm-size={math.ceil(wanted / 2**30)}g, or lower data.workers or data.prefetch",
         )
-    return told
+    return line
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,7 @@
-"""Where a vision tower's windows lie and how its positions run, told from the pictures' sizes."""
+"""A vision tower's windows and positions, computed from image sizes in the loader's workers.
+
+The tower would compute them itself, in loops over images that wait for the GPU.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from transformers import vision_utils
 
 @dataclass(frozen=True, slots=True)
 class TowerPlan:
-    """merge: patches to a token, on a side. window, patch: pixels. table: the side of a table of learnt positions."""
+    """merge: patches per token along a side. window, patch: side in pixels. table: side of the table of learnt positions."""
 
     merge: int
     patch: int
@@ -20,7 +23,7 @@ class TowerPlan:
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
-        """None for a model without a tower like Qwen2.5-VL's or Qwen3-VL's."""
+        """None if the model has no tower like Qwen2.5-VL's or Qwen3-VL's."""
         tower = vision_tower(model)
         if tower is None:
             return None
@@ -28,7 +31,7 @@ class TowerPlan:
         return cls(tower.spatial_merge_size, tower.patch_size, size, table)
 
     def place(self, grids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(for the device, for the host): what the tower takes instead of looking for it. grids (pictures, 3)."""
+        """(on the device, on the host): the tower's precomputed arguments. grids: (images, 3)."""
         placed = {"position_ids": vision_utils.get_vision_position_ids(grids, self.merge)}
         lengths: dict[str, Tensor] = {}
         if self.window is not None:
@@ -43,6 +46,6 @@ class TowerPlan:
 
 
 def vision_tower(model: Any) -> Any | None:
-    """The tower of a Qwen2.5-VL, Qwen3-VL or their like, by its blocks and merger."""
+    """The vision tower of a Qwen2.5-VL, Qwen3-VL or similar model, recognised by its blocks and merger; None for others."""
     tower = getattr(getattr(model, "model", model), "visual", None)
     return tower if tower is not None and hasattr(tower, "blocks") and hasattr(tower, "merger") else None

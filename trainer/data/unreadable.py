@@ -1,26 +1,26 @@
 """Images that cannot be read (missing, damaged, or of a shape that the student's processor refuses): refused, or left out.
 
-By default the first of them ends the work, with its file, its row or did, and the setting. With ``data.skip_unreadable`` what
-shows it is left out, counted and listed:
+By default the first such image ends the work with an error that names its file, its record, qid or did, and the setting. With
+``data.skip_unreadable`` what shows the image is left out, counted and listed:
 
-    a training        rows whose query, or whose every positive, cannot be read; such positives and negatives of other rows.
-                      All images are looked at before the first step, once a run: RUN/unreadable.json
+    a training        records whose query or whose every positive cannot be read; and such positives and negatives of other
+                      records. All images are checked once per run, before the first step: RUN/unreadable.json
     a pool, an index  its candidate: X_unreadable.json beside the vectors
-    an evaluation     its query; a positive that was left out of its pool cannot be found, and counts as a miss
+    an evaluation     its query, which counts as a miss: X_unreadable.json beside the vectors. A positive that was left out of
+                      its pool cannot be retrieved, so its query counts as a miss too
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import pyarrow as pa
 
 from pipeline.dataset.training_store import training_store
-from pipeline.files.durable import replace_text
 from pipeline.mbeir.images import ImageProblem
 from pipeline.meter import Meter
 from schemas.errors import InputError
@@ -29,135 +29,117 @@ from schemas.training import TrainConfig
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.encoding import EncodedSequence
+from trainer.data.exclusions import Exclusion, save_exclusions
 
 T = TypeVar("T")
 
 _AT_ONCE: Final = 2_048
-_NAMED: Final = 5
 
 
-class LeftOut(NamedTuple):
-    """name: a did, a qid or a record's id. image: below the M-BEIR root."""
+class UnreadableImage(InputError):
+    """`exclusion`: how it would be listed if it were left out; lost when the error is pickled."""
 
-    name: str
-    image: str
-    reason: str
-    detail: str
-
-    @classmethod
-    def of(cls, name: str, problem: ImageProblem) -> LeftOut:
-        return cls(name, problem.path, str(problem.reason), problem.detail)
+    exclusion: Exclusion
 
 
-class Unreadable(InputError):
-    """`left_out`: what leaving it out would list; not there in another process."""
-
-    left_out: LeftOut
-
-
-def refused(kind: str, name: str, problem: ImageProblem) -> Unreadable:
-    """kind: row, query or candidate."""
-    remedy = f"{problem.remedy}; or leave such rows out: data.skip_unreadable=true"
-    found = Unreadable(f"{kind} {name}: {problem.problem}", remedy)
-    found.left_out = LeftOut.of(name, problem)
-    return found
-
-
-def told(what: str, found: Sequence[LeftOut], file: Path) -> str:
-    named = ", ".join(f"{one.name} ({one.image}: {one.detail})" for one in found[:_NAMED])
-    more = ", …" if len(found) > _NAMED else ""
-    return f"{len(found):,} {what} whose images cannot be read left out: {named}{more}; listed in {file}"
-
-
-def save_list(path: Path, found: Sequence[LeftOut], **more: Any) -> None:
-    replace_text(path, json.dumps(more | {"left_out": [one._asdict() for one in found]}, indent=1) + "\n")
-
-
-def load_list(path: Path) -> list[LeftOut]:
-    if not path.is_file():
-        return []
-    return [LeftOut(**one) for one in json.loads(path.read_text(encoding="utf-8"))["left_out"]]
+def refuse(kind: Literal["record", "query", "candidate"], name: str, problem: ImageProblem) -> UnreadableImage:
+    """The error to raise for an image that cannot be read."""
+    plural = {"record": "records", "query": "queries", "candidate": "candidates"}[kind]
+    error = UnreadableImage(
+        f"{kind} {name}: {problem.problem}", f"{problem.remedy}; or leave such {plural} out: data.skip_unreadable=true"
+    )
+    error.exclusion = Exclusion.of(name, problem)
+    return error
 
 
 class StudentBatches(BatchSource):
-    """Batches of images that the student's processor takes; a refusal names row or did."""
+    """Batches whose errors name the record or did of an image that cannot be read."""
 
-    def candidate_row(self, candidate: Candidate) -> EncodedSequence:
+    def encode_candidate(self, candidate: Candidate) -> EncodedSequence:
         try:
-            return super().candidate_row(candidate)
+            return super().encode_candidate(candidate)
         except ImageProblem as problem:
-            raise refused("candidate", candidate.did, problem) from problem
+            raise refuse("candidate", candidate.did, problem) from problem
 
-    def _query(self, item: Item, written: str, **flags: bool) -> EncodedSequence:
+    def _encode(self, item: Item, written: str, **flags: bool) -> EncodedSequence:
         try:
-            return super()._query(item, written, **flags)
+            return super()._encode(item, written, **flags)
         except ImageProblem as problem:
-            raise refused("row", item.id, problem) from problem
+            raise refuse("record", item.id, problem) from problem
 
 
 def readable_records(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool = False) -> Records:
-    """Without the rows, positives and negatives that cannot be read. Looks at all images once, and writes OUT/unreadable.json;
-    a run that goes on takes what is written there. Raises InputError where no row is left."""
+    """Without the records, positives and negatives whose images cannot be read.
+
+    Checks all images once and writes OUT/unreadable.json; a resumed run uses that list. Raises InputError if no record is left.
+    """
     file = config.out / "unreadable.json"
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["dataset_sha256"] != records.digest:
-        found = list(_unreadable(config, records, candidates, quiet=quiet))
-        config.out.mkdir(parents=True, exist_ok=True)
-        bad = {one.name: one for one in found}
-        lost = [one for row in records.table.to_pylist() if (one := _lost(row, bad)) is not None]
-        others = [one for one in found if one.name not in {row.name for row in lost}]
-        if len(lost) == len(records):
-            raise InputError(
-                f"no row of {records.name} can be read: {lost[0].image}: {lost[0].detail}, and {len(lost) - 1:,} more",
-                "is the disk with the images there? (data.mbeir)",
-            )
-        save_list(file, lost, dataset_sha256=records.digest, images=[one._asdict() for one in others])
-    known = json.loads(file.read_text(encoding="utf-8"))
-    without = {one["name"] for one in [*known["left_out"], *known["images"]]}
-    if not without:
+        _list_unreadable(file, records, list(_check_images(config, records, candidates, quiet=quiet)))
+    listed = json.loads(file.read_text(encoding="utf-8"))
+    unreadable = {entry["name"] for entry in [*listed["left_out"], *listed["images"]]}
+    if not unreadable:
         return records
-    rows = [_without(row, without) for row in records.table.to_pylist() if row["id"] not in without]
-    kept = [row for row in rows if row["positives"]]
-    return Records(pa.Table.from_pylist(kept, records.table.schema), records.name, records.digest)
+    cut = [_without(entry, unreadable) for entry in records.table.to_pylist() if entry["id"] not in unreadable]
+    readable = [entry for entry in cut if entry["positives"]]
+    return Records(pa.Table.from_pylist(readable, records.table.schema), records.name, records.digest)
 
 
-def _unreadable(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool) -> Iterator[LeftOut]:
+def _list_unreadable(file: Path, records: Records, exclusions: list[Exclusion]) -> None:
+    by_name = {one.name: one for one in exclusions}
+    causes = (_cause(entry, by_name) for entry in records.table.to_pylist())
+    lost = [cause for cause in causes if cause is not None]
+    if len(lost) == len(records):
+        raise InputError(
+            f"no record of {records.name} can be read: {lost[0].image}: {lost[0].detail}, and {len(lost) - 1:,} more",
+            "is the disk with the images mounted? (data.mbeir)",
+        )
+    names = {one.name for one in lost}
+    others = [one._asdict() for one in exclusions if one.name not in names]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_exclusions(file, lost, dataset_sha256=records.digest, images=others)
+
+
+def _check_images(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool) -> Iterator[Exclusion]:
+    """Opens every image of the records' queries and candidates; yields those that cannot be read."""
     images = training_store(config)
     columns = ("positives", "hard_negatives") if config.data.hard_negatives else ("positives",)
-    dids = sorted({did for name in columns for row in records.table[name].to_pylist() for did in row})
+    dids = sorted({did for name in columns for listed in records.table[name].to_pylist() for did in listed})
     queries = zip(records.table["id"].to_pylist(), records.table["query_image"].to_pylist(), strict=True)
     pairs = [(name, image) for name, image in queries if image]
 
-    def look(pair: tuple[str, str]) -> LeftOut | None:
+    def check(pair: tuple[str, str]) -> Exclusion | None:
         try:
             images.open(pair[1])
         except ImageProblem as problem:
-            return LeftOut.of(pair[0], problem)
+            return Exclusion.of(pair[0], problem)
         return None
 
     with (
         ThreadPoolExecutor(max(4, config.data.workers)) as threads,
-        Meter("looking at images", len(pairs) + len(dids), unit="images", quiet=quiet) as meter,
+        Meter("checking images", len(pairs) + len(dids), unit="images", quiet=quiet) as meter,
     ):
-        for part in _parts(pairs):
-            yield from filter(None, threads.map(look, part))
+        for part in _split(pairs):
+            yield from filter(None, threads.map(check, part))
             meter.advance(len(part))
-        for asked in _parts(dids):
-            shown = [one for one in candidates.fetch(asked) if one.img_path and one.modality.has_image]
-            yield from filter(None, threads.map(look, [(one.did, one.img_path or "") for one in shown]))
-            meter.advance(len(asked))
+        for part_dids in _split(dids):
+            with_image = [one for one in candidates.fetch(part_dids) if one.img_path and one.modality.has_image]
+            yield from filter(None, threads.map(check, [(one.did, one.img_path or "") for one in with_image]))
+            meter.advance(len(part_dids))
 
 
-def _parts(items: list[T]) -> Iterator[list[T]]:
+def _split(items: list[T]) -> Iterator[list[T]]:
     return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
 
 
-def _lost(row: dict[str, Any], bad: dict[str, LeftOut]) -> LeftOut | None:
-    if row["id"] in bad:
-        return bad[row["id"]]
-    if all(did in bad for did in row["positives"]):
-        return bad[row["positives"][0]]._replace(name=row["id"])
+def _cause(record: dict[str, Any], unreadable: dict[str, Exclusion]) -> Exclusion | None:
+    """Why the record is lost: its own image, or that of its first positive if no positive can be read."""
+    if record["id"] in unreadable:
+        return unreadable[record["id"]]
+    if all(did in unreadable for did in record["positives"]):
+        return unreadable[record["positives"][0]]._replace(name=record["id"])
     return None
 
 
-def _without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return row | {key: [did for did in row[key] if did not in names] for key in ("positives", "hard_negatives")}
+def _without(record: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return record | {key: [did for did in record[key] if did not in names] for key in ("positives", "hard_negatives")}

@@ -1,12 +1,13 @@
-"""Adaptive embedding: a query that needs no trace costs one prefill; only the others decode on.
+"""Adaptive embedding: a query without a trace costs one prefill; only the others go on to decode.
 
-1. A batch of queries is prefilled. The state at the last position of each is its bypass embedding *and* predicts its first
-   token: where that is the embedding token, the query is done.
-2. The rest join the lanes: queries that are writing their traces, each with its keys and values. Lanes advance by one token
-   together; a lane whose next token is the embedding token is done, its embedding the state that predicted it, and leaves.
-   New queries are prefilled whenever there is room, so lanes stay full until the end.
-3. A trace that has not ended within the limit, or ends the turn instead, is cut: its embedding is the state where it stands.
-   Such traces are counted (`ended` is false).
+1. A batch of queries is prefilled. The state at each query's last position is its bypass embedding *and* predicts its first
+   token. If that is the embedding token, the query is done.
+2. The others join the decode batch: queries that are writing their traces, one lane each, with their keys and values. All lanes
+   advance by one token together. A lane whose next token is the embedding token is done: its embedding is the state that
+   predicted the token, and it leaves the batch. New queries are prefilled whenever there is room, so the batch stays full
+   until the end.
+3. A trace that exceeds the limit, or ends the turn instead, is cut: its embedding is the state at its last token. Such traces
+   are counted (`ended` is false).
 
 Positions are passed explicitly and padding is masked, so neither neighbours nor padding change an embedding.
 """
@@ -24,19 +25,19 @@ from transformers import DynamicCache
 
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
-from trainer.model.embedder import Embedder, pooled
+from trainer.model.embedder import Embedder, pool_states
 
 _NEVER: Final = torch.finfo(torch.float32).min
 
 
 class QueryEmbedding(NamedTuple):
-    """A query's embedding and how it came about.
+    """A query's embedding, and how it was computed.
 
-    vector: (dim,), unit length, float32, on CPU.
-    p_direct: probability of the embedding token as the first token: the route's own confidence.
+    vector: (dim,), unit length, float32, on the CPU.
+    p_direct: probability of the embedding token as the first token: the confidence of the route.
     tokens: written before the embedding token.
     seconds: from the start of its prefill to its embedding.
-    bypass: with `pre` pooling, what a query that reasoned would have been without its trace; its prefill computes that anyway.
+    bypass: with `pre` pooling, the embedding without its trace of a query that reasoned; its prefill computes that anyway.
     bypass_seconds: from the start of its prefill to that.
     """
 
@@ -51,12 +52,29 @@ class QueryEmbedding(NamedTuple):
     bypass_seconds: float = 0.0
 
 
+class Lane(NamedTuple):
+    """A query that is writing its trace.
+
+    row: its index among the caller's rows. written: its tokens so far; the list grows. began: when its prefill started.
+    bypass: (dim,), on the CPU, computed `bypass_seconds` after that.
+    """
+
+    row: int
+    written: list[int]
+    began: float
+    p_direct: float
+    bypass: Tensor
+    bypass_seconds: float
+
+
 @dataclass(slots=True)
 class DecodeBatch:
-    """Queries in mid-trace.
+    """Queries that are writing their traces, a lane each.
 
-    keys, values: per layer (lanes, heads, length, dim); mask: (lanes, length), 0 at padding.
-    position: (lanes, 1) of the next token; token: (lanes,) that is fed next.
+    keys, values: per layer (lanes, heads, length, dim). mask: (lanes, length), 0 at padding.
+    position: (lanes, 1), of the next token. token: (lanes,), fed next.
+    closing: whether the embedding token is next. With `token` pooling its state will be the embedding.
+    ended: whether the trace ended by itself.
     """
 
     keys: list[Tensor]
@@ -64,40 +82,35 @@ class DecodeBatch:
     mask: Tensor
     position: Tensor
     token: Tensor
-    owner: list[int]
-    written: list[list[int]]
-    began: list[float]
+    lanes: list[Lane]
     closing: list[bool]
-    """With `token` pooling: the embedding token is fed, its state will be the embedding."""
     ended: list[bool]
-    p_direct: list[float]
-    bypass: list[Tensor]
-    """(dim,), on CPU."""
-    bypass_seconds: list[float]
 
     def __len__(self) -> int:
-        return len(self.owner)
+        return len(self.lanes)
 
-    def take(self, kept: list[int]) -> DecodeBatch:
-        at = torch.tensor(kept, device=self.mask.device)
-        states = (self.owner, self.written, self.began, self.closing, self.ended)
-        lists = (*states, self.p_direct, self.bypass, self.bypass_seconds)
-        mask = self.mask[at]
-        used = mask.any(0).nonzero()
+    def select(self, kept: list[int]) -> DecodeBatch:
+        """These lanes only, without padding that none of them needs."""
+        lanes_B = torch.tensor(kept, device=self.mask.device)
+        mask_BL = self.mask[lanes_B]
+        used = mask_BL.any(0).nonzero()
         length = int(used.max()) + 1 if len(used) else 0
         return DecodeBatch(
-            [k[at, :, :length] for k in self.keys],
-            [v[at, :, :length] for v in self.values],
-            mask[:, :length],
-            self.position[at],
-            self.token[at],
-            *([each[i] for i in kept] for each in lists),  # type: ignore[arg-type]
+            keys=[keys_BHLD[lanes_B, :, :length] for keys_BHLD in self.keys],
+            values=[values_BHLD[lanes_B, :, :length] for values_BHLD in self.values],
+            mask=mask_BL[:, :length],
+            position=self.position[lanes_B],
+            token=self.token[lanes_B],
+            lanes=[self.lanes[i] for i in kept],
+            closing=[self.closing[i] for i in kept],
+            ended=[self.ended[i] for i in kept],
         )
 
     def join(self, other: DecodeBatch) -> DecodeBatch:
+        """The lanes of both, padded to one length."""
         length = max(self.mask.shape[1], other.mask.shape[1])
 
-        def wide(tensor: Tensor, dim: int) -> Tensor:
+        def pad(tensor: Tensor, dim: int) -> Tensor:
             missing = length - tensor.shape[dim]
             if not missing:
                 return tensor
@@ -105,23 +118,18 @@ class DecodeBatch:
             shape[dim] = missing
             return torch.cat([tensor, tensor.new_zeros(shape)], dim)
 
-        def both(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-            return [torch.cat([wide(x, 2), wide(y, 2)]) for x, y in zip(a, b, strict=True)]
+        def join_layers(mine: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+            return [torch.cat([pad(x_BHLD, 2), pad(y_BHLD, 2)]) for x_BHLD, y_BHLD in zip(mine, others, strict=True)]
 
         return DecodeBatch(
-            both(self.keys, other.keys),
-            both(self.values, other.values),
-            torch.cat([wide(self.mask, 1), wide(other.mask, 1)]),
-            torch.cat([self.position, other.position]),
-            torch.cat([self.token, other.token]),
-            self.owner + other.owner,
-            self.written + other.written,
-            self.began + other.began,
-            self.closing + other.closing,
-            self.ended + other.ended,
-            self.p_direct + other.p_direct,
-            self.bypass + other.bypass,
-            self.bypass_seconds + other.bypass_seconds,
+            keys=join_layers(self.keys, other.keys),
+            values=join_layers(self.values, other.values),
+            mask=torch.cat([pad(self.mask, 1), pad(other.mask, 1)]),
+            position=torch.cat([self.position, other.position]),
+            token=torch.cat([self.token, other.token]),
+            lanes=self.lanes + other.lanes,
+            closing=self.closing + other.closing,
+            ended=self.ended + other.ended,
         )
 
 
@@ -136,145 +144,143 @@ class AdaptiveEmbedder:
         stops = getattr(generation, "eos_token_id", None)
         self._stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
         self._emb = embedder.emb_id
+        self._pre = embedder.metadata.pool == "pre"
 
     def embed(
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
-        """In the order of `rows`. `given`: which of them reason, for ``route="given"``."""
-        found: list[QueryEmbedding | None] = [None] * len(rows)
-        for index, one in self.stream(rows, route=route, given=given):
-            found[index] = one
-        return [one for one in found if one is not None]
+        """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
+        by_index = dict(self.stream(rows, route=route, given=given))
+        return [by_index[index] for index in range(len(rows))]
 
     @torch.inference_mode()
     def stream(
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
-        """(index, result) as they are done."""
+        """(index in `rows`, embedding), as they are done."""
         route = route or self.settings.route
         if route == "given" and (given is None or len(given) != len(rows)):
             raise ValueError("route 'given' needs one flag per row")
         self.embedder.eval()
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), sum(len(str(p)) for p in rows[i].prompt)))
-        lanes: DecodeBatch | None = None
+        batch: DecodeBatch | None = None
         for start in range(0, len(order), self.settings.prefill_rows):
             part = order[start : start + self.settings.prefill_rows]
-            forced = None if route == "learned" else [self._forced(route, given, i) for i in part]
-            done, new = self._prefill([rows[i] for i in part], part, forced)
+            forced = None if route == "learned" else [_reasons(route, given, i) for i in part]
+            done, joining = self._prefill([rows[i] for i in part], part, forced)
             yield from done
-            if new is not None:
-                lanes = new if lanes is None else lanes.join(new)
-            while lanes is not None and len(lanes) >= self.settings.decode_rows:
-                done, lanes = self._advance(lanes)
+            if joining is not None:
+                batch = joining if batch is None else batch.join(joining)
+            while batch is not None and len(batch) >= self.settings.decode_rows:
+                done, batch = self._advance(batch)
                 yield from done
-        while lanes is not None:
-            done, lanes = self._advance(lanes)
+        while batch is not None:
+            done, batch = self._advance(batch)
             yield from done
-
-    @staticmethod
-    def _forced(route: RouteChoice, given: Sequence[bool] | None, index: int) -> bool:
-        return given[index] if route == "given" and given is not None else route == "always-reason"
 
     def _prefill(
-        self, rows: Sequence[EncodedSequence], owners: list[int], forced: list[bool] | None
+        self, rows: Sequence[EncodedSequence], indices: list[int], forced: list[bool] | None
     ) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
+        """(queries that are done, queries that go on). forced: whether each reasons; None for the student's own choice."""
         began = time.perf_counter()
-        chunk = self.encoder.chunk(rows, prompts_only=True).to(self.embedder.device)
-        # what is written after a row goes on after its last position
-        following = chunk.inputs["position_ids"].amax((0, 2)).unsqueeze(1) + 1
+        chunk = self.encoder.make_chunk(rows, prompts_only=True).to(self.embedder.device)
+        # the next token's position follows the row's last one
+        position_B1 = chunk.inputs["position_ids"].amax((0, 2)).unsqueeze(1) + 1
         cache = DynamicCache()
         with self.embedder.casting():
-            states = self.embedder.model.model(**chunk.inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        vectors = pooled(states, chunk.last)
-        logits = self._logits(states[torch.arange(len(rows)), chunk.last])
-        p_direct = logits.softmax(-1)[:, self._emb].tolist()
-        tokens = logits.argmax(-1)
-        if forced is not None:
-            without = logits.clone()
-            without[:, [self._emb, *self._stops]] = _NEVER
-            reasons = torch.tensor(forced, device=logits.device)
-            tokens = torch.where(reasons, without.argmax(-1), torch.full_like(tokens, self._emb))
-        picked, now, kept = tokens.tolist(), time.perf_counter(), vectors.cpu()
-        done, on = [], []
-        for i, token in enumerate(picked):
-            if self.embedder.identity.pool == "pre" and (token == self._emb or token in self._stops):
-                done.append((owners[i], QueryEmbedding(kept[i], False, token == self._emb, "", p_direct[i], 0, now - began)))
+            states_BLD = self.embedder.model.model(**chunk.inputs, past_key_values=cache, use_cache=True).last_hidden_state
+        vectors_BD = pool_states(states_BLD, chunk.last)
+        logits_BV = self._logits(states_BLD[torch.arange(len(rows)), chunk.last])
+        p_direct = logits_BV.softmax(-1)[:, self._emb].tolist()
+        token_B = self._first_tokens(logits_BV, forced)
+        first, now, vectors_BD = token_B.tolist(), time.perf_counter(), vectors_BD.cpu()
+        done, going_on = [], []
+        for i, token in enumerate(first):
+            if self._pre and (token == self._emb or token in self._stops):
+                ended = token == self._emb
+                done.append((indices[i], QueryEmbedding(vectors_BD[i], False, ended, "", p_direct[i], 0, now - began)))
             else:
-                on.append(i)
-        if not on:
+                going_on.append(i)
+        if not going_on:
             return done, None
-        lanes = DecodeBatch(
-            [layer.keys for layer in cache.layers],
-            [layer.values for layer in cache.layers],
-            chunk.inputs["attention_mask"],
-            following,
-            tokens,
-            list(owners),
-            [[] for _ in rows],
-            [began] * len(rows),
-            [False] * len(rows),
-            [True] * len(rows),
-            p_direct,
-            list(kept),
-            [now - began] * len(rows),
-        ).take(on)
-        self._classify_next_tokens(lanes)
-        return done, lanes
+        batch = DecodeBatch(
+            keys=[layer.keys for layer in cache.layers],
+            values=[layer.values for layer in cache.layers],
+            mask=chunk.inputs["attention_mask"],
+            position=position_B1,
+            token=token_B,
+            lanes=[Lane(indices[i], [], began, p_direct[i], vectors_BD[i], now - began) for i in range(len(rows))],
+            closing=[False] * len(rows),
+            ended=[True] * len(rows),
+        ).select(going_on)
+        self._classify_next_tokens(batch)
+        return done, batch
 
-    def _classify_next_tokens(self, lanes: DecodeBatch) -> None:
-        """Looks at each lane's next token: a word of its trace, or the end of it."""
-        for i, token in enumerate(lanes.token.tolist()):
-            if lanes.closing[i]:
+    def _first_tokens(self, logits_BV: Tensor, forced: list[bool] | None) -> Tensor:
+        if forced is None:
+            return logits_BV.argmax(-1)
+        words_BV = logits_BV.clone()
+        words_BV[:, [self._emb, *self._stops]] = _NEVER
+        words_B = words_BV.argmax(-1)
+        return torch.where(torch.tensor(forced, device=logits_BV.device), words_B, torch.full_like(words_B, self._emb))
+
+    def _classify_next_tokens(self, batch: DecodeBatch) -> None:
+        """Decides for each lane whether its next token continues the trace or ends it."""
+        for i, token in enumerate(batch.token.tolist()):
+            if batch.closing[i]:
                 continue
-            over = token != self._emb and (token in self._stops or len(lanes.written[i]) >= self.settings.max_new_tokens)
-            if token == self._emb or over:
-                lanes.closing[i] = True
-                lanes.ended[i] = not over
-                lanes.token[i] = self._emb
+            written = batch.lanes[i].written
+            cut = token != self._emb and (token in self._stops or len(written) >= self.settings.max_new_tokens)
+            if token == self._emb or cut:
+                batch.closing[i] = True
+                batch.ended[i] = not cut
+                batch.token[i] = self._emb
             else:
-                lanes.written[i].append(token)
+                written.append(token)
 
-    def _advance(self, lanes: DecodeBatch) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
-        """Feeds every lane's next token; lanes that are done leave."""
+    def _advance(self, batch: DecodeBatch) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
+        """Feeds every lane's next token: (queries that are done, the lanes that are left)."""
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(lanes.keys, lanes.values, strict=True)):
-            cache.update(keys, values, layer)
-        mask = torch.cat([lanes.mask, lanes.mask.new_ones(len(lanes), 1)], 1)
+        for layer, (keys_BHLD, values_BHLD) in enumerate(zip(batch.keys, batch.values, strict=True)):
+            cache.update(keys_BHLD, values_BHLD, layer)
+        mask_BL = torch.cat([batch.mask, batch.mask.new_ones(len(batch), 1)], 1)
         with self.embedder.casting():
-            states = self.embedder.model.model(
-                input_ids=lanes.token.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=lanes.position.unsqueeze(0).expand(3, -1, -1),
+            states_BLD = self.embedder.model.model(
+                input_ids=batch.token.unsqueeze(1),
+                attention_mask=mask_BL,
+                position_ids=batch.position.unsqueeze(0).expand(3, -1, -1),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        vectors = pooled(states, torch.zeros(len(lanes), dtype=torch.long, device=states.device))
-        was_closing = list(lanes.closing)
-        lanes.keys = [layer.keys for layer in cache.layers]
-        lanes.values = [layer.values for layer in cache.layers]
-        lanes.mask = mask
-        lanes.position = lanes.position + 1
-        lanes.token = self._logits(states[:, 0]).argmax(-1)
-        self._classify_next_tokens(lanes)
-        pre = self.embedder.identity.pool == "pre"
-        over = [i for i in range(len(lanes)) if (lanes.closing[i] if pre else was_closing[i])]
+        vectors_BD = pool_states(states_BLD, torch.zeros(len(batch), dtype=torch.long, device=states_BLD.device))
+        was_closing = list(batch.closing)
+        batch.keys = [layer.keys for layer in cache.layers]
+        batch.values = [layer.values for layer in cache.layers]
+        batch.mask = mask_BL
+        batch.position = batch.position + 1
+        batch.token = self._logits(states_BLD[:, 0]).argmax(-1)
+        self._classify_next_tokens(batch)
+        over = [i for i, is_over in enumerate(batch.closing if self._pre else was_closing) if is_over]
         if not over:
-            return [], lanes
-        now, kept = time.perf_counter(), vectors.cpu()
-        done = [(lanes.owner[i], self._result(lanes, i, kept[i], now)) for i in over]
-        rest = sorted(set(range(len(lanes))) - set(over))
-        return done, lanes.take(rest) if rest else None
+            return [], batch
+        now, vectors_BD = time.perf_counter(), vectors_BD.cpu()
+        done = [(batch.lanes[i].row, self._embedding(batch.lanes[i], batch.ended[i], vectors_BD[i], now)) for i in over]
+        rest = sorted(set(range(len(batch))) - set(over))
+        return done, batch.select(rest) if rest else None
 
-    def _result(self, lanes: DecodeBatch, i: int, vector: Tensor, now: float) -> QueryEmbedding:
-        written = lanes.written[i]
-        text: str = self.embedder.processor.tokenizer.decode(written, skip_special_tokens=True)
-        seconds = now - lanes.began[i]
-        found = QueryEmbedding(vector, bool(written), lanes.ended[i], text, lanes.p_direct[i], len(written), seconds)
-        if self.embedder.identity.pool != "pre" or not written:
-            return found
-        return found._replace(bypass=lanes.bypass[i], bypass_seconds=lanes.bypass_seconds[i])
+    def _embedding(self, lane: Lane, ended: bool, vector: Tensor, now: float) -> QueryEmbedding:
+        trace: str = self.embedder.processor.tokenizer.decode(lane.written, skip_special_tokens=True)
+        count = len(lane.written)
+        embedding = QueryEmbedding(vector, bool(count), ended, trace, lane.p_direct, count, now - lane.began)
+        if not self._pre or not count:
+            return embedding
+        return embedding._replace(bypass=lane.bypass, bypass_seconds=lane.bypass_seconds)
 
-    def _logits(self, states: Tensor) -> Tensor:
+    def _logits(self, states_BD: Tensor) -> Tensor:
         with self.embedder.casting():
-            logits: Tensor = self.embedder.head(states)
-        return logits.float()
+            logits_BV: Tensor = self.embedder.head(states_BD)
+        return logits_BV.float()
+
+
+def _reasons(route: RouteChoice, given: Sequence[bool] | None, index: int) -> bool:
+    return given[index] if route == "given" and given is not None else route == "always-reason"

@@ -1,14 +1,15 @@
 """Embeds candidate pools and query files into UniIR's layout: fp16 vectors beside int64 ids, part by part.
 
-A part that is on disk is not computed again, so an interrupted job goes on. Each part is written whole or not at all. Parts
-are independent of each other; the result does not depend on who computes them.
+A part that is on disk is not computed again, so an interrupted job resumes. Each part is written whole or not at all. Parts are
+independent of each other, so the result does not depend on who computes them.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,18 +26,21 @@ from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, hash_did, hash_qid, unhash_did, unhash_qid
 from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
-from trainer.data.unreadable import LeftOut, load_list, refused, save_list
+from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
+from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.files import Split, ids_path, not_finite
+from trainer.embedding.files import Split, exclusions_path, ids_path, refuse_not_finite
 from trainer.model.embedder import Embedder
+
+logger = logging.getLogger(__name__)
 
 PART_ROWS: Final = 8_192
 AHEAD: Final = 4
-"""Groups of candidates that are prepared before the model asks for them: what a worker holds depends on nothing else."""
+"""Groups of candidates that are prepared ahead of the model. It bounds what a worker holds."""
 
 
 class Range(NamedTuple):
-    """Rows of a pool."""
+    """A range of a pool's candidates."""
 
     start: int
     stop: int
@@ -47,46 +51,42 @@ class Range(NamedTuple):
 
 
 class PoolPart(NamedTuple):
-    """Vectors (n, dim), unit length, fp16, of all candidates but those that were left out: index -> why."""
+    """Vectors (n, dim), unit length, fp16, of a range's candidates except those left out (index in the range -> why)."""
 
     vectors: NDArray[np.float16]
-    left_out: dict[int, LeftOut]
+    left_out: dict[int, Exclusion]
 
 
 class PoolEmbedder:
-    """Embeds candidates; picklable pieces are made in the process that uses it."""
+    """Embeds candidates with one model, in the process that loaded it."""
 
     def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int, skip: bool = False) -> None:
-        """`skip`: leave candidates out whose images cannot be read, instead of refusing them."""
+        """rows: of a forward pass. skip: leave out candidates whose images cannot be read, instead of raising InputError."""
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
         self.images = images
         self.rows, self.max_chars, self.skip = rows, max_chars, skip
 
     @torch.inference_mode()
-    def part(self, candidates: list[Candidate]) -> PoolPart:
+    def embed_part(self, candidates: list[Candidate]) -> PoolPart:
         """Raises InputError for an image that cannot be read, unless such candidates are left out."""
-        found: NDArray[np.float16] | None = None
-        left_out: dict[int, LeftOut] = {}
-        for made in self._prepared(candidates):
-            left_out |= made.left_out
-            for chunk in made.chunks:
-                vectors, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
-                if found is None:
-                    found = np.zeros((len(candidates), vectors.shape[1]), np.float16)
-                found[np.array(made.places)[chunk.places.numpy()]] = vectors.cpu().numpy().astype(np.float16)
-        if found is None:
+        vectors_CD: NDArray[np.float16] | None = None
+        left_out: dict[int, Exclusion] = {}
+        for group in self._prepare(candidates):
+            left_out |= group.left_out
+            for chunk in group.chunks:
+                vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+                if vectors_CD is None:
+                    vectors_CD = np.zeros((len(candidates), vectors_BD.shape[1]), np.float16)
+                vectors_CD[np.array(group.places)[chunk.places.numpy()]] = vectors_BD.cpu().numpy().astype(np.float16)
+        if vectors_CD is None:
             return PoolPart(np.zeros((0, 0), np.float16), left_out)
-        return PoolPart(np.delete(found, sorted(left_out), 0), left_out)
+        return PoolPart(np.delete(vectors_CD, sorted(left_out), 0), left_out)
 
-    def vectors(self, candidates: list[Candidate]) -> NDArray[np.float16]:
-        """(n, dim), unit length, fp16."""
-        return self.part(candidates).vectors
-
-    def _prepared(self, candidates: list[Candidate]) -> Iterator[_Group]:
+    def _prepare(self, candidates: list[Candidate]) -> Iterator[_Group]:
         """A thread decodes and tokenises the next groups while the model works.
 
-        One thread, for tokenizers are not to be used by several at once. Rows are grouped by what is known before an image is
-        opened, in the order of `RowEncoder.chunks`.
+        One thread only: a tokenizer must not be used by several at once. Candidates are grouped by what is known before an
+        image is opened, in the order of `SequenceEncoder.chunks`.
         """
         lengths = [len(text_of(candidate, self.max_chars)) for candidate in candidates]
         order = sorted(range(len(candidates)), key=lambda i: (shows_image(candidates[i]), lengths[i], i))
@@ -96,34 +96,35 @@ class PoolEmbedder:
         try:
             while True:
                 while len(waiting) < AHEAD and (group := next(groups, None)) is not None:
-                    waiting.append(thread.submit(self._group, candidates, group))
+                    waiting.append(thread.submit(self._prepare_group, candidates, group))
                 if not waiting:
                     return
-                made = waiting.popleft().result()
-                yield made
+                yield waiting.popleft().result()
         finally:
             thread.shutdown(cancel_futures=True)
 
-    def _group(self, candidates: list[Candidate], places: list[int]) -> _Group:
+    def _prepare_group(self, candidates: list[Candidate], places: list[int]) -> _Group:
         rows: dict[int, EncodedSequence] = {}
-        left_out: dict[int, LeftOut] = {}
+        left_out: dict[int, Exclusion] = {}
         for place in places:
             try:
-                rows[place] = self.encoder.candidate_of(candidates[place], self.images, max_chars=self.max_chars, prepare=True)
+                rows[place] = self.encoder.encode_pool_candidate(
+                    candidates[place], self.images, max_chars=self.max_chars, prepare=True
+                )
             except ImageProblem as problem:
                 if not self.skip:
-                    raise refused("candidate", candidates[place].did, problem) from problem
-                left_out[place] = LeftOut.of(candidates[place].did, problem)
-        chunks = self.encoder.chunks(list(rows.values()), self.rows, 1 << 20) if rows else []
+                    raise refuse("candidate", candidates[place].did, problem) from problem
+                left_out[place] = Exclusion.of(candidates[place].did, problem)
+        chunks = self.encoder.make_chunks(list(rows.values()), self.rows, 1 << 20) if rows else []
         return _Group(list(rows), chunks, left_out)
 
 
 class _Group(NamedTuple):
-    """Candidates that were prepared together. places: of the chunks' rows among all candidates."""
+    """Candidates that were prepared together. places: the indices of the chunks' rows among all candidates."""
 
     places: list[int]
     chunks: list[MicroBatch]
-    left_out: dict[int, LeftOut]
+    left_out: dict[int, Exclusion]
 
 
 def embed_pool(
@@ -133,64 +134,63 @@ def embed_pool(
     advance: Callable[[int], None] = lambda rows: None,
     *,
     part_rows: int = PART_ROWS,
-) -> list[LeftOut]:
-    """Writes `out`, `ids` beside it, and the list of what was left out, which it returns.
+) -> list[Exclusion]:
+    """Writes `out`, the ids beside it, and the list of candidates that were left out, which it returns.
 
-    `embed` gives the vectors of ranges of rows, in any order.
+    embed: yields the vectors of ranges, in any order. ids: of all candidates, in the pool's order.
+    Raises InputError if no candidate can be read, or a vector is not finite.
     """
     if out.is_file() and ids_path(out).is_file():
         advance(len(ids))
-        return load_list(left_out_path(out))
+        return load_exclusions(exclusions_path(out))
     parts = out.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
     ranges = [Range(start, min(start + part_rows, len(ids))) for start in range(0, len(ids), part_rows)]
-    owed = [one for one in ranges if not (parts / one.file).is_file()]
-    advance(len(ids) - sum(one.stop - one.start for one in owed))
-    for one, part in embed(owed):
-        kept = np.delete(ids[one.start : one.stop], sorted(part.left_out))
-        _finite(str(out), part.vectors, kept, unhash_did)
+    missing = [span for span in ranges if not (parts / span.file).is_file()]
+    logger.info("%s: %d of %d parts to embed", out, len(missing), len(ranges))
+    advance(len(ids) - sum(span.stop - span.start for span in missing))
+    for span, part in embed(missing):
+        of_part = np.delete(ids[span.start : span.stop], sorted(part.left_out))
+        _check_finite(str(out), part.vectors, of_part, unhash_did)
         if part.left_out:
-            found = [part.left_out[row] for row in sorted(part.left_out)]
-            save_list((parts / one.file).with_suffix(".json"), found)
-        _write(parts / one.file, part.vectors)
-        advance(one.stop - one.start)
-    left_out = [line for one in ranges for line in load_list((parts / one.file).with_suffix(".json"))]
+            listed = [part.left_out[index] for index in sorted(part.left_out)]
+            save_exclusions((parts / span.file).with_suffix(".json"), listed)
+        _write(parts / span.file, part.vectors)
+        logger.debug("%s: candidates %d to %d", out, span.start, span.stop)
+        advance(span.stop - span.start)
+    left_out = [one for span in ranges for one in load_exclusions((parts / span.file).with_suffix(".json"))]
     if left_out and len(left_out) == len(ids):
         raise InputError(
             f"{out}: no candidate of this pool can be read: {left_out[0].image}: {left_out[0].detail}, and so on",
-            "is the disk with the images there? (data.mbeir)",
+            "is the disk with the images mounted? (data.mbeir)",
         )
-    without = np.array([hash_did(line.name) for line in left_out], np.int64)
-    _join([parts / one.file for one in ranges], out)
+    without = np.array([hash_did(one.name) for one in left_out], np.int64)
+    _join([parts / span.file for span in ranges], out)
     _write(ids_path(out), np.asarray(ids[~np.isin(ids, without)], np.int64))
     if left_out:
-        save_list(left_out_path(out), left_out)
+        save_exclusions(exclusions_path(out), left_out)
     shutil.rmtree(parts)
     return left_out
 
 
-def left_out_path(out: Path) -> Path:
-    return out.with_name(out.name.removesuffix("_embed.npy") + "_unreadable.json")
-
-
-class Asked(NamedTuple):
-    """A query as the student is shown it. `image`: its path below the M-BEIR root."""
+class StudentQuery(NamedTuple):
+    """A query as the student sees it. `image`: its path below the M-BEIR root."""
 
     qid: str
     instruction: str
     text: str | None
     image: str | None
 
-    def row(self, encoder: SequenceEncoder, images: ImageStore, written: str = "") -> EncodedSequence:
+    def encode(self, encoder: SequenceEncoder, images: ImageStore, written: str = "") -> EncodedSequence:
         try:
-            picture = encoder.prepared(images.open(self.image)) if self.image else None
+            picture = encoder.prepare(images.open(self.image)) if self.image else None
         except ImageProblem as problem:
-            raise refused("query", self.qid, problem) from problem
-        return encoder.query(self.qid, self.instruction, self.text, picture, written=written)
+            raise refuse("query", self.qid, problem) from problem
+        return encoder.encode_query(self.qid, self.instruction, self.text, picture, written=written)
 
 
 class QueryFile:
-    """The queries of one dataset-task as rows, with their instructions."""
+    """The queries of one dataset-task with their instructions."""
 
     def __init__(self, layout: Layout, task: DatasetTask, split: Split, choice: Choice | None = None) -> None:
         self.task, self.split = task, split
@@ -198,32 +198,45 @@ class QueryFile:
         self._instructions = InstructionTable.load(layout.instructions)
         self._choice = choice or SeededChoice()
 
-    def rows(self, encoder: SequenceEncoder, images: ImageStore) -> list[EncodedSequence]:
-        """Of all queries; their images are decoded and held."""
-        return [self.asked(query).row(encoder, images) for query in self.queries]
+    def encode(self, encoder: SequenceEncoder, images: ImageStore) -> list[EncodedSequence]:
+        """The rows of all queries, with their images in memory."""
+        return [self.student_query(query).encode(encoder, images) for query in self.queries]
 
-    def asked(self, query: Query) -> Asked:
-        shown = query.query_modality.has_image and bool(query.query_img_path)
-        return Asked(query.qid, self.instruction(query), query.query_txt, query.query_img_path if shown else None)
+    def student_query(self, query: Query) -> StudentQuery:
+        image = query.query_img_path if query.query_modality.has_image else None
+        return StudentQuery(query.qid, self.instruction(query), query.query_txt, image or None)
 
     def instruction(self, query: Query) -> str:
         return self._instructions.for_query(query, self._choice, split=self.split)
 
 
-def save_queries(found: list[QueryEmbedding], file: QueryFile, out: Path) -> None:
-    """UniIR's files for one query file."""
+def save_queries(
+    embeddings: Sequence[QueryEmbedding], file: QueryFile, out: Path, unreadable: Sequence[Exclusion] = ()
+) -> None:
+    """UniIR's files for one query file, and the list of its queries that could not be read.
+
+    Raises InputError if no query could be.
+    """
+    if not embeddings:
+        raise InputError(
+            f"no query of {file.task.name} can be read: {unreadable[0].image}: {unreadable[0].detail}, and so on",
+            "is the disk with the images mounted? (data.mbeir)",
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    vectors = torch.stack([one.vector for one in found]).numpy().astype(np.float16)
+    exclusions_path(out).unlink(missing_ok=True)
+    if unreadable:
+        save_exclusions(exclusions_path(out), unreadable)
+    vectors_QD = torch.stack([one.vector for one in embeddings]).numpy().astype(np.float16)
     ids = np.array([hash_qid(query.qid) for query in file.queries], np.int64)
-    _finite(str(out), vectors, ids, unhash_qid)
-    _write(out, vectors)
+    _check_finite(str(out), vectors_QD, ids, unhash_qid)
+    _write(out, vectors_QD)
     _write(ids_path(out), ids)
 
 
-def _finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
-    rows = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(rows):
-        not_finite(where, rows, ids, name_of)
+def _check_finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
+    indices = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(indices):
+        refuse_not_finite(where, indices, ids, name_of)
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
@@ -235,7 +248,7 @@ def _write(path: Path, array: NDArray[Any]) -> None:
 
 
 def _join(parts: list[Path], out: Path) -> None:
-    """Concatenates parts on disk, holding one at a time."""
+    """Concatenates parts on disk, with one in memory at a time."""
     arrays = [array for part in parts if len(array := np.load(part, mmap_mode="r", allow_pickle=False))]
     shape = (sum(len(array) for array in arrays), arrays[0].shape[1])
     new = out.with_suffix(".new")

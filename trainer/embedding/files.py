@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, unhash_did
-from trainer.embedding.vectors import Vectors, blocks, normalised
+from trainer.embedding.vectors import Vectors, normalise, read_blocks
 
 Split = Literal["val", "test"]
 
@@ -25,20 +25,22 @@ class Embeddings:
     ids: NDArray[np.int64]
     path: Path
     name_of: Callable[[int], str]
-    """A did or a qid, from its id."""
+    """The did or qid of an id."""
 
-    def blocks(self) -> Iterator[Vectors]:
-        """Normalised; raises InputError after the last where vectors are not finite."""
-        return blocks(self.vectors, wrong=lambda rows: not_finite(str(self.path), rows, self.ids, self.name_of))
+    def read_blocks(self) -> Iterator[Vectors]:
+        """Normalised. Raises InputError after the last block if vectors are not finite."""
+        return read_blocks(
+            self.vectors, wrong=lambda indices: refuse_not_finite(str(self.path), indices, self.ids, self.name_of)
+        )
 
-    def normalised(self) -> Vectors:
-        """All at once; raises InputError where some are not finite."""
-        found = list(self.blocks())
-        return np.concatenate(found) if found else normalised(self.vectors)
+    def read_all(self) -> Vectors:
+        """All in one array. Raises InputError if some are not finite."""
+        parts = list(self.read_blocks())
+        return np.concatenate(parts) if parts else normalise(self.vectors)
 
 
 class EmbeddingFiles:
-    """Where UniIR keeps embeddings below its directory, for one experiment (`suffix`)."""
+    """UniIR's paths below its directory, for one experiment (`suffix`)."""
 
     def __init__(self, directory: Path, suffix: str) -> None:
         self._embed = directory / "embed" / suffix
@@ -57,7 +59,7 @@ class EmbeddingFiles:
 
 
 def pool_name(task: DatasetTask, split: Split) -> str:
-    """MSCOCO's local pools are per split."""
+    """The name of a local pool in UniIR's files; MSCOCO has one per split."""
     return f"{task.name}_{split}" if task.dataset == "mscoco" else task.name
 
 
@@ -65,8 +67,13 @@ def ids_path(embeddings: Path) -> Path:
     return embeddings.with_name(embeddings.name.removesuffix("_embed.npy") + "_ids.npy")
 
 
+def exclusions_path(embeddings: Path) -> Path:
+    """Lists the candidates or queries that have no embedding because their image cannot be read."""
+    return embeddings.with_name(embeddings.name.removesuffix("_embed.npy") + "_unreadable.json")
+
+
 def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> Embeddings:
-    """Raises InputError for files that are missing, of the wrong shape, or do not belong together."""
+    """Raises InputError for files that are missing, have the wrong shape, or do not belong together."""
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         ids = np.load(ids_path(path), mmap_mode="r", allow_pickle=False)
@@ -77,14 +84,16 @@ def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> E
             f"{path}: {vectors.shape} vectors beside {ids.shape} ids of {ids.dtype}", "they must be (n, dim) and (n,) int64"
         )
     if len(np.unique(ids)) != len(ids):
-        raise InputError(f"{ids_path(path)}: an id stands twice", "embed this pool or these queries again")
+        raise InputError(f"{ids_path(path)}: an id occurs twice", "embed this pool or these queries again")
     return Embeddings(vectors, ids, path, name_of)
 
 
-def not_finite(where: str, rows: NDArray[np.int64], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> NoReturn:
-    """Numbers are never computed from such vectors: a NaN is nobody's neighbour, and would pass for a miss."""
-    named = ", ".join(name_of(int(ids[row])) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+def refuse_not_finite(
+    where: str, indices: NDArray[np.int64], ids: NDArray[np.int64], name_of: Callable[[int], str]
+) -> NoReturn:
+    """Such vectors are never scored: a NaN is no one's neighbour and would pass for a miss."""
+    named = ", ".join(name_of(int(ids[i])) for i in indices[:5]) + (", …" if len(indices) > 5 else "")
     raise InputError(
-        f"{where}: {len(rows):,} of {len(ids):,} vectors are not finite (NaN or inf): {named}",
-        "embed them again; where a model gives such vectors, it diverged or needs another model.dtype",
+        f"{where}: {len(indices):,} of {len(ids):,} vectors are not finite (NaN or inf): {named}",
+        "embed them again; a model that gives such vectors has diverged or needs another model.dtype",
     )

@@ -1,18 +1,19 @@
-"""Embeds the queries of a split: by whichever worker is free, each of them once however many routings ask for it.
+"""Embeds a split's queries with any number of workers, each query once for all routings that need the same embedding.
 
-A query's embedding depends on the trace that it follows and on nothing else. So the traces that one routing has had written,
-and the bypass embeddings that it has found, serve every other routing of the same embedder:
+A query's embedding depends only on the trace that it follows. So the traces and bypass embeddings that one routing computed
+serve every other routing of the same embedder:
 
-* where the student's own route reasons, its trace is the one that it writes when it is told to reason;
-* with `pre` pooling the prefill of a query that reasons gives its bypass embedding too.
+* if the student's own route reasons, its trace is the one that it writes when it is forced to reason;
+* with `pre` pooling, the prefill of a query that reasons computes its bypass embedding too.
 
-The student's own routes are embedded in windows of a file whoever embeds them: the numbers are the same for any number of
-workers. Other routings have only what is missing embedded, in other batches than if all were; in float32 the vectors then
-differ in the last digits (by 2e-6 in tests), so an entry of a float16 file may be the next float16 (2.4e-4 away at 0.5).
+The student's own routes are embedded in fixed windows of a file, so the numbers do not depend on the number of workers. Other
+routings embed only what is missing, in batches of another composition; in float32 the vectors then differ in the last digits
+(by 2e-6 in tests), so an entry of a float16 file may be the neighbouring float16 (2.4e-4 away at 0.5).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,43 +26,46 @@ from pipeline.mbeir.images import ImageStore
 from schemas.mbeir import DatasetTask
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence
-from trainer.data.unreadable import LeftOut, Unreadable
+from trainer.data.exclusions import Exclusion
+from trainer.data.unreadable import UnreadableImage
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
-from trainer.embedding.embed import Asked, QueryFile
+from trainer.embedding.embed import QueryFile, StudentQuery
 from trainer.model.embedder import Embedder
 
+logger = logging.getLogger(__name__)
+
 WINDOW: Final = 1_024
-"""Queries whose images are held at once, and that go to a worker together."""
+"""Queries that go to a worker together; it holds all their images."""
 
 Place = tuple[DatasetTask, str]
-"""A query: its file and its qid."""
+"""Identifies a query: its dataset-task and its qid."""
 
 
 class QueryUnit(NamedTuple):
-    """Queries of one file that are embedded together. `written`: the traces to follow; the route decides where it is None."""
+    """Queries of one file that are embedded together. `written`: the traces to follow; None to let the route decide."""
 
     places: tuple[Place, ...]
-    asked: tuple[Asked, ...]
+    queries: tuple[StudentQuery, ...]
     route: RouteChoice
     written: tuple[str, ...] | None = None
 
 
 class QueryPart(NamedTuple):
-    """What a unit gave, by its places but for those that were left out, with vectors in float16.
+    """The result of a unit, with vectors in float16.
 
-    seconds: of the worker, reading and decoding included.
+    seconds: the worker's time, including reading and decoding.
     """
 
-    found: dict[Place, QueryEmbedding]
-    left_out: dict[Place, LeftOut]
+    embeddings: dict[Place, QueryEmbedding]
+    left_out: dict[Place, Exclusion]
     seconds: float
 
 
 class QueryCosts(NamedTuple):
-    """What embedding a query file took, and how its queries were routed.
+    """The cost of embedding a query file, and how its queries were routed.
 
-    seconds: of all workers together, divided by their number; 0 where some embeddings were there already, so that what the
-    routing costs by itself was not measured.
+    seconds: of all workers together, divided by their number. 0 if some embeddings were reused: the cost of this routing alone
+    was not measured then.
     """
 
     queries: int
@@ -83,74 +87,81 @@ class QueryCosts(NamedTuple):
         return self.queries / self.seconds if self.seconds else 0.0
 
     @classmethod
-    def of(cls, found: Sequence[QueryEmbedding], seconds: float) -> QueryCosts:
-        each = np.array([one.seconds for one in found] or [0.0])
+    def of(cls, embeddings: Sequence[QueryEmbedding], seconds: float) -> QueryCosts:
+        latencies = np.array([one.seconds for one in embeddings] or [0.0])
         return cls(
-            len(found),
-            sum(one.reasoned for one in found),
-            sum(not one.ended for one in found),
-            sum(one.tokens for one in found),
-            seconds,
-            float(np.percentile(each, 50)),
-            float(np.percentile(each, 95)),
+            queries=len(embeddings),
+            reasoned=sum(one.reasoned for one in embeddings),
+            cut=sum(not one.ended for one in embeddings),
+            tokens=sum(one.tokens for one in embeddings),
+            seconds=seconds,
+            p50_s=float(np.percentile(latencies, 50)),
+            p95_s=float(np.percentile(latencies, 95)),
         )
 
 
 class QueryEmbedder:
-    """Embeds units with one student, where it runs."""
+    """Embeds units with one student, in the process that loaded it."""
 
     def __init__(self, embedder: Embedder, config: TrainConfig, images: ImageStore) -> None:
         self._adaptive, self._images = AdaptiveEmbedder(embedder, config.adaptive), images
         self._rows, self._skip = config.evaluation.candidate_batch_size, config.data.skip_unreadable
 
-    def part(self, unit: QueryUnit) -> QueryPart:
+    def embed_unit(self, unit: QueryUnit) -> QueryPart:
         """Raises InputError for an image that cannot be read, unless such queries are left out."""
         began = time.perf_counter()
         rows: dict[Place, EncodedSequence] = {}
-        left_out: dict[Place, LeftOut] = {}
-        for place, asked, trace in zip(unit.places, unit.asked, unit.written or [""] * len(unit.places), strict=True):
+        left_out: dict[Place, Exclusion] = {}
+        for place, query, trace in zip(unit.places, unit.queries, unit.written or [""] * len(unit.places), strict=True):
             try:
-                rows[place] = asked.row(self._adaptive.encoder, self._images, trace)
-            except Unreadable as error:
+                rows[place] = query.encode(self._adaptive.encoder, self._images, trace)
+            except UnreadableImage as error:
                 if not self._skip:
                     raise
-                left_out[place] = error.left_out
-        kept = list(rows.values())
-        found = self._after(kept) if unit.written is not None else self._adaptive.embed(kept, route=unit.route)
-        compact = {place: _compact(one) for place, one in zip(rows, found, strict=True)}
-        return QueryPart(compact, left_out, time.perf_counter() - began)
+                left_out[place] = error.exclusion
+        readable = list(rows.values())
+        if unit.written is not None:
+            embeddings = self._embed_written(readable)
+        else:
+            embeddings = self._adaptive.embed(readable, route=unit.route)
+        by_place = {place: _compact(one) for place, one in zip(rows, embeddings, strict=True)}
+        return QueryPart(by_place, left_out, time.perf_counter() - began)
 
     @torch.inference_mode()
-    def _after(self, rows: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
-        """After the rows' own traces: no word is the student's."""
+    def _embed_written(self, rows: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
+        """Embeds rows after the traces that they carry; the student writes nothing."""
         embedder, encoder = self._adaptive.embedder.eval(), self._adaptive.encoder
         traces = [row.written for row in rows]
-        found: dict[int, QueryEmbedding] = {}
-        for chunk in encoder.chunks(rows, self._rows, 1 << 20) if rows else []:
-            vectors, _ = embedder(chunk.to(embedder.device), labelled=False)
-            for place, vector in zip(chunk.places.tolist(), vectors.cpu(), strict=True):
-                found[place] = QueryEmbedding(vector, bool(traces[place]), True, traces[place], 0.0, 0, 0.0)
-        return [found[place] for place in range(len(rows))]
+        by_index: dict[int, QueryEmbedding] = {}
+        for chunk in encoder.make_chunks(rows, self._rows, 1 << 20) if rows else []:
+            vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
+            for index, vector in zip(chunk.places.tolist(), vectors_BD.cpu(), strict=True):
+                by_index[index] = QueryEmbedding(vector, bool(traces[index]), True, traces[index], 0.0, 0, 0.0)
+        return [by_index[index] for index in range(len(rows))]
 
 
-def _compact(one: QueryEmbedding) -> QueryEmbedding:
-    """As it is saved. A vector of its own, too: one of a batch's would keep, and send, the whole batch."""
-    return one._replace(vector=one.vector.half(), bypass=one.bypass.half() if one.bypass is not None else None)
+def _compact(embedding: QueryEmbedding) -> QueryEmbedding:
+    """In the precision of the files. It also copies: a view of a batch's tensor would keep, and send, the whole batch."""
+    bypass = embedding.bypass
+    return embedding._replace(vector=embedding.vector.half(), bypass=bypass.half() if bypass is not None else None)
 
 
 class QueryWorkers(Protocol):
     count: int
 
-    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
-        """In any order."""
+    def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        """The results of the units, in any order."""
 
 
 class QueryEmbeddings:
-    """The queries of one split by one embedder. Holds 2 bytes a dimension for each embedding, two for queries that reasoned."""
+    """A split's queries, embedded by one embedder.
+
+    Keeps every embedding in float16; two for a query that reasoned.
+    """
 
     def __init__(self, files: Mapping[DatasetTask, QueryFile], workers: QueryWorkers, *, window: int = WINDOW) -> None:
         self._files, self._workers, self._window = files, workers, window
-        self.left_out: dict[Place, LeftOut] = {}
+        self.left_out: dict[Place, Exclusion] = {}
         self._direct: dict[Place, QueryEmbedding] = {}
         self._reasoned: dict[Place, QueryEmbedding] = {}
         self._spent: dict[DatasetTask, float] = defaultdict(float)
@@ -164,55 +175,57 @@ class QueryEmbeddings:
         written: Mapping[Place, str] | None = None,
         advance: Callable[[int], None] = lambda rows: None,
     ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
-        """Of every file, in its order. Queries that cannot be read leave their file, where that is allowed.
+        """The embeddings of every file, in its order, and their costs.
 
-        given: which reason, for ``route="given"``. written: traces to follow; "" for none.
+        given: whether each query reasons, for ``route="given"``. written: traces to follow; "" for none.
+        Queries that cannot be read are removed from `files` and added to `left_out`, if that is allowed.
         """
         places = [(task, query.qid) for task, file in self._files.items() for query in file.queries]
         self._spent.clear()
         self._shared = False
         if written is not None:
             traces = {place: trace for place in places if (trace := written.get(place, ""))}
-            found = self._ask(list(traces), route, advance, traces)
-            found |= self._each([place for place in places if place not in traces], "always-direct", advance)
+            embedded = self._embed(list(traces), route, advance, traces)
+            embedded |= self._embed_missing([place for place in places if place not in traces], "always-direct", advance)
         elif route == "learned":
-            found = self._ask(places, route, advance)
-            for place, one in found.items():
-                self._keep(place, one)
+            embedded = self._embed(places, route, advance)
+            for place, embedding in embedded.items():
+                self._keep(place, embedding)
         else:
-            reasons = given or {}
-            told = {place for place in places if (reasons.get(place, False) if route == "given" else route == "always-reason")}
-            found = self._each([place for place in places if place in told], "always-reason", advance)
-            found |= self._each([place for place in places if place not in told], "always-direct", advance)
+            flags = given or {}
+            reason = {place for place in places if (flags.get(place, False) if route == "given" else route == "always-reason")}
+            embedded = self._embed_missing([place for place in places if place in reason], "always-reason", advance)
+            embedded |= self._embed_missing([place for place in places if place not in reason], "always-direct", advance)
         seconds = {task: 0.0 if self._shared else self._spent[task] / self._workers.count for task in self._files}
         for task, file in self._files.items():
             file.queries = [query for query in file.queries if (task, query.qid) not in self.left_out]
-        of_file = {task: [found[task, query.qid] for query in file.queries] for task, file in self._files.items()}
-        return {task: (rows, QueryCosts.of(rows, seconds[task])) for task, rows in of_file.items()}
+        of_file = {task: [embedded[task, query.qid] for query in file.queries] for task, file in self._files.items()}
+        return {task: (embeddings, QueryCosts.of(embeddings, seconds[task])) for task, embeddings in of_file.items()}
 
-    def _each(self, places: Sequence[Place], route: RouteChoice, advance: Callable[[int], None]) -> dict[Place, QueryEmbedding]:
-        """With the route forced. What is there already is not embedded again."""
+    def _embed_missing(
+        self, places: Sequence[Place], route: RouteChoice, advance: Callable[[int], None]
+    ) -> dict[Place, QueryEmbedding]:
+        """With a forced route. What was embedded before is reused."""
         store = self._direct if route == "always-direct" else self._reasoned
-        owed = [place for place in places if place not in store]
-        if len(owed) < len(places):
+        missing = [place for place in places if place not in store]
+        if len(missing) < len(places):
             self._shared = True
-            advance(len(places) - len(owed))
-        for place, one in self._ask(owed, route, advance).items():
-            self._keep(place, one)
+            advance(len(places) - len(missing))
+        for place, embedding in self._embed(missing, route, advance).items():
+            self._keep(place, embedding)
         return {place: store[place] for place in places if place not in self.left_out}
 
-    def _keep(self, place: Place, one: QueryEmbedding) -> None:
-        if not one.reasoned:
-            self._direct.setdefault(
-                place, one._replace(ended=True)
-            )  # a stop token as first token is cut only by the student's route
+    def _keep(self, place: Place, embedding: QueryEmbedding) -> None:
+        if not embedding.reasoned:
+            # a stop token as the first token counts as cut only with the student's own route
+            self._direct.setdefault(place, embedding._replace(ended=True))
             return
-        self._reasoned[place] = one
-        if one.bypass is not None:
-            direct = QueryEmbedding(one.bypass, False, True, "", one.p_direct, 0, one.bypass_seconds)
+        self._reasoned[place] = embedding
+        if embedding.bypass is not None:
+            direct = QueryEmbedding(embedding.bypass, False, True, "", embedding.p_direct, 0, embedding.bypass_seconds)
             self._direct.setdefault(place, direct)
 
-    def _ask(
+    def _embed(
         self,
         places: Sequence[Place],
         route: RouteChoice,
@@ -220,18 +233,19 @@ class QueryEmbeddings:
         written: Mapping[Place, str] | None = None,
     ) -> dict[Place, QueryEmbedding]:
         units = []
-        wanted = set(places)
+        selected = set(places)
         for task, file in self._files.items():
-            queries = [query for query in file.queries if (task, query.qid) in wanted]
+            queries = [query for query in file.queries if (task, query.qid) in selected]
             for part in (queries[start : start + self._window] for start in range(0, len(queries), self._window)):
                 of_part = tuple((task, query.qid) for query in part)
                 traces = tuple(written[place] for place in of_part) if written is not None else None
-                units.append(QueryUnit(of_part, tuple(map(file.asked, part)), route, traces))
-        found: dict[Place, QueryEmbedding] = {}
-        for done in self._workers.queries(units):
-            found |= done.found
+                units.append(QueryUnit(of_part, tuple(map(file.student_query, part)), route, traces))
+        embedded: dict[Place, QueryEmbedding] = {}
+        for done in self._workers.embed_queries(units):
+            embedded |= done.embeddings
             self.left_out |= done.left_out
-            every = [*done.found, *done.left_out]
-            self._spent[every[0][0]] += done.seconds
-            advance(len(every))
-        return found
+            of_unit = [*done.embeddings, *done.left_out]
+            self._spent[of_unit[0][0]] += done.seconds
+            advance(len(of_unit))
+        logger.info("%d queries embedded, route %s", len(embedded), route if written is None else "of given traces")
+        return embedded

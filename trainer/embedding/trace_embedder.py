@@ -1,4 +1,4 @@
-"""The embedder for use: texts and pictures in, vectors out, as training, evaluation and search make them.
+"""The public embedder: texts and pictures to vectors, computed as in training, evaluation and search.
 
     embedder = TraceEmbedder.load("build/pocket-train")
     one, = embedder.embed_queries([("make the disc black", "scene.jpg")], instruction="Show the scene after the change.")
@@ -6,7 +6,7 @@
     scores = vectors @ one.vector.numpy()
 
 A query or candidate is a text (`str`), a picture (PIL image or `Path`), or both: `(text, picture)`, where the picture may also
-be a path as `str`. Pictures are seen as training sees them (`pipeline.mbeir.pictures`).
+be a path as `str`. Pictures are decoded as in training (`pipeline.mbeir.pictures`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.queries import WINDOW
 from trainer.embedding.workers import EmbedderSpec
-from trainer.model.embedder import Embedder, fingerprint
-from trainer.model.location import is_checkpoint, load_settings, located, model_directory
+from trainer.model.embedder import Embedder
+from trainer.model.location import is_checkpoint, load_settings, locate, model_directory
+from trainer.model.metadata import fingerprint
 
 DEFAULT_INSTRUCTION: Final = "Find what the query describes."
 
@@ -42,7 +43,7 @@ class TraceEmbedder:
     """A trained embedder with its settings. Not thread-safe."""
 
     def __init__(self, embedder: Embedder, settings: TrainConfig, *, sha256: str | None = None) -> None:
-        """`sha256`: the fingerprint of the weights, by which an index knows the embedder that made it."""
+        """`sha256`: the fingerprint of the weights, by which an index recognises the embedder that made it."""
         self.embedder, self.settings, self.sha256 = embedder, settings, sha256
         self._adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
 
@@ -50,28 +51,28 @@ class TraceEmbedder:
     def load(
         cls, place: str | Path, variant: str = "trace", *, device: str | None = None, overrides: Sequence[str] = ()
     ) -> Self:
-        """Loads weights for use, the adapter folded in.
+        """Loads an embedder for inference, with the adapter folded into the weights.
 
         place: a run's directory or config, a checkpoint's directory, merged weights, or ORG/NAME on the Hub.
-        variant: which embedder of a run: trace, direct or always-reason. A checkpoint is one by itself.
+        variant: which embedder of a run: trace, direct or always-reason. Ignored for a checkpoint.
         device: auto, cpu or cuda [default: the settings'].
         overrides: settings as ``key.sub=value``, e.g. ``adaptive.max_new_tokens=64``, ``model.base=DIR``.
 
-        Raises InputError where there is no such embedder, or it is damaged; ConfigError for settings that do not fit.
+        Raises InputError if there is no such embedder, or it is damaged; ConfigError for settings that do not fit.
         """
-        found = located(Path(place))
+        path = locate(Path(place))
         given = [*overrides, *([f"device={device}"] if device is not None else [])]
-        if is_checkpoint(found) and not any(one.startswith("data.mbeir=") for one in given):
-            given.append(f"data.mbeir={found}")  # demanded of settings, and nothing here is read from it
-        elif not found.exists():
-            raise InputError(f"{found} is not there", "name a run, a checkpoint's directory, or ORG/NAME on the Hub")
-        settings = load_settings(found, given)
-        model = model_directory(settings, found, variant)
+        if is_checkpoint(path) and not any(override.startswith("data.mbeir=") for override in given):
+            given.append(f"data.mbeir={path}")  # the settings require it, but nothing is read from it here
+        elif not path.exists():
+            raise InputError(f"{path} does not exist", "name a run, a checkpoint's directory, or ORG/NAME on the Hub")
+        settings = load_settings(path, given)
+        model = model_directory(settings, path, variant)
         return cls(EmbedderSpec(settings, model).load(), settings, sha256=fingerprint(model))
 
     @property
     def dim(self) -> int:
-        """Of its vectors."""
+        """Length of the vectors."""
         return int(self.embedder.model.config.get_text_config().hidden_size)
 
     def embed_queries(
@@ -81,71 +82,73 @@ class TraceEmbedder:
         instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
         route: RouteChoice = "learned",
     ) -> list[QueryEmbedding]:
-        """In the order of `queries`, any number of them; pictures of 1,024 are held at once.
+        """Embeddings in the order of `queries`. There may be any number; the pictures of 1,024 are in memory at once.
 
-        instruction: what is looked for, for all, or one for each.
+        instruction: what to look for; one for all queries, or a list with one for each.
         route: learned (the embedder decides which queries reason), always-direct or always-reason.
 
         A `QueryEmbedding` has `vector` ((dim,), float32, unit length, on CPU), `reasoned`, `trace`, `p_direct`, `tokens` and
-        `seconds`. Raises InputError for a query with nothing in it or a picture that cannot be used, ConfigError for a route.
+        `seconds`. Raises InputError for an empty query or a picture that cannot be used, ConfigError for an unknown route.
         """
         if route not in get_args(RouteChoice) or route == "given":
             raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
         instructions = [instruction] * len(queries) if isinstance(instruction, str) else list(instruction)
         if len(instructions) != len(queries):
             raise InputError(f"{len(instructions):,} instructions for {len(queries):,} queries", "give one, or one for each")
-        found: list[QueryEmbedding] = []
+        embeddings: list[QueryEmbedding] = []
         for start in range(0, len(queries), WINDOW):
-            rows = [self._query(at, queries[at], instructions[at]) for at in range(start, min(start + WINDOW, len(queries)))]
-            # of its own: one of a batch's vectors would keep the whole batch
-            found += [one._replace(vector=one.vector.clone()) for one in self._adaptive.embed(rows, route=route)]
-        return found
+            rows = [
+                self._encode_query(at, queries[at], instructions[at]) for at in range(start, min(start + WINDOW, len(queries)))
+            ]
+            # cloned: a view of a batch's tensor would keep the whole batch in memory
+            embeddings += [one._replace(vector=one.vector.clone()) for one in self._adaptive.embed(rows, route=route)]
+        return embeddings
 
     @torch.inference_mode()
     def embed_candidates(self, candidates: Sequence[TextOrImage]) -> NDArray[np.float32]:
-        """(n, dim), float32, unit length, in the order of `candidates`. Texts are cut as in training.
+        """(n, dim), float32, unit length, in the order of `candidates`. Texts are truncated as in training.
 
-        Raises InputError for a candidate with nothing in it or a picture that cannot be used.
+        Raises InputError for an empty candidate or a picture that cannot be used.
         """
         embedder, encoder = self.embedder.eval(), self._adaptive.encoder
-        found = np.zeros((len(candidates), self.dim), np.float32)
+        vectors_CD = np.zeros((len(candidates), self.dim), np.float32)
         for start in range(0, len(candidates), WINDOW):
-            rows = [self._candidate(at, candidates[at]) for at in range(start, min(start + WINDOW, len(candidates)))]
-            for chunk in encoder.chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
-                vectors, _ = embedder(chunk.to(embedder.device), labelled=False)
-                found[start + chunk.places.numpy()] = vectors.float().cpu().numpy()
-        return found
+            rows = [self._encode_candidate(at, candidates[at]) for at in range(start, min(start + WINDOW, len(candidates)))]
+            for chunk in encoder.make_chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
+                vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
+                vectors_CD[start + chunk.places.numpy()] = vectors_BD.float().cpu().numpy()
+        return vectors_CD
 
-    def _query(self, at: int, query: TextOrImage, instruction: str) -> EncodedSequence:
-        text, picture = _parts(f"query {at}", query)
-        return self._adaptive.encoder.query(f"query {at}", instruction, text, self._prepared(picture))
+    def _encode_query(self, at: int, query: TextOrImage, instruction: str) -> EncodedSequence:
+        text, picture = _split(f"query {at}", query)
+        return self._adaptive.encoder.encode_query(f"query {at}", instruction, text, self._prepare(picture))
 
-    def _candidate(self, at: int, candidate: TextOrImage) -> EncodedSequence:
-        text, picture = _parts(f"candidate {at}", candidate)
-        shown = read_text(text, self.settings.data.max_candidate_chars) if text else ""
-        return self._adaptive.encoder.candidate(f"candidate {at}", shown, self._prepared(picture))
+    def _encode_candidate(self, at: int, candidate: TextOrImage) -> EncodedSequence:
+        text, picture = _split(f"candidate {at}", candidate)
+        cut = read_text(text, self.settings.data.max_candidate_chars) if text else ""
+        return self._adaptive.encoder.encode_candidate(f"candidate {at}", cut, self._prepare(picture))
 
-    def _prepared(self, picture: Image.Image | None) -> PreparedPicture | None:
-        return self._adaptive.encoder.prepared(picture) if picture is not None else None
+    def _prepare(self, picture: Image.Image | None) -> PreparedPicture | None:
+        return self._adaptive.encoder.prepare(picture) if picture is not None else None
 
 
-def _parts(name: str, given: TextOrImage) -> tuple[str | None, Image.Image | None]:
-    """(text, picture as it is to be seen)."""
+def _split(name: str, given: TextOrImage) -> tuple[str | None, Image.Image | None]:
+    """(text, decoded picture)."""
     text, picture = given if isinstance(given, tuple) else (given, None) if isinstance(given, str) else (None, given)
     if picture is None:
         if not text or not text.strip():
             raise InputError(f"{name} has neither text nor picture", "give a text, a picture, or (text, picture)")
         return text, None
     try:
-        return text, _seen(name, picture)
+        return text, _decode(name, picture)
     except ImageProblem as problem:
         detail = "no such file" if problem.reason is ImageReason.MISSING else problem.detail
         remedy = "give a PIL image or the path of a JPEG, PNG, WEBP, GIF or BMP file that opens"
         raise InputError(f"{name}, image {problem.path}: {detail}", remedy) from problem
 
 
-def _seen(name: str, picture: Picture) -> Image.Image:
+def _decode(name: str, picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return opened_picture(picture, f"of {name}", max_ratio=MAX_RATIO)
-    file = Path(picture).resolve()  # the caller's own file: a link to anywhere is meant
+    file = Path(picture).resolve()  # the caller's own file: links may lead anywhere
     return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)

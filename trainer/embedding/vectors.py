@@ -1,4 +1,4 @@
-"""Vectors on disk and in memory: read block by block, of unit length, in float32."""
+"""Vectors, from disk or memory, block by block: of unit length, in float32."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ BLOCK_ROWS: Final = 32_768
 Vectors = NDArray[np.float32]
 
 
-def normalised(vectors: NDArray[np.floating]) -> Vectors:
-    """Rows of unit length in float32; zero rows stay zero (faiss.normalize_L2)."""
-    return _normalised(vectors)[0]
+def normalise(vectors: NDArray[np.floating]) -> Vectors:
+    """Scales vectors to unit length, in float32; zero vectors stay zero (faiss.normalize_L2)."""
+    return _normalise(vectors)[0]
 
 
-def _normalised(vectors: NDArray[np.floating]) -> tuple[Vectors, Vectors]:
-    found: Vectors = np.ascontiguousarray(vectors, np.float32)
-    if found is vectors:
-        found = found.copy()
+def _normalise(vectors: NDArray[np.floating]) -> tuple[Vectors, Vectors]:
+    """(unit vectors, lengths before)."""
+    units_CD: Vectors = np.ascontiguousarray(vectors, np.float32)
+    if units_CD is vectors:
+        units_CD = units_CD.copy()
     with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
-        np.divide(found, lengths[:, None], out=found, where=lengths[:, None] > 0)
-    return found, lengths
+        lengths_C = np.sqrt(np.einsum("ij,ij->i", units_CD, units_CD))
+        np.divide(units_CD, lengths_C[:, None], out=units_CD, where=lengths_C[:, None] > 0)
+    return units_CD, lengths_C
 
 
-def blocks(
+def read_blocks(
     pool: NDArray[np.floating], rows: int = BLOCK_ROWS, *, wrong: Callable[[NDArray[np.int64]], None] | None = None
 ) -> Iterator[Vectors]:
-    """A (possibly memory-mapped) array of shape (n, dim) as normalised blocks.
+    """Normalised blocks of an array of shape (n, dim), which may be memory-mapped.
 
-    wrong: called after the last block where rows have no finite length (NaN, inf, or beyond float32), with their indices.
+    wrong: called after the last block if some vectors have no finite length (NaN, inf, or beyond float32), with their indices.
     """
-    without: list[NDArray[np.int64]] = []
+    not_finite: list[NDArray[np.int64]] = []
     for start in range(0, len(pool), rows):
-        block, lengths = _normalised(pool[start : start + rows])
-        without.append(np.flatnonzero(~np.isfinite(lengths)) + start)
-        yield block
-    if wrong is not None and any(map(len, without)):
-        wrong(np.concatenate(without))
+        block_CD, lengths_C = _normalise(pool[start : start + rows])
+        not_finite.append(np.flatnonzero(~np.isfinite(lengths_C)) + start)
+        yield block_CD
+    if wrong is not None and any(map(len, not_finite)):
+        wrong(np.concatenate(not_finite))

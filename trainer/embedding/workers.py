@@ -1,10 +1,11 @@
-"""Who embeds candidate pools and queries: this process, or Ray actors that hold a copy of the model each.
+"""Embeds candidate pools and queries in this process, or in Ray actors with a copy of the model each.
 
-Parts of a pool are independent, and a part is written by whoever gathers it; so the files are the same whoever embeds.
+Parts of a pool are independent, and the process that collects them writes them, so the files do not depend on who embeds.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.dataset.training_store import training_store
+from pipeline.files.run_log import log_failure, open_run_log
 from pipeline.mbeir.pools import CandidatePool
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
@@ -21,24 +23,26 @@ from trainer.embedding.embed import PoolEmbedder, PoolPart, Range
 from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit
 from trainer.model.embedder import Embedder
 
+logger = logging.getLogger(__name__)
+
 
 class EmbedderSpec(NamedTuple):
-    """A model as any process can load it: a checkpoint's directory, or the untrained base (None)."""
+    """A model that any process can load: a checkpoint's directory, or the untrained base (None)."""
 
     config: TrainConfig
     model: Path | None
 
     def load(self) -> Embedder:
-        """For use: its adapter is folded into its weights."""
-        import torch  # noqa: PLC0415 (actors import it where they run)
+        """For inference: its adapter is folded into its weights."""
+        import torch  # noqa: PLC0415 (actors import it on their own node)
 
         from trainer.distributed import ProcessGroup  # noqa: PLC0415
 
         device = ProcessGroup.join(self.config.device).device
         if self.model is not None:
-            return Embedder.load(self.model, self.config.model, pool=self.config.model.pooling).folded().to(device)
+            return Embedder.load(self.model, self.config.model, pool=self.config.model.pooling).fold_adapter().to(device)
         torch.manual_seed(self.config.seed)
-        return Embedder.create(self.config.model, self.config.data.prompts).folded().eval().to(device)
+        return Embedder.create(self.config.model, self.config.data.prompts).fold_adapter().eval().to(device)
 
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
         return PoolEmbedder(
@@ -54,34 +58,35 @@ class Workers(Protocol):
     count: int
     """How many embed at once."""
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
-        """The vectors of these rows of a pool, range by range, in any order."""
+    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+        """The vectors of these ranges of a pool, in any order."""
 
-    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
-        """The embeddings of these queries, unit by unit, in any order."""
+    def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+        """The embeddings of these units, in any order."""
 
 
 class LocalPoolEmbedder:
-    """This process embeds."""
+    """Embeds in this process."""
 
     count = 1
 
     def __init__(self, worker: PoolEmbedder, config: TrainConfig) -> None:
         self._worker, self._config = worker, config
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
-        for one in ranges:
-            yield one, self._worker.part(pool_rows(pool, one))
+    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+        for span in ranges:
+            yield span, self._worker.embed_part(fetch_range(pool, span))
 
-    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+    def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
         embedder = QueryEmbedder(self._worker.embedder, self._config, self._worker.images)
-        yield from map(embedder.part, units)
+        yield from map(embedder.embed_unit, units)
 
 
 class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
-    """Ray actors embed; a cluster's, where RAY_ADDRESS names one. Each gets a GPU where the device is one."""
+    """Embeds in Ray actors: a cluster's, if RAY_ADDRESS names one. Each takes a GPU if `gpu`."""
 
-    def __init__(self, source: EmbedderSpec, workers: int, *, gpu: bool) -> None:
+    def __init__(self, spec: EmbedderSpec, workers: int, *, gpu: bool, logs: Path | None = None) -> None:
+        """`logs`: directory for the actors' log files, ``embed-0.log`` and so on."""
         import ray  # noqa: PLC0415
 
         from pipeline.serving.ray_session import start_ray  # noqa: PLC0415
@@ -90,22 +95,23 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
         self._started = not ray.is_initialized()
         start_ray()
         actor = ray.remote(_Actor).options(num_gpus=1 if gpu else 0)
-        self._actors = [actor.remote(source) for _ in range(workers)]
+        files = [logs.absolute() / f"embed-{number}.log" if logs is not None else None for number in range(workers)]
+        self._actors = [actor.remote(spec, file) for file in files]
         self.count = workers
 
-    def embed(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         from ray.util import ActorPool  # noqa: PLC0415
 
-        def ask(actor: Any, one: Range) -> Any:
-            return actor.part.remote(pool, one)
+        def ask(actor: Any, span: Range) -> Any:
+            return actor.embed_part.remote(pool, span)
 
         yield from ActorPool(self._actors).map_unordered(ask, list(ranges))
 
-    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+    def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
         from ray.util import ActorPool  # noqa: PLC0415
 
         def ask(actor: Any, unit: QueryUnit) -> Any:
-            return actor.queries.remote(unit)
+            return actor.embed_unit.remote(unit)
 
         yield from ActorPool(self._actors).map_unordered(ask, list(units))
 
@@ -117,17 +123,22 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
 
 
 class _Actor:
-    def __init__(self, source: EmbedderSpec) -> None:
-        self._worker = source.embedder()
-        self._queries = QueryEmbedder(self._worker.embedder, source.config, self._worker.images)
+    def __init__(self, spec: EmbedderSpec, log: Path | None) -> None:
+        if log is not None:
+            open_run_log(log)
+        self._worker = spec.embedder()
+        self._queries = QueryEmbedder(self._worker.embedder, spec.config, self._worker.images)
+        logger.info("loaded %s on %s", spec.model or spec.config.model.base, self._worker.embedder.device)
 
-    def part(self, pool: CandidatePool, one: Range) -> tuple[Range, PoolPart]:
-        return one, self._worker.part(pool_rows(pool, one))
+    def embed_part(self, pool: CandidatePool, span: Range) -> tuple[Range, PoolPart]:
+        with log_failure(logger, f"candidates {span.start:,} to {span.stop:,} of {pool.path}"):
+            return span, self._worker.embed_part(fetch_range(pool, span))
 
-    def queries(self, unit: QueryUnit) -> QueryPart:
-        return self._queries.part(unit)
+    def embed_unit(self, unit: QueryUnit) -> QueryPart:
+        with log_failure(logger, f"{len(unit.places):,} queries of {unit.places[0][0].name}"):
+            return self._queries.embed_unit(unit)
 
 
-def pool_rows(pool: CandidatePool, one: Range) -> list[Candidate]:
-    table = pool.fetch_table(np.arange(one.start, one.stop, dtype=np.int64))
-    return [Candidate.model_validate(row) for row in table.to_pylist()]
+def fetch_range(pool: CandidatePool, span: Range) -> list[Candidate]:
+    table = pool.fetch_table(np.arange(span.start, span.stop, dtype=np.int64))
+    return [Candidate.model_validate(fields) for fields in table.to_pylist()]

@@ -1,4 +1,4 @@
-"""The report of a training run: learning curves, the table with its controls, and where TRACE wins and loses."""
+"""The report page of a run: learning curves, the table with its controls, and the queries on which TRACE wins and loses."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from trainer.evaluation.uniir import headline_k, metric_ks
 _SMOOTH: Final = 10
 _MISSED: Final = 10_000
 _OUTCOMES: Final = {(True, True): "both hit", (True, False): "win", (False, True): "loss", (False, False): "both miss"}
-"""(TRACE hits, direct hits) -> what that is for TRACE."""
+"""(TRACE hits, direct hits) -> the outcome for TRACE."""
 
 Entry = dict[str, Any]
 
 
 def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
-    """Of a run that was trained and evaluated. Raises InputError otherwise."""
+    """The page of a run. Raises InputError unless it was evaluated."""
     config = TrainConfig.model_validate_json((run / "train.json").read_bytes()).model_copy(update={"out": run})
     data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
     config = config.model_copy(update={"data": data})
@@ -45,24 +45,24 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
         raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
     results = json.loads(file.read_text(encoding="utf-8"))
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
-    found = _compared(config, split)
+    compared = _compare_ranks(config, split)
     pictures = Thumbnails(training_store(config))
     return Page(
         title=f"TRACE: training report of {run.name}",
-        banner="SYNTHETIC: fitted and scored in an invented miniature world (pocket)." if synthetic else "",
-        lead=f"{config.model.base} fitted on {config.data.dataset}: {', '.join(config.variants)}; scored on {split}.",
-        facts=_facts(results),
-        charts=[*_curves(run, config), _by_family(results), *_difficulty(config, found)],
-        grids=[_table(results), _costs(results)],
-        examples=_examples(config, found, pictures, examples),
-        examples_note="Queries whose positive TRACE and the direct embedding rank differently in the local pool, first those "
-        "where hit@k changes; then some where both agree. The rank is that of the best positive.",
+        banner="SYNTHETIC: trained and scored in an invented miniature world (pocket)." if synthetic else "",
+        lead=f"{config.model.base} trained on {config.data.dataset}: {', '.join(config.variants)}; scored on {split}.",
+        facts=_make_facts(results),
+        charts=[*_chart_curves(run, config), _chart_families(results), *_chart_difficulty(config, compared)],
+        grids=[_make_table(results), _make_costs(results)],
+        examples=_choose_examples(config, compared, pictures, examples),
+        examples_note="First the queries where TRACE and the direct embedding differ in hit@k, in the local pool; then some "
+        "where they agree. The rank is that of the best positive.",
         pictures=pictures.found,
     )
 
 
-def _facts(results: Sequence[Entry]) -> list[Fact]:
-    found = [
+def _make_facts(results: Sequence[Entry]) -> list[Fact]:
+    facts = [
         Fact(f"hit@k, {one['name']}", f"{100 * _mean(one):.1f}", "mean over dataset-tasks, local pools")
         for one in results
         if one["name"] in ("base", "direct", "always-reason", "trace")
@@ -71,8 +71,8 @@ def _facts(results: Sequence[Entry]) -> list[Fact]:
     if trace is not None:
         queries = sum(task["costs"]["queries"] for task in trace["tasks"])
         reasoned = sum(task["costs"]["reasoned"] for task in trace["tasks"])
-        found.append(Fact("think rate of TRACE", f"{reasoned / max(1, queries):.1%}", f"{reasoned:,} of {queries:,} queries"))
-    return found
+        facts.append(Fact("think rate of TRACE", f"{reasoned / max(1, queries):.1%}", f"{reasoned:,} of {queries:,} queries"))
+    return facts
 
 
 def _mean(result: Entry, family: str | None = None, key: str = "local") -> float:
@@ -84,20 +84,20 @@ def _mean(result: Entry, family: str | None = None, key: str = "local") -> float
     return float(np.mean(values)) if values else float("nan")
 
 
-def _curves(run: Path, config: TrainConfig) -> list[Chart]:
+def _chart_curves(run: Path, config: TrainConfig) -> list[Chart]:
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = {"retrieval": {}, "generation": {}}
     for variant in config.variants:
         path = run / variant / "metrics.jsonl"
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        for name, found in series.items():
-            found[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
+        for name, curves in series.items():
+            curves[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
     notes = {
         "retrieval": f"InfoNCE over the batch, mean of {_SMOOTH} steps.",
         "generation": f"Cross-entropy of traces and routes, mean of {_SMOOTH} steps, logarithmic.",
     }
     return [
-        Chart(f"Learning curve: {name}", notes[name], lines(found, x="step", y="loss", log=name == "generation"))
-        for name, found in series.items()
+        Chart(f"Learning curve: {name}", notes[name], lines(curves, x="step", y="loss", log=name == "generation"))
+        for name, curves in series.items()
     ]
 
 
@@ -105,7 +105,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [round(float(np.mean(values[max(0, i - _SMOOTH + 1) : i + 1])), 5) for i in range(len(values))]
 
 
-def _by_family(results: Sequence[Entry]) -> Chart:
+def _chart_families(results: Sequence[Entry]) -> Chart:
     families = list(FAMILIES)
     series = {one["name"]: [round(100 * _mean(one, family), 2) for family in families] for one in results}
     return Chart(
@@ -116,7 +116,7 @@ def _by_family(results: Sequence[Entry]) -> Chart:
     )
 
 
-def _table(results: Sequence[Entry]) -> Grid:
+def _make_table(results: Sequence[Entry]) -> Grid:
     rows = []
     for i, task in enumerate(results[0]["tasks"]):
         rows.append((task["task"], str(task["k"]), *(_pair(one["tasks"][i]) for one in results)))
@@ -134,7 +134,7 @@ def _pair(task: Mapping[str, Any]) -> str:
     return f"{100 * task['local']:.1f}" + (f" / {100 * union:.1f}" if union is not None and union == union else "")  # noqa: PLR0124
 
 
-def _costs(results: Sequence[Entry]) -> Grid:
+def _make_costs(results: Sequence[Entry]) -> Grid:
     rows = []
     for one in results:
         costs = [task["costs"] for task in one["tasks"]]
@@ -151,33 +151,33 @@ def _costs(results: Sequence[Entry]) -> Grid:
         )
     header = ("model", "think rate", "tokens a query", "queries/s", "p95 ms", "cut traces")
     return Grid(
-        "What it costs",
+        "Costs",
         header,
         rows,
-        "Latency from the start of a query's prefill to its embedding, in batches; the slowest dataset-task's.",
+        "Latency: from the start of a query's prefill to its embedding, in batches; that of the slowest dataset-task.",
     )
 
 
-def _compared(config: TrainConfig, split: str) -> list[Entry]:
-    """The queries of `trace`, each with its rank there and with `direct`; empty where one was not fitted."""
-    entries = {name: _entries(config, name, split) for name in ("trace", "direct")}
+def _compare_ranks(config: TrainConfig, split: str) -> list[Entry]:
+    """The queries of `trace`, each with its rank in it and in `direct`; empty if one of the two was not trained."""
+    entries = {name: _load_queries(config, name, split) for name in ("trace", "direct")}
     if not all(entries.values()):
         return []
-    ranks = {name: _ranks(config, name, split) for name in entries}
+    ranks = {name: _load_ranks(config, name, split) for name in entries}
     for entry in entries["trace"]:
         entry["rank"] = ranks["trace"].get((entry["task"], entry["qid"]), _MISSED)
         entry["direct_rank"] = ranks["direct"].get((entry["task"], entry["qid"]), _MISSED)
     return entries["trace"]
 
 
-def _entries(config: TrainConfig, name: str, split: str) -> list[Entry]:
+def _load_queries(config: TrainConfig, name: str, split: str) -> list[Entry]:
     path = queries_file(config.out / "eval", name, split)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], int]:
+def _load_ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], int]:
     """(dataset-task, qid) -> rank of the best positive in the local pool's run file."""
-    found: dict[tuple[str, str], int] = {}
+    best: dict[tuple[str, str], int] = {}
     runs = EmbeddingFiles(config.out / "eval", name).runs
     for task in DATASET_TASKS:
         path = runs / f"mbeir_{task.name}_single_pool_{split}_k{max(metric_ks(task))}_run.txt"
@@ -189,23 +189,23 @@ def _ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], 
             qid, _, did, rank, *_ = line.split()
             if (qid, did) in relevant:
                 key = (task.name, qid)
-                found[key] = min(found.get(key, _MISSED), int(rank))
-    return found
+                best[key] = min(best.get(key, _MISSED), int(rank))
+    return best
 
 
-def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
-    """How often TRACE reasons, by the teacher's own assessment of the query."""
+def _chart_difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
+    """How often TRACE reasons, by the teacher's assessment of the query."""
     if (
         not entries
         or config.evaluation.teacher_trace_dataset is None
         or not Path(config.evaluation.teacher_trace_dataset).is_dir()
     ):
         return []
-    rows = BuiltDataset.open(Path(config.evaluation.teacher_trace_dataset)).table("data", ["id", "assessment"])
-    known = dict(zip(rows["id"].to_pylist(), rows["assessment"].to_pylist(), strict=True))
+    assessed = BuiltDataset.open(Path(config.evaluation.teacher_trace_dataset)).table("data", ["id", "assessment"])
+    by_id = dict(zip(assessed["id"].to_pylist(), assessed["assessment"].to_pylist(), strict=True))
     bins: dict[str, list[bool]] = defaultdict(list)
     for entry in entries:
-        p = known.get(entry["id"])
+        p = by_id.get(entry["id"])
         if p is not None:
             low = min(int(p * 5), 4) / 5
             bins[f"{low:.1f} to {low + 0.2:.1f}"].append(entry["reasoned"])
@@ -217,18 +217,18 @@ def _difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
     return [
         Chart(
             "Think rate against difficulty",
-            "TRACE's own routes, by the teacher's P(complex) for the same query (which TRACE never sees).",
+            "TRACE's learned routes, by the teacher's P(complex) for the same query, which TRACE does not see.",
             stacked([f"P(complex) {label}" for label in labels], parts),
             wide=True,
         )
     ]
 
 
-def _examples(config: TrainConfig, entries: Sequence[Entry], pictures: Thumbnails, count: int) -> list[Example]:
+def _choose_examples(config: TrainConfig, entries: Sequence[Entry], pictures: Thumbnails, count: int) -> list[Example]:
     changed: list[Entry] = []
     same: list[Entry] = []
     for entry in entries:
-        k = headline_k(_task(entry["task"]))
+        k = headline_k(DatasetTask.parse(entry["task"]))
         ours, theirs = entry["rank"] <= k, entry["direct_rank"] <= k
         entry["outcome"] = (
             "win" if ours and not theirs else "loss" if theirs and not ours else "both hit" if ours else "both miss"
@@ -236,11 +236,11 @@ def _examples(config: TrainConfig, entries: Sequence[Entry], pictures: Thumbnail
         (changed if ours != theirs else same).append(entry)
     stride = max(1, len(same) // max(1, count - len(changed)))
     chosen = [*changed, *same[::stride]][:count]
-    positives = _positives(config, chosen)
-    return [_example(entry, positives.get(entry["id"]), pictures) for entry in chosen]
+    positives = _fetch_positives(config, chosen)
+    return [_make_example(entry, positives.get(entry["id"]), pictures) for entry in chosen]
 
 
-def _example(entry: Entry, positive: Candidate | None, pictures: Thumbnails) -> Example:
+def _make_example(entry: Entry, positive: Candidate | None, pictures: Thumbnails) -> Example:
     ended = "" if entry["ended"] else ", cut"
     return Example(
         id=entry["id"],
@@ -254,7 +254,7 @@ def _example(entry: Entry, positive: Candidate | None, pictures: Thumbnails) -> 
         picture=pictures.add(entry["image"]),
         lines=[("TRACE wrote", entry["trace"].strip())] if entry["trace"] else [("bypass", "embedded as it is")],
         badges=[
-            f"rank {_rank(entry['rank'])}, direct {_rank(entry['direct_rank'])}",
+            f"rank {_format_rank(entry['rank'])}, direct {_format_rank(entry['direct_rank'])}",
             f"P(direct) {entry['p_direct']:.3f}",
             f"{entry['tokens']} tokens{ended}",
         ],
@@ -263,27 +263,24 @@ def _example(entry: Entry, positive: Candidate | None, pictures: Thumbnails) -> 
     )
 
 
-def _rank(rank: int) -> str:
+def _format_rank(rank: int) -> str:
     return str(rank) if rank < _MISSED else "beyond the list"
 
 
-def _task(name: str) -> DatasetTask:
-    return next(task for task in DATASET_TASKS if task.name == name)
-
-
-def _positives(config: TrainConfig, entries: Sequence[Entry]) -> dict[str, Candidate]:
+def _fetch_positives(config: TrainConfig, entries: Sequence[Entry]) -> dict[str, Candidate]:
+    """Record id -> the first positive that is in the local pool."""
     layout, split = Layout.open(config.data.mbeir), config.evaluation.split
     by_task: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_task[entry["task"]].append(entry)
-    found: dict[str, Candidate] = {}
+    positives: dict[str, Candidate] = {}
     for name, part in by_task.items():
-        path = layout.local_pool(_task(name), split)
+        path = layout.local_pool(DatasetTask.parse(name), split)
         if path is None:
             continue
         with CandidatePool.open(path, config.data.candidate_cache) as pool:
             for entry in part:
-                held = next((did for did in entry["positives"] if did in pool), None)
-                if held is not None:
-                    found[entry["id"]] = pool.fetch([held])[0]
-    return found
+                did = next((did for did in entry["positives"] if did in pool), None)
+                if did is not None:
+                    positives[entry["id"]] = pool.fetch([did])[0]
+    return positives

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: a table's lines and columns."""
+"""The numbers of an evaluation: a table's rows and columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.embedding.queries import QueryCosts
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One line of a table: hit rates at the headline k, and what the queries cost."""
+    """A dataset-task: hit rates at the headline k, and what its queries cost."""
 
     task: str
     k: int
@@ -25,6 +25,8 @@ class TaskResult:
     costs: QueryCosts
     trace_accuracy: float | None = None
     """Share of the queries with a known right answer whose own trace ends in it."""
+    unreadable: int = 0
+    """Queries left out because their images cannot be read. They count as misses; `costs` does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,14 @@ class Result:
 
     def mean(self, family: str | None = None, *, union: bool = False) -> float:
         """Unweighted mean over the dataset-tasks (of a family)."""
-        wanted = [
-            value
-            for one in self.tasks
-            if family in (None, family_of(DatasetTask.parse(one.task).task_id).name)
-            for value in [one.union if union else one.local]
-            if value is not None
+        rates = [
+            rate
+            for task in self.tasks
+            if family in (None, family_of(DatasetTask.parse(task.task).task_id).name)
+            for rate in [task.union if union else task.local]
+            if rate is not None
         ]
-        return float(np.mean(wanted)) if wanted else float("nan")
+        return float(np.mean(rates)) if rates else float("nan")
 
     @property
     def think_rate(self) -> float:

@@ -1,7 +1,8 @@
 """UniIR's files and numbers: embeddings on disk, hit rates, run files and the final table.
 
-Source: UniIR's ``mbeir_retriever.py`` and ``mbeir_embedder.py``. "Recall@k" is a hit rate there: 1 where any relevant
-candidate is among the first k; averaged over the query embeddings of a file and rounded to four digits.
+Source: UniIR's ``mbeir_retriever.py`` and ``mbeir_embedder.py``. "Recall@k" is a hit rate there: 1 if any relevant candidate is
+among the first k, averaged over the query embeddings of a file and rounded to four digits. Queries that an evaluation listed as
+unreadable beside their file's embeddings count as misses; UniIR's code does not know of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.qrels import read_qrels
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, unhash_did, unhash_qid
-from trainer.embedding.files import EmbeddingFiles, Embeddings, Split, load_embeddings, pool_name
+from trainer.data.exclusions import load_exclusions
+from trainer.embedding.files import EmbeddingFiles, Embeddings, Split, exclusions_path, load_embeddings, pool_name
 from trainer.retrieval.topk import MISSING, TopK, top_k_each
 
 Pool = Literal["single", "union"]
@@ -52,7 +54,7 @@ def headline_k(task: DatasetTask) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One line of the table before local and union values are joined."""
+    """One value of the table, before local and union values are joined into rows."""
 
     task: DatasetTask
     split: Split
@@ -61,50 +63,58 @@ class Score:
     value: float
 
 
-def hit_rates(found: NDArray[np.int64], relevant: Sequence[set[int]], ks: Sequence[int]) -> dict[int, float]:
-    """k -> share of queries with a relevant id among the first k. `found`: ids of shape (queries, at least max(ks))."""
-    first = np.full(len(found), np.inf)
-    for row, (ids, wanted) in enumerate(zip(found, relevant, strict=True)):
-        place = next((i for i, identifier in enumerate(ids.tolist()) if identifier in wanted), None)
-        if place is not None:
-            first[row] = place
-    return {k: round(float(np.mean(first < k)), 4) for k in ks}
+def hit_rates(
+    ids_QK: NDArray[np.int64], relevant: Sequence[set[int]], ks: Sequence[int], *, unreadable: int = 0
+) -> dict[int, float]:
+    """k -> share of queries with a relevant id among the first k.
+
+    ids_QK: ids of the hits, at least max(ks) of them, best first. unreadable: queries that have no embedding and are misses.
+    """
+    rank_Q = np.full(len(ids_QK) + unreadable, np.inf)
+    for query, (ids_K, wanted) in enumerate(zip(ids_QK, relevant, strict=True)):
+        rank = next((rank for rank, identifier in enumerate(ids_K.tolist()) if identifier in wanted), None)
+        if rank is not None:
+            rank_Q[query] = rank
+    return {k: round(float(np.mean(rank_Q < k)), 4) for k in ks}
 
 
-class Hits(NamedTuple):
-    """What the queries of a task find in a pool. ids: (queries, k)."""
+class TaskHits(NamedTuple):
+    """A task's queries searched in a pool. ids: of the hits, (queries, k)."""
 
     scores: list[Score]
-    found: TopK
+    top_k: TopK
     ids: NDArray[np.int64]
 
 
 def score_tasks(
-    asked: Mapping[DatasetTask, Embeddings],
+    queries: Mapping[DatasetTask, Embeddings],
     split: Split,
     pool: Pool,
     *,
     candidates: Sequence[Embeddings],
     qrels: Path,
     device: str,
-) -> Iterator[tuple[DatasetTask, Hits]]:
-    """Each task's queries searched in one pass over the candidates, which are concatenated in the order given, as UniIR does
-    for the union pool. `qrels`: the split's directory."""
-    relevant = {task: _relevant(qrels / qrels_name(task, split), queries.ids) for task, queries in asked.items()}
-    for task, queries in asked.items():
-        for one in candidates:
-            if one.vectors.shape[1] != queries.vectors.shape[1]:
+) -> Iterator[tuple[DatasetTask, TaskHits]]:
+    """Searches all tasks' queries in one pass over the candidates.
+
+    candidates: concatenated in the order given, as UniIR does for the union pool. qrels: the split's directory.
+    """
+    relevant = {task: _relevant(qrels / qrels_name(task, split), of_task.ids) for task, of_task in queries.items()}
+    for task, of_task in queries.items():
+        for part in candidates:
+            if part.vectors.shape[1] != of_task.vectors.shape[1]:
                 raise InputError(
-                    f"queries of {task.name} have {queries.vectors.shape[1]} dimensions, the pool {one.vectors.shape[1]}",
+                    f"queries of {task.name} have {of_task.vectors.shape[1]} dimensions, the pool {part.vectors.shape[1]}",
                     "embed both with the same model",
                 )
-    sets = [(queries.normalised(), max(metric_ks(task))) for task, queries in asked.items()]
-    every = top_k_each(sets, (block for one in candidates for block in one.blocks()), device=device)
-    pool_ids = np.concatenate([one.ids for one in candidates])
-    for task, found in zip(asked, every, strict=True):
-        ids = np.where(found.positions == MISSING, MISSING, pool_ids[found.positions])
-        rates = hit_rates(ids, relevant[task], metric_ks(task))
-        yield task, Hits([Score(task, split, pool, k, value) for k, value in rates.items()], found, ids)
+    searches = [(of_task.read_all(), max(metric_ks(task))) for task, of_task in queries.items()]
+    results = top_k_each(searches, (block for part in candidates for block in part.read_blocks()), device=device)
+    pool_ids = np.concatenate([part.ids for part in candidates])
+    for (task, of_task), result in zip(queries.items(), results, strict=True):
+        ids_QK = np.where(result.positions == MISSING, MISSING, pool_ids[result.positions])
+        unreadable = len(load_exclusions(exclusions_path(of_task.path)))
+        rates = hit_rates(ids_QK, relevant[task], metric_ks(task), unreadable=unreadable)
+        yield task, TaskHits([Score(task, split, pool, k, value) for k, value in rates.items()], result, ids_QK)
 
 
 def qrels_name(task: DatasetTask, split: Split) -> str:
@@ -116,24 +126,23 @@ def _relevant(qrels: Path, query_ids: NDArray[np.int64]) -> list[set[int]]:
     for qrel in read_qrels(qrels):
         if qrel.relevance > 0:
             wanted.setdefault(qrel.qid, set()).add(hash_did(qrel.did))
-    found = []
-    for hashed in query_ids.tolist():
-        qid = unhash_qid(hashed)
-        if qid not in wanted:
-            raise InputError(f"{qrels} has no line for the query {qid}", "the embeddings belong to other queries")
-        found.append(wanted[qid])
-    return found
+    qids = [unhash_qid(hashed) for hashed in query_ids.tolist()]
+    if (missing := next((qid for qid in qids if qid not in wanted), None)) is not None:
+        raise InputError(f"{qrels} has no line for the query {missing}", "the embeddings belong to other queries")
+    return [wanted[qid] for qid in qids]
 
 
-def run_lines(task: DatasetTask, hits: TopK, ids: NDArray[np.int64], query_ids: NDArray[np.int64], run: str) -> Iterator[str]:
-    """``qid Q0 did rank score run_id task_id``, ranks from 1."""
-    for qid, row, scores in zip(query_ids.tolist(), ids.tolist(), hits.scores, strict=True):
-        for rank, (did, value) in enumerate(zip(row, scores, strict=True), 1):
+def format_run(
+    task: DatasetTask, hits: TopK, ids_QK: NDArray[np.int64], query_ids: NDArray[np.int64], run: str
+) -> Iterator[str]:
+    """Lines ``qid Q0 did rank score run_id task_id``, with ranks from 1."""
+    for qid, dids_K, scores_K in zip(query_ids.tolist(), ids_QK.tolist(), hits.scores, strict=True):
+        for rank, (did, value) in enumerate(zip(dids_K, scores_K, strict=True), 1):
             yield f"{unhash_qid(qid)} Q0 {unhash_did(did)} {rank} {value} {run} {task.task_id}"
 
 
-def table(scores: Sequence[Score]) -> str:
-    """UniIR's tab-separated table, with its order and its line ends. A union value is joined onto the local row."""
+def format_table(scores: Sequence[Score]) -> str:
+    """UniIR's tab-separated table, in its order and with its line ends. A union value is joined onto its local row."""
     union: Mapping[tuple[DatasetTask, Split, int], float] = {
         (score.task, score.split, score.k): score.value for score in scores if score.pool == "union"
     }
@@ -141,7 +150,7 @@ def table(scores: Sequence[Score]) -> str:
         (score for score in scores if score.pool == "single"),
         key=lambda score: (score.task.task_id, DATASET_TASKS.index(score.task), score.split != "val", score.k),
     )
-    rows = ["\t".join(HEADER)]
+    lines = ["\t".join(HEADER)]
     for score in local:
         joined = union.get((score.task, score.split, score.k))
         cells = (
@@ -155,8 +164,8 @@ def table(scores: Sequence[Score]) -> str:
             "union" if joined is not None else "",
             joined if joined is not None else "",
         )
-        rows.append("\t".join(map(str, cells)))
-    return "\r\n".join(rows) + "\r\n"
+        lines.append("\t".join(map(str, cells)))
+    return "\r\n".join(lines) + "\r\n"
 
 
 def score_directory(
@@ -167,9 +176,9 @@ def score_directory(
     pools: Sequence[Pool] = ("single", "union"),
     device: str = "cpu",
 ) -> Iterator[tuple[list[Score], Path]]:
-    """Scores every task that has query embeddings and writes its run files: (scores, run file).
+    """Scores every task that has query embeddings and writes its run files: (scores, run file) of each search.
 
-    Local pools one after another, then the union of all in one pass for all tasks.
+    Local pools are searched one after another, then the union of all pools in one pass for all tasks.
     """
     tasks = files.available(split)
     if not tasks:
@@ -184,12 +193,12 @@ def score_directory(
     if "single" in pools:
         searches += [("single", [task], [load_embeddings(files.candidates(task, split))]) for task in tasks]
     if "union" in pools:
-        there = [files.candidates(task, split) for task in DATASET_TASKS]
-        searches.append(("union", tasks, [load_embeddings(path) for path in there if path.is_file()]))
-    for pool, asking, candidates in searches:
-        asked = {task: queries[task] for task in asking}
-        for task, hits in score_tasks(asked, split, pool, candidates=candidates, qrels=qrels, device=device):
+        paths = [files.candidates(task, split) for task in DATASET_TASKS]
+        searches.append(("union", tasks, [load_embeddings(path) for path in paths if path.is_file()]))
+    for pool, of_search, candidates in searches:
+        searched = {task: queries[task] for task in of_search}
+        for task, hits in score_tasks(searched, split, pool, candidates=candidates, qrels=qrels, device=device):
             run = f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
             path = files.runs / f"{run}_run.txt"
-            path.write_text("\n".join(run_lines(task, hits.found, hits.ids, queries[task].ids, run)) + "\n", encoding="utf-8")
+            path.write_text("\n".join(format_run(task, hits.top_k, hits.ids, queries[task].ids, run)) + "\n", encoding="utf-8")
             yield hits.scores, path

@@ -1,9 +1,9 @@
-"""Where the embedding token's row begins.
+"""Initial row of the embedding token.
 
-A new row that is the mean of all others is as good as never predicted: on the pocket base its logit is some 15 nats below the
-likeliest. Until that is corrected, the cross-entropy of this one token outweighs everything else in the gradient, and the
-contrastive loss falls slowly. So the row begins as the end of turn's, moved along the mean of the states that are to predict
-it, until it is there as likely as all other tokens together.
+A row initialised to the mean of all rows is almost never predicted: on the pocket base its logit is some 15 nats below the most
+likely one. Until that is corrected, the cross-entropy of this one token dominates the gradient, and the contrastive loss falls
+slowly. So the row starts as a copy of the end-of-turn token's row and is moved along the mean of the states that must predict
+it, until it is as likely there as all other tokens together.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ from trainer.model.embedder import Embedder
 
 
 @torch.no_grad()
-def initialise_emb_token(embedder: Embedder, chunks: Iterable[MicroBatch], world: ProcessGroup) -> None:
-    """Sets the trainable row (of the output head, where it is not tied) from labelled chunks, the same in every process.
+def initialise_emb_token(embedder: Embedder, chunks: Iterable[MicroBatch], group: ProcessGroup) -> None:
+    """Sets the trained row (the output head's, unless it is tied) from labelled chunks; the same in every process.
 
     With states s_i at the positions whose label is the token, their mean m, and the missing logits d_i = logsumexp(others) -
     logit(token), the row moves by m · mean(d) / |m|²: on average nothing is missing any more.
     """
-    row = _row(embedder)
-    ending = embedder.processor.tokenizer.eos_token_id
-    if ending is not None:
-        row.copy_(embedder.head.weight[ending])  # type: ignore[index]
-    states = []
+    row_D = _trained_row(embedder)
+    end_of_turn = embedder.processor.tokenizer.eos_token_id
+    if end_of_turn is not None:
+        row_D.copy_(embedder.head.weight[end_of_turn])  # type: ignore[index]
+    parts = []
     training = embedder.training
     embedder.eval()
     for chunk in chunks:
         moved = chunk.to(embedder.device)
         with embedder.casting():
-            states.append(embedder.states(moved)[moved.labels == embedder.emb_id].float())
-    found = torch.cat(states) if states else row.new_zeros(0, len(row))
-    if len(found):
-        mean = found.mean(0)
+            states_BLD = embedder.states(moved)
+            parts.append(states_BLD[moved.labels == embedder.emb_id].float())
+    states_TD = torch.cat(parts) if parts else row_D.new_zeros(0, len(row_D))
+    if len(states_TD):
+        mean_D = states_TD.mean(0)
         with embedder.casting():  # the head's weights may be bfloat16 while the trained row is float32
-            logits = embedder.head(found.to(row.dtype)).float()
-        own = logits[:, embedder.emb_id].clone()
-        logits[:, embedder.emb_id] = -torch.inf
-        row += mean * (logits.logsumexp(-1) - own).mean() / mean.square().sum()
+            logits_TV = embedder.head(states_TD.to(row_D.dtype)).float()
+        own_T = logits_TV[:, embedder.emb_id].clone()
+        logits_TV[:, embedder.emb_id] = -torch.inf
+        row_D += mean_D * (logits_TV.logsumexp(-1) - own_T).mean() / mean_D.square().sum()
     embedder.train(training)
-    row.copy_(world.gather_objects(row.cpu())[0])
+    row_D.copy_(group.gather_objects(row_D.cpu())[0])
 
 
-def _row(embedder: Embedder) -> Tensor:
-    """The row in the parameter that is trained for it: a view."""
+def _trained_row(embedder: Embedder) -> Tensor:
+    """A view of the token's row in the parameter that is trained for it."""
     tied = embedder.model.config.tie_word_embeddings
-    rows: list[nn.Parameter] = [
+    deltas: list[nn.Parameter] = [
         parameter
         for name, parameter in embedder.model.named_parameters()
         if "trainable_tokens_delta" in name and (tied or "lm_head" in name)
     ]
-    (parameter,) = rows
+    (parameter,) = deltas
     return parameter[0 if len(parameter) == 1 else embedder.emb_id]

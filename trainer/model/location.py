@@ -1,7 +1,7 @@
-"""Where a trained embedder is: a run's directory, a checkpoint's (downloaded or merged), or a repository on the Hub.
+"""Resolves a trained embedder: a run's directory, a checkpoint's (downloaded or merged), or a repository on the Hub.
 
-A run has its settings in it. A checkpoint has its identity alone (`embedder.json`), so what else a command needs, M-BEIR's
-directory first, is given with ``--set``.
+A run's directory holds its settings. A checkpoint has only `embedder.json`, so the other settings that a command needs, first
+of all M-BEIR's directory, are given with ``--set``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, Final
 from pipeline.config import load_config, settings_of
 from schemas.errors import ConfigError, InputError
 from schemas.training import TrainConfig
-from trainer.model.embedder import IDENTITY, Identity
+from trainer.model.metadata import METADATA, EmbedderMetadata
 
 SETTINGS: Final = "train.json"
-"""In a run's directory: all its settings."""
+"""A run's settings, in its directory."""
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
 
 
-def located(place: Path) -> Path:
-    """`place` itself where it is here, else the snapshot of the Hub's repository of that name.
+def locate(place: Path) -> Path:
+    """`place` itself if it exists, else the downloaded snapshot of the Hub repository of that name.
 
-    Raises InputError for what is neither. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
+    Raises InputError if it is neither. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
     """
     if place.exists() or not _REPOSITORY(str(place)):
         return place
@@ -32,39 +32,39 @@ def located(place: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
-        found = Path(snapshot_download(str(place)))
+        snapshot = Path(snapshot_download(str(place)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{place} is no file or directory here, and no repository that can be downloaded: {said}",
+            f"{place} is neither a file or directory here nor a repository that can be downloaded: {cause}",
             "name a run's directory, a config, a model's directory, or ORG/NAME on the Hub (HF_TOKEN for a private one)",
         ) from error
-    if not is_checkpoint(found):
-        raise InputError(f"the repository {place} holds no embedder of this trainer ({IDENTITY})", "name another")
-    return found
+    if not is_checkpoint(snapshot):
+        raise InputError(f"the repository {place} holds no embedder of this trainer ({METADATA})", "name another")
+    return snapshot
 
 
 def is_checkpoint(place: Path) -> bool:
-    """Whether the directory is an embedder itself, and no run with some in it."""
-    return (place / IDENTITY).is_file()
+    """Whether the directory is an embedder itself, not a run that contains some."""
+    return (place / METADATA).is_file()
 
 
 def checkpoint_settings(directory: Path, overrides: Sequence[str], image_roots: Sequence[Path] = ()) -> TrainConfig:
-    """Settings for using a checkpoint. Raises ConfigError where `data.mbeir` is not among the overrides."""
-    if not any(one.split("=")[0].strip() == "data.mbeir" for one in overrides):
+    """Settings for the use of a checkpoint. Raises ConfigError if `data.mbeir` is not among the overrides."""
+    if not any(override.split("=")[0].strip() == "data.mbeir" for override in overrides):
         raise ConfigError(f"{directory} is a model and does not say where M-BEIR is", "add --set data.mbeir=DIR")
-    identity = Identity.read(directory)
-    known: dict[str, Any] = {
-        "model": identity.model_dump(include={"base", "revision", "max_pixels"}) | {"pooling": identity.pool},
-        "data": {"dataset": "", "prompts": identity.prompts},
+    metadata = EmbedderMetadata.read(directory)
+    settings: dict[str, Any] = {
+        "model": metadata.model_dump(include={"base", "revision", "max_pixels"}) | {"pooling": metadata.pool},
+        "data": {"dataset": "", "prompts": metadata.prompts},
         "out": str(directory),
         "evaluation": {"base": False},
     }
-    return settings_of(known, TrainConfig, tuple(overrides), directory, image_roots=image_roots)
+    return settings_of(settings, TrainConfig, tuple(overrides), directory, image_roots=image_roots)
 
 
 def load_settings(place: Path, overrides: Sequence[str] = (), *, image_roots: Sequence[Path] = ()) -> TrainConfig:
-    """Of a config file, a run's directory, or a checkpoint (see `checkpoint_settings`). Raises ConfigError for others."""
+    """From a config file, a run's directory, or a checkpoint (see `checkpoint_settings`). Raises ConfigError otherwise."""
     if is_checkpoint(place):
         return checkpoint_settings(place, overrides, image_roots)
     path = place / SETTINGS if place.is_dir() else place
@@ -72,7 +72,7 @@ def load_settings(place: Path, overrides: Sequence[str] = (), *, image_roots: Se
 
 
 def model_directory(settings: TrainConfig, place: Path, variant: str) -> Path:
-    """The embedder of that variant: `place` itself if it is a checkpoint. Raises InputError where there is none."""
+    """The directory of that variant's embedder; `place` itself if it is a checkpoint. Raises InputError if there is none."""
     if is_checkpoint(place):
         return place
     model = (place if place.is_dir() else settings.out) / variant / "model"

@@ -3,9 +3,9 @@
     L = λ_ret · mean_i -log( exp(q_i·c_i/τ) / Σ_{j not masked} exp(q_i·c_j/τ) )
       + λ_gen · mean_i (CE_i + λ_route · CE of i's first token)
 
-CE_i is the mean over the tokens of sample i: as printed in the paper it leaves the embedding token out, which would give the
-route of bypassing queries no gradient. Candidates that are positives of a query, by did or by its list, are never its
-negatives.
+CE_i is the mean over the tokens of sample i: as printed, the paper's loss excludes the embedding token, which would give the
+route of bypassing queries no gradient. A candidate is never a negative of a query whose list of positives names it, or whose
+positive in the batch has the same did.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.data.encoding import IGNORE
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Who is whose positive in a (global) batch of n queries and m >= n candidates: candidate i is the positive of query i.
+    """Positives in a (global) batch of n queries and m >= n candidates: candidate i is the positive of query i.
 
     masked: bool of shape (n, m); True where a candidate must not be a negative of a query. Never True at (i, i).
     """
@@ -48,31 +48,30 @@ def info_nce(queries_QD: Tensor, candidates_CD: Tensor, pairing: Pairing, scale:
     n = len(queries_QD)
     logits_QC = scale * queries_QD.float() @ candidates_CD.float().T
     logits_QC = logits_QC.masked_fill(pairing.masked.to(logits_QC.device), -torch.inf)
-    right_Q = torch.arange(n, device=logits_QC.device)
-    loss = nn.functional.cross_entropy(logits_QC, right_Q)
+    target_Q = torch.arange(n, device=logits_QC.device)
+    loss = nn.functional.cross_entropy(logits_QC, target_Q)
     if symmetric:
-        loss = (loss + nn.functional.cross_entropy(logits_QC[:, :n].T, right_Q)) / 2
+        loss = (loss + nn.functional.cross_entropy(logits_QC[:, :n].T, target_Q)) / 2
     return loss
 
 
 def trace_losses(
     states_BLD: Tensor, labels_BL: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
 ) -> Tensor:
-    """CE per row (B,), averaged over its labelled tokens; rows without labels give 0.
+    """CE per row (B,), averaged over its labelled tokens; 0 for rows without labels.
 
-    Logits are computed at labelled positions only, which `learnt`
-    names in the flat (B * L), sorted: to look for them here would mean to wait for the GPU. The CE of a row's
-    first token, which decides its route, is added `route` times: in the mean over a trace of n tokens it has 1/n of the
-    weight that it has in a bypass, and the learned route leans to bypass by that much.
+    learnt: sorted indices of the labelled positions in the flattened (B * L); logits are computed only there. Finding them
+    here would wait for the GPU.
+    route: weight of an extra CE term on a row's first token, which decides its route. In the mean over a trace of n tokens that
+    token has 1/n of the weight that it has in a bypass, which biases the learned route towards bypass.
     """
-    if learnt is None:
-        learnt = (labels_BL != IGNORE).flatten().nonzero().flatten()
+    learnt_T = (labels_BL != IGNORE).flatten().nonzero().flatten() if learnt is None else learnt
     rows, length = labels_BL.shape
-    if not learnt.numel():
+    if not learnt_T.numel():
         return states_BLD.new_zeros(rows, dtype=torch.float32)
-    logits_TV = head(states_BLD.flatten(0, 1).index_select(0, learnt)).float()
-    losses_T = nn.functional.cross_entropy(logits_TV, labels_BL.flatten().index_select(0, learnt), reduction="none")
-    owners_T = learnt // length
+    logits_TV = head(states_BLD.flatten(0, 1).index_select(0, learnt_T)).float()
+    losses_T = nn.functional.cross_entropy(logits_TV, labels_BL.flatten().index_select(0, learnt_T), reduction="none")
+    owners_T = learnt_T // length
     summed_B = losses_T.new_zeros(rows).index_add(0, owners_T, losses_T)
     counts_B = torch.zeros_like(owners_T[:1]).expand(rows).index_add(0, owners_T, torch.ones_like(owners_T))
     means_B = summed_B / counts_B.clamp(min=1)

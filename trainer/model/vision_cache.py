@@ -1,9 +1,6 @@
-"""The vision tower in a gradient-cached step: what it is told beforehand, and what it gave, kept for the second pass.
+"""Vision states of a gradient-cached step, kept from the first pass for the second.
 
-Where a tower's windows lie and how its positions run follow from the pictures' sizes. Left to the tower they are found by loops
-over pictures that wait for the GPU; here they are found once, in the loader's workers.
-
-A frozen tower gives the same in both passes of a step. What reaches its mergers, which may be trained, is kept from the first.
+A frozen tower gives the same output in both passes of a step. The inputs of its mergers, which may be trained, are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from trainer.data.tower_plan import vision_tower
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What reached a tower's mergers for the pictures of a chunk: of the deepstack's layers, then of the last."""
+    """The inputs of a tower's mergers for a chunk's images: those of the deepstack's layers, then the last layer's."""
 
     states: tuple[Tensor, ...]
 
@@ -31,11 +28,11 @@ class Seen:
         return sum(states.numel() * states.element_size() for states in self.states)
 
     def merged(self, tower: Any, grids: Tensor, window_index: Tensor | None) -> Any:
-        """As `get_image_features` gives it. grids (pictures, 3) on the host."""
+        """Applies the mergers: the result of `get_image_features`. grids: (images, 3), on the host."""
         *deep, last = self.states
         sizes = (grids.prod(-1) // tower.spatial_merge_size**2).tolist()
         tokens = tower.merger(last)
-        if window_index is not None:  # windows one after another: back into the order of the pictures
+        if window_index is not None:  # from the order of windows back to the order of images
             tokens = tokens[torch.argsort(window_index)]
         layers = zip(getattr(tower, "deepstack_merger_list", ()), deep, strict=True)
         return SimpleNamespace(
@@ -45,22 +42,22 @@ class Seen:
 
 
 class TowerMemory:
-    """Keeps what a frozen tower gave in the first pass of a step, up to `limit` bytes; the rest is computed again."""
+    """Keeps a frozen tower's states from the first pass of a step, up to `limit` bytes; the rest is computed again."""
 
     def __init__(self, model: Any, limit: float) -> None:
         self._tower = vision_tower(model)
-        self._left = limit if self._tower is not None and _frozen(self._tower) else 0.0
+        self._left = limit if self._tower is not None and _is_frozen(self._tower) else 0.0
 
     @contextmanager
-    def watching(self) -> Iterator[list[Seen]]:
-        """Within, one forward pass; afterwards the list holds what is kept of it: nothing, or one."""
+    def record(self) -> Iterator[list[Seen]]:
+        """Surround one forward pass with it. Afterwards the list holds its states, or nothing if they did not fit."""
         kept: list[Seen] = []
         if self._left <= 0 or self._tower is None:
             yield kept
             return
         states: list[Tensor] = []
         mergers = [*getattr(self._tower, "deepstack_merger_list", ()), self._tower.merger]
-        hooks = [merger.register_forward_pre_hook(lambda _, given: states.append(given[0].detach())) for merger in mergers]
+        hooks = [merger.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].detach())) for merger in mergers]
         try:
             yield kept
         finally:
@@ -72,6 +69,6 @@ class TowerMemory:
             kept.append(seen)
 
 
-def _frozen(tower: nn.Module) -> bool:
-    """Whether only mergers are trained, if anything."""
+def _is_frozen(tower: nn.Module) -> bool:
+    """Whether nothing but mergers is trained."""
     return not any(p.requires_grad and "merger" not in name for name, p in tower.named_parameters())

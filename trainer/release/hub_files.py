@@ -1,4 +1,4 @@
-"""The files of a model repository: a finished embedder with its card."""
+"""The files of a model repository on the Hub: a finished embedder and its card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from data_cards import render_trace_model_card
 from pipeline.hub.push import PushError, Upload
 from schemas.training import TrainConfig
-from trainer.model.embedder import Identity
+from trainer.model.metadata import EmbedderMetadata
 from trainer.release.sentence_transformers import prompts_as_source
 
 FINAL: Final = ("README.md", "embedder.json")
@@ -20,46 +20,47 @@ _KNOWN: Final = frozenset(
     | {"added_tokens.json"}
 )
 _NEVER: Final = frozenset({"README.md", "finished.json"})
-"""PEFT's own empty card, and our marker."""
+"""PEFT's empty card, and the marker of a finished run."""
 
 
-def card_of(config: TrainConfig, variant: str, identity: Identity, repo: str, results: Path | None = None) -> str:
-    """The model card. results: the scores that `mbeir-cot eval` wrote, where it has run."""
+def render_card(config: TrainConfig, variant: str, metadata: EmbedderMetadata, repo: str, results: Path | None = None) -> str:
+    """The model card. results: the file that `mbeir-cot eval` wrote, if it was run."""
     return render_trace_model_card(
         config,
         variant,
-        identity,
+        metadata,
         json.loads(results.read_text(encoding="utf-8")) if results is not None and results.is_file() else [],
         repo=repo,
         synthetic=(config.data.mbeir.parent / "truth").is_dir(),
-        prompts=prompts_as_source(identity.prompts) if identity.merged else "",
+        prompts=prompts_as_source(metadata.prompts) if metadata.merged else "",
     )
 
 
 def uploads(run: Path, variant: str, repo: str) -> list[Upload]:
-    """Raises PushError for a run that is not finished."""
+    """What a run's variant consists of on the Hub. Raises PushError unless it is finished."""
     model = run / variant / "model"
     if not (model / "finished.json").is_file():
-        raise PushError(f"{model} is not there or not finished", f"fit it first: `mbeir-cot train`, variant {variant}")
+        raise PushError(f"{model} is missing or not finished", f"run `mbeir-cot train` first, with variant {variant}")
     config = TrainConfig.model_validate_json((run / "train.json").read_bytes())
     results = run / "eval" / f"results_{config.evaluation.split}.json"
-    card = card_of(config, variant, Identity.read(model), repo, results)
+    card = render_card(config, variant, EmbedderMetadata.read(model), repo, results)
     return [
-        *(_cleaned(path) for path in sorted(model.iterdir()) if path.is_file() and path.name not in _NEVER),
+        *(_clean(path) for path in sorted(model.iterdir()) if path.is_file() and path.name not in _NEVER),
         Upload("README.md", card.encode()),
     ]
 
 
 def belongs(path: str) -> bool:
+    """Whether a file of the repository is one that `uploads` may write."""
     return path in _KNOWN
 
 
-def _cleaned(path: Path) -> Upload:
-    """The base by its last name where it is a directory of this machine."""
+def _clean(path: Path) -> Upload:
+    """Without paths of this machine: a base in a local directory is given by its last name."""
     if path.name not in ("embedder.json", "adapter_config.json"):
         return Upload(path.name, path)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     key = "base" if path.name == "embedder.json" else "base_model_name_or_path"
-    if found.get(key) and Path(found[key]).is_absolute():
-        found[key] = Path(found[key]).name
-    return Upload(path.name, (json.dumps(found, indent=1) + "\n").encode())
+    if content.get(key) and Path(content[key]).is_absolute():
+        content[key] = Path(content[key]).name
+    return Upload(path.name, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,9 +1,9 @@
-"""Exports an embedder as whole weights that any server of the model's family can load, and proves it before it is written.
+"""Exports an embedder as whole weights that any server for its model family can load, after checking them.
 
-The gate: on queries and candidates with and without images, and with traces written,
+The export is written only if, on queries and candidates with and without images, and on queries with traces,
 
-1. embeddings of a real vLLM pooling server have a cosine of at least 0.999 with those of the trained adapter, and
-2. the first token that a real vLLM generating server writes greedily, the route, is the adapter's own.
+1. the embeddings of a real vLLM pooling server have a cosine of at least 0.999 with those of the trained adapter, and
+2. the first token that a real vLLM generation server decodes greedily, the route, is the adapter's.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ from schemas.record import EMB_TOKEN
 from schemas.training import AdaptiveSettings
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
-from trainer.model.embedder import IDENTITY, Embedder
+from trainer.model.embedder import Embedder
 from trainer.release.sentence_transformers import write_modules
 
 COSINE: Final = 0.999
 EVEN: Final = {"bfloat16": 0.25, "float32": 0.001}
-"""Log odds of a route within which rounding decides it. A logit between 16 and 32 has steps of 0.125 in bfloat16, and two are
+"""Log odds below which rounding decides a route. A logit between 16 and 32 has steps of 0.125 in bfloat16, and two logits are
 compared."""
 REPORT: Final = "merge_report.json"
 _MAX_LENGTH: Final = 8192
 _MOST: Final = 0.92
+"""Largest share of a GPU's memory for vLLM."""
 _SPARE: Final = 0.02
-"""Of the memory that is free: this process's own context, and what moves between the question and vLLM's own."""
+"""Share of the memory that is left free: for this process's context, and for changes between our query and vLLM's."""
 _ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
 
 
 class MergeError(CotError):
-    """An export that is not what was trained. Nothing is written."""
+    """An export that differs from the trained embedder. Nothing is written."""
 
 
 class Sample(NamedTuple):
-    """A row as the adapter sees it: its embedding, its first token's route, and the row with the trace it wrote."""
+    """A row with the adapter's own results. direct: whether its route is a bypass; only meaningful for a query."""
 
     row: EncodedSequence
     query: bool
@@ -61,13 +62,15 @@ class Sample(NamedTuple):
     p_direct: float = 0.0
 
 
-class Report(NamedTuple):
+class Agreement(NamedTuple):
+    """How the export compares with the adapter: the contents of `merge_report.json`."""
+
     samples: int
     least_cosine: float
     routes: int
     routes_equal: int
     even: tuple[str, ...] = ()
-    """Queries of the other routes: as good as even, so that rounding decides (see `EVEN`)."""
+    """Queries whose routes differ only by rounding (see `EVEN`)."""
 
 
 def merge(
@@ -79,50 +82,54 @@ def merge(
     settings: AdaptiveSettings,
     card: str = "",
     progress: Callable[[str], None] = lambda line: None,
-    spoil: Callable[[Path], None] = lambda directory: None,
-) -> Report:
-    """Writes `out`, or raises MergeError and leaves nothing. `card`: its README.
+    before_check: Callable[[Path], None] = lambda directory: None,
+) -> Agreement:
+    """Writes `out`, or raises MergeError and leaves nothing.
 
-    `spoil` gets the export before it is examined (tests).
+    card: its README. before_check: called with the export's directory before it is checked.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists", "name another directory, or remove it")
-    samples = list(_samples(embedder, queries, candidates, settings))
+    samples = list(_make_samples(embedder, queries, candidates, settings))
     new = staging_path(out)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         write_whole(embedder, new, card)
-        plan = _plan(embedder)
-        _free(embedder)
-        spoil(new)
-        progress("starting a pooling server")
-        least = float(np.min(list(_pooled_cosines(plan, new, samples))))
-        if not least >= COSINE:  # a NaN is no agreement
-            raise MergeError(
-                f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written",
-                _ADVICE,
-            )
-        progress("starting a generating server")
-        asked = [sample for sample in samples if sample.query]
-        same = _routes(plan, new, asked)
-        even, wrong = sort_disagreements(asked, same, plan.dtype)
-        if wrong:
-            raise MergeError(
-                f"the export is not what was trained: {sum(same)} of {len(asked)} routes equal "
-                f"({len(even)} of the others are even to within rounding); nothing was written",
-                _ADVICE,
-            )
-        report = Report(len(samples), least, len(asked), sum(same), tuple(even))
-        (new / REPORT).write_text(json.dumps(report._asdict(), indent=1) + "\n", encoding="utf-8")
+        plan = _plan_servers(embedder)
+        _free_memory(embedder)
+        before_check(new)
+        agreement = _check(plan, new, samples, progress)
+        (new / REPORT).write_text(json.dumps(agreement._asdict(), indent=1) + "\n", encoding="utf-8")
         replace_directory(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return report
+    return agreement
+
+
+def _check(plan: ServerPlan, directory: Path, samples: list[Sample], progress: Callable[[str], None]) -> Agreement:
+    """Raises MergeError unless two vLLM servers agree with the adapter."""
+    progress("starting a pooling server")
+    least = float(np.min(list(_compare_embeddings(plan, directory, samples))))
+    if not least >= COSINE:  # also refuses NaN
+        raise MergeError(
+            f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written", _ADVICE
+        )
+    progress("starting a generating server")
+    queries = [sample for sample in samples if sample.query]
+    same = _compare_routes(plan, directory, queries)
+    even, wrong = sort_disagreements(queries, same, plan.dtype)
+    if wrong:
+        raise MergeError(
+            f"the export is not what was trained: {sum(same)} of {len(queries)} routes equal "
+            f"({len(even)} of the others are even to within rounding); nothing was written",
+            _ADVICE,
+        )
+    return Agreement(len(samples), least, len(queries), sum(same), tuple(even))
 
 
 def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> tuple[list[str], list[str]]:
-    """Names of the queries with other routes: those that are even to within rounding, and those that are not."""
+    """Names of the queries with other routes: (those that rounding decides, the others)."""
     even: list[str] = []
     wrong: list[str] = []
     for sample, agrees in zip(samples, same, strict=True):
@@ -132,10 +139,10 @@ def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> t
     return even, wrong
 
 
-def _samples(
+def _make_samples(
     embedder: Embedder, queries: list[EncodedSequence], candidates: list[EncodedSequence], settings: AdaptiveSettings
 ) -> Iterator[Sample]:
-    """Queries as they are first read, the same with the traces that they lead to, and candidates."""
+    """The queries, the same with the traces that the student writes for them, and the candidates."""
     adaptive = AdaptiveEmbedder(embedder, settings)
     learned = adaptive.embed(queries, route="learned")
     written = adaptive.embed(queries, route="always-reason")
@@ -146,57 +153,56 @@ def _samples(
     plain = [*queries, *(row for row in traced if row.written), *candidates]
     with torch.inference_mode():
         for i, row in enumerate(plain):
-            vectors, _ = embedder(embedder.encoder().chunk([row]).to(embedder.device), labelled=False)
+            vectors_BD, _ = embedder(embedder.encoder().make_chunk([row]).to(embedder.device), labelled=False)
             is_query = i < len(queries)
             direct = is_query and not learned[i].reasoned
             p_direct = learned[i].p_direct if is_query else 0.0
-            yield Sample(row, is_query, direct, vectors[0].float().cpu().numpy(), p_direct)
+            yield Sample(row, is_query, direct, vectors_BD[0].float().cpu().numpy(), p_direct)
 
 
 def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
-    """Whole weights, processor, identity, what sentence-transformers reads, and the card."""
-    base = embedder.identity.base
-    named = (
-        Path(base).name if Path(base).is_absolute() else base
-    )  # nothing is loaded from it, and the directory may be published
-    identity = embedder.identity.model_copy(update={"merged": True, "base": named})
+    """Writes whole weights, processor, metadata, the files of sentence-transformers, and the card."""
+    base = embedder.metadata.base
+    # nothing is loaded from the base any more, and the directory may be made public: no path of this machine
+    named = Path(base).name if Path(base).is_absolute() else base
+    metadata = embedder.metadata.model_copy(update={"merged": True, "base": named})
     embedder.merged_model().save_pretrained(directory)
     embedder.processor.save_pretrained(directory)
-    (directory / IDENTITY).write_text(json.dumps(identity.model_dump(), indent=1) + "\n", encoding="utf-8")
+    metadata.write(directory)
     write_modules(embedder, directory)
     if card:
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-class Plan(NamedTuple):
-    """What the examining servers must know of the embedder."""
+class ServerPlan(NamedTuple):
+    """Settings of the servers that check an export."""
 
     device: torch.device
     dtype: Literal["bfloat16", "float32"]
     max_model_len: int
     ending: str
-    """What follows a row before it is pooled."""
+    """Text appended to a row before its state is pooled."""
 
 
-def _plan(embedder: Embedder) -> Plan:
+def _plan_servers(embedder: Embedder) -> ServerPlan:
     text = embedder.model.config.get_text_config()
-    return Plan(
+    return ServerPlan(
         embedder.device,
         "bfloat16" if embedder.model.dtype == torch.bfloat16 else "float32",
         min(_MAX_LENGTH, text.max_position_embeddings),
-        EMB_TOKEN if embedder.identity.pool == "token" else "",
+        EMB_TOKEN if embedder.metadata.pool == "token" else "",
     )
 
 
-def _free(embedder: Embedder) -> None:
-    """Gives the GPU's memory to the servers, which need it for a second copy: the vectors to compare with are there."""
+def _free_memory(embedder: Embedder) -> None:
+    """Moves the embedder off the GPU: the servers need its memory, and the samples are computed."""
     if embedder.device.type == "cuda":
         embedder.to("cpu")
         torch.cuda.empty_cache()
 
 
-def _share(device: torch.device) -> float:
-    """vLLM's share of the GPU's memory: it refuses to start where less is free, and others may be using some."""
+def _memory_share(device: torch.device) -> float:
+    """vLLM's share of the GPU's memory: it refuses to start if less is free, and other programs may use some."""
     free, total = torch.cuda.mem_get_info(device)
     share = math.floor(min(_MOST, free / total - _SPARE) * 100) / 100
     if share <= 0:
@@ -207,10 +213,10 @@ def _share(device: torch.device) -> float:
     return share
 
 
-def server_config(plan: Plan, directory: Path, *more: str) -> ServerConfig:
-    """The server that examines the export in `directory`."""
+def server_config(plan: ServerPlan, directory: Path, *more: str) -> ServerConfig:
+    """Settings of a server for the export in `directory`. more: arguments of its command line."""
     on_gpu = plan.device.type == "cuda"
-    memory = {"gpu_memory_utilization": _share(plan.device)} if on_gpu else {}
+    memory = {"gpu_memory_utilization": _memory_share(plan.device)} if on_gpu else {}
     return ServerConfig(
         model=str(directory),
         served_name="embedder",
@@ -225,34 +231,36 @@ def server_config(plan: Plan, directory: Path, *more: str) -> ServerConfig:
     )
 
 
-def _pooled_cosines(plan: Plan, directory: Path, samples: list[Sample]) -> list[float]:
+def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]) -> list[float]:
+    """Each sample's cosine between the server's embedding and the adapter's."""
     pooler = json.dumps({"seq_pooling_type": "LAST", "use_activation": True})
     more = ("--runner", "pooling", "--convert", "embed", "--pooler-config", pooler)
     with ManagedServer(server_config(plan, directory, *more)) as server:
-        found = []
+        cosines = []
         for sample in samples:
-            answer = _ask(
+            answer = _request(
                 f"{server.endpoint.url}/embeddings", _messages(sample.row, plan.ending) | {"encoding_format": "float"}
             )
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
-            found.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
-    return found
+            cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
+    return cosines
 
 
-def _routes(plan: Plan, directory: Path, samples: list[Sample]) -> list[bool]:
-    # told, since vLLM takes a directory with sentence-transformers' modules.json for a pooling model
+def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) -> list[bool]:
+    """Whether each query's route is the adapter's."""
+    # the runner is given because vLLM takes a directory with sentence-transformers' modules.json for a pooling model
     with ManagedServer(server_config(plan, directory, "--runner", "generate")) as server:
-        found = []
+        same = []
         for sample in samples:
             body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
-            answer = _ask(f"{server.endpoint.url}/chat/completions", body)
-            found.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
-    return found
+            answer = _request(f"{server.endpoint.url}/chat/completions", body)
+            same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
+    return same
 
 
 def _messages(row: EncodedSequence, ending: str) -> dict[str, Any]:
-    """The row as a chat request: its prompt, and what is written after it as the beginning of the reply."""
-    pictures = iter([picture for picture in row.pictures if isinstance(picture, Image.Image)])  # a sample's are decoded
+    """The row as a chat request: its prompt, and the text after it as the start of the reply."""
+    pictures = iter([picture for picture in row.pictures if isinstance(picture, Image.Image)])  # those of samples are decoded
     content: list[dict[str, Any]] = []
     for part in row.prompt:
         if isinstance(part, ImageSlot):
@@ -272,14 +280,14 @@ def _messages(row: EncodedSequence, ending: str) -> dict[str, Any]:
 
 
 def _data_url(picture: Image.Image) -> str:
-    """Without loss: the server must see the same pixels."""
+    """Lossless: the server must get the same pixels."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def _request(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
     with opened(request, timeout=300) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
+        parsed: dict[str, Any] = json.load(answer)
+    return parsed

@@ -1,8 +1,8 @@
-"""The small files by which `SentenceTransformer(DIR)` gives an embedder's bypass embedding, and the card's example of it.
+"""The files that let `SentenceTransformer(DIR)` compute bypass embeddings, and the prompts for the model card's example.
 
-Without them sentence-transformers takes the mean over all tokens. With them it writes the chat template's opening of the reply
-after each message, as `RowEncoder` does, reads the last state and gives it unit length. Prompts are messages, for they differ
-between queries and candidates and say where the picture stands; the example has them.
+Without them sentence-transformers takes the mean over all tokens. With them it appends the chat template's start of the reply
+to each message, as `SequenceEncoder` does, takes the last state and normalises it. Prompts are passed as messages, because they
+differ between queries and candidates and place the image; the example shows them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _MODULES: Final = (
     ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
 )
 _HOLES: Final = {"instruction": "\ue000", "text": "\ue001"}
-"""Private characters that stand for what a prompt is filled with."""
+"""Private-use characters in place of a prompt's variables."""
 
 
 def write_modules(embedder: Embedder, directory: Path) -> None:
-    """modules.json and what it names, beside whole weights in `directory`."""
+    """Writes modules.json and the files that it names, beside whole weights in `directory`."""
     template: dict[str, Any] = {"add_generation_prompt": True}
-    if embedder.identity.pool == "token":
+    if embedder.metadata.pool == "token":
         template["chat_template"] = (
             f"{embedder.processor.chat_template}{{% if add_generation_prompt %}}{EMB_TOKEN}{{% endif %}}"
         )
@@ -60,17 +60,17 @@ def write_modules(embedder: Embedder, directory: Path) -> None:
 
 
 def prompts_as_source(name: str) -> str:
-    """The student's prompts of a set as a Python literal: (kind, with picture) -> texts to format; None is the picture."""
+    """The student's prompts of a set as a Python literal: (kind, with picture) -> format strings; None is the picture."""
     prompts = PromptSet.load(name)
-    found: dict[tuple[str, bool], list[str | None]] = {}
+    by_kind: dict[tuple[str, bool], list[str | None]] = {}
     for picture in (False, True):
         query = prompts.render("student_query", instruction=_HOLES["instruction"], query_text=_HOLES["text"], has_image=picture)
         candidate = prompts.render("student_candidate", candidate_text=_HOLES["text"], has_image=picture)
-        found |= {("query", picture): _parts(query), ("candidate", picture): _parts(candidate)}
-    return pprint.pformat(found, width=120, sort_dicts=False)
+        by_kind |= {("query", picture): _as_formats(query), ("candidate", picture): _as_formats(candidate)}
+    return pprint.pformat(by_kind, width=120, sort_dicts=False)
 
 
-def _parts(prompt: Prompt) -> list[str | None]:
+def _as_formats(prompt: Prompt) -> list[str | None]:
     return [None if isinstance(part, ImageSlot) else _as_format(part) for part in prompt]
 
 

@@ -1,16 +1,15 @@
-"""A corpus, embedded once, to be searched by one embedder.
+"""A corpus, embedded once, that one embedder searches.
 
-INDEX/index.json              what it is: embedder, pools, dimension
+INDEX/index.json              metadata: embedder, pools, dimension
 INDEX/corpus_embed.npy        fp16 vectors, and their int64 ids in corpus_ids.npy (UniIR's layout)
-INDEX/approximate.faiss       for serving only, where it was asked for
-INDEX/unreadable.json         candidates that were left out (data.skip_unreadable), where there are any
+INDEX/approximate.faiss       for serving only, if it was asked for
+INDEX/unreadable.json         candidates that were left out (data.skip_unreadable), if any
+INDEX/index.log               what happened while it was built, and when; embed-N.log is that of Ray actor N
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,42 +18,38 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.files.durable import replace_text
-from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
-from schemas.mbeir import DATASET_TASKS, Candidate, unhash_did
+from schemas.mbeir import Candidate, unhash_did
 from schemas.os_errors import explained
 from schemas.training import RouteChoice
-from trainer.data.unreadable import LeftOut, load_list, save_list
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.embed import embed_pool, left_out_path
-from trainer.embedding.files import ids_path, load_embeddings, not_finite
+from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
-from trainer.embedding.vectors import Vectors, blocks, normalised
-from trainer.embedding.workers import Workers
+from trainer.embedding.vectors import Vectors, normalise, read_blocks
 from trainer.retrieval.topk import MISSING, TopK, top_k
 
-_CARD: Final = "index.json"
-_VECTORS: Final = "corpus_embed.npy"
+METADATA: Final = "index.json"
+VECTORS: Final = "corpus_embed.npy"
+IDS: Final = "corpus_ids.npy"
 _APPROXIMATE: Final = "approximate.faiss"
 UNREADABLE: Final = "unreadable.json"
+LOG: Final = "index.log"
 _TRAINING_VECTORS: Final = 200_000
 
 
 class IndexMetadata(BaseModel):
-    """What an index holds."""
+    """The contents of `index.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = 1
     run: Path
-    """The run (or exported model) whose embedder made it."""
+    """The run (or model) whose embedder made it."""
     variant: str
     embedder_sha256: str
     base: str | None = None
-    """What a model that is no run was laid on; a run knows."""
+    """The base of a model that is not part of a run; a run's settings name it."""
     mbeir: Path
     cache: Path | None
     pools: tuple[str, ...]
@@ -66,7 +61,7 @@ class IndexMetadata(BaseModel):
 
     @property
     def overrides(self) -> list[str]:
-        """Settings that a run has in it and a model has not."""
+        """Settings that a run holds and a model does not."""
         return [f"data.mbeir={self.mbeir}", f"model.base={self.base}"] if self.base is not None else []
 
 
@@ -75,88 +70,24 @@ class Hit(NamedTuple):
     candidate: Candidate
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """A query's embedding, with its route and trace, and its hits, best first."""
 
     query: QueryEmbedding
     hits: list[Hit]
 
 
-def pools_of(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
-    """Pool files: the named dataset-tasks' local pools, or the global one of the split."""
-    if not names:
-        path = layout.global_pool(split)
-        if not path.is_file():
-            raise InputError(f"{path} is not there", "download cand_pool/global/, or name local pools with --pool")
-        return [path]
-    known = {task.name: task for task in DATASET_TASKS}
-    found = []
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--pool {name}: unknown", f"one of {', '.join(known)}")
-        local = layout.local_pool(known[name], split)
-        if local is None or not local.is_file():
-            raise InputError(f"{local or name}: no such pool in {layout.root}", "download cand_pool/local/")
-        found.append(local)
-    return list(dict.fromkeys(found))
-
-
-def build_index(
-    out: Path, card: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
-) -> Index:
-    """Embeds the pools part by part (parts on disk are kept) and writes the index."""
-    file = out / _CARD
-    if file.is_file() and (old := Index.open(out).card).embedder_sha256 == card.embedder_sha256 and old.pools == card.pools:
-        if skip or not load_list(out / UNREADABLE):
-            return Index.open(out)
-        raise ConfigError(f"{out} was built without what cannot be read", "name another --out, or data.skip_unreadable=true")
-    if file.exists() or (out.exists() and any(out.iterdir()) and not (out / "parts.json").is_file()):
-        raise ConfigError(f"{out} holds something else", "name another --out, or remove that directory")
-    out.mkdir(parents=True, exist_ok=True)
-    owner = json.dumps({"embedder": card.embedder_sha256, "pools": card.pools} | ({"skip_unreadable": True} if skip else {}))
-    marker = out / "parts.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8") != owner:
-        raise ConfigError(f"{out} holds the parts of another index", "name another --out, or remove that directory")
-    marker.write_text(owner, encoding="utf-8")
-    pools = [CandidatePool.open(path, card.cache) for path in paths]
-    parts = [out / f"{path.stem}_embed.npy" for path in paths]
-    with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
-        left_out: list[LeftOut] = []
-        for pool, part in zip(pools, parts, strict=True):
-            ids = np.asarray(pool.hashed_dids, np.int64)
-            left_out += embed_pool(part, partial(workers.embed, pool), ids, meter.advance)
-    (out / UNREADABLE).unlink(missing_ok=True)
-    if left_out:
-        save_list(out / UNREADABLE, left_out)
-    found = [load_embeddings(part) for part in parts]
-    dim = found[0].vectors.shape[1]
-    whole = sum(len(one.ids) for one in found)
-    joined = np.lib.format.open_memmap(out / _VECTORS, mode="w+", dtype=np.float16, shape=(whole, dim))  # type: ignore[no-untyped-call]
-    start = 0
-    for one in found:
-        joined[start : start + len(one.ids)] = one.vectors
-        start += len(one.ids)
-    joined.flush()
-    np.save(out / "corpus_ids.npy", np.concatenate([one.ids for one in found]), allow_pickle=False)
-    replace_text(file, card.model_copy(update={"count": whole, "dim": dim}).model_dump_json(indent=1) + "\n")
-    for part in parts:
-        part.unlink()
-        ids_path(part).unlink()
-        left_out_path(part).unlink(missing_ok=True)
-    marker.unlink()
-    return Index.open(out)
-
-
 class Index:
     """An index on disk, memory-mapped."""
 
-    def __init__(self, directory: Path, card: IndexMetadata) -> None:
-        self.directory, self.card = directory, card
-        self.vectors: NDArray[np.float16] = np.load(directory / _VECTORS, mmap_mode="r", allow_pickle=False)
-        self.ids: NDArray[np.int64] = np.load(directory / "corpus_ids.npy", mmap_mode="r", allow_pickle=False)
-        if self.vectors.shape != (card.count, card.dim) or self.ids.shape != (card.count,):
+    def __init__(self, directory: Path, metadata: IndexMetadata) -> None:
+        self.directory, self.metadata = directory, metadata
+        self.vectors: NDArray[np.float16] = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
+        self.ids: NDArray[np.int64] = np.load(directory / IDS, mmap_mode="r", allow_pickle=False)
+        expected = (metadata.count, metadata.dim)
+        if self.vectors.shape != expected or self.ids.shape != expected[:1]:
             raise InputError(
-                f"{directory} is damaged: vectors {self.vectors.shape}, ids {self.ids.shape}, card {(card.count, card.dim)}",
+                f"{directory} is damaged: vectors {self.vectors.shape}, ids {self.ids.shape}, {METADATA} {expected}",
                 "build the index again",
             )
         self._pools: list[CandidatePool] | None = None
@@ -164,42 +95,45 @@ class Index:
 
     @classmethod
     def open(cls, directory: str | Path) -> Index:
-        """What `mbeir-cot index` wrote. Raises InputError for what is none, or is damaged."""
+        """A directory that `mbeir-cot index` wrote. Raises InputError if it is no index, or damaged."""
         directory = Path(directory)
         try:
-            card = IndexMetadata.model_validate_json((directory / _CARD).read_bytes())
-            return cls(directory, card)
+            metadata = IndexMetadata.model_validate_json((directory / METADATA).read_bytes())
+            return cls(directory, metadata)
         except (OSError, ValidationError, ValueError) as error:
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise InputError(f"the index {directory} cannot be read: {error}", explained(error).remedy) from error
             raise InputError(f"{directory} is no index: {error}", "build it with `mbeir-cot index`") from error
 
     def search(self, queries: NDArray[np.floating], k: int, *, approximate: bool = False) -> TopK:
-        """The k best for vectors of shape (n, dim), best first; exact, unless asked otherwise.
+        """The k best candidates for vectors of shape (n, dim), best first; exact unless `approximate`.
 
-        Raises InputError where the dimensions differ, or a vector is not finite.
+        Raises InputError if the dimensions differ, or a vector is not finite.
         """
-        if queries.shape[1] != self.card.dim:
+        if queries.shape[1] != self.metadata.dim:
             raise InputError(
-                f"queries have {queries.shape[1]} dimensions, the index {self.card.dim}", "use the embedder that made the index"
+                f"queries have {queries.shape[1]} dimensions, the index {self.metadata.dim}",
+                "use the embedder that made the index",
             )
         if not np.isfinite(queries).all():
-            rows = np.flatnonzero(~np.isfinite(queries).all(1))
+            indices = np.flatnonzero(~np.isfinite(queries).all(1))
+            named = ", ".join(map(str, indices[:5].tolist())) + (", …" if len(indices) > 5 else "")
             raise InputError(
-                f"{len(rows):,} of {len(queries):,} query vectors are not finite (NaN or inf): rows {_few(rows)}",
-                "embed them again; where a model gives such vectors, it diverged or needs another model.dtype",
+                f"{len(indices):,} of {len(queries):,} query vectors are not finite (NaN or inf): indices {named}",
+                "embed them again; a model that gives such vectors has diverged or needs another model.dtype",
             )
-        wanted = normalised(queries)
+        queries_QD = normalise(queries)
         if not approximate:
-            return top_k(wanted, self._blocks(), k)
-        scores, positions = self._faiss().search(wanted, k)
+            return top_k(queries_QD, self._read_blocks(), k)
+        scores, positions = self._load_approximate().search(queries_QD, k)
         return TopK(positions, scores)
 
     def embedder(self, *, device: str | None = None) -> TraceEmbedder:
-        """The one that made it. Raises InputError where the run or model it was loaded from has other weights now."""
-        found = TraceEmbedder.load(self.card.run, self.card.variant, device=device, overrides=self.card.overrides)
-        self._check_embedder(found)
-        return found
+        """Loads the embedder that made the index. Raises InputError if its run or model has other weights now."""
+        made_by = self.metadata
+        embedder = TraceEmbedder.load(made_by.run, made_by.variant, device=device, overrides=made_by.overrides)
+        self._check_embedder(embedder)
+        return embedder
 
     def find(
         self,
@@ -210,8 +144,8 @@ class Index:
         instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
         route: RouteChoice = "learned",
         approximate: bool = False,
-    ) -> list[Found]:
-        """Texts and pictures embedded by `embed_queries`, searched, with the candidates that were found.
+    ) -> list[SearchResult]:
+        """Embeds texts and images with `embed_queries`, searches, and fetches the candidates of the hits.
 
         Raises InputError for an embedder that did not make the index, and what `embed_queries` and `search` raise.
         """
@@ -219,63 +153,64 @@ class Index:
         if not queries:
             return []
         embedded = embedder.embed_queries(queries, instruction=instruction, route=route)
-        found = self.search(np.stack([one.vector.numpy() for one in embedded]), k, approximate=approximate)
-        return [Found(one, hits) for one, hits in zip(embedded, self.hits(found), strict=True)]
+        top = self.search(np.stack([query.vector.numpy() for query in embedded]), k, approximate=approximate)
+        return [SearchResult(query, hits) for query, hits in zip(embedded, self.fetch_hits(top), strict=True)]
 
     def _check_embedder(self, embedder: TraceEmbedder) -> None:
-        if embedder.sha256 != self.card.embedder_sha256:
+        if embedder.sha256 != self.metadata.embedder_sha256:
             raise InputError(
-                f"the embedder is not the one that made {self.directory} ({self.card.variant} of {self.card.run})",
+                f"the embedder is not the one that made {self.directory} ({self.metadata.variant} of {self.metadata.run})",
                 "use Index.embedder(), or build the index again",
             )
 
     def make_approximate(self, factory: str) -> None:
-        """Adds a faiss index made by this factory string, e.g. ``HNSW32`` or ``IVF4096,SQfp16``. It holds all in memory."""
+        """Adds a faiss index by its factory string, e.g. ``HNSW32`` or ``IVF4096,SQfp16``. The corpus must fit in memory."""
         try:
-            found = faiss.index_factory(self.card.dim, factory, faiss.METRIC_INNER_PRODUCT)
-            if not found.is_trained:
+            approximate = faiss.index_factory(self.metadata.dim, factory, faiss.METRIC_INNER_PRODUCT)
+            if not approximate.is_trained:
                 rng = np.random.default_rng(0)
-                chosen = np.sort(rng.permutation(self.card.count)[:_TRAINING_VECTORS])
-                found.train(normalised(self.vectors[chosen]))
+                chosen = np.sort(rng.permutation(self.metadata.count)[:_TRAINING_VECTORS])
+                approximate.train(normalise(self.vectors[chosen]))
         except RuntimeError as error:
-            raise ConfigError(
-                f"--approximate {factory}: {_said(error)}", "see faiss's index factory; HNSW32 fits most"
-            ) from error
-        for block in self._blocks():
-            found.add(block)
-        faiss.write_index(found, str(self.directory / _APPROXIMATE))
-        self.card = self.card.model_copy(update={"approximate": factory})
-        (self.directory / _CARD).write_text(self.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        self._approximate = found
+            cause = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"--approximate {factory}: {cause}", "see faiss's index factory; HNSW32 fits most") from error
+        for block_CD in self._read_blocks():
+            approximate.add(block_CD)
+        faiss.write_index(approximate, str(self.directory / _APPROXIMATE))
+        self.metadata = self.metadata.model_copy(update={"approximate": factory})
+        (self.directory / METADATA).write_text(self.metadata.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        self._approximate = approximate
 
-    def recall(self, queries: NDArray[np.floating], k: int) -> float:
+    def measure_recall(self, queries: NDArray[np.floating], k: int) -> float:
         """Share of the exact k best that the approximate search finds too."""
-        exact, near = self.search(queries, k).positions, self.search(queries, k, approximate=True).positions
-        return float(
-            np.mean([len(set(a.tolist()) & set(b.tolist()) - {MISSING}) / k for a, b in zip(exact, near, strict=True)])
-        )
+        exact_QK, approximate_QK = (self.search(queries, k, approximate=way).positions for way in (False, True))
+        shared = [
+            len(set(exact_K.tolist()) & set(approximate_K.tolist()) - {MISSING})
+            for exact_K, approximate_K in zip(exact_QK, approximate_QK, strict=True)
+        ]
+        return float(np.mean([count / k for count in shared]))
 
-    def hits(self, found: TopK) -> Iterator[list[Hit]]:
+    def fetch_hits(self, top: TopK) -> Iterator[list[Hit]]:
         """The candidates of each query's hits."""
-        for row, scores in zip(found.positions, found.scores, strict=True):
-            there = [(int(i), float(s)) for i, s in zip(row, scores, strict=True) if i != MISSING]
-            dids = [unhash_did(int(self.ids[i])) for i, _ in there]
-            yield [Hit(score, candidate) for (_, score), candidate in zip(there, self.candidates(dids), strict=True)]
+        for positions_K, scores_K in zip(top.positions, top.scores, strict=True):
+            filled = [(int(i), float(s)) for i, s in zip(positions_K, scores_K, strict=True) if i != MISSING]
+            dids = [unhash_did(int(self.ids[i])) for i, _ in filled]
+            yield [Hit(score, candidate) for (_, score), candidate in zip(filled, self.fetch_candidates(dids), strict=True)]
 
-    def candidates(self, dids: Sequence[str]) -> list[Candidate]:
+    def fetch_candidates(self, dids: Sequence[str]) -> list[Candidate]:
         if self._pools is None:
-            self._pools = [CandidatePool.open(self.card.mbeir / name, self.card.cache) for name in self.card.pools]
+            self._pools = [CandidatePool.open(self.metadata.mbeir / name, self.metadata.cache) for name in self.metadata.pools]
         found: dict[str, Candidate] = {}
         for pool in self._pools:
             there = [did for did in dids if did not in found and did in pool]
             found |= dict(zip(there, pool.fetch(there), strict=True))
         return [found[did] for did in dids]
 
-    def _blocks(self) -> Iterator[Vectors]:
-        where = str(self.directory / _VECTORS)
-        return blocks(self.vectors, wrong=lambda rows: not_finite(where, rows, self.ids, unhash_did))
+    def _read_blocks(self) -> Iterator[Vectors]:
+        where = str(self.directory / VECTORS)
+        return read_blocks(self.vectors, wrong=lambda indices: refuse_not_finite(where, indices, self.ids, unhash_did))
 
-    def _faiss(self) -> Any:
+    def _load_approximate(self) -> Any:
         if self._approximate is None:
             path = self.directory / _APPROXIMATE
             if not path.is_file():
@@ -284,11 +219,3 @@ class Index:
                 )
             self._approximate = faiss.read_index(str(path))
         return self._approximate
-
-
-def _few(rows: NDArray[np.int64]) -> str:
-    return ", ".join(map(str, rows[:5].tolist())) + (", …" if len(rows) > 5 else "")
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

@@ -20,7 +20,7 @@ _QUERIES: Final = 256
 
 
 def recall_queries(embedder: Embedder, settings: TrainConfig, split: Split) -> NDArray[np.float32]:
-    """(about 256, dim): vectors of as many queries of every dataset-task of the split, embedded as in service."""
+    """(about 256, dim): vectors of the split's queries, equally many of each dataset-task, with learned routes."""
     layout, images = Layout.open(settings.data.mbeir), training_store(settings)
     adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]
@@ -28,6 +28,6 @@ def recall_queries(embedder: Embedder, settings: TrainConfig, split: Split) -> N
     for task in tasks:
         file = QueryFile(layout, task, split)  # type: ignore[arg-type]
         file.queries = file.queries[: -(-_QUERIES // len(tasks))]
-        rows += file.rows(adaptive.encoder, images)
-    found: NDArray[np.float32] = torch.stack([one.vector for one in adaptive.embed(rows)]).numpy()
-    return found
+        rows += file.encode(adaptive.encoder, images)
+    vectors_QD: NDArray[np.float32] = torch.stack([query.vector for query in adaptive.embed(rows)]).numpy()
+    return vectors_QD

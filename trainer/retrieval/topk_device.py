@@ -1,11 +1,11 @@
-"""The scan of `trainer.retrieval.topk` on tensors, for pools and query sets that a GPU should multiply.
+"""The scan of `trainer.retrieval.topk` on a GPU.
 
-The rule is the same: which of equal scores stay and in which order is decided on the device by one function, and the products
-are float32 ones (TF32 is off unless somebody turns it on). So ids, order and ties are those of the numpy scan wherever the
-products are the same numbers; a GPU adds up in another order, so scores may differ from the CPU's in their last digits.
+The rule is the same: one function decides on the device which of equal scores stay, and in which order. Products are in float32
+(TF32 is off by default). So ids, order and ties are those of the numpy scan wherever the products are equal; a GPU sums in
+another order, so scores may differ from the CPU's in their last digits.
 
-On the device lie the queries, one block of the pool, and for one part of the queries at a time its products and what the scan
-makes of them: about 20 bytes for each product, 0.7 GB at 1,024 queries by 32,768 rows.
+The device holds the queries, one block of the pool, and, for one part of the queries at a time, its products and the scan's
+intermediate results: about 20 bytes per product, 0.7 GB for 1,024 queries and 32,768 candidates.
 """
 
 from __future__ import annotations
@@ -23,55 +23,56 @@ from torch.nn.functional import pad
 T = TypeVar("T")
 
 
-def scanned(scores: Tensor, positions: Tensor, products: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """What a scan in order leaves of the kept and of the next rows of the pool.
+def scan_block(scores_QK: Tensor, positions_QK: Tensor, products_QC: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The (scores, positions) that a scan in order leaves of those kept so far and of a block of the pool.
 
-    scores, positions: (queries, k), in pool order; slots that hold nothing yet are at -inf and come first. products: (queries,
-    rows) of the pool's rows from `first`. Returns scores and positions as they were given. NaN and -inf never enter.
+    scores_QK, positions_QK: in pool order; unfilled places have -inf and come first. products_QC: of the block that starts at
+    position `first`. The results have the form of the arguments. NaN and -inf never enter.
 
-    With t the k-th largest: all above t stay. Of those equal to t only the ones among the first k that are at least t ever
-    entered; each later item above t drove out the earliest of them.
+    Let t be the k-th largest score. All above t stay. Of those equal to t, only the ones among the first k scores that are at
+    least t ever entered, and each later score above t evicted the earliest of them.
     """
-    k = scores.shape[1]
-    every = torch.cat([scores, products.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)], 1)
-    threshold = every.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
-    above = every > threshold
-    reaches = every >= threshold
-    ties = reaches & ~above & (reaches.cumsum(1, dtype=torch.int32) <= k)
-    room = k - above.sum(1, keepdim=True, dtype=torch.int32)
-    up_to = ties.cumsum(1, dtype=torch.int32)
-    stays = above | (ties & (up_to[:, -1:] - up_to < room))
-    columns = stays.nonzero()[:, 1].view(-1, k)
-    old = positions.gather(1, columns.clamp(max=k - 1))
-    return every.gather(1, columns), torch.where(columns < k, old, columns - k + first)
+    k = scores_QK.shape[1]
+    block_QC = products_QC.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    merged_QM = torch.cat([scores_QK, block_QC], 1)
+    threshold_Q1 = merged_QM.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    above_QM = merged_QM > threshold_Q1
+    reaches_QM = merged_QM >= threshold_Q1
+    ties_QM = reaches_QM & ~above_QM & (reaches_QM.cumsum(1, dtype=torch.int32) <= k)
+    room_Q1 = k - above_QM.sum(1, keepdim=True, dtype=torch.int32)
+    ties_so_far_QM = ties_QM.cumsum(1, dtype=torch.int32)
+    stays_QM = above_QM | (ties_QM & (ties_so_far_QM[:, -1:] - ties_so_far_QM < room_Q1))
+    columns_QK = stays_QM.nonzero()[:, 1].view(-1, k)
+    old_QK = positions_QK.gather(1, columns_QK.clamp(max=k - 1))
+    return merged_QM.gather(1, columns_QK), torch.where(columns_QK < k, old_QK, columns_QK - k + first)
 
 
 def scan_pool(
     parts: Sequence[tuple[NDArray[np.float32], int]], pool: Iterable[NDArray[np.float32]], device: torch.device
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """For each part, which is (queries, k): the (positions, scores) that are kept, in pool order, -1 at -inf for none.
+    """(positions, scores) kept for each part (queries, k), in pool order; -1 and -inf where nothing is.
 
-    The pool is read once, a block ahead of the device.
+    The pool is read once, one block ahead of the device.
     """
-    queries = [torch.from_numpy(part).to(device) for part, _ in parts]
+    queries = [torch.from_numpy(queries_QD).to(device) for queries_QD, _ in parts]
     kept = [
-        (torch.full((len(part), k), -torch.inf, device=device), torch.full((len(part), k), -1, device=device))
-        for part, k in parts
+        (torch.full((len(queries_QD), k), -torch.inf, device=device), torch.full((len(queries_QD), k), -1, device=device))
+        for queries_QD, k in parts
     ]
     first = most = 0
-    for block in _ahead(pool):
-        rows = len(block)
-        most = max(most, rows)
-        # a shorter block goes through the same kernel, so that equal vectors have equal products wherever they stand
-        held = pad(torch.from_numpy(block).to(device), (0, 0, 0, most - rows))
-        for i, part in enumerate(queries):
-            kept[i] = scanned(*kept[i], (part @ held.T)[:, :rows], first)
-        first += rows
-    return [(positions.cpu().numpy(), scores.cpu().numpy()) for scores, positions in kept]
+    for block in _prefetch(pool):
+        count = len(block)
+        most = max(most, count)
+        # a shorter block is padded to use the same kernel, so that equal vectors have equal products in every block
+        block_CD = pad(torch.from_numpy(block).to(device), (0, 0, 0, most - count))
+        for i, queries_QD in enumerate(queries):
+            kept[i] = scan_block(*kept[i], (queries_QD @ block_CD.T)[:, :count], first)
+        first += count
+    return [(positions_QK.cpu().numpy(), scores_QK.cpu().numpy()) for scores_QK, positions_QK in kept]
 
 
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same, with the next one made in a thread meanwhile."""
+def _prefetch(items: Iterable[T]) -> Iterator[T]:
+    """The same items, with the next one computed in a thread meanwhile."""
     source, end = iter(items), object()
     with ThreadPoolExecutor(1, thread_name_prefix="blocks") as thread:
         coming = thread.submit(next, source, end)

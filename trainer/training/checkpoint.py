@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had not stopped. Written whole or not at all; no pickle.
+"""Checkpoints: everything that a run needs to resume as if it had not stopped. Written whole or not at all; no pickle.
 
 step-00000200/  adapter, token row, processor, embedder.json, state.safetensors (optimiser, random state), state.json
 """
@@ -34,9 +34,9 @@ def save(
     own: Mapping[str, str] | None = None,
     random: Sequence[Mapping[str, Tensor]] = (),
 ) -> Path:
-    """Writes ``directory/step-…`` and removes all but the last `keep`.
+    """Writes ``directory/step-…`` and removes all but the last `keep` checkpoints.
 
-    own: traces that the student wrote itself. random: `random_state()` of every process, by rank [default: this one's].
+    own: the student's own traces. random: `random_state()` of every process, by rank [default: this one's].
     """
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"step-{step:08d}"
@@ -47,34 +47,34 @@ def save(
     tensors: dict[str, Tensor] = {
         f"{name}.{rank}": value for rank, state in enumerate(random or [random_state()]) for name, value in state.items()
     }
-    for name, parameter in _trained(embedder):
+    for name, parameter in _trained_parameters(embedder):
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value.detach().cpu().contiguous()
     save_file(tensors, new / _STATE)
     (new / _META).write_text(json.dumps({"step": step, "own": dict(own or {})}) + "\n", encoding="utf-8")
     replace_directory(new, place)
-    for old in steps(directory)[:-keep]:
+    for old in list_checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     return place
 
 
-def steps(directory: Path) -> list[Path]:
+def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path for path in directory.glob("step-*") if (path / _META).is_file())
 
 
 def random_state() -> dict[str, Tensor]:
-    """Of this process's generators."""
-    found = {"rng.cpu": torch.get_rng_state()}
+    """The state of this process's random generators."""
+    state = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        found["rng.cuda"] = torch.cuda.get_rng_state()
-    return found
+        state["rng.cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *, rank: int = 0) -> tuple[int, dict[str, str]]:
     """Loads a checkpoint into a freshly created embedder and optimiser; returns its step and the student's own traces.
 
-    A process that the checkpoint does not know (there were fewer) draws from its own seed on.
+    A process without a state in the checkpoint (there were fewer processes) keeps its fresh random state.
     """
     try:
         meta: dict[str, Any] = json.loads((place / _META).read_text(encoding="utf-8"))
@@ -84,15 +84,15 @@ def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *
     except Exception as error:
         raise InputError(
             f"the checkpoint {place} cannot be read ({type(error).__name__}: {error})",
-            "remove that directory: the run goes on from the one before",
+            "remove that directory: the run resumes from the one before",
         ) from error
     set_peft_model_state_dict(embedder.peft, adapter)
     embedder.load_extras(extras)
-    for name, parameter in _trained(embedder):
-        found = {key.partition(":")[0]: value for key, value in tensors.items() if key.partition(":")[2] == name}
-        if found:
+    for name, parameter in _trained_parameters(embedder):
+        state = {key.partition(":")[0]: value for key, value in tensors.items() if key.partition(":")[2] == name}
+        if state:
             optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
             }
     if f"rng.cpu.{rank}" in tensors:
         torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
@@ -101,13 +101,13 @@ def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *
     return meta["step"], meta["own"]
 
 
-def latest(directory: Path) -> Path | None:
-    """The last complete checkpoint. What a killed process left half-written is removed."""
-    for path in directory.glob(".step-*"):  # of a process that was killed while it wrote
+def find_latest(directory: Path) -> Path | None:
+    """The last complete checkpoint, or None. Removes what a killed process left half-written."""
+    for path in directory.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
-    found = steps(directory)
-    return found[-1] if found else None
+    complete = list_checkpoints(directory)
+    return complete[-1] if complete else None
 
 
-def _trained(embedder: Embedder) -> list[tuple[str, nn.Parameter]]:
+def _trained_parameters(embedder: Embedder) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in embedder.named_parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""`mbeir-cot train CONFIG --dry-run`: what a training would be, without loading weights or taking a step."""
+"""`mbeir-cot train CONFIG --dry-run`: parameters, memory and time of a training, without loading weights or taking a step."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from trainer.training.cost import (
 from trainer.training.train import learnt_traces
 
 SAMPLE = 64
-"""Queries whose rows are counted."""
+"""Queries whose tokens are counted."""
 
 
-class Run(BaseModel):
-    """One variant. Tokens and patches: of a query, what it learns, a positive and hard negatives."""
+class VariantPlan(BaseModel):
+    """One variant. Tokens and patches: of a query, its labels, a positive and hard negatives."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,11 +42,11 @@ class Run(BaseModel):
     step_s: float
     hours: float
     counted: Literal["data", "published"]
-    """Of the data that the config names; or of M-BEIR-CoT as published, where there is none."""
+    """In the data that the config names; or M-BEIR-CoT's published counts, if there is no data."""
 
 
 class Plan(BaseModel):
-    """Memory in bytes on a device, None where `batch.micro_batch_size: auto` is tried on the GPU. Rates are of all devices."""
+    """Of all variants. memory: bytes on a device. mfu: useful share of `peak`, a device's FLOP/s."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,52 +59,26 @@ class Plan(BaseModel):
     mfu: float
     peak: float
     source: str
-    runs: tuple[Run, ...]
+    runs: tuple[VariantPlan, ...]
     missing: str | None
-    """Why nothing was counted."""
+    """Why the data could not be counted."""
 
     @property
     def hours(self) -> float:
         return sum(run.hours for run in self.runs)
 
 
-def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: float = PEAK) -> Plan:
-    """`peak`: FLOP/s of a device; `mfu`: the share of it that is useful work [default: what was measured of the 7B's shape]."""
+def make_plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: float = PEAK) -> Plan:
+    """peak: FLOP/s of a device. mfu: its useful share [default: measured with the 7B's shape]."""
     embedder = Embedder.create(config.model, config.data.prompts, weights=False)
     checkpointing = config.model.gradient_checkpointing
     share = mfu if mfu is not None else MEASURED_SHARE[checkpointing]
     how = "given" if mfu is not None else f"measured on one {MEASURED_ON} with the 7B's shape, {_with(checkpointing)}"
-    named = list(embedder.model.named_parameters())
-    language = sum(p.numel() for name, p in named if "language_model" in name and "embed_tokens" not in name)
-    vision = sum(p.numel() for name, p in named if ".visual." in name)
-    rows = config.batch.global_batch_size * (2 + config.data.hard_negatives)
     runs, missing = [], None
     for variant in config.variants:
-        try:
-            queries, per_epoch, tokens, patches = _counted(config, variant, embedder, devices)
-            counted: Literal["data", "published"] = "data"
-        except InputError as error:
-            missing = str(error).splitlines()[0]
-            queries, counted = PUBLISHED_ROWS, "published"
-            per_epoch, tokens, patches = queries // config.batch.global_batch_size, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES
-        steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * per_epoch))
-        work = useful_flop(
-            language, vision, tokens=config.batch.global_batch_size * tokens, patches=config.batch.global_batch_size * patches
-        )
-        step_s = work / (devices * peak * share)
-        runs.append(
-            Run(
-                variant=variant,
-                queries=queries,
-                steps=steps,
-                tokens=tokens,
-                patches=patches,
-                step_tokens=config.batch.global_batch_size * tokens,
-                step_s=step_s,
-                hours=steps * step_s / 3600,
-                counted=counted,
-            )
-        )
+        run, cause = _plan_variant(config, variant, embedder, devices, rate=devices * peak * share)
+        runs.append(run)
+        missing = cause or missing
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     chunk = config.batch.micro_batch_size
     text: Any = embedder.model.config.text_config
@@ -113,7 +87,7 @@ def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: f
         parameters=sum(p.numel() for p in embedder.parameters()),
         trained=trained,
         devices=devices,
-        step_rows=rows,
+        step_rows=config.batch.global_batch_size * (2 + config.data.hard_negatives),
         chunk=chunk,
         memory=train_memory(
             sum(p.numel() * p.element_size() for p in embedder.parameters() if not p.requires_grad),
@@ -132,12 +106,44 @@ def plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: f
     )
 
 
+def _plan_variant(
+    config: TrainConfig, variant: Variant, embedder: Embedder, devices: int, *, rate: float
+) -> tuple[VariantPlan, str | None]:
+    """(its plan, why the data could not be counted). rate: useful FLOP/s of all devices."""
+    named = list(embedder.model.named_parameters())
+    language = sum(p.numel() for name, p in named if "language_model" in name and "embed_tokens" not in name)
+    vision = sum(p.numel() for name, p in named if ".visual." in name)
+    batch = config.batch.global_batch_size
+    counted: Literal["data", "published"] = "data"
+    missing = None
+    try:
+        queries, per_epoch, tokens, patches = _count_data(config, variant, embedder, devices)
+    except InputError as error:
+        missing = str(error).splitlines()[0]
+        queries, counted = PUBLISHED_ROWS, "published"
+        per_epoch, tokens, patches = queries // batch, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES
+    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * per_epoch))
+    step_s = useful_flop(language, vision, tokens=batch * tokens, patches=batch * patches) / rate
+    plan = VariantPlan(
+        variant=variant,
+        queries=queries,
+        steps=steps,
+        tokens=tokens,
+        patches=patches,
+        step_tokens=batch * tokens,
+        step_s=step_s,
+        hours=steps * step_s / 3600,
+        counted=counted,
+    )
+    return plan, missing
+
+
 def _with(checkpointing: bool) -> str:
     return f"{'with' if checkpointing else 'without'} checkpointing"
 
 
-def _counted(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> tuple[int, int, float, float]:
-    """(queries, steps of an epoch, tokens, patches) of the data. Raises InputError where it is not there."""
+def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> tuple[int, int, float, float]:
+    """(queries, steps per epoch, tokens, patches) of the data. Raises InputError if there is none."""
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     traces = learnt_traces(config, variant, records)
@@ -146,35 +152,35 @@ def _counted(config: TrainConfig, variant: Variant, embedder: Embedder, devices:
     )
     rows = source.sample(min(SAMPLE, len(records)))
     tokens = patches = 0
-    for chunk in source.encoder.chunks(rows, source.chunk, config.batch.micro_batch_patches):
+    for chunk in source.encoder.make_chunks(rows, source.chunk, config.batch.micro_batch_patches):
         tokens += int(chunk.inputs["attention_mask"].sum())
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
     more = 1 + config.data.hard_negatives / 2  # a negative is as long as a positive, about half of a pair
-    return len(records), source.order.per_epoch, tokens / pairs * more, patches / pairs * more
+    return len(records), source.sampler.per_epoch, tokens / pairs * more, patches / pairs * more
 
 
-def table(found: Plan) -> str:
-    """For people."""
+def format_plan(plan: Plan) -> str:
+    """A text for people."""
     billion = 1e9
     lines = [
-        f"parameters   {found.parameters / billion:,.3f} B, of which {found.trained / billion:,.3f} B are trained",
-        f"step         {found.step_rows:,} rows over {found.devices} device{'s' if found.devices > 1 else ''}",
-        f"memory       {found.memory / billion:,.1f} GB a device, estimated"
+        f"parameters   {plan.parameters / billion:,.3f} B, of which {plan.trained / billion:,.3f} B are trained",
+        f"step         {plan.step_rows:,} rows over {plan.devices} device{'s' if plan.devices > 1 else ''}",
+        f"memory       {plan.memory / billion:,.1f} GB a device, estimated"
         + (
             f" with {CPU_CHUNK} rows at once; batch.micro_batch_size: auto tries more on the GPU"
-            if found.chunk == "auto"
+            if plan.chunk == "auto"
             else ""
         ),
-        f"rate         {found.mfu:.1%} of {found.peak / 1e12:,.0f} TFLOP/s a device ({found.source})",
+        f"rate         {plan.mfu:.1%} of {plan.peak / 1e12:,.0f} TFLOP/s a device ({plan.source})",
     ]
-    for run in found.runs:
+    for run in plan.runs:
         where = f"counted in {min(SAMPLE, run.queries)} of them" if run.counted == "data" else "M-BEIR-CoT's, as published"
         lines.append(
             f"{run.variant:<12} {run.steps:,} steps over {run.queries:,} queries; {run.tokens:,.0f} tokens a query with its "
             f"positive ({where}), {run.step_tokens:,.0f} a step; {run.step_s:,.3g} s a step, {run.hours:,.2f} hours"
         )
-    lines.append(f"in all       {found.hours:,.2f} hours, {found.devices * found.hours:,.2f} device-hours, estimated")
-    if found.missing is not None:
-        lines.append(f"not counted  {found.missing}")
+    lines.append(f"in all       {plan.hours:,.2f} hours, {plan.devices * plan.hours:,.2f} device-hours, estimated")
+    if plan.missing is not None:
+        lines.append(f"not counted  {plan.missing}")
     return "\n".join(lines)

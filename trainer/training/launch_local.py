@@ -1,4 +1,4 @@
-"""Training with several processes of this machine, without torchrun: one for each GPU, on CPU with their share of threads."""
+"""Training with several processes on this machine, without torchrun: one per GPU, or on the CPU with a share of its threads."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from trainer.distributed import ProcessGroup, takes_gpu
 _ERROR = "error"
 
 
-def train_here(config: TrainConfig, processes: int, *, quiet: bool = False) -> None:
-    """Fits all variants of a config with `processes` processes, which end with this one, however it ends.
+def train_locally(config: TrainConfig, processes: int, *, quiet: bool = False) -> None:
+    """Trains all variants of a config with `processes` processes, which end when this one ends, for any reason.
 
-    Errors of ours are raised here as they were raised there; any other is a ProcessException with its traceback.
+    A CotError in a process is raised here; any other error is a ProcessException with its traceback.
     """
     on_gpu = takes_gpu(config.device)
-    held = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
-    if processes > held:
+    available = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if processes > available:
         raise ConfigError(
-            f"--processes {processes}, but this machine has {held} {'GPUs' if on_gpu else 'CPUs'}",
+            f"--processes {processes}, but this machine has {available} {'GPUs' if on_gpu else 'CPUs'}",
             "ask for no more than it has",
         )
-    # where they meet: held by this process, so that the port is one that was free when it was taken
+    # the rendezvous: this process opens it on a free port and keeps it
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as exchange:
-        threads = None if on_gpu else max(1, held // processes)
+        threads = None if on_gpu else max(1, available // processes)
         given = (processes, os.getpid(), store.port, config.model_dump(mode="json"), exchange, threads, quiet)
         try:
             spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
         except ProcessException:
-            if told := [path for path in sorted(Path(exchange).iterdir()) if path.name.startswith(_ERROR)]:
-                raise CotError(told[0].read_text(encoding="utf-8")) from None
+            if errors := [path for path in sorted(Path(exchange).iterdir()) if path.name.startswith(_ERROR)]:
+                raise CotError(errors[0].read_text(encoding="utf-8")) from None
             raise
 
 
@@ -55,7 +55,7 @@ def _process(
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: none of them opens the store
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: no process opens the store
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     if threads is not None:
@@ -69,11 +69,11 @@ def _process(
         ProcessGroup.join(config.device).leave()
     except CotError as error:
         Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
-        os._exit(2)  # at once: the others wait for this one
+        os._exit(2)  # at once: a regular exit would wait for the others
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone: a `kill -9` lets it tell nobody."""
+    """Ends this process when its parent is gone: a parent that is killed with `kill -9` cannot end it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

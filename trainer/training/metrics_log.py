@@ -1,4 +1,4 @@
-"""A training's metrics, a line for each step: `metrics.jsonl`, and TensorBoard where it is asked for."""
+"""A training's metrics, one line per step: `metrics.jsonl`, and TensorBoard if the settings ask for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.training.step import StepLosses
 
 
 class MetricsLog:
-    """`metrics.jsonl`, cut back to the step that a run goes on from."""
+    """`metrics.jsonl`, truncated to the step from which the run resumes."""
 
     def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
         self.path = directory / "metrics.jsonl"
@@ -28,12 +28,12 @@ class MetricsLog:
             replace_text(self.path, "".join(f"{line}\n" for line in kept))
         self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (not everyone has it)
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (an optional dependency)
 
             self._board = SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, step: int, losses: StepLosses, *, lr: float, norm: float, rate: float, share: float) -> None:
-        """After a step. norm: of the gradient, before clipping. rate: queries/s. share: of the batch's queries that reason."""
+        """Call after each step. norm: the gradient's, before clipping. rate: queries/s. share: of queries that reason."""
         values = losses._asdict() | {"lr": lr, "gradient": norm, "queries_per_s": rate, "reasoning": share}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | {name: float(f"{value:.7g}") for name, value in values.items()}) + "\n")

@@ -1,7 +1,7 @@
-"""`batch.micro_batch_size: auto`: how many rows the GPU holds at once, tried before the first step.
+"""`batch.micro_batch_size: auto`: the number of rows that the GPU can process at once, tried out before the first step.
 
-A forward and backward pass is run over the largest of some rows of the data, for growing numbers of them. What it takes at
-most, with the optimiser's state and what is kept of the vision tower, must stay within a share of the GPU.
+Forward and backward passes are run over growing numbers of the longest rows in a sample of the data. Their peak memory, with
+the optimiser's state and the kept vision states, must stay within a share of the GPU's.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 
 STEP: Final = 4
-"""Chunks beyond this size are multiples of it."""
+"""Chunks above this size are multiples of it."""
 SAMPLE: Final = 256
-"""Queries whose rows are looked at for the largest."""
+"""Queries among whose rows the longest are found."""
 
 
-def largest(takes: Callable[[int], float | None], limit: float, most: int) -> int:
+def find_largest(measure: Callable[[int], float | None], limit: float, most: int) -> int:
     """The largest chunk up to `most` whose memory stays within the limit; 0 if none does.
 
-    takes: bytes for a chunk, growing with it; None: out of memory. It is called some 2 log2(most) times.
+    measure: chunk -> bytes, growing with the chunk; None if out of memory. It is called about 2 log2(most) times.
     """
 
     def fits(chunk: int) -> bool:
-        taken = takes(chunk)
-        return taken is not None and taken <= limit
+        used = measure(chunk)
+        return used is not None and used <= limit
 
     good, chunk = 0, min(STEP, most)
     if not fits(chunk):
@@ -56,18 +56,18 @@ def largest(takes: Callable[[int], float | None], limit: float, most: int) -> in
 
 
 def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: ProcessGroup) -> str | None:
-    """Sets the source's chunk where it is `auto`, the same in all processes, and records it in the run's file.
+    """Sets the source's chunk if it is `auto`, the same in all processes, and records it in the run's file.
 
-    Returns what to tell about it. A run that has one keeps it. Raises ConfigError where not even one row fits.
+    Returns a line about it. A resumed run keeps its chunk. Raises ConfigError if not even one row fits.
     """
     if source.config.batch.micro_batch_size != "auto":
         return None
-    known: int | None = processes.gather_objects(
+    recorded: int | None = processes.gather_objects(
         json.loads(run.read_text(encoding="utf-8")).get("chunk") if processes.first else None
     )[0]
-    if known is not None:
-        source.chunk = known
-        return f"batch.micro_batch_size: auto is {known} rows, as the run began with"
+    if recorded is not None:
+        source.chunk = recorded
+        return f"batch.micro_batch_size: auto is {recorded} rows, as when the run began"
     if processes.device.type != "cuda":
         source.chunk, how = CPU_CHUNK, "the fixed value on CPU"
     else:
@@ -85,20 +85,20 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
 
 def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> int:
     batch, device = source.config.batch, processes.device
-    rows = sorted(source.sample(SAMPLE), key=lambda row: length(source, row), reverse=True)
+    rows = sorted(source.sample(SAMPLE), key=lambda row: count_tokens(source, row), reverse=True)
     share = -(-batch.global_batch_size // processes.size) * (2 + source.config.data.hard_negatives)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
-    later = 8 * trained + batch.vision_cache_gib * 2**30  # Adam's two moments, which the first step makes
+    later = 8 * trained + batch.vision_cache_gib * 2**30  # Adam's two moments, allocated in the first step
     route = source.config.loss.route_weight
 
-    def takes(chunk: int) -> float | None:
-        given = (rows * -(-chunk // len(rows)))[:chunk]
+    def measure(chunk: int) -> float | None:
+        longest = (rows * -(-chunk // len(rows)))[:chunk]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            for part in source.encoder.chunks(given, batch.forward_batch_size or chunk, batch.micro_batch_patches):
+            for part in source.encoder.make_chunks(longest, batch.forward_batch_size or chunk, batch.micro_batch_patches):
                 vectors, losses = embedder(part.to(device), route=route)
                 (vectors.sum() + losses.sum()).backward()
         except torch.cuda.OutOfMemoryError:
@@ -107,12 +107,12 @@ def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> 
             embedder.zero_grad(set_to_none=True)
         return float(torch.cuda.max_memory_allocated(device)) + later
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # trying changes nothing of what follows
-        found: int = largest(takes, batch.memory_share * total - others, share)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the trial leaves the training's random state alone
+        largest: int = find_largest(measure, batch.memory_share * total - others, share)
     torch.cuda.empty_cache()
-    return found
+    return largest
 
 
-def length(source: BatchSource, row: EncodedSequence) -> int:
-    """Tokens of a row, those of its pictures among them."""
-    return int(source.encoder.chunk([row]).last[0]) + 1
+def count_tokens(source: BatchSource, row: EncodedSequence) -> int:
+    """Tokens of a row, including those of its images."""
+    return int(source.encoder.make_chunk([row]).last[0]) + 1

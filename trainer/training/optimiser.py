@@ -1,4 +1,4 @@
-"""AdamW over what is trained, and its learning rate at each step."""
+"""AdamW over the trained parameters, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from trainer.model.embedder import Embedder
 
 
 def make_optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Two groups: the LoRA (and temperature), and the token rows, whose rate is `token_lr_multiplier` times as high."""
-    rows: list[nn.Parameter] = []
+    """Two groups: the token rows, whose learning rate is multiplied by `token_lr_multiplier`, and all other parameters."""
+    token_rows: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
-            (rows if "trainable_tokens" in name else others).append(parameter)
-    groups = [{"params": others, "factor": 1.0}, {"params": rows, "factor": settings.token_lr_multiplier}]
+            (token_rows if "trainable_tokens" in name else others).append(parameter)
+    groups = [{"params": others, "factor": 1.0}, {"params": token_rows, "factor": settings.token_lr_multiplier}]
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step: int, steps: int) -> None:
-    """For the step that comes after `step` steps of `steps`."""
+    """For the step after `step` of `steps` steps."""
     for group in optimiser.param_groups:
-        group["lr"] = settings.lr * group["factor"] * schedule(step, steps, settings)
+        group["lr"] = settings.lr * group["factor"] * lr_factor(step, steps, settings)
 
 
-def schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
+def lr_factor(step: int, steps: int, settings: OptimiserSettings) -> float:
     """Factor on the learning rate: linear warm-up, then a half cosine to zero."""
     warmup = round(settings.warmup_ratio * steps)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""The directory of a run: where its parts lie, and what it was fitted with, so that nothing else goes on in it."""
+"""A run's directory: its files, and the settings and data that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluati
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Of one variant, below the config's `out`."""
+    """The directory of one variant, below the config's `out`."""
 
     out: Path
     variant: Variant
@@ -31,7 +31,7 @@ class RunDirectory:
         return self.out / self.variant
 
     @property
-    def identity(self) -> Path:
+    def conditions(self) -> Path:
         return self.path / "run.json"
 
     @property
@@ -47,25 +47,25 @@ class RunDirectory:
         return (self.model / "finished.json").is_file()
 
     def log(self, rank: int) -> Path:
-        """The log file of a process; the first one's is that of the training."""
+        """The log file of a process; rank 0 writes the training's."""
         return self.out / ("train.log" if rank == 0 else f"train-{rank}.log")
 
-    def claim(self, identity: dict[str, Any]) -> None:
-        """Writes what this run is; raises ConfigError where the directory holds another one."""
-        if self.identity.is_file():
-            old = json.loads(self.identity.read_text(encoding="utf-8"))
-            old.pop("chunk", None)  # what `batch.micro_batch_size: auto` came to
-            if differing := _differing(old, identity):
+    def claim(self, conditions: dict[str, Any]) -> None:
+        """Records the run's conditions. Raises ConfigError if the directory holds a run with others."""
+        if self.conditions.is_file():
+            old = json.loads(self.conditions.read_text(encoding="utf-8"))
+            old.pop("chunk", None)  # the value found for `batch.micro_batch_size: auto`
+            if differing := _differing(old, conditions):
                 raise ConfigError(
                     f"{self.path} holds a run with other settings or data: {', '.join(differing)}",
-                    "name another `out`, or remove that directory to begin anew",
+                    "name another `out`, or remove that directory to start again",
                 )
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.identity, json.dumps(identity, indent=1) + "\n")
+        replace_text(self.conditions, json.dumps(conditions, indent=1) + "\n")
 
-    def publish(self, embedder: Embedder, steps: int) -> None:
-        """Puts the finished embedder in its place, whole."""
+    def save_model(self, embedder: Embedder, steps: int) -> None:
+        """Writes the finished embedder, whole or not at all."""
         new = staging_path(self.model)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -74,8 +74,8 @@ class RunDirectory:
         replace_directory(new, self.model)
 
 
-def run_identity(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
-    """What decides a training's result: settings, data and steps. Two runs that agree in it may share a directory."""
+def run_conditions(config: TrainConfig, variant: Variant, records: Records, steps: int) -> dict[str, Any]:
+    """What determines a training's result: settings, data and steps. A run resumes only under the same conditions."""
     settings = config.model_dump(mode="json", exclude=_FREE)
     for part, free in (
         ("data", ("workers", "prefetch", "candidate_cache", "image_roots")),
@@ -83,14 +83,14 @@ def run_identity(config: TrainConfig, variant: Variant, records: Records, steps:
     ):
         for key in free:
             settings[part].pop(key)
-    if not config.data.skip_unreadable:  # runs that were begun before there was such a setting go on
+    if not config.data.skip_unreadable:  # runs from before this setting may resume
         settings["data"].pop("skip_unreadable")
-    if config.traces.contrastive != "teacher":  # decides the student's own traces, and so the losses
+    if config.traces.contrastive != "teacher":  # limits the student's own traces, and so changes the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
-    found = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
+    conditions = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}
     if variant == "always-reason" and config.data.always_reason_dataset is not None:
-        found["reasoned_sha256"] = Records.load(config.data.always_reason_dataset).digest
-    return found
+        conditions["reasoned_sha256"] = Records.load(config.data.always_reason_dataset).digest
+    return conditions
 
 
 def _differing(old: Any, new: Any, key: str = "") -> list[str]:

@@ -1,7 +1,7 @@
-"""Traces that the student writes for its own training queries.
+"""Traces that the student generates for its own training queries.
 
-Training conditions the embedding on the teacher's traces, service on the student's own: the exposure gap. With
-``contrastive: own`` the contrastive pass follows these instead, and the cross-entropy stays with the teacher's.
+In training the embedding is conditioned on the teacher's traces, in service on the student's own: the exposure gap. With
+``contrastive: own`` the contrastive loss uses these traces instead; the cross-entropy keeps the teacher's.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trainer.model.embedder import Embedder
 def generate_traces(
     embedder: Embedder, source: BatchSource, indices: Sequence[int], settings: AdaptiveSettings, processes: ProcessGroup
 ) -> dict[str, str]:
-    """Record id -> the student's trace for these records, shared among the processes. Cut traces are left out."""
+    """Record id -> the student's trace for these records, from all processes. Cut traces are left out."""
     mine = [source.records.item(index) for index in indices[processes.rank :: processes.size]]
     adaptive = AdaptiveEmbedder(embedder, settings, source.encoder)
-    found: dict[str, str] = {}
+    traces: dict[str, str] = {}
     for start in range(0, len(mine), 512):
         part = mine[start : start + 512]
-        rows = [source.prompt_row(item) for item in part]
-        results = adaptive.embed(rows, route="always-reason")
-        found |= {item.id: one.trace for item, one in zip(part, results, strict=True) if one.ended and one.trace}
+        rows = [source.encode_prompt(item) for item in part]
+        embeddings = adaptive.embed(rows, route="always-reason")
+        traces |= {item.id: one.trace for item, one in zip(part, embeddings, strict=True) if one.ended and one.trace}
     embedder.train()
-    return {identifier: trace for part in processes.gather_objects(found) for identifier, trace in part.items()}
+    return {identifier: trace for part in processes.gather_objects(traces) for identifier, trace in part.items()}

@@ -1,17 +1,17 @@
-"""One step of the joint loss over a batch of any size, in memory that depends on the chunks only.
+"""One step of the joint loss over a batch of any size, in memory that depends only on the chunks.
 
-1. Every chunk is embedded without a graph; the state of the random generators before each is kept.
+1. Every chunk is embedded without a graph; the state of the random generators before it is kept.
 2. The contrastive loss over all embeddings (gathered over processes) gives the gradient of each embedding.
 3. Every chunk is run again, with a graph and the same random numbers, and its part of
        Σ embedding · gradient  +  λ_gen · Σ CE / global queries
    is differentiated. The sum over chunks is the gradient of the whole loss.
 
-A batch whose rows fit `batch.micro_batch_size` at once keeps the graph of the first pass instead of running the third.
+A batch whose rows fit `batch.micro_batch_size` keeps the graph of the first pass and skips the repetition.
 
-What a frozen vision tower gave in the first pass is kept for the third, up to a bound. Nothing in the passes waits for the GPU:
-losses are looked at once, at the end.
+A frozen vision tower's states are kept from the first pass for the third, up to a limit. Nothing in the passes waits for the
+GPU: losses are read once, at the end.
 
-Gradient caching: Gao et al. 2021 (arXiv 2101.06983); the cross-entropy joins in the third pass because it is a sum over rows.
+Gradient caching: Gao et al. 2021 (arXiv 2101.06983). The cross-entropy is part of the third pass because it is a sum over rows.
 """
 
 from __future__ import annotations
@@ -52,32 +52,33 @@ def train_step(
 ) -> StepLosses:
     """Adds the gradients of a batch to the embedder's parameters, summed over processes.
 
-    vision_cache_gib: what may be kept of the vision tower's output between the passes, on the device.
+    vision_cache_gib: limit on the vision states kept between the passes, on the device.
+    Raises DivergedError before any parameter changes.
     """
-    queries, candidates = batch.queries, batch.candidates  # on the CPU; each goes to the device when it is its turn
+    queries, candidates = batch.queries, batch.candidates  # on the CPU; a chunk is moved to the device when it is run
     total = sum(processes.gather_objects(len(batch.ids)))
     memory = TowerMemory(embedder.model, vision_cache_gib * 2**30)
-    first = _FirstPass(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
-    query_vectors = first.embed(queries, len(batch.ids))
-    candidate_vectors = first.embed(candidates, len(batch.dids))
-    retrieval, hit = _contrast(
-        embedder, batch, queries=query_vectors, candidates=candidate_vectors, settings=settings, processes=processes
+    cache = _GradientCache(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
+    queries_QD = cache.embed(queries, len(batch.ids))
+    candidates_CD = cache.embed(candidates, len(batch.dids))
+    retrieval, hit = _backward_contrastive(
+        embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
     )
-    chunks = [(chunk, query_vectors) for chunk in queries] + [(chunk, candidate_vectors) for chunk in candidates]
+    chunks = [(chunk, queries_QD) for chunk in queries] + [(chunk, candidates_CD) for chunk in candidates]
 
     generation = torch.zeros((), device=processes.device)
     surrogates = []
     for chunk, vectors in chunks:
-        found, losses = first.again(chunk)
-        surrogate = settings.generation_weight * losses.sum() / total
+        embeddings_BD, losses_B = cache.replay(chunk)
+        surrogate = settings.generation_weight * losses_B.sum() / total
         if vectors.grad is not None and bool((chunk.places >= 0).any()):
-            surrogate = surrogate + (found * _of_rows(vectors.grad, chunk.places)).sum()
+            surrogate = surrogate + (embeddings_BD * _row_gradients(vectors.grad, chunk.places)).sum()
         if surrogate.requires_grad:
             surrogate.backward()  # type: ignore[no-untyped-call]
         surrogates.append(surrogate.detach())
-        generation += losses.detach().sum() / total
+        generation += losses_B.detach().sum() / total
     for chunk, value in zip((chunk for chunk, _ in chunks), torch.stack(surrogates).tolist(), strict=True):
-        if not math.isfinite(value):  # before the optimiser's step: the weights are what they were
+        if not math.isfinite(value):  # before the optimiser's step, so the weights are unchanged
             raise DivergedError(
                 f"step {batch.step}: the loss is not finite for {', '.join(chunk.names[:8])}",
                 "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
@@ -88,25 +89,31 @@ def train_step(
     return StepLosses(total_loss, retrieval, float(generation), hit)
 
 
-def _contrast(
-    embedder: Embedder, batch: Batch, *, queries: Tensor, candidates: Tensor, settings: LossSettings, processes: ProcessGroup
+def _backward_contrastive(
+    embedder: Embedder,
+    batch: Batch,
+    *,
+    queries_QD: Tensor,
+    candidates_CD: Tensor,
+    settings: LossSettings,
+    processes: ProcessGroup,
 ) -> tuple[float, float]:
-    """(loss, share of hits); leaves the gradients in `queries`, `candidates` and the temperature."""
-    everyones = processes.gather_objects((batch.dids, batch.positives))
-    query_parts = processes.gather(queries.detach())
-    candidate_parts = processes.gather(candidates.detach())
-    query_parts[processes.rank], candidate_parts[processes.rank] = queries, candidates
+    """(loss, share of hits) over all processes. Leaves gradients in the embeddings of this process and the temperature."""
+    of_processes = processes.gather_objects((batch.dids, batch.positives))
+    query_parts = processes.gather(queries_QD.detach())
+    candidate_parts = processes.gather(candidates_CD.detach())
+    query_parts[processes.rank], candidate_parts[processes.rank] = queries_QD, candidates_CD
     # the positives of all processes first, then their hard negatives
-    sizes = [len(positives) for _, positives in everyones]
+    sizes = [len(positives) for _, positives in of_processes]
     ordered = [part[:n] for part, n in zip(candidate_parts, sizes, strict=True)]
     ordered += [part[n:] for part, n in zip(candidate_parts, sizes, strict=True)]
-    dids = [did for (d, _), n in zip(everyones, sizes, strict=True) for did in d[:n]]
-    dids += [did for (d, _), n in zip(everyones, sizes, strict=True) for did in d[n:]]
-    pairing = Pairing.of(dids, [listed for _, positives in everyones for listed in positives])
-    all_queries, all_candidates = torch.cat(query_parts), torch.cat(ordered)
-    loss = info_nce(all_queries, all_candidates, pairing, embedder.scale, symmetric=settings.bidirectional)
+    dids = [did for (d, _), n in zip(of_processes, sizes, strict=True) for did in d[:n]]
+    dids += [did for (d, _), n in zip(of_processes, sizes, strict=True) for did in d[n:]]
+    pairing = Pairing.of(dids, [listed for _, positives in of_processes for listed in positives])
+    all_queries_QD, all_candidates_CD = torch.cat(query_parts), torch.cat(ordered)
+    loss = info_nce(all_queries_QD, all_candidates_CD, pairing, embedder.scale, symmetric=settings.bidirectional)
     if not bool(torch.isfinite(loss)):
-        named = ", ".join(_not_finite(batch, queries, candidates))
+        named = ", ".join(_name_not_finite(batch, queries_QD, candidates_CD))
         raise DivergedError(
             f"step {batch.step}: the contrastive loss is not finite ({named})",
             "lower optimiser.lr or raise loss.temperature; the last checkpoint is as it was",
@@ -114,31 +121,31 @@ def _contrast(
     if settings.retrieval_weight:
         (settings.retrieval_weight * loss).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        scores = (all_queries @ all_candidates.T).masked_fill(pairing.masked.to(loss.device), -torch.inf)
-        right = torch.arange(len(scores), device=loss.device)
-        hit = float((scores.argmax(1) == right).float().mean())
+        scores_QC = (all_queries_QD @ all_candidates_CD.T).masked_fill(pairing.masked.to(loss.device), -torch.inf)
+        target_Q = torch.arange(len(scores_QC), device=loss.device)
+        hit = float((scores_QC.argmax(1) == target_Q).float().mean())
     return float(loss.detach()), hit
 
 
-def _not_finite(batch: Batch, queries: Tensor, candidates: Tensor, most: int = 8) -> list[str]:
-    """The queries and candidates of this process whose embeddings are not finite."""
+def _name_not_finite(batch: Batch, queries_QD: Tensor, candidates_CD: Tensor, most: int = 8) -> list[str]:
+    """Names the queries and candidates of this process whose embeddings are not finite."""
     names = [*batch.ids, *batch.dids]
-    bad = [~torch.isfinite(vectors.detach()).all(1) for vectors in (queries, candidates)]
-    found = [name for name, is_bad in zip(names, torch.cat(bad).tolist(), strict=True) if is_bad]
-    return [*found[:most], *(["…"] if len(found) > most else [])] or ["every embedding of this process is finite"]
+    bad = torch.cat([~torch.isfinite(vectors.detach()).all(1) for vectors in (queries_QD, candidates_CD)])
+    named = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
+    return [*named[:most], *(["…"] if len(named) > most else [])] or ["every embedding of this process is finite"]
 
 
-def _of_rows(gradients: Tensor, places: Tensor) -> Tensor:
-    """The gradient of each row's embedding, 0 for a row without: (embeddings, dim), (rows,) on the CPU -> (rows, dim)."""
-    at = places.to(gradients.device, non_blocking=True)
-    return gradients.index_select(0, at.clamp(min=0)) * (at >= 0).unsqueeze(1)
+def _row_gradients(gradients_QD: Tensor, places_B: Tensor) -> Tensor:
+    """(rows, dim): the gradient of each row's embedding, 0 for a row without one. places_B: on the CPU."""
+    index_B = places_B.to(gradients_QD.device, non_blocking=True)
+    return gradients_QD.index_select(0, index_B.clamp(min=0)) * (index_B >= 0).unsqueeze(1)
 
 
-class _FirstPass:
-    """Embeds chunks, and later gives each chunk again, in the same order, with its graph.
+class _GradientCache:
+    """Embeds chunks, then replays each of them, in the same order, with its graph.
 
-    Without `keep_graph` that is a second forward pass with the random numbers of the first; with it the first one is kept,
-    which costs the memory of all chunks.
+    Without `keep_graph` a replay is a second forward pass with the random numbers of the first. With it the first pass keeps
+    its graph, which takes the memory of all chunks.
     """
 
     def __init__(
@@ -152,29 +159,30 @@ class _FirstPass:
         self._seen: list[list[Seen]] = []
 
     def embed(self, chunks: Sequence[MicroBatch], count: int) -> Tensor:
-        """(count, dim), a leaf that takes a gradient."""
-        found: Tensor | None = None
+        """(count, dim), a leaf that requires a gradient."""
+        embeddings_QD: Tensor | None = None
         for chunk in chunks:
             if self._keep_graph:
                 self._kept.append(self._embedder(chunk.to(self._device), **self._losses))
-                vectors = self._kept[-1][0].detach()
+                vectors_BD = self._kept[-1][0].detach()
             else:
                 on_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
                 self._random.append((torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None))
                 if not bool((chunk.places >= 0).any()):
                     self._seen.append([])
                     continue
-                with torch.no_grad(), self._memory.watching() as seen:
-                    vectors, _ = self._embedder(chunk.to(self._device), labelled=False)
+                with torch.no_grad(), self._memory.record() as seen:
+                    vectors_BD, _ = self._embedder(chunk.to(self._device), labelled=False)
                 self._seen.append(seen)
-            if found is None:
-                found = vectors.new_zeros(count + 1, vectors.shape[1])  # the last one: of rows whose embedding is not used
-            places = torch.where(chunk.places < 0, count, chunk.places)
-            found.index_copy_(0, places.to(self._device, non_blocking=True), vectors)
-        assert found is not None, "a batch has at least one query"
-        return found[:count].requires_grad_()
+            if embeddings_QD is None:
+                # one more, for rows whose embedding is not used
+                embeddings_QD = vectors_BD.new_zeros(count + 1, vectors_BD.shape[1])
+            places_B = torch.where(chunk.places < 0, count, chunk.places)
+            embeddings_QD.index_copy_(0, places_B.to(self._device, non_blocking=True), vectors_BD)
+        assert embeddings_QD is not None, "a batch has at least one query"
+        return embeddings_QD[:count].requires_grad_()
 
-    def again(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:
+    def replay(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:
         """(embeddings, CE per row) of the next chunk."""
         if self._keep_graph:
             return self._kept.pop(0)
@@ -183,5 +191,5 @@ class _FirstPass:
         if gpu is not None:
             torch.cuda.set_rng_state(gpu)
         seen = next(iter(self._seen.pop(0)), None)
-        found: tuple[Tensor, Tensor] = self._embedder(chunk, seen=seen, **self._losses)
-        return found
+        replayed: tuple[Tensor, Tensor] = self._embedder(chunk, seen=seen, **self._losses)
+        return replayed

@@ -1,9 +1,9 @@
-"""Fits TRACE, or one of its controls, to a dataset: the whole job, top to bottom.
+"""Trains TRACE, or one of its controls, on a dataset: the whole job, top to bottom.
 
-OUT/train.log            what happened and when
-RUN/VARIANT/run.json       what was fitted on what; a later run must agree
+RUN/train.log              what happened, and when
+RUN/VARIANT/run.json       settings, data and steps; a resumed run must have the same
 RUN/VARIANT/metrics.jsonl  one line per step
-RUN/VARIANT/checkpoints/   to go on from
+RUN/VARIANT/checkpoints/   to resume from
 RUN/VARIANT/model/         the finished embedder
 """
 
@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from pipeline.files.durable import replace_text
-from pipeline.files.run_log import run_log
+from pipeline.files.run_log import log_failure, run_log
 from pipeline.meter import Meter
-from schemas.errors import CotError, InputError
+from schemas.errors import InputError
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
-from trainer.data.batches import Batch, allow_open_files, loader, unwrapped
+from trainer.data.batches import Batch, allow_open_files, make_loader, unpack
 from trainer.data.dataset import Candidates, Records
 from trainer.data.shared_memory import check_shared_memory
 from trainer.data.unreadable import StudentBatches, readable_records
@@ -36,7 +36,7 @@ from trainer.training import checkpoint
 from trainer.training.metrics_log import MetricsLog
 from trainer.training.micro_batch_size import settle_chunk
 from trainer.training.optimiser import make_optimiser, set_learning_rate
-from trainer.training.run_directory import RunDirectory, run_identity
+from trainer.training.run_directory import RunDirectory, run_conditions
 from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 
@@ -44,13 +44,13 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
-    """Fits one variant, or goes on where an earlier run stopped; returns the directory of the finished embedder."""
+    """Trains one variant, or resumes an earlier run; returns the directory of the finished embedder."""
     allow_open_files()
     processes = ProcessGroup.join(config.device)
     run = RunDirectory(config.out, variant)
-    records, candidates = _data(config, processes, quiet=quiet)
+    records, candidates = _load_data(config, processes, quiet=quiet)
     traces = learnt_traces(config, variant, records)
-    embedder = _embedder(config, processes)
+    embedder = _create_embedder(config, processes)
     source = StudentBatches(
         config,
         variant,
@@ -61,37 +61,32 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         rank=processes.rank,
         world_size=processes.size,
     )
-    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * source.order.per_epoch))
-    identity = run_identity(config, variant, records, steps)
+    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * source.sampler.per_epoch))
     if processes.first:
-        run.claim(identity)
+        run.claim(run_conditions(config, variant, records, steps))
         replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
     if run.finished:
         return run.model
-    with run_log(run.log(processes.rank), level=logging.INFO if processes.first else logging.WARNING):
-        try:
-            _Training(config, run, processes, embedder, source=source, steps=steps, quiet=quiet).run()
-        except BaseException as error:
-            known = isinstance(error, CotError | KeyboardInterrupt)
-            logger.error("%s: ended by %r", variant, error, exc_info=not known)  # noqa: TRY400 (a known cause needs no traceback)
-            raise
+    level = logging.INFO if processes.first else logging.WARNING
+    with run_log(run.log(processes.rank), level=level), log_failure(logger, variant):
+        _Training(config, run, processes, embedder, source=source, steps=steps, quiet=quiet).run()
     return run.model
 
 
-def _data(config: TrainConfig, processes: ProcessGroup, *, quiet: bool) -> tuple[Records, Candidates]:
-    """What to learn from; without what cannot be read, where the config allows it."""
+def _load_data(config: TrainConfig, processes: ProcessGroup, *, quiet: bool) -> tuple[Records, Candidates]:
+    """Without what cannot be read, if the config allows it."""
     records = Records.load(config.data.dataset)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     if config.data.skip_unreadable:
         if processes.first:
             readable_records(config, records, candidates, quiet=quiet)
-        processes.wait()  # the others take what was found
+        processes.wait()  # the other processes use its list
         records = readable_records(config, records, candidates, quiet=True)
     return records, candidates
 
 
-def _embedder(config: TrainConfig, processes: ProcessGroup) -> Embedder:
-    """The same in every process; what is random from here on is of each process's own."""
+def _create_embedder(config: TrainConfig, processes: ProcessGroup) -> Embedder:
+    """The same in every process. From here on each process has its own random numbers."""
     torch.manual_seed(config.seed)
     embedder = Embedder.create(
         config.model,
@@ -100,7 +95,7 @@ def _embedder(config: TrainConfig, processes: ProcessGroup) -> Embedder:
         learn_temperature=config.loss.learn_temperature,
     )
     embedder.to(processes.device).train()
-    torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # dropout of its own
+    torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # its own dropout
     return embedder
 
 
@@ -124,58 +119,58 @@ class _Training:
 
     def run(self) -> None:
         self._settle_memory()
-        self._begin()
+        self._initialise()
         config, first = self.config, self.processes.first
         log = MetricsLog(self.directory.path, self.step, config.tensorboard) if first else None
         with Meter(f"{self.variant}", self.steps, unit="steps", quiet=self.quiet or not first) as meter:
             meter.resume(self.step)
             while self.step < self.steps:
-                if _own_due(config, self.variant, self.step):
-                    self._write_own_traces()
+                if _self_traces_due(config, self.variant, self.step):
+                    self._refresh_self_traces()
                 until = _next_stop(config, self.variant, self.step, self.steps)
                 began = time.monotonic()
                 pin = self.processes.device.type == "cuda"
-                for made in loader(self.source, self.step, until, config.data.workers, pin=pin):
-                    batch = unwrapped(made)
+                for made in make_loader(self.source, self.step, until, config.data.workers, pin=pin):
+                    batch = unpack(made)
                     losses, norm = self._take_step(batch)
                     rate = config.batch.global_batch_size / (time.monotonic() - began)
                     began = time.monotonic()
-                    self._tell(batch, losses, norm, rate, log=log, meter=meter)
+                    self._record(batch, losses, norm, rate, log=log, meter=meter)
                 if self.step % config.checkpoint.save_every == 0 or self.step == self.steps:
                     self._save_checkpoint()
                 self.processes.wait()
         if first:
-            self.directory.publish(self.embedder, self.steps)
+            self.directory.save_model(self.embedder, self.steps)
             logger.info("%s: finished after %d steps: %s", self.variant, self.steps, self.directory.model)
         self.processes.wait()
 
     def _settle_memory(self) -> None:
-        chunk = settle_chunk(self.embedder, self.source, self.directory.identity, self.processes)
-        for told in (chunk, check_shared_memory(self.source, self.processes)):
-            if told is not None and self.processes.first:
-                logger.info("%s", told)
+        chunk = settle_chunk(self.embedder, self.source, self.directory.conditions, self.processes)
+        for line in (chunk, check_shared_memory(self.source, self.processes)):
+            if line is not None and self.processes.first:
+                logger.info("%s", line)
                 if not self.quiet:
-                    sys.stderr.write(f"{told}\n")
+                    sys.stderr.write(f"{line}\n")
 
-    def _begin(self) -> None:
-        """Where to begin: the last checkpoint, or the token's first row."""
+    def _initialise(self) -> None:
+        """From the last checkpoint; without one, initialises the embedding token's row."""
         self.optimiser = make_optimiser(self.embedder, self.config.optimiser)
-        last = checkpoint.latest(self.directory.checkpoints) if self.processes.first else None
+        last = checkpoint.find_latest(self.directory.checkpoints) if self.processes.first else None
         last = self.processes.gather_objects(last)[0]
         if last is not None:
             self.step, self.source.own = checkpoint.restore(last, self.embedder, self.optimiser, rank=self.processes.rank)
         else:
-            initialise_emb_token(self.embedder, self.source.opening(), self.processes)
+            initialise_emb_token(self.embedder, self.source.sample_labelled(), self.processes)
         logger.info(
             "%s: steps %d to %d of %d queries, %d processes, on %s",
             *(self.variant, self.step, self.steps, self.config.batch.global_batch_size),
             *(self.processes.size, self.processes.device),
         )
 
-    def _write_own_traces(self) -> None:
-        needed = self.source.reasoning(self.step, min(self.step + self.config.traces.refresh, self.steps))
+    def _refresh_self_traces(self) -> None:
+        needed = self.source.list_reasoning(self.step, min(self.step + self.config.traces.refresh, self.steps))
         self.source.own = generate_traces(self.embedder, self.source, needed, self.config.adaptive, self.processes)
-        logger.info("%s: step %d: %d traces of the student's own", self.variant, self.step, len(self.source.own))
+        logger.info("%s: step %d: %d traces generated by the student", self.variant, self.step, len(self.source.own))
 
     def _take_step(self, batch: Batch) -> tuple[StepLosses, float]:
         """(losses, the gradient's norm before clipping). Raises DivergedError before the weights change."""
@@ -194,7 +189,7 @@ class _Training:
         self.step += 1
         return losses, norm
 
-    def _tell(
+    def _record(
         self, batch: Batch, losses: StepLosses, norm: float, rate: float, *, log: MetricsLog | None, meter: Meter
     ) -> None:
         lr = self.optimiser.param_groups[0]["lr"]
@@ -219,29 +214,28 @@ class _Training:
 
 
 def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> dict[str, str]:
-    """Record id -> the trace that is learnt."""
+    """Record id -> the trace that the variant learns."""
     if variant == "direct":
         return {}
     if variant == "trace":
-        found = records.traces()
-        if not found:
+        traces = records.traces()
+        if not traces:
             raise InputError(
                 f"{config.data.dataset} has no record with a trace",
-                "build it with a lower route.threshold, or fit the variant `direct`",
+                "build it with a lower route.threshold, or train the variant `direct`",
             )
-        return found
+        return traces
     assert config.data.always_reason_dataset is not None, "checked by TrainConfig"
-    everything = Records.load(config.data.always_reason_dataset).traces()
-    known = set(records.table["id"].to_pylist())
-    if not known & everything.keys():
+    traces = Records.load(config.data.always_reason_dataset).traces()
+    if not set(records.table["id"].to_pylist()) & traces.keys():
         raise InputError(
             f"{config.data.always_reason_dataset} has no trace for any query of {config.data.dataset}",
             "build both from the same M-BEIR; the one of data.always_reason_dataset with --set route.threshold=0",
         )
-    return everything
+    return traces
 
 
-def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
+def _self_traces_due(config: TrainConfig, variant: Variant, step: int) -> bool:
     traces = config.traces
     if traces.contrastive == "teacher" or variant == "direct" or step < traces.first_refresh:
         return False
@@ -249,7 +243,7 @@ def _own_due(config: TrainConfig, variant: Variant, step: int) -> bool:
 
 
 def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> int:
-    """The next step at which something else is to be done: a checkpoint, new traces, the end."""
+    """The next step before which the loop must stop: for a checkpoint, new traces, or the end."""
     stops = [steps, step - step % config.checkpoint.save_every + config.checkpoint.save_every]
     if config.traces.contrastive != "teacher" and variant != "direct":
         begin, every = config.traces.first_refresh, config.traces.refresh

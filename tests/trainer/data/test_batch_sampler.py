@@ -19,22 +19,22 @@ def test_every_batch_is_full_and_an_epoch_repeats_nothing(groups, batch, seed, s
     epoch = order.epoch(3)
     assert len(epoch) == order.per_epoch
     assert all(len(rows) == batch for rows in epoch)
-    if order.rows >= batch:
+    if order.size >= batch:
         seen = Counter(np.concatenate(epoch).tolist())
         most = 1 if sampling == "mixed" or len({tuple(rows) for rows in map(sorted, epoch)}) == len(epoch) else 2
         assert max(seen.values()) <= most
 
 
 @given(GROUPS, st.integers(1, 12), st.sampled_from(["mixed", "by-task"]), st.sampled_from([0.0, 0.5, 0.9]))
-def test_an_epoch_keeps_its_length_in_any_balance(groups, batch, sampling, balance) -> None:  # type: ignore[no-untyped-def]
+def test_an_epoch_keeps_its_length_with_any_balance(groups, batch, sampling, balance) -> None:  # type: ignore[no-untyped-def]
     order = BatchSampler(groups, batch, 1, sampling, balance)
     epoch = order.epoch(0)
     assert len(epoch) == order.per_epoch
     assert all(len(rows) == batch for rows in epoch)
 
 
-def test_rounding_leaves_no_epoch_short() -> None:
-    groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 rows are drawn of each
+def test_rounding_shortens_no_epoch() -> None:
+    groups = {"a": list(range(98)), "b": [98], "c": [99]}  # 33 are drawn from each
     assert len(BatchSampler(groups, 10, 0, "mixed", 0.0).epoch(0)) == 10
 
 
@@ -46,7 +46,7 @@ def test_the_seed_alone_decides(groups, batch, seed) -> None:  # type: ignore[no
         assert (first.batch_at(step)[1] == again.batch_at(step)[1]).all()
 
 
-def test_batches_by_task_are_of_one_task() -> None:
+def test_a_batch_by_task_has_one_task() -> None:
     groups = {"a": list(range(40)), "b": list(range(40, 80))}
     for rows in BatchSampler(groups, 8, 0, "by-task").epoch(0):
         assert set(rows.tolist()) <= set(range(40)) or set(rows.tolist()) <= set(range(40, 80))
@@ -61,6 +61,6 @@ def test_balance_draws_small_groups_more_often() -> None:
     assert small == [10, 25, 50]
 
 
-def test_seeds_depend_on_every_part() -> None:
+def test_random_numbers_depend_on_every_part() -> None:
     assert rng_for("a", 1).integers(1 << 60) == rng_for("a", 1).integers(1 << 60)
     assert len({int(rng_for(*parts).integers(1 << 60)) for parts in (("a", 1), ("a", 2), ("b", 1), ("a1",))}) == 4

@@ -11,22 +11,22 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3
 from schemas.training import Pooling, TrainConfig
 from tests.trainer.conftest import fresh
 from trainer.data.encoding import IGNORE, EncodedSequence
-from trainer.data.positions import mrope_positions
+from trainer.data.positions import compute_mrope_positions
 
 
 @pytest.mark.parametrize("pool", ["pre", "token"])
-def test_what_is_learnt_and_where_the_embedding_is_read(config: TrainConfig, pool: Pooling) -> None:
+def test_labels_and_the_position_of_the_embedding(config: TrainConfig, pool: Pooling) -> None:
     embedder = fresh(config, pooling=pool)
     encoder, tokenizer = embedder.encoder(), embedder.processor.tokenizer
     picture = Image.new("RGB", (112, 112), "red")
-    reasons = encoder.query("q1", "Find it.", "a dog", picture, written="Answer: a dog", labelled=True)
-    bypass = encoder.query("q2", "Find it.", "a dog", None, labelled=True)
-    chunk = encoder.chunk([reasons, bypass, encoder.candidate("d", "a dog", None)])
+    reasons = encoder.encode_query("q1", "Find it.", "a dog", picture, written="Answer: a dog", labelled=True)
+    bypass = encoder.encode_query("q2", "Find it.", "a dog", None, labelled=True)
+    chunk = encoder.make_chunk([reasons, bypass, encoder.encode_candidate("d", "a dog", None)])
     for i, written in enumerate(("Answer: a dog", "")):
         learnt = chunk.labels[i] != IGNORE
         assert tokenizer.decode(chunk.labels[i][learnt]) == written + "<|emb|>"
         first = int(learnt.nonzero()[0])
-        # each label stands at the position before its token
+        # each label is at the position before its token
         follows = chunk.inputs["input_ids"][i, first + 1 : first + int(learnt.sum())]
         assert follows.tolist() == chunk.labels[i][learnt][:-1].tolist()
         last = int(chunk.last[i])
@@ -38,13 +38,13 @@ def test_what_is_learnt_and_where_the_embedding_is_read(config: TrainConfig, poo
     assert int(chunk.inputs["attention_mask"][1].sum()) == int(chunk.last[1]) + 1
 
 
-def test_chunks_keep_to_their_bounds_and_every_row_has_its_place(config: TrainConfig) -> None:
+def test_chunks_respect_their_limits_and_rows_their_places(config: TrainConfig) -> None:
     encoder = fresh(config).encoder()
     picture = Image.new("RGB", (112, 112), "red")
-    rows = [encoder.query(f"q{i}", "Find.", "word " * i, picture if i % 2 else None) for i in range(7)]
+    rows = [encoder.encode_query(f"q{i}", "Find.", "word " * i, picture if i % 2 else None) for i in range(7)]
     rows.append(EncodedSequence("extra", rows[0].prompt, rows[0].pictures, "trace", labelled=True, pooled=False))
-    each = encoder.patches(rows[1])
-    chunks = encoder.chunks(rows, size=3, patches=2 * each)
+    each = encoder.count_patches(rows[1])
+    chunks = encoder.make_chunks(rows, size=3, patches=2 * each)
     assert all(len(chunk) <= 3 for chunk in chunks)
     assert all(len(chunk.inputs.get("image_grid_thw", ())) <= 2 for chunk in chunks)
     placed = {name: int(place) for chunk in chunks for name, place in zip(chunk.names, chunk.places, strict=True)}
@@ -55,16 +55,19 @@ def test_padding_and_neighbours_change_no_embedding(config: TrainConfig) -> None
     embedder = fresh(config).eval()
     encoder = embedder.encoder()
     picture = Image.new("RGB", (112, 112), "blue")
-    rows = [encoder.query(f"q{i}", "Find.", "word " * (3 * i), picture if i % 2 else None, written="so " * i) for i in range(5)]
+    rows = [
+        encoder.encode_query(f"q{i}", "Find.", "word " * (3 * i), picture if i % 2 else None, written="so " * i)
+        for i in range(5)
+    ]
     with torch.no_grad():
-        together, _ = embedder(encoder.chunk(rows))
+        together, _ = embedder(encoder.make_chunk(rows))
         for i, row in enumerate(rows):
-            alone, _ = embedder(encoder.chunk([row]))
+            alone, _ = embedder(encoder.make_chunk([row]))
             assert torch.allclose(alone[0], together[i], atol=2e-6)
 
 
 def layouts() -> dict[str, Any]:
-    """Models without weights: what the test needs is how each looks for positions."""
+    """Models without weights: only their computation of positions is used."""
     text = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
             "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 1e4}}  # fmt: skip
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
@@ -78,8 +81,8 @@ def layouts() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", ["Qwen2.5-VL", "Qwen3-VL"])
-def test_positions_are_the_models_own(layout: str) -> None:
-    """Right-padded rows: text alone, one picture, several of different sizes, a picture at the very end."""
+def test_positions_equal_the_models(layout: str) -> None:
+    """Right-padded rows: only text, one image, several of different sizes, an image at the end."""
     grids = torch.tensor([[1, 4, 4], [1, 2, 10], [1, 6, 2], [1, 8, 8]])
     rows = [[0] * 9, [0] * 3 + [1] * 4 + [0] * 5, [0] + [1] * 5 + [0] * 2 + [1] * 3 + [0] * 4, [0] * 2 + [1] * 16]
     length = max(map(len, rows)) + 3
@@ -88,35 +91,38 @@ def test_positions_are_the_models_own(layout: str) -> None:
     expected, _ = layouts()[layout].get_rope_index(
         torch.zeros_like(mask), mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
     )
-    assert torch.equal(mrope_positions(types, mask, grids, 2), expected)
-    alone = mrope_positions(types[:1], mask[:1], None, 2)
+    assert torch.equal(compute_mrope_positions(types, mask, grids, 2), expected)
+    alone = compute_mrope_positions(types[:1], mask[:1], None, 2)
     assert torch.equal(alone[:, 0, :9], torch.arange(9).expand(3, 9))
 
 
-def test_a_chunk_brings_its_positions(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_carries_its_positions(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = fresh(config).eval()
     encoder = embedder.encoder()
     pictures = [Image.new("RGB", size, "red") for size in ((112, 112), (64, 200))]
-    rows = [encoder.query("a", "Find.", "a dog", pictures[0]), encoder.query("b", "Find.", "", pictures[1], written="so")]
-    chunk = encoder.chunk([*rows, encoder.candidate("c", "a text", None)])
+    rows = [
+        encoder.encode_query("a", "Find.", "a dog", pictures[0]),
+        encoder.encode_query("b", "Find.", "", pictures[1], written="so"),
+    ]
+    chunk = encoder.make_chunk([*rows, encoder.encode_candidate("c", "a text", None)])
     expected, _ = embedder.model.model.get_rope_index(
         **{name: value for name, value in chunk.inputs.items() if name not in {"pixel_values", "position_ids"}}
     )
     assert torch.equal(chunk.inputs["position_ids"], expected)
-    monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # not asked for them again
+    monkeypatch.setattr(embedder.model.model, "get_rope_index", None)  # must not be called again
     with torch.no_grad():
         embedder(chunk)
 
 
-def test_a_picture_prepared_at_once_gives_the_same_inputs(config: TrainConfig) -> None:
-    """Alone, beside others, and beside pictures that are still whole."""
+def test_a_prepared_picture_gives_the_same_inputs(config: TrainConfig) -> None:
+    """Among prepared pictures, and among decoded ones."""
     encoder, rng = fresh(config).encoder(), np.random.default_rng(3)
     pictures = [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for height, width in ((60, 90), (60, 90), (300, 40))
     ]
-    whole = [encoder.query(f"q{n}", "Find.", "a dog", picture) for n, picture in enumerate(pictures)]
-    early = [encoder.query(f"q{n}", "Find.", "a dog", encoder.prepared(picture)) for n, picture in enumerate(pictures)]
+    whole = [encoder.encode_query(f"q{n}", "Find.", "a dog", picture) for n, picture in enumerate(pictures)]
+    early = [encoder.encode_query(f"q{n}", "Find.", "a dog", encoder.prepare(picture)) for n, picture in enumerate(pictures)]
     for rows in (early, [early[0], whole[1], early[2]]):
-        found, wanted = encoder.chunk(rows), encoder.chunk(whole)
+        found, wanted = encoder.make_chunk(rows), encoder.make_chunk(whole)
         assert found.inputs.keys() == wanted.inputs.keys()
         assert all(torch.equal(found.inputs[name], wanted.inputs[name]) for name in wanted.inputs)

@@ -1,4 +1,4 @@
-"""Bytes that are normalised on the device are what the processor gives."""
+"""Bytes normalised on the device equal the processor's pixel values."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("name", list(PROCESSORS))
-def test_pixel_values_are_the_processors_own(name: str) -> None:
+def test_pixel_values_equal_the_processors(name: str) -> None:
     processor = PROCESSORS[name]()
     expected = processor(images=pictures(), return_tensors="pt")
     scale = PixelScale.of(processor)
     assert scale is not None
-    packed = scale.patches(processor, pictures())
+    packed = scale.make_patches(processor, pictures())
     assert packed["pixel_values"].dtype == torch.uint8
     assert packed["pixel_values"].nbytes * 8 == expected["pixel_values"].nbytes
     assert torch.equal(packed["image_grid_thw"], expected["image_grid_thw"])
-    torch.testing.assert_close(scale.normalised(packed["pixel_values"]), expected["pixel_values"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(scale.normalise(packed["pixel_values"]), expected["pixel_values"], atol=1e-6, rtol=1e-6)
 
 
-def test_a_processor_that_does_something_else_is_left_alone() -> None:
+def test_other_image_processors_are_left_alone() -> None:
     assert PixelScale.of(Qwen2VLImageProcessor(do_normalize=False)) is None

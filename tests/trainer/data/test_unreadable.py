@@ -1,4 +1,4 @@
-"""Images that cannot be read: refused with file, row and setting; or left out, counted and listed."""
+"""Images that cannot be read: refused with an error that names file, record and setting; or left out, counted and listed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from schemas.training import EvaluationSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from tests.trainer.conftest import fresh
 from trainer.data.dataset import Candidates, Records
-from trainer.data.unreadable import StudentBatches, load_list, readable_records
+from trainer.data.exclusions import load_exclusions
+from trainer.data.unreadable import StudentBatches, readable_records
 from trainer.evaluation.evaluate import Evaluation
-from trainer.retrieval.index import IndexMetadata, build_index
+from trainer.retrieval.index import IndexMetadata
+from trainer.retrieval.index_builder import build_index
 
 CIRR = DatasetTask("cirr", 7)
 
 
 @pytest.fixture
-def spoilt(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> tuple[TrainConfig, str, str]:
+def damaged(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> tuple[TrainConfig, str, str]:
     """A world with one task of a few queries: (config, did of a thin candidate that is a query's only positive, qid of a query
     whose image is damaged)."""
     mbeir = tmp_path / "M-BEIR"
@@ -65,39 +67,76 @@ def skipping(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"skip_unreadable": True})})
 
 
-def test_an_evaluation_refuses_or_leaves_out(spoilt: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
-    config, thin, qid = spoilt
+def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
+    config, thin, qid = damaged
     with Evaluation(config, None, tmp_path / "eval", quiet=True) as evaluation:
         with pytest.raises(InputError) as caught:
-            evaluation.pools("base")
+            evaluation.embed_pools("base")
         for said in (f"candidate {thin}", "thin.png", "3000x10", "data.skip_unreadable=true"):
             assert said in str(caught.value)
 
     with Evaluation(skipping(config), None, tmp_path / "eval", quiet=True) as evaluation:
-        evaluation.pools("base")
+        evaluation.embed_pools("base")
         (notice,) = evaluation.notices
         assert notice.startswith(
-            f"cirr_task7: 1 candidates whose images cannot be read left out: {thin} (mbeir_images/thin.png"
+            f"cirr_task7: candidates left out because their images cannot be read: 1: {thin} (mbeir_images/thin.png"
         )
-        assert "1 queries have no other positive and count as misses" in notice
+        assert "queries without another positive, which count as misses: 1" in notice
         result, embedded = evaluation.run("base", "base", "always-direct")
-        assert f"1 queries whose images cannot be read left out: cirr_task7/{qid}" in evaluation.notices[1]
+        assert f"queries left out because their images cannot be read: 1: cirr_task7/{qid}" in evaluation.notices[1]
+        assert evaluation.notices[1].endswith("; they count as misses")
         candidates = tmp_path / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_ids.npy"
         ids, vectors = np.load(candidates), np.load(candidates.with_name(candidates.name.replace("_ids", "_embed")))
         assert hash_did(thin) not in ids
         assert len(ids) == len(vectors) == len(set(ids.tolist()))
-        assert [one.name for one in load_list(candidates.with_name("mbeir_cirr_task7_cand_pool_unreadable.json"))] == [thin]
+        assert [one.name for one in load_exclusions(candidates.with_name("mbeir_cirr_task7_cand_pool_unreadable.json"))] == [
+            thin
+        ]
         asked = np.load(tmp_path / "eval" / "embed" / "base" / "val" / "mbeir_cirr_task7_val_ids.npy")
         assert hash_qid(qid) not in asked
         assert result.tasks[0].costs.queries == len(embedded) == len(asked) == 11
+        assert result.tasks[0].unreadable == 1
+        hits = hits_at(5, tmp_path / "eval", config)
+        assert 0 < hits < 11
+        assert result.tasks[0].local == round(hits / 12, 4)
         again = evaluation.run("base again", "base", "always-direct")[0]
         assert again.tasks[0].local == result.tasks[0].local
 
+        (tmp_path / "index").mkdir()
+        (tmp_path / "index" / "embed-0.log").write_text("an actor's, which starts before the index\n")
         index = build_index(
-            tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers(), skip=True, quiet=True
+            tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers, skip=True, quiet=True
         )
         assert sorted(index.ids.tolist()) == sorted(ids.tolist())
-        assert [one.name for one in load_list(tmp_path / "index" / "unreadable.json")] == [thin]
+        assert [one.name for one in load_exclusions(tmp_path / "index" / "unreadable.json")] == [thin]
+
+
+@pytest.mark.slow
+def test_ray_actors_leave_out_the_same(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
+    config = skipping(damaged[0])
+    evaluated = []
+    for workers in (1, 2):
+        directory = tmp_path / f"eval{workers}"
+        settings = config.evaluation.model_copy(update={"workers": workers})
+        with Evaluation(config.model_copy(update={"evaluation": settings}), None, directory, quiet=True) as evaluation:
+            evaluation.embed_pools("base")
+            result, _ = evaluation.run("base", "base", "always-direct")
+        lists = {path.relative_to(directory): path.read_text() for path in directory.rglob("*unreadable*.json")}
+        notices = [notice.replace(str(directory), "") for notice in evaluation.notices]
+        evaluated.append((result.tasks[0].local, result.tasks[0].unreadable, lists, notices))
+    assert evaluated[0] == evaluated[1]
+    assert len(evaluated[0][2]) == 3  # the pool's list, the query file's, and that of all queries
+    logs = [(tmp_path / "eval2" / f"embed-{number}.log").read_text() for number in range(2)]
+    assert all("trainer.embedding.workers: loaded" in log for log in logs)
+
+
+def hits_at(k: int, directory: Path, config: TrainConfig) -> int:
+    """Queries with a positive among the first k of the run file."""
+    run = directory / "retrieval_results" / "base" / "run_files" / "mbeir_cirr_task7_single_pool_val_k10_run.txt"
+    lines = [line.split() for line in run.read_text().splitlines()]
+    queries = [query for _, query in read_queries(Layout.open(config.data.mbeir).queries("val", CIRR))]
+    positives = {query.qid: query.pos_cand_list for query in queries}
+    return len({qid for qid, _, did, rank, *_ in lines if int(rank) <= k and did in positives[qid]})
 
 
 def pool_of(config: TrainConfig) -> Path:
@@ -113,8 +152,8 @@ def card_of(config: TrainConfig, directory: Path) -> IndexMetadata:
     )  # fmt: skip
 
 
-def test_the_check_applies_the_processors_rule(spoilt: tuple[TrainConfig, str, str]) -> None:
-    config, _, _ = spoilt
+def test_mbeir_check_applies_the_processors_rule(damaged: tuple[TrainConfig, str, str]) -> None:
+    config, _, _ = damaged
     found = {one.code: one for one in check(config.data.mbeir, decode=True, quiet=True).findings}
     assert "mbeir_images/thin.png: 3000x10 pixels" in str(found["image_aspect_ratio"])
     assert "mbeir_images/damaged.jpg" in str(found["image_not_an_image"])
@@ -131,7 +170,7 @@ def test_the_check_applies_the_processors_rule(spoilt: tuple[TrainConfig, str, s
             processor(images=[picture], return_tensors="pt")
 
 
-def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
+def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     mbeir = tmp_path / "M-BEIR"
     shutil.copytree(small_world, mbeir)
     data = config.data.model_copy(update={"mbeir": mbeir, "hard_negatives": 1, "candidate_cache": tmp_path / "cache"})
@@ -148,15 +187,15 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     source = StudentBatches(
         config, "trace", records, traces=records.traces(), encoder=fresh(config).encoder(), candidates=candidates
     )
-    for row, who in ((query, f"row {query['id']}"), (positive, f"candidate {positive['positives'][0]}")):
+    for row, who in ((query, f"record {query['id']}"), (positive, f"candidate {positive['positives'][0]}")):
         with pytest.raises(InputError) as caught:
-            source.query_rows(records.item(rows.index(row)), 0)
-            source.candidate_row(candidates.fetch(row["positives"])[0])
+            source.encode_query(records.item(rows.index(row)), 0)
+            source.encode_candidate(candidates.fetch(row["positives"])[0])
         assert who in str(caught.value)
         assert "data.skip_unreadable=true" in str(caught.value)
 
     kept = readable_records(skipping(config), records, candidates, quiet=True)
-    left_out = load_list(tmp_path / "run" / "unreadable.json")
+    left_out = load_exclusions(tmp_path / "run" / "unreadable.json")
     assert {query["id"], positive["id"]} <= {one.name for one in left_out}
     assert len(kept) == len(records) - len(left_out)
     ids = kept.table["id"].to_pylist()
@@ -167,8 +206,8 @@ def test_a_training_leaves_out_rows_and_negatives(config: TrainConfig, small_wor
     assert positive["positives"][0] in gone
     assert not any(gone & {*row["positives"], *row["hard_negatives"]} for row in kept.table.to_pylist())
     source = StudentBatches(config, "trace", kept, traces=kept.traces(), encoder=fresh(config).encoder(), candidates=candidates)
-    assert len(source.batch(0).ids) == config.batch.global_batch_size
-    shutil.rmtree(mbeir / "mbeir_images")  # a run that goes on looks at nothing again
+    assert len(source.make_batch(0).ids) == config.batch.global_batch_size
+    shutil.rmtree(mbeir / "mbeir_images")  # a resumed run checks no image again
     assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)
 
 
@@ -198,6 +237,6 @@ def test_the_train_command_refuses_or_leaves_out(
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     done = mbeir_cot("train", train_file, *given, "--set", "data.skip_unreadable=true", timeout=200)
     assert done.returncode == 0, done.stderr
-    left_out = load_list(tmp_path / "run" / "unreadable.json")
+    left_out = load_exclusions(tmp_path / "run" / "unreadable.json")
     assert {one.name for one in left_out} == {row["id"] for row in rows if row["query_image"]}
     assert "left out" in done.stdout

@@ -1,4 +1,4 @@
-"""Adaptive embedding equals what training computes, whatever the neighbours, the routes and the order."""
+"""Adaptive embeddings equal those of the training pass, for any neighbours, routes and order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ WORDS = ("red", "a small circle at the top and a ring", "blue", "two squares", "
 def some_rows(encoder: SequenceEncoder) -> list[EncodedSequence]:
     pictures = [Image.new("RGB", (112, 112 + 28 * (i % 2)), color) for i, color in enumerate(("red", "blue", "green"))]
     return [
-        encoder.query(f"q{i}", "Find it.", text, pictures[i % 3] if i % 2 else None, written="") for i, text in enumerate(WORDS)
+        encoder.encode_query(f"q{i}", "Find it.", text, pictures[i % 3] if i % 2 else None, written="")
+        for i, text in enumerate(WORDS)
     ]
 
 
@@ -35,7 +36,7 @@ def embedded(
 
 @pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
-def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling, route: str) -> None:
+def test_neighbours_and_lanes_change_no_embedding(config: TrainConfig, pool: Pooling, route: str) -> None:
     embedder = fresh(config, pooling=pool).eval()
     rows = some_rows(embedder.encoder())
     given = [i % 3 == 0 for i in range(len(rows))] if route == "given" else None
@@ -57,17 +58,17 @@ def test_neighbours_and_lanes_change_nothing(config: TrainConfig, pool: Pooling,
 
 @pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["always-direct", "always-reason"])
-def test_the_embedding_is_the_one_that_training_computes(config: TrainConfig, pool: Pooling, route: str) -> None:
-    """Written traces are fed to the training pass: same pooling, same state."""
+def test_embeddings_equal_those_of_the_training_pass(config: TrainConfig, pool: Pooling, route: str) -> None:
+    """The training pass over the generated traces gives the same states."""
     embedder = fresh(config, pooling=pool).eval()
     encoder = embedder.encoder()
     rows = some_rows(encoder)
     for row, found in zip(rows, embedded(embedder, rows, route), strict=True):
-        ids = encoder.written_ids(found.trace)
-        if len(ids) != found.tokens:  # a random model may write bytes that are no text
+        ids = encoder.tokenise(found.trace)
+        if len(ids) != found.tokens:  # a random model may write bytes that are not text
             continue
         with torch.no_grad():
-            vectors, _ = embedder(encoder.chunk([EncodedSequence(row.name, row.prompt, row.pictures, found.trace)]))
+            vectors, _ = embedder(encoder.make_chunk([EncodedSequence(row.name, row.prompt, row.pictures, found.trace)]))
         assert torch.allclose(found.vector, vectors[0], atol=2e-6)
 
 
@@ -85,7 +86,7 @@ def test_a_trace_that_does_not_end_is_cut_and_counted(config: TrainConfig) -> No
 
 
 def test_the_route_is_the_first_token(config: TrainConfig) -> None:
-    """Pushing the embedding token's row along the bypass state turns routes one after another."""
+    """Moving the embedding token's row along the bypass states turns every route into a bypass."""
     embedder = fresh(config).eval()
     rows = some_rows(embedder.encoder())
     before = embedded(embedder, rows, "learned")

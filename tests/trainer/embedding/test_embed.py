@@ -1,4 +1,4 @@
-"""Pools embedded by one worker."""
+"""Pools, embedded by one worker."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh
 from trainer.data.encoding import SequenceEncoder
 from trainer.embedding.embed import AHEAD, PoolEmbedder, PoolPart, Range, embed_pool
-from trainer.embedding.workers import pool_rows
+from trainer.embedding.workers import fetch_range
 from trainer.retrieval.index import Index, IndexMetadata
 
 
-def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
+def test_candidates_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout.open(config.data.mbeir)
@@ -31,21 +31,21 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     candidates = []
     for path in found:
         with CandidatePool.open(path, config.data.candidate_cache) as pool:
-            candidates += pool_rows(pool, Range(0, min(6, len(pool))))
+            candidates += fetch_range(pool, Range(0, min(6, len(pool))))
     assert {one.modality.has_image for one in candidates} == {True, False}
     embedder = fresh(config).eval()
     size = 2
     assert len(candidates) > 3 * AHEAD * size
     worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
-    with torch.inference_mode():  # all rows prepared first, as they were once
-        encoded = [worker.encoder.candidate_of(one, worker.images, max_chars=200, prepare=True) for one in candidates]
+    with torch.inference_mode():  # the reference: all rows are prepared first
+        encoded = [worker.encoder.encode_pool_candidate(one, worker.images, max_chars=200, prepare=True) for one in candidates]
         wanted: dict[int, Any] = {}
-        for chunk in worker.encoder.chunks(encoded, size, 1 << 20):
+        for chunk in worker.encoder.make_chunks(encoded, size, 1 << 20):
             vectors, _ = embedder(chunk, labelled=False)
             wanted |= dict(zip(chunk.places.tolist(), vectors.numpy().astype(np.float16), strict=True))
 
     prepared = used = most = 0
-    chunk_of, forward = SequenceEncoder.chunk, type(embedder).forward
+    chunk_of, forward = SequenceEncoder.make_chunk, type(embedder).forward
 
     def prepare(self: SequenceEncoder, rows: Sequence[Any], *args: Any, **more: Any) -> Any:
         nonlocal prepared, most
@@ -58,9 +58,9 @@ def test_rows_are_prepared_a_few_groups_ahead_with_the_same_vectors(
         used += len(chunk)
         return forward(self, chunk, **more)
 
-    monkeypatch.setattr(SequenceEncoder, "chunk", prepare)
+    monkeypatch.setattr(SequenceEncoder, "make_chunk", prepare)
     monkeypatch.setattr(type(embedder), "forward", use)
-    got = worker.vectors(candidates)
+    got = worker.embed_part(candidates).vectors
     assert prepared == used == len(candidates)
     assert most <= (AHEAD + 1) * size
     np.testing.assert_array_equal(got, np.stack([wanted[i] for i in range(len(candidates))]))
@@ -80,14 +80,14 @@ def test_vectors_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
         embed_pool(out, embed, ids, part_rows=2)
     assert not out.exists()
     given[4, 1] = 2
-    embed_pool(out, embed, ids, part_rows=2)  # what was right is kept
+    embed_pool(out, embed, ids, part_rows=2)  # the finite part was kept
     np.testing.assert_array_equal(np.load(out), given)
 
     index = Index.__new__(Index)
     index.directory, index.vectors, index.ids = tmp_path, given.copy(), ids
-    index.card = IndexMetadata.model_construct(dim=3, count=6)
+    index.metadata = IndexMetadata.model_construct(dim=3, count=6)
     assert index.search(np.ones((1, 3)), 2).positions.shape == (1, 2)
-    with pytest.raises(InputError, match="1 of 2 query vectors are not finite.*rows 1"):
+    with pytest.raises(InputError, match="1 of 2 query vectors are not finite.*indices 1"):
         index.search(np.array([[1, 1, 1], [1, np.inf, 1]]), 2)
     index.vectors[3, 0] = np.inf
     with pytest.raises(InputError, match="corpus_embed.npy: 1 of 6 vectors are not finite.*8:4"):

@@ -1,4 +1,4 @@
-"""What README and docs/python.md show of Python runs on a real run, and prints what README says."""
+"""The Python in README and docs/python.md works on a real run, and prints what README shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.test_docs import ROOT, snippets
 
 
 @pytest.mark.slow
-def test_the_shown_python_runs(
+def test_the_documented_python_runs(
     finished: Path,
     tiny_world: Path,
     small_world: Path,
@@ -50,7 +50,7 @@ def test_the_shown_python_runs(
         "OUT": tmp_path / "export",
     }
     for code in snippets(ROOT / "docs" / "python.md"):
-        if "evaluate_run" in code:  # into a place of its own, and of one small variant
+        if "evaluate_run" in code:  # into its own directory, with one small variant
             code = code.replace('"evaluation.split=val"', f'"out={tmp_path / "run"}", "evaluation.split=val"')
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "trace").symlink_to(finished / "trace")

@@ -1,4 +1,4 @@
-"""Queries by workers: each embedded once, whatever is asked for, and as if each routing had been embedded alone."""
+"""Each query is embedded once for all routings, with the results of each routing alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, Que
 
 
 class Counting:
-    """A worker that remembers what it was asked, and answers in another order."""
+    """A worker that records its queries and returns results in another order."""
 
     count = 2
 
@@ -28,11 +28,11 @@ class Counting:
         self._embedder = embedder
         self.asked: list[tuple[str, Place]] = []
 
-    def queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
+    def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
         for unit in reversed(units):
             kind = "written" if unit.written is not None else unit.route
             self.asked += [(kind, place) for place in unit.places]
-            yield self._embedder.part(unit)
+            yield self._embedder.embed_unit(unit)
 
     def taken(self) -> dict[str, int]:
         kinds = [kind for kind, _ in self.asked]
@@ -41,14 +41,14 @@ class Counting:
 
 
 @pytest.mark.parametrize("pool", ["pre", "token"])
-def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_world: Path, pool: Pooling) -> None:
+def test_routings_share_embeddings_without_changing_them(config: TrainConfig, tiny_world: Path, pool: Pooling) -> None:
     data = config.data.model_copy(update={"mbeir": tiny_world})
     config = config.model_copy(update={"data": data})
     layout, images = Layout.open(tiny_world), ImageStore(tiny_world)
     files = {task: QueryFile(layout, task, "val") for task in DATASET_TASKS if layout.queries("val", task).is_file()}
     embedder = fresh(config, pooling=pool).eval()
     alone = AdaptiveEmbedder(embedder, config.adaptive)
-    rows = {task: file.rows(alone.encoder, images) for task, file in files.items()}
+    rows = {task: file.encode(alone.encoder, images) for task, file in files.items()}
     mixed_routes(embedder, [row for of_file in rows.values() for row in of_file])
     worker = Counting(QueryEmbedder(embedder, config, images))
     shared = QueryEmbeddings(files, worker, window=12)
@@ -88,7 +88,9 @@ def test_routings_share_embeddings_and_change_none(config: TrainConfig, tiny_wor
 
     same("given", lot, exact=False)
     owed = {"always-reason": sum(lot[place] and place not in thinking for place in places)}
-    if pool == "token":  # the bypass embedding is the embedding token's own state, which a trace's prefill does not give
+    if (
+        pool == "token"
+    ):  # the bypass embedding is the embedding token's state, which the prefill of a query that reasons does not compute
         owed["always-direct"] = sum(not lot[place] and place in thinking for place in places)
     assert worker.taken() == owed
 

@@ -1,4 +1,4 @@
-"""The public embedder: the vectors of `eval`, of the index and of `search`, whatever a picture is given as."""
+"""The public embedder: the vectors of `eval`, index and `search`, for every way to give a picture."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def given(mbeir: Path, text: str | None, image: str | None) -> TextOrImage:
 
 
 @pytest.mark.slow
-def test_its_vectors_are_those_of_an_evaluation(
+def test_vectors_equal_those_of_an_evaluation(
     finished: Path, tiny_world: Path, tmp_path: Path, embedder: TraceEmbedder
 ) -> None:
     overrides = [f"data.mbeir={tiny_world}", "evaluation.split=val", "evaluation.base=false", "variants=[trace]"]
     settings = load_settings(finished, [*overrides, f"out={tmp_path}"])
-    with pytest.raises(InputError, match="not there or not finished"):
+    with pytest.raises(InputError, match="missing or not finished"):
         evaluate_run(settings, quiet=True)
     results = evaluate_run(settings, model=finished / "trace" / "model", quiet=True)
     names = ["trace", "trace, routed by modality", "trace, routed at random"]
@@ -69,7 +69,7 @@ def test_its_vectors_are_those_of_an_evaluation(
 
 
 @pytest.mark.slow
-def test_an_index_finds_by_texts_and_pictures(
+def test_an_index_is_searched_with_texts_and_pictures(
     finished: Path, tiny_world: Path, tmp_path: Path, embedder: TraceEmbedder
 ) -> None:
     where = tmp_path / "index"
@@ -85,7 +85,7 @@ def test_an_index_finds_by_texts_and_pictures(
     assert np.allclose(one.query.vector, alone.vector, atol=1e-5)
     assert [hit.score for hit in one.hits] == sorted((hit.score for hit in one.hits), reverse=True)
     assert len(one.hits) == len(other.hits) == 3
-    by_vector = next(index.hits(index.search(alone.vector.numpy()[None], 3)))
+    by_vector = next(index.fetch_hits(index.search(alone.vector.numpy()[None], 3)))
     assert [hit.candidate.did for hit in by_vector] == [hit.candidate.did for hit in one.hits]
     said = mbeir_cot("search", where, "a town in the north", "-k", "3").stdout
     assert all(hit.candidate.did in said for hit in one.hits)
@@ -94,8 +94,8 @@ def test_an_index_finds_by_texts_and_pictures(
         index.find(["x"], TraceEmbedder(embedder.embedder, embedder.settings, sha256="of other weights"))
 
 
-def test_a_picture_is_the_same_however_it_is_given(embedder: TraceEmbedder, tmp_path: Path) -> None:
-    """A photograph that its EXIF tag turns, and a picture with a transparent half."""
+def test_paths_and_pil_images_give_the_same_vectors(embedder: TraceEmbedder, tmp_path: Path) -> None:
+    """A photograph with an EXIF rotation, and a picture that is half transparent."""
     rng = np.random.default_rng(0)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -115,16 +115,16 @@ def test_a_picture_is_the_same_however_it_is_given(embedder: TraceEmbedder, tmp_
         assert path == photograph or not np.allclose(by_path, plain, atol=1e-4), "nothing was to be seen of the rule"
 
 
-def test_a_checkpoint_is_one_by_itself(finished: Path, embedder: TraceEmbedder) -> None:
+def test_a_checkpoint_loads_without_its_run(finished: Path, embedder: TraceEmbedder) -> None:
     alone = TraceEmbedder.load(str(finished / "trace" / "model"), device="cpu")
     assert alone.sha256 == embedder.sha256
     one, other = (each.embed_candidates(["A red cube."]) for each in (alone, embedder))
-    assert np.allclose(one, other, atol=1e-5)  # settings of the run beside it: another implementation of attention
+    assert np.allclose(one, other, atol=1e-5)  # the run's settings choose another attention
     assert alone.embed_queries([]) == []
     assert alone.embed_candidates([]).shape == (0, alone.dim)
 
 
-def test_what_cannot_be_embedded_is_named(embedder: TraceEmbedder, finished: Path, tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_embedded_is_named(embedder: TraceEmbedder, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("no picture")
     wrong: list[tuple[TextOrImage, str]] = [
         (" ", "query 1 has neither text nor picture"),
@@ -142,5 +142,5 @@ def test_what_cannot_be_embedded_is_named(embedder: TraceEmbedder, finished: Pat
         embedder.embed_queries(["a"], route="sideways")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds no embedder"):
         TraceEmbedder.load(finished, "trase")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         TraceEmbedder.load(tmp_path / "nowhere")

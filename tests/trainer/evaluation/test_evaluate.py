@@ -1,4 +1,4 @@
-"""Evaluation, index and search by the real commands: tables that the files bear out, vectors that are never stale."""
+"""Evaluation, index and search with the real commands: tables that can be recomputed from the files, no stale vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from schemas.training import EvaluationSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from trainer.evaluation.controls import teacher_traces
 from trainer.evaluation.evaluate import Evaluation
-from trainer.retrieval.index import Index, pools_of
+from trainer.evaluation.evaluate_run import evaluate_run
+from trainer.retrieval.index import Index
+from trainer.retrieval.index_builder import pool_paths
 
 
 @pytest.mark.slow
@@ -37,6 +39,9 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
         assert said in done.stdout
     results = json.loads((run / "eval" / "results_val.json").read_text())
     assert [one["name"] for one in results] == ["base", "trace", "trace, routed by modality", "trace, routed at random"]
+    log = (run / "eval" / "eval.log").read_text()
+    for logged in ("trace of", "on val queries", "parts to embed", "trace, routed at random: local mean", "results in"):
+        assert logged in log
     by_modality = results[2]
     for task in by_modality["tasks"]:
         assert task["costs"]["reasoned"] == (task["costs"]["queries"] if task["task"][-1] in "678" else 0)
@@ -49,7 +54,7 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     with pytest.raises(InputError, match="was built on train, and val is evaluated"):
         teacher_traces(json.loads((run / "train.json").read_text())["data"]["dataset"], "val")
 
-    # pools embedded by Ray actors are the same files
+    # Ray actors write the same files
     pool = run / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_embed.npy"
     one = pool.read_bytes()
     shutil.rmtree(run / "eval")
@@ -67,15 +72,16 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     recall = float(re.search(r"recall@10 against exact search (\d\.\d+)", made.stdout)[1])  # type: ignore[index]
-    assert 0.5 < recall <= 1  # vectors of a hardly trained model lie close together
+    assert 0.5 < recall <= 1  # an almost untrained model's vectors are close together
+    assert "finished" in (where / "index.log").read_text()
     index = Index.open(where)
-    assert index.card.approximate == "HNSW16"
+    assert index.metadata.approximate == "HNSW16"
     index.make_approximate("Flat")
-    assert index.recall(index.vectors[::50], 10) > 0.99
+    assert index.measure_recall(index.vectors[::50], 10) > 0.99
     with pytest.raises(ConfigError, match="--approximate Nonsense9"):
         index.make_approximate("Nonsense9")
     layout = Layout.open(tiny_world)
-    expected = [did for path in pools_of(layout, "val", ["webqa_task1", "cirr_task7"]) for did in dids_of(path)]
+    expected = [did for path in pool_paths(layout, "val", ["webqa_task1", "cirr_task7"]) for did in dids_of(path)]
     assert [unhash_did(int(i)) for i in index.ids] == expected
     picture = next(path for path in (tiny_world / "mbeir_images").rglob("*.jpg"))
     found = mbeir_cot("search", where, "is red", "--image", picture, "-k", "3", "--route", "always-reason")
@@ -94,13 +100,22 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
         search_command(tmp_path, "x")
 
 
-def test_eval_of_a_run_that_is_not_finished(train_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not there or not finished") as caught:
+def test_eval_refuses_a_run_that_is_not_finished(train_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing or not finished") as caught:
         evaluate(train_file, tmp_path / "none", ["evaluation.base=false"])
     assert "mbeir-cot train" in caught.value.remedy
 
 
-def test_vectors_of_other_weights_are_made_anew(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
+def test_an_evaluations_log_has_the_error_that_ended_it(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        evaluate_run(config.model_copy(update={"out": tmp_path, "evaluation": EvaluationSettings(base=False)}))
+    log = (tmp_path / "eval" / "eval.log").read_text()
+    assert "ERROR" in log
+    assert "missing or not finished" in log
+    assert "Traceback" not in log  # its cause is known
+
+
+def test_vectors_of_other_weights_are_recomputed(config: TrainConfig, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     model = run / "trace" / "model"
@@ -110,15 +125,15 @@ def test_vectors_of_other_weights_are_made_anew(config: TrainConfig, finished: P
         if changed:
             identity = json.loads((model / "embedder.json").read_text())
             (model / "embedder.json").write_text(json.dumps(identity | {"temperature": 0.07}))
-        evaluation._claim("trace", {"cirr_task7": "digest"})
+        evaluation.remove_stale_vectors("trace", {"cirr_task7": "digest"})
         assert vectors.exists() == (vectors.parent.exists() and not changed)
         vectors.parent.mkdir(parents=True, exist_ok=True)
         vectors.touch()
-    evaluation._claim("trace", {"cirr_task7": "another pool"})
+    evaluation.remove_stale_vectors("trace", {"cirr_task7": "another pool"})
     assert not vectors.exists()
 
 
-def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> None:
+def test_queries_without_a_positive_in_the_pool_are_noticed(config: TrainConfig, tiny_world: Path, tmp_path: Path) -> None:
     mbeir = tmp_path / "M-BEIR"
     shutil.copytree(tiny_world, mbeir)
     layout, task = Layout.open(mbeir), DatasetTask("cirr", 7)
@@ -133,7 +148,7 @@ def test_pools_without_positives_are_noticed(config: TrainConfig, tiny_world: Pa
         path.write_text("\n".join(line for line in whole if json.loads(line)["did"] not in lost) + "\n")
         evaluation = Evaluation(settings, None, tmp_path / "eval", quiet=True)
         with CandidatePool.open(path, config.data.candidate_cache) as pool:
-            evaluation._look_for_positives(task, pool)
+            evaluation.check_positives(task, pool)
         return evaluation.notices
 
     assert notices(set()) == []

@@ -1,4 +1,4 @@
-"""The report of a run, and its model on a Hub."""
+"""The report of a run, and its model on the Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFac
     evaluation = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}", "--set", "evaluation.base=false"]
     done = mbeir_cot("eval", out, *evaluation, "--quiet", timeout=200)
     assert done.returncode == 0, done.stderr
-    file = out / "train.json"  # what a config with these settings would have left
+    file = out / "train.json"  # as a config with these settings would have written it
     kept = json.loads(file.read_text())
     kept["evaluation"]["split"] = "val"
     kept["data"]["mbeir"] = str(tiny_world)
@@ -34,11 +34,11 @@ def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def test_a_run_is_reported(run: Path) -> None:
+def test_the_report_of_a_run(run: Path) -> None:
     done = mbeir_cot("report", run)
     assert done.returncode == 0, done.stderr
     text = (run / "report.html").read_text()
-    for wanted in ("Learning curve: retrieval", "hit@k by task family", "The table, with controls", "What it costs"):
+    for wanted in ("Learning curve: retrieval", "hit@k by task family", "The table, with controls", "Costs"):
         assert wanted in text
     examples = json.loads(re.search(r'id="examples-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     assert {e["id"].split("/")[1] for e in examples} == {"cirr", "fashioniq", "webqa"}
@@ -48,14 +48,14 @@ def test_a_run_is_reported(run: Path) -> None:
     assert f"{100 * trace['tasks'][0]['local']:.1f}" in text
 
 
-def test_a_run_without_evaluation_says_so(run: Path, tmp_path: Path) -> None:
+def test_the_report_needs_an_evaluation(run: Path, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_bytes((run / "train.json").read_bytes())
     done = mbeir_cot("report", tmp_path)
     assert done.returncode == 2
     assert "was not evaluated" in done.stderr
 
 
-def test_a_model_is_pushed_and_loads(run: Path, tmp_path: Path) -> None:
+def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
     with hub_repos() as hub:
         settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         done = mbeir_cot("push-model", run, "org/trace", **settings)
@@ -72,17 +72,17 @@ def test_a_model_is_pushed_and_loads(run: Path, tmp_path: Path) -> None:
     identity = json.loads(files["embedder.json"])
     assert identity["pool"] == "pre"
     assert not Path(identity["base"]).is_absolute()
-    assert embedder is None or embedder.identity.pool == "pre"
+    assert embedder is None or embedder.metadata.pool == "pre"
     assert "mbeir-cot index org/trace --set data.mbeir=MBEIR --out INDEX" in card
     unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", HF_TOKEN=TOKEN)
     assert unfinished.returncode == 2
     assert "not finished" in unfinished.stderr
 
 
-def test_a_pushed_model_is_used_by_its_name_and_by_its_directory(run: Path, tiny_world: Path, tmp_path: Path) -> None:
-    """The card's commands: the same vectors as the run's own, searched, and scored."""
+def test_a_pushed_model_works_by_name_and_by_directory(run: Path, tiny_world: Path, tmp_path: Path) -> None:
+    """The card's commands index, search and score with the vectors of the run."""
     base = json.loads((run / "trace" / "model" / "embedder.json").read_text())["base"]
-    given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is no repository here
+    given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is not on the Hub here
     pool = ["--pool", "webqa_task1", "--quiet"]
     made = mbeir_cot("index", run, "--out", tmp_path / "own", *pool)
     assert made.returncode == 0, made.stderr
@@ -93,9 +93,9 @@ def test_a_pushed_model_is_used_by_its_name_and_by_its_directory(run: Path, tiny
         assert done.returncode == 0, done.stderr
         lost = mbeir_cot("index", "org/no-such", "--out", tmp_path / "x", *given, **settings)
         assert lost.returncode == 2
-        assert "no repository that can be downloaded" in lost.stderr
+        assert "nor a repository that can be downloaded" in lost.stderr
     own, theirs = (np.load(tmp_path / name / "corpus_embed.npy") for name in ("own", "index"))
-    assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and batches of other shapes
+    assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and other batch shapes
     found = mbeir_cot("search", tmp_path / "index", "a red thing")
     assert found.returncode == 0, found.stderr
     (snapshot,) = (tmp_path / "hf" / "hub").glob("models--org--trace/snapshots/*")

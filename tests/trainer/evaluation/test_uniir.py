@@ -7,14 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mbeir_cot.commands.score import score as score_command
 from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid, unhash_did, unhash_qid
 from tests.support.cli import mbeir_cot
+from trainer.data.exclusions import Exclusion, save_exclusions
 from trainer.embedding import files as files_module
-from trainer.embedding.files import EmbeddingFiles, ids_path, load_embeddings
-from trainer.embedding.vectors import blocks
-from trainer.evaluation.uniir import Score, hit_rates, metric_ks, run_lines, score_directory, table
+from trainer.embedding.files import EmbeddingFiles, exclusions_path, ids_path, load_embeddings
+from trainer.embedding.vectors import read_blocks
+from trainer.evaluation.uniir import Score, format_run, format_table, hit_rates, metric_ks, score_directory
 from trainer.retrieval.topk import TopK
 
 CIRR, COCO, FIQ = DatasetTask("cirr", 7), DatasetTask("mscoco", 3), DatasetTask("fashioniq", 7)
@@ -52,7 +54,7 @@ def world(directory: Path, rng: np.random.Generator) -> tuple[Path, Path, dict[s
 def simple_value(
     files: EmbeddingFiles, task: DatasetTask, pools: list[DatasetTask], relevant: dict[str, list[str]], k: int, most: int
 ) -> float:
-    """UniIR's number, written from its description and from nothing of ours: loops, and faiss for the search."""
+    """UniIR's number, implemented independently from its description: with loops, and faiss for the search."""
     import faiss
 
     vectors = np.concatenate([np.load(files.candidates(t, "test")) for t in pools]).astype(np.float32)
@@ -74,7 +76,7 @@ def simple_value(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_scores_are_uniirs_on_pools_full_of_ties(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_scores_equal_uniirs_on_pools_with_many_ties(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     uniir, mbeir, relevant = world(tmp_path_factory.mktemp("w"), np.random.default_rng(seed))
     files = EmbeddingFiles(uniir, "exp")
     in_order = [task for task in DATASET_TASKS if task in (CIRR, COCO, FIQ)]
@@ -103,11 +105,11 @@ def test_vectors_that_are_not_finite_are_refused_and_named(tmp_path: Path, what:
     assert not list(files.runs.glob("*fashioniq*"))
 
 
-def test_the_union_is_read_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_union_pool_is_read_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uniir, mbeir, _ = world(tmp_path, np.random.default_rng(6))
     read: list[int] = []
     monkeypatch.setattr(
-        files_module, "blocks", lambda pool, **more: blocks(pool, 16, **more) if not read.append(len(pool)) else ()
+        files_module, "read_blocks", lambda pool, **more: read_blocks(pool, 16, **more) if not read.append(len(pool)) else ()
     )
     scores = [
         one for found, _ in score_directory(EmbeddingFiles(uniir, "exp"), Layout(mbeir), pools=("union",)) for one in found
@@ -146,21 +148,40 @@ def test_hits_count_over_all_queries_and_a_missing_candidate_is_a_miss() -> None
     assert hit_rates(found, [{3}, {5}, {7, 1}], (1, 2, 3)) == {1: 0.3333, 2: 0.3333, 3: 0.6667}
 
 
-def test_a_union_only_table_is_a_header() -> None:
-    assert table([Score(CIRR, "test", "union", 5, 0.5)]).count("\r\n") == 1
-    joined = table([Score(CIRR, "test", "single", 5, 1.0), Score(CIRR, "test", "union", 5, 0.9667)])
+def test_queries_listed_as_unreadable_count_as_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uniir, mbeir, _ = world(tmp_path, np.random.default_rng(4))
+    files = EmbeddingFiles(uniir, "exp")
+
+    def values() -> dict[tuple[DatasetTask, str, int], float]:
+        searches = score_directory(files, Layout(mbeir))
+        return {(score.task, score.pool, score.k): score.value for scores, _ in searches for score in scores}
+
+    before = values()
+    save_exclusions(exclusions_path(files.queries(CIRR, "test")), [Exclusion("8:99", "mbeir_images/a.jpg", "missing", "")])
+    after = values()
+    assert all(before[CIRR, "single", k] > 0 for k in (5, 10))
+    for key, value in before.items():
+        hits = round(value * 11)
+        assert after[key] == (round(hits / 12, 4) if key[0] == CIRR else value)
+    score_command(uniir, mbeir, "exp")
+    assert "cirr_task7: 1 queries could not be read and count as misses" in capsys.readouterr().out
+
+
+def test_a_table_of_union_values_alone_is_empty() -> None:
+    assert format_table([Score(CIRR, "test", "union", 5, 0.5)]).count("\r\n") == 1
+    joined = format_table([Score(CIRR, "test", "single", 5, 1.0), Score(CIRR, "test", "union", 5, 0.9667)])
     assert joined.splitlines()[1].split("\t")[6:] == ["1.0", "union", "0.9667"]
-    assert table([Score(CIRR, "test", "single", 5, 1.0)]).splitlines()[1].endswith("1.0\t\t")
+    assert format_table([Score(CIRR, "test", "single", 5, 1.0)]).splitlines()[1].endswith("1.0\t\t")
 
 
 def test_run_lines_name_missing_candidates_as_uniir_does() -> None:
     hits = TopK(np.array([[0, -1]]), np.array([[0.1, -3.4e38]], np.float32))
-    lines = list(run_lines(CIRR, hits, np.array([[hash_did("8:3"), -1]]), np.array([hash_qid("8:1")]), "run"))
-    digits = [f"{value}" for value in hits.scores[0]]  # what UniIR's own f-string makes of them
+    lines = list(format_run(CIRR, hits, np.array([[hash_did("8:3"), -1]]), np.array([hash_qid("8:1")]), "run"))
+    digits = [f"{value}" for value in hits.scores[0]]  # as UniIR's f-string formats them
     assert lines == [f"8:1 Q0 8:3 1 {digits[0]} run 7", f"8:1 Q0 -1:9999999 2 {digits[1]} run 7"]
 
 
-def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_embedding_files_that_do_not_match_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the embeddings"):
         load_embeddings(tmp_path / "x_embed.npy")
     save(tmp_path / "a_embed.npy", np.ones((3, 2)), [1, 2])

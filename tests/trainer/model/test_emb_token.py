@@ -1,4 +1,4 @@
-"""The embedding token's row begins where it can be predicted."""
+"""Initialisation of the embedding token's row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.model.embedder import Embedder
 
 @torch.no_grad()
 def surprise(embedder: Embedder, chunks: list[MicroBatch]) -> float:
-    """Mean CE of the embedding token where it is the label."""
+    """Mean cross-entropy at positions whose label is the embedding token."""
     found = []
     for chunk in chunks:
         states = embedder.states(chunk)[chunk.labels == embedder.emb_id]
@@ -28,26 +28,26 @@ def rows(embedder: Embedder) -> Tensor:
     return next(p for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name).detach().clone()
 
 
-def test_a_new_row_is_no_surprise_after_its_beginning(config: TrainConfig) -> None:
+def test_the_token_is_likely_after_its_row_is_initialised(config: TrainConfig) -> None:
     embedder = fresh(config)
-    chunks = source_of(config, embedder).opening(48)
+    chunks = source_of(config, embedder).sample_labelled(48)
     before = surprise(embedder, chunks)
     initialise_emb_token(embedder, chunks, ProcessGroup.join("cpu"))
     assert before > 10
     assert surprise(embedder, chunks) < before / 3
 
 
-def test_the_beginning_moves_no_other_row_and_is_the_same_each_time(config: TrainConfig) -> None:
+def test_initialisation_changes_no_other_row_and_is_deterministic(config: TrainConfig) -> None:
     first, second = (fresh(config, trained_rows="all") for _ in range(2))
     before = rows(first)
     for embedder in (first, second):
-        initialise_emb_token(embedder, source_of(config, embedder).opening(16), ProcessGroup.join("cpu"))
+        initialise_emb_token(embedder, source_of(config, embedder).sample_labelled(16), ProcessGroup.join("cpu"))
     moved = (rows(first) != before).any(1).nonzero().flatten().tolist()
     assert moved == [first.emb_id]
     torch.testing.assert_close(rows(first), rows(second), rtol=0, atol=0)
 
 
-def test_a_batch_without_labels_leaves_the_end_of_turns_row(config: TrainConfig) -> None:
+def test_without_labels_the_row_is_the_end_of_turns(config: TrainConfig) -> None:
     embedder = fresh(config)
     initialise_emb_token(embedder, [], ProcessGroup.join("cpu"))
     torch.testing.assert_close(rows(embedder)[-1], embedder.head.weight[embedder.processor.tokenizer.eos_token_id])

@@ -13,11 +13,12 @@ from pocket.training.train_models import MODELS
 from schemas.errors import ConfigError, InputError
 from schemas.training import LoraSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from trainer.model.embedder import Embedder, add_emb_token
+from trainer.model.embedder import Embedder
+from trainer.model.pretrained import add_emb_token
 
 
 class _Model:
-    """As much of a model as adding a token needs."""
+    """The parts of a model that adding a token needs."""
 
     def __init__(self, rows: int, tied: bool) -> None:
         self.config, self.dtype = SimpleNamespace(tie_word_embeddings=tied), torch.float32
@@ -40,8 +41,8 @@ class _Model:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spare", [0, 100])
-def test_the_matrix_is_never_shrunk(spare: int, tied: bool) -> None:
-    """Checkpoints have more rows than their tokenizer has tokens; the usual resize would cut them off."""
+def test_the_embedding_matrix_is_never_shrunk(spare: int, tied: bool) -> None:
+    """Checkpoints have more rows than their tokenizer has tokens; the usual resize would remove them."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "teacher")
     model = _Model(len(tokenizer) + spare, tied)
     before = model.into.weight.data.clone()
@@ -86,7 +87,7 @@ def test_a_saved_embedder_gives_the_same_embeddings(config: TrainConfig, tmp_pat
     assert float(again.scale) == pytest.approx(20.0, rel=1e-5)
 
 
-def test_what_cannot_be_loaded_says_why(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_load_error_names_its_cause(config: TrainConfig, tmp_path: Path) -> None:
     embedder = fresh(config)
     embedder.save(tmp_path)
     files = [tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"]

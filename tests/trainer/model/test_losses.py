@@ -28,7 +28,7 @@ def plain_info_nce(
 
 
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(0, 4), st.floats(0.05, 1.0))
-def test_info_nce_is_its_formula(seed: int, n: int, more: int, tau: float) -> None:
+def test_info_nce_equals_its_formula(seed: int, n: int, more: int, tau: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     queries = nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=-1)
     candidates = nn.functional.normalize(torch.randn(n + more, 5, generator=generator), dim=-1)
@@ -40,7 +40,7 @@ def test_info_nce_is_its_formula(seed: int, n: int, more: int, tau: float) -> No
 
 
 def test_a_positive_is_never_a_negative() -> None:
-    """Two queries with the same candidate, perfectly embedded: nothing is left to push apart."""
+    """Two perfectly embedded queries with the same candidate have no loss."""
     vector = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     same = Pairing.of(["a", "a"], [frozenset("a"), frozenset("a")])
     assert float(info_nce(vector, vector, same, torch.tensor(20.0))) == 0.0
@@ -48,7 +48,7 @@ def test_a_positive_is_never_a_negative() -> None:
     assert float(info_nce(vector, vector, other, torch.tensor(20.0))) == pytest.approx(math.log(2))
 
 
-def test_the_symmetric_term_asks_for_the_query_too() -> None:
+def test_the_symmetric_term_ranks_queries_too() -> None:
     queries, candidates = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     pairing = Pairing.of(["a", "b"], [frozenset("a"), frozenset("b")])
     forward = float(info_nce(queries, candidates, pairing, torch.tensor(1.0)))
@@ -57,8 +57,8 @@ def test_the_symmetric_term_asks_for_the_query_too() -> None:
     assert both == pytest.approx((forward + backward) / 2)
 
 
-def test_words_are_averaged_per_row() -> None:
-    """A long trace weighs as much as a short one; a row without labels gives nothing."""
+def test_cross_entropy_is_averaged_per_row() -> None:
+    """A long trace has the weight of a short one; a row without labels has none."""
     torch.manual_seed(0)
     head, states = nn.Linear(4, 7), torch.randn(3, 5, 4)
     labels = torch.full((3, 5), IGNORE)

@@ -109,10 +109,10 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
+def test_it_trains_saves_and_embeds_adaptively(config: TrainConfig, base: Path, tmp_path: Path) -> None:
     embedder = fresh(config, base=str(base), train_projector=True).train()
     source = source_of(config, embedder)
-    initialise_emb_token(embedder, source.opening(8), ONE)
+    initialise_emb_token(embedder, source.sample_labelled(8), ONE)
     optimiser = torch.optim.AdamW([p for p in embedder.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(6):
@@ -123,7 +123,7 @@ def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Pat
     trained = [name for name, p in embedder.named_parameters() if p.requires_grad]
     assert any("lora" in name for name in trained)
     assert all("merger" in name for name in trained if "visual" in name)
-    # the embedding token's row is learnt wherever it stands
+    # the embedding token's row is trained wherever the model keeps it
     moved = [name for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name and p.grad is not None]
     assert len(moved) == (1 if embedder.model.config.tie_word_embeddings else 2)
 
@@ -133,7 +133,7 @@ def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Pat
     rows = some_rows(embedder.encoder())
     settings = AdaptiveSettings(max_new_tokens=5, prefill_rows=3, decode_rows=2)
     found = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-reason")
-    same = AdaptiveEmbedder(again.folded(), settings).embed(rows, route="always-reason")
+    same = AdaptiveEmbedder(again.fold_adapter(), settings).embed(rows, route="always-reason")
     alone = AdaptiveEmbedder(embedder, settings)
     for row, one, other in zip(rows, found, same, strict=True):
         assert one.trace == other.trace
@@ -142,12 +142,12 @@ def test_it_learns_is_saved_and_embeds_adaptively(config: TrainConfig, base: Pat
         assert torch.allclose(one.vector, single.vector, atol=1e-5)
     direct = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-direct")
     with torch.no_grad():
-        vectors, _ = embedder(embedder.encoder().chunk(rows), labelled=False)
+        vectors, _ = embedder(embedder.encoder().make_chunk(rows), labelled=False)
     assert torch.allclose(torch.stack([one.vector for one in direct]), vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [qwen25, qwen3])
-def test_the_trainers_vision_tower_attends_in_few_calls(
+def test_the_vision_tower_attends_in_few_calls_in_training(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
     torch.manual_seed(0)
@@ -172,13 +172,13 @@ def test_the_trainers_vision_tower_attends_in_few_calls(
         counts.append(len(calls))
         monkeypatch.undo()
     visual, text = embedder.model.config.vision_config.depth, embedder.model.config.text_config.num_hidden_layers
-    assert counts[1] == len(chunks) * (visual + text)  # pictures of one size: a call a block
+    assert counts[1] == len(chunks) * (visual + text)  # images of one size: one call per block
     assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path: Path) -> None:
-    """The shipped settings of model, batch, loss and optimiser; base, data and sizes alone are others."""
+    """With the shipped settings of model, batch, loss and optimiser; only base, data and sizes differ."""
     base = tmp_path / "base"
     torch.manual_seed(0)
     qwen25(base, tied=False)
@@ -207,7 +207,7 @@ def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path
     rows = some_rows(embedder.encoder())
     settings = AdaptiveSettings(max_new_tokens=4, prefill_rows=3, decode_rows=2)
     before = AdaptiveEmbedder(embedder, settings).embed(rows, route="always-direct")
-    after = AdaptiveEmbedder(embedder.folded(), settings).embed(rows, route="always-direct")
+    after = AdaptiveEmbedder(embedder.fold_adapter(), settings).embed(rows, route="always-direct")
     for one, other in zip(before, after, strict=True):
         assert float(one.vector @ other.vector) > 0.99
     assert all(torch.isfinite(one.vector).all() for one in AdaptiveEmbedder(embedder, settings).embed(rows, route="learned"))

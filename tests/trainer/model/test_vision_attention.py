@@ -1,4 +1,4 @@
-"""The vision tower in few calls gives what transformers gives window by window."""
+"""The vision tower in few calls equals transformers' window by window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from trainer.model.vision_attention import batch_windows
 
 GRIDS = torch.tensor([[1, 18, 24], [1, 8, 8], [1, 18, 24], [1, 42, 58]])
-"""Pictures of unequal sizes, two of them equal: windows of four sizes."""
+"""Images of three sizes, with windows of four sizes."""
 
 
 @pytest.fixture
@@ -85,5 +85,5 @@ def test_qwen3_vl(calls: list[tuple[int, ...]]) -> None:
     assert len(calls) < by_picture
 
 
-def test_a_model_that_does_not_see() -> None:
+def test_a_model_without_a_vision_tower() -> None:
     assert not batch_windows(torch.nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""A frozen tower runs once in a step, and nothing else changes."""
+"""A frozen tower runs once per step, with the same gradients."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def test_the_tower_runs_once_with_the_same_gradients(config: TrainConfig, base: 
     assert any("merger" in name for name in again)
     agree(again, kept, 1e-4)
     assert same == pytest.approx(losses, rel=1e-5)
-    some, same, between = stepped(embedder, batch, 1.2 * largest(embedder, batch) / 2**30)  # one chunk fits and not all
+    some, same, between = stepped(embedder, batch, 1.2 * largest(embedder, batch) / 2**30)  # one chunk fits, but not all
     assert once < between < twice
     agree(again, some, 1e-4)
 
 
 def largest(embedder: Embedder, batch: Batch) -> int:
-    """Bytes of the chunk that takes most."""
+    """Bytes of the largest chunk's states."""
     found = []
     for chunk in [*batch.queries, *batch.candidates]:
-        with torch.no_grad(), TowerMemory(embedder.model, 2**30).watching() as seen:
+        with torch.no_grad(), TowerMemory(embedder.model, 2**30).record() as seen:
             embedder(chunk)
         found += [one.bytes for one in seen]
     return max(found)
 
 
-def test_embeddings_from_what_was_kept_are_the_same(config: TrainConfig, base: Path) -> None:
+def test_kept_states_give_the_same_embeddings(config: TrainConfig, base: Path) -> None:
     embedder = fresh(config, base=str(base)).eval()
     for chunk in source_of(config, embedder)[0].candidates:
-        with torch.no_grad(), TowerMemory(embedder.model, 2**30).watching() as seen:
+        with torch.no_grad(), TowerMemory(embedder.model, 2**30).record() as seen:
             expected, _ = embedder(chunk)
         if seen:
             with torch.no_grad():
@@ -79,7 +79,7 @@ def test_embeddings_from_what_was_kept_are_the_same(config: TrainConfig, base: P
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_tower_that_is_trained_runs_twice(config: TrainConfig) -> None:
+def test_a_trained_tower_runs_twice(config: TrainConfig) -> None:
     embedder = fresh(config).train()
     next(vision_tower(embedder.model).blocks.parameters()).requires_grad_(True)
     batch = source_of(config, embedder)[1]
@@ -87,28 +87,28 @@ def test_a_tower_that_is_trained_runs_twice(config: TrainConfig) -> None:
     assert stepped(embedder, batch, 1.0)[2] == 2 * shown
 
 
-def test_the_tower_is_told_what_it_would_look_for(config: TrainConfig, base: Path) -> None:
-    """What the loader's workers found gives what the tower finds itself, and it does not look for it by the pictures' sizes."""
+def test_the_tower_uses_precomputed_windows_and_positions(config: TrainConfig, base: Path) -> None:
+    """Windows and positions from the loader's workers equal the tower's, and the tower does not compute them again."""
     embedder = fresh(config, base=str(base), attention="sdpa").eval()
     chunks = source_of(config, embedder)[1].candidates
     chunk = next(chunk for chunk in chunks if "pixel_values" in chunk.inputs).to(ONE.device)
     pixels, grids = chunk.inputs["pixel_values"], chunk.inputs["image_grid_thw"]
     with torch.no_grad():
         expected = embedder.model.model.get_image_features(pixels, grids, return_dict=True).pooler_output
-        told = embedder._look(chunk).pooler_output
+        told = embedder.encode_images(chunk).pooler_output
         torch.testing.assert_close(torch.cat(told), torch.cat(expected), atol=1e-5, rtol=1e-5)
         chunk.tower["position_ids"] = torch.zeros_like(chunk.tower["position_ids"])
-        elsewhere = embedder._look(chunk).pooler_output
+        elsewhere = embedder.encode_images(chunk).pooler_output
     assert not torch.equal(torch.cat(elsewhere), torch.cat(told)), "it went by what it was told"
 
 
-def test_what_was_kept_goes_back_into_the_order_of_the_pictures() -> None:
-    """Pictures of several windows, which a tower with windows takes one after another."""
+def test_kept_states_return_to_the_order_of_the_images() -> None:
+    """With images of several windows, which the tower processes in the order of windows."""
     model = qwen25_tower()
     pixels = torch.randn(int(GRIDS.prod(1).sum()), 3 * 2 * 14 * 14)
     placed, lengths = TowerPlan.of(model).place(GRIDS)
     told = {f"image_{name}": value for name, value in (placed | lengths).items()}
-    with torch.no_grad(), TowerMemory(model.requires_grad_(False), 2**30).watching() as seen:
+    with torch.no_grad(), TowerMemory(model.requires_grad_(False), 2**30).record() as seen:
         expected = model.model.get_image_features(pixels, GRIDS, return_dict=True, **told).pooler_output
     with torch.no_grad():
         own = model.model.get_image_features(pixels, GRIDS, return_dict=True).pooler_output

@@ -1,4 +1,4 @@
-"""What examines an export: the memory that its servers ask for, and which routes count."""
+"""The check of an export: the memory of its servers, and the routes that may differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from pipeline.serving.command import arguments
 from schemas.errors import ConfigError
 from trainer.data.encoding import EncodedSequence
-from trainer.release.merge import Plan, Sample, server_config, sort_disagreements
+from trainer.release.merge import Sample, ServerPlan, server_config, sort_disagreements
 
-ON_GPU = Plan(torch.device("cuda:0"), "bfloat16", 8192, "")
+ON_GPU = ServerPlan(torch.device("cuda:0"), "bfloat16", 8192, "")
 
 
 @pytest.mark.parametrize(("free", "share"), [(79, 0.92), (62, 0.76), (40, 0.48)])
@@ -23,7 +23,7 @@ def test_servers_ask_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch
     assert command[command.index("--gpu-memory-utilization") + 1] == str(share)
 
 
-def test_a_full_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 79 << 30))
     with pytest.raises(ConfigError, match=r"1\.0 of 79\.0 GiB"):
         server_config(ON_GPU, Path("export"))

@@ -1,4 +1,4 @@
-"""A merged embedder in sentence-transformers itself: the card's example gives the bypass embeddings."""
+"""A merged embedder in the real sentence-transformers: the card's example computes the bypass embeddings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from pocket.training.train_models import MODELS
 from schemas.training import ModelSettings, Pooling, TrainConfig
 from trainer.model.embedder import Embedder
-from trainer.release.hub_files import card_of
+from trainer.release.hub_files import render_card
 from trainer.release.merge import write_whole
 
 pytestmark = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(("pool", "prompts"), [("pre", "pocket"), ("token", "full")])
-def test_the_cards_example_gives_the_bypass_embeddings(
+def test_the_cards_example_computes_the_bypass_embeddings(
     config: TrainConfig, pool: Pooling, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
@@ -35,17 +35,17 @@ def test_the_cards_example_gives_the_bypass_embeddings(
     picture = Image.open(tmp_path / "picture.jpg").convert("RGB")
     encoder = embedder.encoder()
     rows = [
-        encoder.query("a", "Find a picture of it.", "a red cube", None),
-        encoder.query("b", "Find the same with this change.", "in blue", picture),
-        encoder.candidate("c", "", picture),
-        encoder.candidate("d", "A red cube.", None),
+        encoder.encode_query("a", "Find a picture of it.", "a red cube", None),
+        encoder.encode_query("b", "Find the same with this change.", "in blue", picture),
+        encoder.encode_candidate("c", "", picture),
+        encoder.encode_candidate("d", "A red cube.", None),
     ]
     with torch.inference_mode():
-        ours = torch.cat([embedder(encoder.chunk([row]), labelled=False)[0] for row in rows])
+        ours = torch.cat([embedder(encoder.make_chunk([row]), labelled=False)[0] for row in rows])
     whole = tmp_path / "whole"
     whole.mkdir()
-    identity = embedder.identity.model_copy(update={"merged": True})
-    write_whole(embedder, whole, card_of(config, "trace", identity, "whole"))
+    identity = embedder.metadata.model_copy(update={"merged": True})
+    write_whole(embedder, whole, render_card(config, "trace", identity, "whole"))
     assert str(MODELS) not in "".join(
         path.read_text() for path in (*whole.glob("*.json"), whole / "README.md") if path.stat().st_size < 99_999
     )
@@ -56,4 +56,4 @@ def test_the_cards_example_gives_the_bypass_embeddings(
         exec(example, names)
     theirs = torch.cat([torch.from_numpy(names[kind]) for kind in ("queries", "candidates")])
     assert float((ours * theirs).sum(1).min()) > 0.9999
-    assert float((ours[0] * ours[1:]).sum(1).max()) < 0.999  # else any vector would do
+    assert float((ours[0] * ours[1:]).sum(1).max()) < 0.999  # or else any vector would pass

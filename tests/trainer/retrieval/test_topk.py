@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.embedding.vectors import blocks, normalised
+from trainer.embedding.vectors import normalise, read_blocks
 from trainer.retrieval import topk
 from trainer.retrieval.topk import LOWEST, MISSING, TopK, top_k, top_k_each
 from trainer.retrieval.topk_device import scan_pool
 
 
 def by_heap(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rule as it is told, item by item: slow, and written apart from the implementation."""
+    """The rule item by item, implemented independently: slow."""
     positions, scores = [], []
     for query in queries:
         kept: list[tuple[float, int]] = []
@@ -29,7 +29,7 @@ def by_heap(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, 
             if len(kept) < k:
                 kept.append((score, place))
                 continue
-            worst = min(kept)  # the lowest score, of these the earliest
+            worst = min(kept)  # the lowest score, the earliest among equals
             if score > worst[0]:
                 kept.remove(worst)
                 kept.append((score, place))
@@ -55,10 +55,10 @@ def grid(rng: np.random.Generator, rows: int, levels: int) -> np.ndarray:
     st.integers(1, 16),
     st.booleans(),
 )
-def test_it_keeps_and_orders_ties_as_the_rule_says(
+def test_ties_are_kept_and_ordered_by_the_rule(
     seed: int, rows: int, k: int, levels: int, block: int, first: int, rising: bool
 ) -> None:
-    """`first`: rows until the first merge. `rising`: every row enters for the first query, so that merges come early."""
+    """`first`: candidates until the first merge. `rising`: all enter for the first query, so that merges come early."""
     rng = np.random.default_rng(seed)
     queries, pool = grid(rng, 5, levels), grid(rng, rows, levels)
     if rising:
@@ -71,8 +71,8 @@ def test_it_keeps_and_orders_ties_as_the_rule_says(
 
 
 def on_tensors(parts: list[tuple[np.ndarray, int]], pool: Iterable[np.ndarray]) -> list[TopK]:
-    """As on a GPU, with the tensors on the CPU."""
-    return [topk._sorted(*kept) for kept in scan_pool(parts, pool, torch.device("cpu"))]
+    """The GPU's scan, with tensors on the CPU."""
+    return [topk.sort_hits(*kept) for kept in scan_pool(parts, pool, torch.device("cpu"))]
 
 
 @settings(max_examples=150)
@@ -84,7 +84,7 @@ def on_tensors(parts: list[tuple[np.ndarray, int]], pool: Iterable[np.ndarray]) 
     block=st.integers(1, 70),
     odd=st.sampled_from(["", "nan", "-inf", "-0.0", "same"]),
 )
-def test_the_scan_on_tensors_keeps_the_same_rule(
+def test_the_scan_on_tensors_follows_the_same_rule(
     seed: int, rows: int, ks: list[int], levels: int, block: int, odd: str
 ) -> None:
     """Several query sets in one pass; ties, pools smaller than k, blocks of any size, scores that are -0.0, NaN or -inf."""
@@ -106,7 +106,7 @@ def test_the_scan_on_tensors_keeps_the_same_rule(
         by_numpy = top_k_each(sets, parts)
         for (queries, k), one, other in zip(sets, found, by_numpy, strict=True):
             positions, scores = by_heap(queries, pool, k)
-            if odd == "-inf":  # the heap takes what it is given while it has room; the scans never take -inf
+            if odd == "-inf":  # the heap takes anything until it is full; the scans never take -inf
                 positions, scores = other
             np.testing.assert_array_equal(one.positions, positions)
             np.testing.assert_array_equal(one.scores, scores)
@@ -114,21 +114,21 @@ def test_the_scan_on_tensors_keeps_the_same_rule(
             np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_rows_without_a_finite_length_are_told_after_the_last_block() -> None:
+def test_vectors_without_a_finite_length_are_reported_after_the_last_block() -> None:
     pool = np.ones((10, 3), np.float16)
     pool[2, 1], pool[7, 0] = np.nan, np.inf
     told: list[int] = []
-    made = blocks(pool, 4, wrong=lambda rows: told.extend(rows.tolist()))
+    made = read_blocks(pool, 4, wrong=lambda rows: told.extend(rows.tolist()))
     assert len(next(made)) == 4
     assert not told
     assert len(list(made)) == 2
     assert told == [2, 7]
-    assert len(list(blocks(pool[:2], wrong=lambda rows: pytest.fail(str(rows))))) == 1
+    assert len(list(read_blocks(pool[:2], wrong=lambda rows: pytest.fail(str(rows))))) == 1
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 50])
 @pytest.mark.parametrize("levels", [1, 2, 5])
-def test_it_gives_what_faiss_gives(k: int, levels: int) -> None:
+def test_it_equals_faiss(k: int, levels: int) -> None:
     rng = np.random.default_rng(k * 10 + levels)
     queries, pool = grid(rng, 40, levels), grid(rng, 3000, levels)
     index = faiss.IndexFlatIP(4)
@@ -143,15 +143,15 @@ def blocks_of(pool: np.ndarray, rows: int) -> list[np.ndarray]:
     return [pool[i : i + rows] for i in range(0, len(pool), rows)]
 
 
-def test_normalisation_is_faiss_own_and_leaves_zeros() -> None:
+def test_normalisation_equals_faiss_and_leaves_zeros() -> None:
     vectors = np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
     vectors[3] = 0
     expected = vectors.copy()
     faiss.normalize_L2(expected)
     given_before = vectors.copy()
-    np.testing.assert_allclose(normalised(vectors), expected, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(normalise(vectors), expected, rtol=0, atol=2e-7)
     np.testing.assert_array_equal(vectors, given_before)
-    assert not normalised(vectors)[3].any()
+    assert not normalise(vectors)[3].any()
 
 
 def test_a_pool_on_disk_is_read_in_blocks(tmp_path: Path) -> None:
@@ -159,13 +159,13 @@ def test_a_pool_on_disk_is_read_in_blocks(tmp_path: Path) -> None:
     pool = rng.normal(size=(500, 8)).astype(np.float16)
     np.save(tmp_path / "pool.npy", pool)
     mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
-    queries = normalised(rng.normal(size=(9, 8)))
-    found = top_k(queries, blocks(mapped, 64), 5)
-    exact = queries @ normalised(pool).T
+    queries = normalise(rng.normal(size=(9, 8)))
+    found = top_k(queries, read_blocks(mapped, 64), 5)
+    exact = queries @ normalise(pool).T
     np.testing.assert_array_equal(found.positions, np.argsort(-exact, axis=1)[:, :5])
 
 
-def test_queries_that_are_not_numbers_find_nothing() -> None:
+def test_queries_of_nan_have_no_hits() -> None:
     pool = np.eye(3, dtype=np.float32)
     found = top_k(np.full((1, 3), np.nan, np.float32), [pool], 2)
     assert found.positions.tolist() == [[MISSING, MISSING]]

@@ -1,4 +1,4 @@
-"""The real command with two processes: the losses of one, under torchrun and on Ray."""
+"""The real command with two processes, local, under torchrun and on Ray: the losses of one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.trainer.training.test_train import metrics
 OWN_TRACES = tuple(
     word for setting in ("contrastive=mixed", "first_refresh=2", "refresh=2") for word in ("--set", f"traces.{setting}")
 )
-"""The student writes its own after steps 2 and 4."""
+"""The student generates its own traces after steps 2 and 4."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def agree(run: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_learn_as_one_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_under_torchrun_have_the_losses_of_one(train_file: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def torchrun(*more: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ def test_two_processes_under_torchrun_learn_as_one_does(train_file: Path, alone:
 
 
 @pytest.mark.slow
-def test_two_processes_of_this_machine_learn_as_one_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_local_processes_have_the_losses_of_one(train_file: Path, alone: Path, tmp_path: Path) -> None:
     done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "2", *OWN_TRACES, timeout=300)
     assert done.returncode == 0, done.stderr
     agree(tmp_path / "run", alone)
@@ -90,7 +90,7 @@ def test_no_process_outlives_a_killed_training(train_file: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_a_process_is_said_as_it_would_be_here(train_file: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_local_process_is_reported_like_any_other(train_file: Path, tmp_path: Path) -> None:
     nowhere = ("--set", f"data.dataset={tmp_path / 'nowhere'}")
     done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "2", *nowhere, timeout=300)
     assert done.returncode == 2
@@ -103,14 +103,14 @@ def test_what_is_wrong_in_a_process_is_said_as_it_would_be_here(train_file: Path
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_learn_as_one_process_does(train_file: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_ray_workers_have_the_losses_of_one_process(train_file: Path, alone: Path, tmp_path: Path) -> None:
     done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "2", *OWN_TRACES, timeout=300)
     assert done.returncode == 0, done.stderr
     agree(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
-def test_what_is_wrong_on_ray_is_said_as_it_would_be_here(train_file: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_ray_worker_is_reported_like_any_other(train_file: Path, tmp_path: Path) -> None:
     nowhere = ("--set", f"data.dataset={tmp_path / 'nowhere'}")
     done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--ray-workers", "1", *nowhere, timeout=300)
     assert done.returncode != 0

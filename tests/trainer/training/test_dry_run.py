@@ -1,4 +1,4 @@
-"""What a training would be, without weights."""
+"""`train --dry-run`: the plan of a training, without weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from schemas.training import LoraSettings, ModelSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from tests.trainer.conftest import fresh, source_of
 from trainer.data.encoding import IGNORE
-from trainer.training.dry_run import plan
+from trainer.training.dry_run import make_plan
 
 
-def test_it_counts_what_a_training_would_see(config: TrainConfig) -> None:
+def test_it_counts_the_tokens_of_a_training(config: TrainConfig) -> None:
     chosen = config.model_copy(update={"variants": ("trace", "direct")})
-    found = plan(chosen, 2, mfu=0.5, peak=1e12)
+    found = make_plan(chosen, 2, mfu=0.5, peak=1e12)
     embedder = fresh(chosen)
     assert found.parameters == sum(p.numel() for p in embedder.parameters())
     trained = [p for name, p in embedder.named_parameters() if p.requires_grad and name != "log_scale"]
@@ -28,7 +28,7 @@ def test_it_counts_what_a_training_would_see(config: TrainConfig) -> None:
     assert found.missing is None
     trace, direct = found.runs
     source = source_of(chosen, embedder)
-    rows = source.encoder.chunks(source.sample(64), 64, 1 << 20)
+    rows = source.encoder.make_chunks(source.sample(64), 64, 1 << 20)
     assert trace.tokens * len(source.records) == pytest.approx(sum(int(c.inputs["attention_mask"].sum()) for c in rows))
     learnt = sum(int((chunk.labels != IGNORE).sum()) for chunk in rows)
     assert 0 < (trace.tokens - direct.tokens) * len(source.records) < learnt
@@ -40,8 +40,8 @@ def test_it_counts_what_a_training_would_see(config: TrainConfig) -> None:
     assert found.hours == pytest.approx(6 * (trace.step_s + direct.step_s) / 3600)
 
 
-def test_seven_billion_parameters_need_no_memory_here(config: TrainConfig, tmp_path: Path) -> None:
-    """The published shape; no file of weights is there."""
+def test_a_plan_for_seven_billion_parameters_needs_no_weights(config: TrainConfig, tmp_path: Path) -> None:
+    """The published shape, with no file of weights."""
     text = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
             "num_hidden_layers": 28, "vocab_size": 152064, "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}}  # fmt: skip
@@ -53,7 +53,7 @@ def test_seven_billion_parameters_need_no_memory_here(config: TrainConfig, tmp_p
     batch = config.batch.model_copy(update={"global_batch_size": 1024, "micro_batch_size": 16})
     optimiser = config.optimiser.model_copy(update={"max_steps": None})
     chosen = config.model_copy(update={"model": model, "data": data, "batch": batch, "optimiser": optimiser})
-    found = plan(chosen, 8)
+    found = make_plan(chosen, 8)
     assert found.parameters == pytest.approx(8.66e9, rel=0.01)
     assert found.trained == pytest.approx(0.37e9, rel=0.02)
     assert found.memory == pytest.approx(70e9, rel=0.1)

@@ -1,4 +1,4 @@
-"""`batch.micro_batch_size: auto`, and what loaders may hold in shared memory."""
+"""`batch.micro_batch_size: auto`, and the shared memory that loaders need."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.training.test_step import ONE
 from trainer.data import shared_memory
-from trainer.data.batches import packed
+from trainer.data.batches import pack
 from trainer.data.shared_memory import check_shared_memory
 from trainer.distributed import ProcessGroup
 from trainer.training import micro_batch_size
-from trainer.training.micro_batch_size import largest, length, settle_chunk
+from trainer.training.micro_batch_size import count_tokens, find_largest, settle_chunk
 from trainer.training.train import train
 
 
@@ -28,7 +28,7 @@ from trainer.training.train import train
     ("each", "crash", "most", "expected"),
     [
         (1.0, 1000, 256, 100),  # the limit itself
-        (1.0, 60, 256, 56),  # out of memory beyond 59, whatever the limit
+        (1.0, 60, 256, 56),  # out of memory above 59, for any limit
         (0.1, 1000, 256, 256),  # all rows of a process
         (0.1, 1000, 10, 10),
         (30.0, 1000, 256, 3),  # fewer than a step
@@ -42,7 +42,7 @@ def test_the_largest_chunk_within_the_limit_is_found(each: float, crash: int, mo
         asked.append(chunk)
         return None if chunk >= crash else chunk * each
 
-    assert largest(takes, 100.0, most) == expected
+    assert find_largest(takes, 100.0, most) == expected
     assert len(asked) == len(set(asked)) <= 16
     assert max(asked) <= most
 
@@ -52,19 +52,19 @@ def auto(config: TrainConfig, **data: Any) -> TrainConfig:
     return config.model_copy(update={"batch": batch, "data": config.data.model_copy(update=data)})
 
 
-def test_on_cpu_it_is_the_documented_number_and_a_run_keeps_what_it_has(config: TrainConfig, tmp_path: Path) -> None:
+def test_on_cpu_it_is_a_fixed_value_and_a_resumed_run_keeps_its_own(config: TrainConfig, tmp_path: Path) -> None:
     embedder, run = fresh(config), tmp_path / "run.json"
     run.write_text("{}")
     source = source_of(auto(config), embedder)
     assert "16 rows" in (settle_chunk(embedder, source, run, ONE) or "")
     assert (source.chunk, json.loads(run.read_text())) == (16, {"chunk": 16})
     run.write_text('{"chunk": 4}')
-    assert "4 rows, as the run began with" in (settle_chunk(embedder, source, run, ONE) or "")
-    assert max(map(len, source.batch(0).queries)) == 4
+    assert "4 rows, as when the run began" in (settle_chunk(embedder, source, run, ONE) or "")
+    assert max(map(len, source.make_batch(0).queries)) == 4
     assert settle_chunk(embedder, source_of(config, embedder), run, ONE) is None, "a number stays one"
 
 
-def test_a_training_says_and_records_what_it_came_to(
+def test_a_training_prints_and_records_its_chunk(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = auto(config, workers=1)
@@ -78,18 +78,18 @@ def test_a_training_says_and_records_what_it_came_to(
     assert json.loads((tmp_path / "direct" / "run.json").read_text())["chunk"] == 16
     (tmp_path / "direct" / "model" / "finished.json").unlink()
     train(chosen, "direct")
-    assert "16 rows, as the run began with" in capsys.readouterr().err
+    assert "16 rows, as when the run began" in capsys.readouterr().err
 
 
 @dataclass(frozen=True, slots=True)
 class Beside(ProcessGroup):
-    """A process beside one whose GPU holds 12 rows, on a machine without any."""
+    """A process whose only neighbour has a GPU that holds 12 rows; this machine has no GPU."""
 
     def gather_objects(self, mine: Any) -> list[Any]:
         return [mine, 12 if mine is not None else None]
 
 
-def test_processes_agree_on_what_the_smallest_gpu_holds(
+def test_processes_agree_on_the_smallest_gpus_chunk(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder, run = fresh(config), tmp_path / "run.json"
@@ -107,11 +107,11 @@ def test_processes_agree_on_what_the_smallest_gpu_holds(
         settle_chunk(embedder, source, run, world)
 
 
-def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CPU, with a memory that counts the tokens of a chunk: twenty rows' worth, and one crash."""
+def test_chunks_are_tried_with_real_passes(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, with a fake memory that counts the tokens of a chunk: it holds twenty rows; larger chunks crash."""
     embedder = fresh(config).train()
     source = source_of(auto(config), embedder)
-    each = max(source.encoder.chunk([row]).labels.shape[1] for row in source.sample(micro_batch_size.SAMPLE))
+    each = max(source.encoder.make_chunk([row]).labels.shape[1] for row in source.sample(micro_batch_size.SAMPLE))
     seen: list[int] = []
     forward = type(embedder).forward
 
@@ -140,19 +140,19 @@ def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.Monkey
 
 def test_the_largest_rows_are_tried(config: TrainConfig) -> None:
     source = source_of(auto(config), fresh(config))
-    rows = sorted(source.sample(24), key=lambda row: length(source, row))
-    small, large = (source.encoder.chunk(part).inputs["attention_mask"].sum() for part in (rows[:8], rows[-8:]))
+    rows = sorted(source.sample(24), key=lambda row: count_tokens(source, row))
+    small, large = (source.encoder.make_chunk(part).inputs["attention_mask"].sum() for part in (rows[:8], rows[-8:]))
     assert large > 1.3 * small
 
 
-def test_shared_memory_is_counted_and_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_little_shared_memory_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = source_of(auto(config, workers=3), fresh(config))
-    made = packed(source.batch(0))
+    made = pack(source.make_batch(0))
     flat = sum(tensor.nbytes for tensor in made.flat.values())  # type: ignore[union-attr]
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     room = {"blocks": 1 << 30}
     monkeypatch.setattr(shared_memory.os, "statvfs", lambda _: SimpleNamespace(f_bavail=room["blocks"], f_frsize=1024))
-    wanted = shared_memory.needed(source, 1, shared_memory.row_bytes(source))
+    wanted = shared_memory.estimate_bytes(source, 1, shared_memory.measure_row_bytes(source))
     assert 3 * 2 * flat * 0.8 < wanted < 3 * 2 * flat * 2
     assert "1 x 3 workers x 2 batches" in (check_shared_memory(source, ONE, tmp_path) or "")
     room["blocks"] = 10

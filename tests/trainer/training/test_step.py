@@ -1,4 +1,4 @@
-"""The gradients of a step: whatever the chunks, whatever the number of processes."""
+"""The gradients of a step do not depend on chunks or the number of processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def gradients(
     if own:
         source.own = dict.fromkeys(source.traces, "Answer: something of its own")
     torch.manual_seed(5)
-    losses = train_step(embedder, source.batch(1), LossSettings(temperature=0.05, bidirectional=True, route_weight=0.5), ONE)
+    losses = train_step(
+        embedder, source.make_batch(1), LossSettings(temperature=0.05, bidirectional=True, route_weight=0.5), ONE
+    )
     return {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}, losses
 
 
@@ -46,7 +48,7 @@ def agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_chunked_gradients_are_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
+def test_chunked_gradients_equal_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
     whole, losses = gradients(config, {"micro_batch_size": 64}, own=own)
     assert {"log_scale"} < whole.keys()
     assert any("lora_A" in name for name in whole)
@@ -61,8 +63,8 @@ def test_chunked_gradients_are_those_of_the_whole_batch(config: TrainConfig, own
         assert chunked == pytest.approx(losses, rel=1e-4)
 
 
-def test_the_second_pass_draws_the_random_numbers_of_the_first(config: TrainConfig) -> None:
-    """With dropout the gradients agree only if every chunk is run again just as it was."""
+def test_the_second_pass_uses_the_random_numbers_of_the_first(config: TrainConfig) -> None:
+    """With dropout, the gradients agree only if every chunk is repeated exactly."""
     lora = config.model.lora.model_copy(update={"dropout": 0.3})
     kept, _ = gradients(config, {"micro_batch_size": 64, "forward_batch_size": 3}, lora=lora)
     again, _ = gradients(config, {"micro_batch_size": 3}, lora=lora)
@@ -72,8 +74,8 @@ def test_the_second_pass_draws_the_random_numbers_of_the_first(config: TrainConf
         agree(kept, without, 2e-4)
 
 
-def test_the_gradient_is_that_of_the_loss(config: TrainConfig) -> None:
-    """Against finite differences of the reported loss, along the gradient itself."""
+def test_the_gradient_matches_finite_differences(config: TrainConfig) -> None:
+    """Of the reported loss, along the gradient."""
     found, _ = gradients(config, {"micro_batch_size": 3})
     embedder = fresh(config).train()
     changed = config.model_copy(update={"data": config.data.model_copy(update={"hard_negatives": 1})})
@@ -91,7 +93,7 @@ def test_the_gradient_is_that_of_the_loss(config: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize(("retrieval", "generation"), [(0.0, 1.0), (1.0, 0.0)])
-def test_a_weight_of_zero_switches_a_part_off(config: TrainConfig, retrieval: float, generation: float) -> None:
+def test_a_weight_of_zero_switches_a_loss_off(config: TrainConfig, retrieval: float, generation: float) -> None:
     embedder = fresh(config).train()
     losses = train_step(
         embedder, source_of(config, embedder)[0], LossSettings(retrieval_weight=retrieval, generation_weight=generation), ONE
@@ -101,7 +103,7 @@ def test_a_weight_of_zero_switches_a_part_off(config: TrainConfig, retrieval: fl
     assert (scale is None or float(scale) == 0.0) == (retrieval == 0)
 
 
-def test_a_loss_that_is_no_number_names_its_rows(config: TrainConfig) -> None:
+def test_a_loss_that_is_not_finite_names_its_rows(config: TrainConfig) -> None:
     embedder = fresh(config).train()
     batch = source_of(config, embedder)[0]
     with torch.no_grad():

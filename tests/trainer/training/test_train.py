@@ -1,4 +1,4 @@
-"""Training and evaluation by the real commands: exact resumption, refusals, tables that the files bear out."""
+"""Training with the real command: exact resumption, variants, self-generated traces, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.training.train import train
 
 
 def metrics(run: Path, variant: str = "trace") -> list[dict[str, Any]]:
-    """What a run logged, without the clock."""
+    """A run's metrics without its timings."""
     lines = [json.loads(line) for line in (run / variant / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "queries_per_s"} for line in lines]
 
@@ -42,7 +42,7 @@ def with_settings(train_file: Path, *overrides: str) -> TrainConfig:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_as_if_it_had_not_been(train_file: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_with_the_same_losses(train_file: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     log = run / "trace" / "metrics.jsonl"
     process = start("train", str(train_file), "--out", str(run))
@@ -63,7 +63,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(train_file: Path, finis
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
     one, other = ((r / "trace" / "model" / "adapter_model.safetensors").read_bytes() for r in (run, finished))
     assert one == other
-    assert len(checkpoint.steps(run / "trace" / "checkpoints")) == 2
+    assert len(checkpoint.list_checkpoints(run / "trace" / "checkpoints")) == 2
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_workers_do_not_change_the_losses(train_file: Path, finished: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_alone_and_another_one_refused(train_file: Path, finished: Path) -> None:
+def test_a_finished_run_is_kept_and_other_settings_are_refused(train_file: Path, finished: Path) -> None:
     before = (finished / "trace" / "model" / "adapter_model.safetensors").stat().st_mtime_ns
     again = mbeir_cot("train", train_file, "--out", finished)
     assert again.returncode == 0, again.stderr
@@ -84,11 +84,11 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(train_file: Path, 
     other = mbeir_cot("train", train_file, "--out", finished, "--set", "optimiser.lr=0.1", "--set", "seed=7")
     assert other.returncode != 0
     assert "other settings or data: optimiser.lr was 0.001, is 0.1, seed was 0, is 7" in " ".join(other.stderr.split())
-    assert json.loads((finished / "train.json").read_text())["seed"] == 0  # what was refused is not what the run is
+    assert json.loads((finished / "train.json").read_text())["seed"] == 0  # refused settings are not written
 
 
 @pytest.mark.slow
-def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) -> None:
+def test_controls_train_on_the_same_queries(train_file: Path, tmp_path: Path) -> None:
     config = with_settings(train_file, f"out={tmp_path}", "optimiser.max_steps=2")
     for variant in ("direct", "always-reason", "trace"):
         train(config, variant, quiet=True)
@@ -96,13 +96,13 @@ def test_controls_learn_from_the_same_queries(train_file: Path, tmp_path: Path) 
     assert [line["reasoning"] for line in direct] == [0, 0]
     assert (
         [line["reasoning"] for line in always] == [line["reasoning"] for line in trace] != [0, 0]
-    )  # both from one dataset here
-    assert direct[0]["generation"] != trace[0]["generation"]  # one token to learn, not a trace
+    )  # here both use one dataset
+    assert direct[0]["generation"] != trace[0]["generation"]  # labels are one token, not a trace
     assert direct[0]["lr"] == trace[0]["lr"]
 
 
-def test_token_rows_may_learn_more_slowly(train_file: Path, tmp_path: Path) -> None:
-    """Adam's first step moves every entry by the learning rate, times the factor."""
+def test_token_rows_have_their_own_learning_rate(train_file: Path, tmp_path: Path) -> None:
+    """Adam's first step changes every entry by the learning rate times the factor."""
 
     def rows(factor: float) -> torch.Tensor:
         out = f"out={tmp_path / str(factor)}"
@@ -133,12 +133,12 @@ def test_a_dataset_may_be_on_the_hub(train_file: Path, dataset: Path, tmp_path: 
     assert "org/other is no directory and cannot be downloaded" in " ".join(unknown.stderr.split())
 
 
-def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) -> None:
+def test_the_contrastive_pass_follows_the_students_own_traces(train_file: Path, tmp_path: Path) -> None:
     config = with_settings(train_file, "traces.contrastive=own", "batch.micro_batch_size=64")
     embedder = fresh(config)
     source = source_of(config, embedder)
     source.own = dict.fromkeys(list(source.traces)[::2], "Answer: mine")
-    chunks = [chunk for step in range(4) for chunk in source.batch(step).queries]
+    chunks = [chunk for step in range(4) for chunk in source.make_batch(step).queries]
     tokenizer = embedder.processor.tokenizer
     both = 0
     for chunk in chunks:
@@ -152,21 +152,21 @@ def test_own_traces_take_the_contrastive_pass(train_file: Path, tmp_path: Path) 
             assert int(chunk.places[teachers]) == -1
             assert (chunk.labels[teachers] != -100).any()
     assert both
-    source.own = dict(source.traces)  # the student writes what the teacher wrote: one row serves both losses
-    chunks = [chunk for step in range(4) for chunk in source.batch(step).queries]
+    source.own = dict(source.traces)  # with the student's traces equal to the teacher's, one row serves both losses
+    chunks = [chunk for step in range(4) for chunk in source.make_batch(step).queries]
     names = [name for chunk in chunks for name in chunk.names]
     assert len(names) == len(set(names)) == 4 * config.batch.global_batch_size
     assert all((chunk.labels != -100).any(1).all() and (chunk.places >= 0).all() for chunk in chunks)
 
 
-def test_the_student_writes_its_own_traces_for_training(train_file: Path) -> None:
+def test_the_student_generates_traces_for_training(train_file: Path) -> None:
     config = with_settings(train_file)
     embedder = fresh(config)
     source = source_of(config, embedder)
-    every = source.reasoning(0, 200 * source.order.per_epoch)
+    every = source.list_reasoning(0, 200 * source.sampler.per_epoch)
     assert {source.records.item(i).id for i in every} == source.traces.keys()
-    wanted = source.reasoning(1, 3)  # what two steps draw, no more
-    drawn = {identifier for step in (1, 2) for identifier in source.batch(step).ids}
+    wanted = source.list_reasoning(1, 3)  # only what two steps draw
+    drawn = {identifier for step in (1, 2) for identifier in source.make_batch(step).ids}
     assert {source.records.item(i).id for i in wanted} == drawn & source.traces.keys()
     assert 0 < len(wanted) < len(every)
     found = generate_traces(embedder, source, wanted, AdaptiveSettings(max_new_tokens=4), ProcessGroup.join("cpu"))
@@ -196,10 +196,10 @@ def test_a_checkpoint_restores_optimiser_and_random_state(config: TrainConfig, t
         checkpoint.restore(place, other, restored)
     half = tmp_path / "step-00000009"
     half.mkdir()
-    assert checkpoint.latest(tmp_path) == place
+    assert checkpoint.find_latest(tmp_path) == place
 
 
-def test_datasets_that_cannot_be_learnt_from(train_file: Path, small_world: Path, tmp_path: Path) -> None:
+def test_datasets_without_what_a_variant_needs_are_refused(train_file: Path, small_world: Path, tmp_path: Path) -> None:
     records = list(rows(small_world, each=2))
     plain = [record | {"route": "bypass", "target": "<|emb|>", "answer": None} for record in records]
     bare = write_dataset(tmp_path / "bare", plain)
@@ -221,7 +221,7 @@ def test_datasets_that_cannot_be_learnt_from(train_file: Path, small_world: Path
         Records.load(str(tmp_path / "nowhere"))
 
 
-def test_a_wrong_key_is_named(train_file: Path) -> None:
+def test_an_unknown_key_is_named(train_file: Path) -> None:
     done = mbeir_cot("train", train_file, "--set", "optimiser.learning_rate=1")
     assert done.returncode != 0
     assert "optimiser.learning_rate" in done.stderr
@@ -239,19 +239,21 @@ def test_an_unreadable_image_is_named_from_any_process(
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_gradient_that_is_no_number_changes_no_weight(
+def test_a_gradient_that_is_not_finite_changes_no_weight(
     train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_settings(train_file, f"out={tmp_path}", "checkpoint.save_every=1")
 
     def clip(parameters: Any, limit: float) -> torch.Tensor:
         taken = list(parameters)
-        return torch.tensor(float("nan") if len(checkpoint.steps(tmp_path / "direct" / "checkpoints")) else 1.0) * len(taken)
+        return torch.tensor(
+            float("nan") if len(checkpoint.list_checkpoints(tmp_path / "direct" / "checkpoints")) else 1.0
+        ) * len(taken)
 
     monkeypatch.setattr("trainer.training.train.nn.utils.clip_grad_norm_", clip)
     with pytest.raises(DivergedError, match="step 1: the gradient is not finite"):
         train(config, "direct", quiet=True)
-    assert [place.name for place in checkpoint.steps(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
+    assert [place.name for place in checkpoint.list_checkpoints(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
     log = (tmp_path / "train.log").read_text()
     for wanted in ("INFO .*direct: steps 0 to ", "INFO .*step 1: checkpoint .*step-00000001", "ERROR .*DivergedError.*step 1"):
         assert re.search(wanted, log), wanted

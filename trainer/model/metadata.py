@@ -1,0 +1,56 @@
+"""What a saved embedder is, beside its weights: `embedder.json`, and the fingerprint of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import InputError
+from schemas.os_errors import explained
+from schemas.training import Pooling
+
+METADATA: Final = "embedder.json"
+
+
+class EmbedderMetadata(BaseModel):
+    """The contents of `embedder.json`. They keep a checkpoint from being used with another pooling or prompt set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    base: str
+    revision: str | None
+    pool: Pooling
+    emb_token: str
+    prompts: str
+    max_pixels: int | None
+    temperature: float
+    merged: bool = False
+    """The weights are whole (written by `merge`), not an adapter of `base`."""
+
+    @classmethod
+    def read(cls, directory: Path) -> EmbedderMetadata:
+        path = directory / METADATA
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{directory} is no checkpoint of this trainer ({path.name}: {explained(error).cause})") from error
+        except ValidationError as error:
+            raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", "use another checkpoint of the run") from error
+
+    def write(self, directory: Path) -> None:
+        (directory / METADATA).write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 over an embedder's weights and metadata: vectors of different embedders must not be compared."""
+    digest = hashlib.sha256()
+    for name in [*sorted(path.name for path in directory.glob("*.safetensors")), METADATA]:
+        digest.update(name.encode())
+        with (directory / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Builds an index: embeds pools part by part, resumable, and joins the parts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipeline.files.durable import replace_text
+from pipeline.files.run_log import log_failure, run_log
+from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.pools import CandidatePool
+from pipeline.meter import Meter
+from schemas.errors import ConfigError, InputError
+from schemas.mbeir import DATASET_TASKS
+from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
+from trainer.embedding.embed import embed_pool
+from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
+from trainer.embedding.workers import Workers
+from trainer.retrieval.index import IDS, LOG, METADATA, UNREADABLE, VECTORS, Index, IndexMetadata
+
+logger = logging.getLogger(__name__)
+
+_PARTS: Final = "parts.json"
+"""Names the index that the parts in the directory belong to, while it is being built."""
+
+
+def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]:
+    """Pool files: the local pools of the named dataset-tasks, or the split's global pool if none is named."""
+    if not names:
+        path = layout.global_pool(split)
+        if not path.is_file():
+            raise InputError(f"{path} is missing", "download cand_pool/global/, or name local pools with --pool")
+        return [path]
+    by_name = {task.name: task for task in DATASET_TASKS}
+    paths = []
+    for name in names:
+        if name not in by_name:
+            raise ConfigError(f"--pool {name}: unknown", f"one of {', '.join(by_name)}")
+        local = layout.local_pool(by_name[name], split)
+        if local is None or not local.is_file():
+            raise InputError(f"{local or name}: no such pool in {layout.root}", "download cand_pool/local/")
+        paths.append(local)
+    return list(dict.fromkeys(paths))
+
+
+def build_index(
+    out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
+) -> Index:
+    """Embeds the pools part by part (parts on disk are kept) and writes the index.
+
+    metadata: `count` and `dim` are filled in. skip: leave out candidates whose images cannot be read.
+    Raises ConfigError if `out` holds anything else than this index or its parts.
+    """
+    if (out / METADATA).is_file():
+        built = Index.open(out)
+        if (built.metadata.embedder_sha256, built.metadata.pools) == (metadata.embedder_sha256, metadata.pools):
+            if skip or not load_exclusions(out / UNREADABLE):
+                return built
+            raise ConfigError(
+                f"{out} was built without the candidates that cannot be read",
+                "name another --out, or data.skip_unreadable=true",
+            )
+    _claim_directory(out, metadata, skip=skip)
+    with run_log(out / LOG), log_failure(logger, "index"):
+        logger.info("%s of %s, pools %s", metadata.variant, metadata.run, ", ".join(metadata.pools))
+        pools = [CandidatePool.open(path, metadata.cache) for path in paths]
+        parts = [out / f"{path.stem}_embed.npy" for path in paths]
+        left_out: list[Exclusion] = []
+        with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
+            for pool, part in zip(pools, parts, strict=True):
+                ids = np.asarray(pool.hashed_dids, np.int64)
+                left_out += embed_pool(part, partial(workers.embed_ranges, pool), ids, meter.advance)
+        (out / UNREADABLE).unlink(missing_ok=True)
+        if left_out:
+            save_exclusions(out / UNREADABLE, left_out)
+            logger.warning("%s", describe_exclusions("candidates", left_out, out / UNREADABLE))
+        _join_parts(out, parts, metadata)
+        logger.info("finished: %s", out)
+    return Index.open(out)
+
+
+def _claim_directory(out: Path, metadata: IndexMetadata, *, skip: bool) -> None:
+    """Raises ConfigError unless the directory is empty but for logs, or holds parts of the same index."""
+    marker = out / _PARTS
+    others = out.exists() and any(".log" not in path.name for path in out.iterdir())  # actors open theirs before
+    if others and not marker.is_file():
+        raise ConfigError(f"{out} holds something else", "name another --out, or remove that directory")
+    out.mkdir(parents=True, exist_ok=True)
+    owner = json.dumps(
+        {"embedder": metadata.embedder_sha256, "pools": metadata.pools} | ({"skip_unreadable": True} if skip else {})
+    )
+    if marker.is_file() and marker.read_text(encoding="utf-8") != owner:
+        raise ConfigError(f"{out} holds the parts of another index", "name another --out, or remove that directory")
+    marker.write_text(owner, encoding="utf-8")
+
+
+def _join_parts(out: Path, parts: Sequence[Path], metadata: IndexMetadata) -> None:
+    """Writes vectors, ids and, last, the metadata that makes it an index; then removes the parts."""
+    loaded = [load_embeddings(part) for part in parts]
+    dim = loaded[0].vectors.shape[1]
+    count = sum(len(part.ids) for part in loaded)
+    vectors_CD = np.lib.format.open_memmap(out / VECTORS, mode="w+", dtype=np.float16, shape=(count, dim))  # type: ignore[no-untyped-call]
+    start = 0
+    for part in loaded:
+        vectors_CD[start : start + len(part.ids)] = part.vectors
+        start += len(part.ids)
+    vectors_CD.flush()
+    np.save(out / IDS, np.concatenate([part.ids for part in loaded]), allow_pickle=False)
+    replace_text(out / METADATA, metadata.model_copy(update={"count": count, "dim": dim}).model_dump_json(indent=1) + "\n")
+    for path in parts:
+        path.unlink()
+        ids_path(path).unlink()
+        exclusions_path(path).unlink(missing_ok=True)
+    (out / _PARTS).unlink()
