@@ -53,6 +53,7 @@ def test_an_address_that_leads_nowhere(address: str, said: str, tmp_path: Path) 
     assert seconds < 30  # of which Ray's import takes most
 
 
+@pytest.mark.slow
 def test_a_temporary_directory_too_long_for_sockets(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
     deep.mkdir()

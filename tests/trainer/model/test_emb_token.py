@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -28,6 +29,7 @@ def rows(embedder: Embedder) -> Tensor:
     return next(p for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name).detach().clone()
 
 
+@pytest.mark.slow
 def test_a_new_row_is_no_surprise_after_its_beginning(config: TrainConfig) -> None:
     embedder = fresh(config)
     chunks = source_of(config, embedder).opening(48)

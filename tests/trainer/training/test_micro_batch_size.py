@@ -107,6 +107,7 @@ def test_processes_agree_on_what_the_smallest_gpu_holds(
         settle_chunk(embedder, source, run, world)
 
 
+@pytest.mark.slow
 def test_passes_are_really_tried(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """On CPU, with a memory that counts the tokens of a chunk: twenty rows' worth, and one crash."""
     embedder = fresh(config).train()

@@ -61,6 +61,7 @@ def test_chunked_gradients_are_those_of_the_whole_batch(config: TrainConfig, own
         assert chunked == pytest.approx(losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_second_pass_draws_the_random_numbers_of_the_first(config: TrainConfig) -> None:
     """With dropout the gradients agree only if every chunk is run again just as it was."""
     lora = config.model.lora.model_copy(update={"dropout": 0.3})
