@@ -11,6 +11,7 @@ import pytest
 from bench.oracle import Oracle
 from pocket.world.write import write_world
 from tests.support.cli import mbeir_cot
+from tests.support.made_once import made_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,12 +21,25 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
+DEAR = {"pictured_build", "finished", "real_qwen"}
+"""Fixtures that build, train or fetch: what asks for one is slow, whatever it does with it."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and DEAR.intersection(item.fixturenames):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The M-BEIR root of a small pocket world. Not to be changed: copy it first."""
-    out = tmp_path_factory.mktemp("small-world") / "w"
-    assert write_world(out, seed=23, train_queries=480)
-    return out / "mbeir"
+
+    def write(directory: Path) -> None:
+        assert write_world(directory / "w", seed=23, train_queries=480)
+
+    return made_once(tmp_path_factory, "small-world", write) / "w" / "mbeir"
 
 
 @pytest.fixture
@@ -37,12 +51,14 @@ def oracle(tmp_path: Path) -> Iterator[Oracle]:
 @pytest.fixture(scope="session")
 def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished build's directory, with records of both routes, rejections and the config with_images. Not to be changed."""
-    directory = tmp_path_factory.mktemp("pictured")
-    with Oracle(directory / "oracle.log") as server:
-        config = server.config(directory, small_world, verify__threshold=0.9, output__with_images=True, output__synthetic=True)
-        done = mbeir_cot("build", config, "--quiet", timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory / "out"
+
+    def build(directory: Path) -> None:
+        settings = {"verify__threshold": 0.9, "output__with_images": True, "output__synthetic": True}
+        with Oracle(directory / "oracle.log") as server:
+            done = mbeir_cot("build", server.config(directory, small_world, **settings), "--quiet")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once(tmp_path_factory, "pictured", build) / "out"
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from pocket.evaluation.skills import measure
 from pocket.training.train_models import MODELS, Role
+from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Transport
 
 ROLES: tuple[Role, ...] = ("teacher", "base")
@@ -52,17 +53,13 @@ def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
     assert checked >= (8 if role == "teacher" else 4)
 
 
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("role", ROLES)
-def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
+def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: Path) -> None:
+    """On the two answers to a question about three pictures, which are written to `media`, where the server reads."""
     import random
 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from pipeline.serving.server import ManagedServer
     from pipeline.teacher.client import TeacherClient
     from pipeline.teacher.request import TeacherRequest
     from pipeline.traces.judgements import VERIFY, choice_fields
@@ -70,22 +67,17 @@ def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
     from pocket.training.train_loop import collate
     from pocket.world.draw import draw_scene
     from pocket.world.scene import sample_scene
-    from schemas.hosting import ServerConfig
 
     rng = random.Random("parity")
     pictures = [draw_scene(sample_scene(rng), rng) for _ in range(3)]
     paths = []
     for number, picture in enumerate(pictures):
-        paths.append(tmp_path / f"{number}.png")
+        paths.append(media / f"{number}.png")
         picture.save(paths[-1])
     text = "Verify: yes or no?\n"
-    config = ServerConfig(
-        model=str(MODELS / role), device="cpu", dtype="float32", max_model_len=512, max_pixels=None, max_num_seqs=8,
-        media_root=tmp_path, startup_timeout_s=400,
-    )  # fmt: skip
 
-    async def served(endpoint: object) -> list[dict[str, float]]:
-        async with TeacherClient(Transport().client((endpoint,))) as client:  # type: ignore[arg-type]
+    async def served() -> list[dict[str, float]]:
+        async with TeacherClient(Transport().client((endpoint,))) as client:
             requests = [
                 TeacherRequest(
                     str(path),
@@ -104,8 +96,7 @@ def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
             ]
             return [(await client.ask(request)).first_token_logprobs for request in requests]
 
-    with ManagedServer(config, log=tmp_path / "server.log") as server:
-        found = asyncio.run(served(server.endpoint))
+    found = asyncio.run(served())
     processor = AutoProcessor.from_pretrained(MODELS / role)
     model = AutoModelForImageTextToText.from_pretrained(MODELS / role, dtype=torch.float32).eval()
     first = {label: processor.tokenizer.encode(label, add_special_tokens=False)[0] for label in ("yes", "no")}
@@ -117,3 +108,18 @@ def test_vllm_and_transformers_agree(role: Role, tmp_path: Path) -> None:
         names = {processor.tokenizer.decode([token]): label for label, token in first.items()}
         given = {names[token]: value for token, value in logprobs.items() if token in names}
         assert given["yes"] - given["no"] == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_and_transformers_agree_on_the_base(tmp_path: Path) -> None:
+    """On the teacher: in tests/pipeline/teacher/test_real_server.py, whose server it is."""
+    from pipeline.serving.server import ManagedServer
+
+    config = ServerConfig(
+        model=str(MODELS / "base"), device="cpu", dtype="float32", max_model_len=512, max_pixels=None, max_num_seqs=8,
+        media_root=tmp_path, startup_timeout_s=400,
+    )  # fmt: skip
+    with ManagedServer(config, log=tmp_path / "server.log") as server:
+        assert_vllm_agrees_with_transformers("base", server.endpoint, tmp_path)

@@ -1,19 +1,84 @@
-"""Runs the real command in a process of its own."""
+"""Runs the real command: in this process, which has imported what it needs; or in one of its own, where that is the point."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
+
+from tests.support.shared_ray import share_ray
+
+COLUMNS = {"COLUMNS": "120"}
 
 
-def mbeir_cot(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def mbeir_cot(
+    *arguments: str | Path, timeout: float = 120, own_process: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command's exit code and what it prints.
+
+    It has a process of its own where variables are given, as libraries read theirs when they are imported, or where a test
+    asks for one. Only there `timeout` counts: elsewhere it is that of the test.
+    """
+    given = [str(argument) for argument in arguments]
+    if not own_process and not environment:
+        return _run_here(given)
     return subprocess.run(
-        [sys.executable, "-m", "mbeir_cot", *map(str, arguments)],
+        [sys.executable, "-m", "mbeir_cot", *given],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env=os.environ | {"COLUMNS": "120"} | environment,
+        env=os.environ | COLUMNS | environment,
     )
+
+
+def _run_here(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    from mbeir_cot.app import main
+
+    if arguments[0] in ("build", "reroute"):
+        share_ray()
+    code = 0
+    with (
+        patch.dict(os.environ, COLUMNS),
+        patch.object(sys, "argv", ["mbeir-cot", *arguments]),
+        _streams() as said,
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return subprocess.CompletedProcess(arguments, code, *said)
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[list[str]]:
+    """Standard output and error go to files, also those of processes that are started meanwhile; their texts are left in the list."""
+    texts: list[str] = []
+    with contextlib.ExitStack() as stack:
+        files = []
+        for name in ("stdout", "stderr"):
+            file = stack.enter_context(tempfile.TemporaryFile())
+            number = {"stdout": 1, "stderr": 2}[name]
+            getattr(sys, name).flush()
+            former = os.dup(number)
+            stack.callback(os.close, former)
+            os.dup2(file.fileno(), number)
+            stack.callback(os.dup2, former, number)
+            stream = io.TextIOWrapper(os.fdopen(os.dup(file.fileno()), "wb"), encoding="utf-8", write_through=True)
+            stack.enter_context(patch.object(sys, name, stream))
+            stack.callback(stream.flush)
+            files.append(file)
+        try:
+            yield texts
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for file in files:
+                file.seek(0)
+                texts.append(file.read().decode())

@@ -25,6 +25,7 @@ from schemas.mbeir import DATASET_TASKS
 from schemas.record import EMB_TOKEN, record_id
 from schemas.training import AdaptiveSettings, TrainConfig
 from tests.support.cli import mbeir_cot
+from tests.support.made_once import made_once
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Records
 from trainer.data.encoding import EncodedSequence
@@ -88,7 +89,9 @@ def write_dataset(directory: Path, records: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("dataset") / "d", list(rows(small_world)))
+    return (
+        made_once(tmp_path_factory, "dataset", lambda directory: write_dataset(directory / "d", list(rows(small_world)))) / "d"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -114,36 +117,39 @@ def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def train_file(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a training of six short steps."""
-    directory = tmp_path_factory.mktemp("train")
-    path = directory / "train.yaml"
-    settings = {
-        "model": {"base": str(MODELS / "base"), "attention": "eager", "lora": {"r": 4, "alpha": 8}},
-        "data": {
-            "dataset": str(dataset),
-            "always_reason_dataset": str(dataset),
-            "mbeir": str(small_world),
-            "candidate_cache": str(directory / "cache"),
-            "prompts": "pocket",
-            "workers": 0,
-        },
-        "out": str(directory / "run"),
-        "batch": {"global_batch_size": 8, "micro_batch_size": 4},
-        "loss": {"temperature": 0.05},
-        "optimiser": {"lr": 1e-3, "max_steps": 6},
-        "checkpoint": {"save_every": 2},
-        "adaptive": {"max_new_tokens": 12},
-    }
-    path.write_text(yaml.safe_dump(settings))
-    return path
+
+    def write(directory: Path) -> None:
+        settings = {
+            "model": {"base": str(MODELS / "base"), "attention": "eager", "lora": {"r": 4, "alpha": 8}},
+            "data": {
+                "dataset": str(dataset),
+                "always_reason_dataset": str(dataset),
+                "mbeir": str(small_world),
+                "candidate_cache": str(directory / "cache"),
+                "prompts": "pocket",
+                "workers": 0,
+            },
+            "out": str(directory / "run"),
+            "batch": {"global_batch_size": 8, "micro_batch_size": 4},
+            "loss": {"temperature": 0.05},
+            "optimiser": {"lr": 1e-3, "max_steps": 6},
+            "checkpoint": {"save_every": 2},
+            "adaptive": {"max_new_tokens": 12},
+        }
+        (directory / "train.yaml").write_text(yaml.safe_dump(settings))
+
+    return made_once(tmp_path_factory, "train", write) / "train.yaml"
 
 
 @pytest.fixture(scope="session")
 def finished(train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    done = mbeir_cot("train", train_file, "--out", run, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return run
+
+    def train(directory: Path) -> None:
+        done = mbeir_cot("train", train_file, "--out", directory / "run")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "finished", train) / "run"
 
 
 @pytest.fixture(scope="session")

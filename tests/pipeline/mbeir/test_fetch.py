@@ -43,6 +43,7 @@ def names(folder: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_complete_fetch(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     done = fetch(hub, dest, "--remove-parts", HF_TOKEN="hf_secret")
@@ -57,6 +58,7 @@ def test_a_complete_fetch(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     assert hub.downloads.total() == downloads  # neither the files nor the archive, which is already extracted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "of-an-earlier-version"])
 def test_images_that_were_lost_or_damaged_are_extracted_again(
     hub: HubServer, mbeir: Path, tmp_path: Path, listed: bool
@@ -83,6 +85,7 @@ def test_images_that_were_lost_or_damaged_are_extracted_again(
     assert hub.downloads.total() == downloads
 
 
+@pytest.mark.slow
 def test_a_dataset_that_needs_the_union_for_training_says_so(hub: HubServer, tmp_path: Path) -> None:
     done = fetch(hub, tmp_path / "dest", "--datasets", "mscoco", "--no-images")
     assert "MSCOCO's training candidates are in the global pool only" in done.stdout
@@ -91,6 +94,7 @@ def test_a_dataset_that_needs_the_union_for_training_says_so(hub: HubServer, tmp
     assert (tmp_path / "dest/cand_pool/global/mbeir_union_train_cand_pool.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_one_dataset_without_images(hub: HubServer, tmp_path: Path) -> None:
     done = fetch(hub, tmp_path / "dest", "--datasets", "oven", "--no-images")
     assert done.returncode == 0, done.stderr
@@ -100,12 +104,14 @@ def test_one_dataset_without_images(hub: HubServer, tmp_path: Path) -> None:
     assert not [name for name in found if "mscoco" in name or "union" in name or "images" in name]
 
 
+@pytest.mark.slow
 def test_one_dataset_with_its_images(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     done = fetch(hub, tmp_path / "dest", "--datasets", "infoseek")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "dest" / "mbeir_images").iterdir()} == {"oven_images"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_resumes(hub: HubServer, mbeir: Path, tmp_path: Path) -> None:
     name = "query/val/mbeir_oven_task6_val.jsonl"
     path = hub.folder / name

@@ -16,6 +16,7 @@ LOCALES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=["C", "POSIX", "ascii-output"])
 def test_texts_and_file_names_work_in_any_locale(mbeir: Path, locale: dict[str, str]) -> None:
     picture = mbeir / "mbeir_images" / "oven_images" / "11" / "Zürich 東京.jpg"

@@ -53,6 +53,7 @@ def test_an_unreachable_address(address: str, said: str, tmp_path: Path) -> None
     assert seconds < 30  # most of it for importing Ray
 
 
+@pytest.mark.slow
 def test_a_temporary_directory_too_long_for_sockets(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
     deep.mkdir()

@@ -1,14 +1,12 @@
-"""The real vLLM server with the shipped teacher. Starting takes a minute, so most tests share one server."""
+"""The real vLLM server with the shipped teacher. Starting takes a minute, so most tests share one server; the last ends it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +15,6 @@ import torch
 from PIL import Image
 
 from pipeline.serving.preflight import Example, Finding, preflight
-from pipeline.serving.server import ManagedServer
 from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
@@ -39,6 +36,8 @@ from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
 from schemas.teacher import Outcome, Transport
 from schemas.trace import Trace
+from tests.pocket.test_shipped import assert_vllm_agrees_with_transformers
+from tests.support.shared_ray import share_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
@@ -69,10 +68,52 @@ def config(images: Path) -> ServerConfig:
     )
 
 
+class Parent:
+    """A process that has started the server and waits, as a build's would: it may be killed."""
+
+    def __init__(self, config: ServerConfig, log: Path) -> None:
+        code = (
+            "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
+            "from schemas.hosting import ServerConfig\n"
+            "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
+            "print(server.start().model_dump_json(), server.pid, flush=True); sys.stdin.read()\n"
+            "server.stop()\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, config.model_dump_json(), str(log)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert self.process.stdout is not None
+        endpoint, pid = self.process.stdout.readline().rsplit(maxsplit=1)
+        self.endpoint = Endpoint.model_validate_json(endpoint)
+        self.supervisor = psutil.Process(int(pid))
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)  # what it reads ends, and it stops the server
+
+
 @pytest.fixture(scope="module")
-def endpoint(config: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with ManagedServer(config, log=tmp_path_factory.mktemp("log") / "server.log") as server:
-        yield server.endpoint
+def parents(config: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Parent]]:
+    """The parent of the one server, or of another when it was killed."""
+    started: list[Parent] = []
+
+    def living() -> Parent:
+        if not started or started[-1].process.poll() is not None:
+            started.append(Parent(config, tmp_path_factory.mktemp("log") / "server.log"))
+        return started[-1]
+
+    yield living
+    for parent in started:
+        if parent.process.poll() is None:
+            parent.end()
+
+
+@pytest.fixture
+def endpoint(parents: Callable[[], Parent]) -> Endpoint:
+    return parents().endpoint
 
 
 def client(endpoint: Endpoint) -> TeacherClient:
@@ -174,6 +215,10 @@ async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpo
         assert answer.first_token_logprobs[token] == pytest.approx(tokens[token], abs=2e-3)
 
 
+def test_vllm_and_transformers_agree_on_the_teacher(endpoint: Endpoint, images: Path) -> None:
+    assert_vllm_agrees_with_transformers("teacher", endpoint, images)
+
+
 async def test_a_refusal_of_the_server_is_permanent_and_explained(endpoint: Endpoint) -> None:
     async with client(endpoint) as asking:
         long = await asking.ask(TeacherRequest("long", [{"role": "user", "content": "red " * 2000}], {"max_tokens": 4}))
@@ -187,32 +232,15 @@ async def test_a_refusal_of_the_server_is_permanent_and_explained(endpoint: Endp
     assert cut.outcome is Outcome.INVALID_FINISH
 
 
-def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
-        "from schemas.hosting import ServerConfig\n"
-        "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
-        "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "log")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        assert parent.stdout is not None
-        supervisor = psutil.Process(int(parent.stdout.readline()))
-        processes = [supervisor, *supervisor.children(recursive=True)]
-        assert len(processes) >= 3  # supervisor, API server, engine
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.wait()
-        _, alive = psutil.wait_procs(processes, timeout=10)
-        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    finally:
-        parent.kill()
-        parent.communicate()
+def test_nothing_of_vllm_outlives_a_killed_parent(parents: Callable[[], Parent]) -> None:
+    """Last of those that ask the one server, which it ends."""
+    parent = parents()
+    processes = [parent.supervisor, *parent.supervisor.children(recursive=True)]
+    assert len(processes) >= 3  # supervisor, API server, engine
+    parent.process.kill()
+    parent.process.communicate()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
@@ -220,6 +248,7 @@ def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp
 
     from pipeline.serving.server_pool import ServerPool
 
+    share_ray()
     pool = ServerPool(config, logs=tmp_path)
     try:
         (endpoint,) = pool.start()
@@ -242,4 +271,3 @@ def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp
         assert "actor was lost" in failure
     finally:
         pool.stop()
-        ray.shutdown()

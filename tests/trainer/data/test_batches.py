@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from schemas.training import TrainConfig
@@ -34,6 +35,7 @@ def test_a_batch_of_many_chunks_arrives_unchanged_with_few_open_files(config: Tr
             assert torch.equal(one.last, other.last)
 
 
+@pytest.mark.slow
 def test_the_limit_on_open_files_is_raised_to_the_systems() -> None:
     script = (
         "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"

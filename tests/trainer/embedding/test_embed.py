@@ -23,6 +23,7 @@ from trainer.embedding.workers import fetch_range
 from trainer.retrieval.index import Index, IndexMetadata
 
 
+@pytest.mark.slow
 def test_candidates_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ class Counting:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["pre", "token"])
 def test_routings_share_embeddings_without_changing_them(config: TrainConfig, tiny_world: Path, pool: Pooling) -> None:
     data = config.data.model_copy(update={"mbeir": tiny_world})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -28,6 +29,7 @@ def rows(embedder: Embedder) -> Tensor:
     return next(p for name, p in embedder.named_parameters() if "trainable_tokens_delta" in name).detach().clone()
 
 
+@pytest.mark.slow
 def test_the_token_is_likely_after_its_row_is_initialised(config: TrainConfig) -> None:
     embedder = fresh(config)
     chunks = source_of(config, embedder).sample_labelled(48)

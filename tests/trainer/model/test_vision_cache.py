@@ -42,6 +42,7 @@ def stepped(embedder: Embedder, batch: Batch, gib: float) -> tuple[dict[str, tor
     return {name: p.grad.clone() for name, p in embedder.named_parameters() if p.grad is not None}, losses, len(calls)
 
 
+@pytest.mark.slow
 def test_the_tower_runs_once_with_the_same_gradients(config: TrainConfig, base: Path) -> None:
     embedder = fresh(config, base=str(base), train_projector=True, attention="sdpa").train()
     batch = source_of(config, embedder)[1]

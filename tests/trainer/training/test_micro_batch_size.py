@@ -107,6 +107,7 @@ def test_processes_agree_on_the_smallest_gpus_chunk(
         settle_chunk(embedder, source, run, world)
 
 
+@pytest.mark.slow
 def test_chunks_are_tried_with_real_passes(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, with a fake memory that counts the tokens of a chunk: it holds twenty rows; larger chunks crash."""
     embedder = fresh(config).train()

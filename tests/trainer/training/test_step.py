@@ -63,6 +63,7 @@ def test_chunked_gradients_equal_those_of_the_whole_batch(config: TrainConfig, o
         assert chunked == pytest.approx(losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_second_pass_uses_the_random_numbers_of_the_first(config: TrainConfig) -> None:
     """With dropout, the gradients agree only if every chunk is repeated exactly."""
     lora = config.model.lora.model_copy(update={"dropout": 0.3})

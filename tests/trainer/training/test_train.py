@@ -101,6 +101,7 @@ def test_controls_train_on_the_same_queries(train_file: Path, tmp_path: Path) ->
     assert direct[0]["lr"] == trace[0]["lr"]
 
 
+@pytest.mark.slow
 def test_token_rows_have_their_own_learning_rate(train_file: Path, tmp_path: Path) -> None:
     """Adam's first step changes every entry by the learning rate times the factor."""
 
@@ -239,6 +240,7 @@ def test_an_unreadable_image_is_named_from_any_process(
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_changes_no_weight(
     train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
