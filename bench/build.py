@@ -5,8 +5,8 @@
     python bench/build.py teacher                     # against the real pocket vLLM server
 
 `instant` and `teacher` first build, then take the requests that the build made out of its ledger's log and fire them with
-plain aiohttp workers at the same server. `scale` reports cost per record, peak memory of driver and annotators, bytes in the
-ledger, and how long a re-run over the finished build takes.
+plain aiohttp workers at the same server. `scale` reports what a record costs and how much memory each process takes, while it is
+built and while it is made again from the ledger, whether the ledger is whole, and how long a re-run of the finished build takes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
-import psutil
 import typer
 import yaml
 from rich.console import Console
 
 from bench.oracle import ROOT, Oracle
+from bench.processes import ProcessWatch, Usage
+from pipeline.ledger.maintenance import verify_ledger
 from schemas.mbeir import DATASET_NAMES
 
 app = typer.Typer(no_args_is_help=True)
@@ -67,48 +67,19 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
     return root
 
 
-class Memory:
-    """Peak resident memory of a driver and of its annotators, looked at four times a second."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.driver = self.annotator = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.25):
-            try:
-                driver = psutil.Process(self.pid)
-                self.driver = max(self.driver, driver.memory_info().rss)
-                for child in driver.children(recursive=True):
-                    if any("Annotator" in part for part in child.cmdline()):
-                        self.annotator = max(self.annotator, child.memory_info().rss)
-            except psutil.Error:
-                continue
-
-    def stop(self) -> tuple[float, float]:
-        """(driver, largest annotator) in MiB."""
-        self._stop.set()
-        self._thread.join()
-        return self.driver / 2**20, self.annotator / 2**20
-
-
 def run(config: Path) -> dict[str, Any]:
-    """A build with its progress file's last word, wall time and memory."""
+    """A build with its progress file's last word, wall time and what its processes took."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "mbeir_cot", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
     )
-    memory = Memory(process.pid)
+    watch = ProcessWatch(process.pid)
     if process.wait():
         raise SystemExit("the build failed")
     wall = time.perf_counter() - began
-    driver, annotator = memory.stop()
     out = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["out"])
     progress = json.loads((out / "work" / "progress.json").read_text(encoding="utf-8"))
-    return {"wall_s": wall, "driver_mib": driver, "annotator_mib": annotator, **progress}
+    return {"wall_s": wall, "usage": watch.stop(), **progress}
 
 
 async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
@@ -159,7 +130,7 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
             console.print(
                 f"{delay * 1000:.0f} ms, {crew} annotators, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
                 f"{rate:,.0f} requests/s = {rate / base:.2f} of the bare loop ({base:,.0f}/s); wall {took['wall_s']:.1f} s, "
-                f"driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB"
+                f"{_memory(took['usage'])}"
             )
 
 
@@ -168,11 +139,16 @@ def scale(
     world: Path = Path("build/pocket/world/mbeir"),
     queries: Annotated[str, typer.Option(help="Comma-separated sizes.")] = "10000,100000,300000",
     annotators: int = 2,
+    scratch: Path | None = None,
 ) -> None:
-    """Does a record cost the same at 10 k and at 300 k, and what does a re-run cost?"""
+    """Does a record cost the same at 10 k and at a million, and what do its replay and a plain re-run cost?
+
+    A replay makes every annotation again from the ledger; a plain re-run finds that nothing has changed. `scratch` is a directory
+    on a disk with some 5 GB for each million queries.
+    """
     for size in map(int, queries.split(",")):
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch)
+        with tempfile.TemporaryDirectory(dir=scratch) as place:
+            directory = Path(place)
             root = many_queries(world.resolve(), directory / "M-BEIR", size)
             with Oracle(directory / "log") as oracle:
                 config = oracle.config(
@@ -183,15 +159,48 @@ def scale(
                     teacher__transport__start_in_flight=64,
                     teacher__transport__max_in_flight=64,
                 )
+                server = ProcessWatch(oracle.process.pid)
                 took = run(config)
+                served = server.stop()["driver"]
+                asked = _lines(directory / "log")
+                console.print(f"{size:,} queries, {asked / size:.2f} requests each")
+                console.print(f"  build: {_cost(took, size)}; server {served.cpu_s / size * 1e6:,.0f} us CPU")
+                ledger = directory / "out" / "ledger"
+                began = time.perf_counter()
+                faults = verify_ledger(ledger)
+                console.print(
+                    f"  ledger: {_size(ledger) / size:,.0f} bytes a record, verified in {time.perf_counter() - began:.1f} s: "
+                    f"{'; '.join(faults) or 'whole'}"
+                )
+                before = _digests(directory / "out")
                 (directory / "out" / "work" / "finished.json").unlink()  # so that every annotation is made again
+                console.print(f"  replay: {_cost(run(config), size)}")
+                same = "the same files" if _digests(directory / "out") == before else "OTHER FILES"
+                console.print(f"  {same}, {_lines(directory / 'log') - asked} asked again")
                 again = run(config)
-            console.print(
-                f"{size:,}: {took['annotating_s'] / size * 1e6:,.0f} us/record annotating, {took['wall_s'] / size * 1e6:,.0f} us "
-                f"in all; driver {took['driver_mib']:,.0f} MiB, annotator {took['annotator_mib']:,.0f} MiB; ledger "
-                f"{_size(directory / 'out' / 'ledger') / size:,.0f} bytes/record; re-run {again['wall_s']:.1f} s, "
-                f"{again['asked']} asked"
-            )
+                console.print(f"  re-run of the finished build: {again['wall_s']:.1f} s; {_memory(again['usage'])}")
+
+
+def _cost(took: dict[str, Any], size: int) -> str:
+    """Wall and processor time a record, and memory, of a build's processes."""
+    cpu = ", ".join(f"{kind} {one.cpu_s / size * 1e6:,.0f}" for kind, one in sorted(took["usage"].items()))
+    return (
+        f"{took['annotating_s'] / size * 1e6:,.0f} us a record annotating, {took['wall_s'] / size * 1e6:,.0f} in all "
+        f"({took['wall_s']:,.0f} s); us CPU a record: {cpu}; {_memory(took['usage'])}"
+    )
+
+
+def _memory(usage: dict[str, Usage]) -> str:
+    return "peak MiB a process: " + ", ".join(f"{kind} {one.mib:,.0f}" for kind, one in sorted(usage.items()))
+
+
+def _lines(path: Path) -> int:
+    return sum(1 for _ in path.open("rb")) if path.exists() else 0
+
+
+def _digests(out: Path) -> dict[str, str]:
+    manifest = json.loads((out / "dataset" / "manifest.json").read_text(encoding="utf-8"))
+    return {file["path"]: file["sha256"] for file in manifest["files"]}
 
 
 @app.command()

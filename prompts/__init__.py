@@ -17,6 +17,7 @@ from typing import Any, Final
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from prompts.printed_variables import decisive_variables
 from schemas.errors import ConfigError
 
 BUILT_IN: Final = ("full", "pocket")
@@ -35,6 +36,8 @@ _BRACKETS: Final = re.compile(r"\[(/?INST|/?IMG|IMG_BREAK|IMG_END)\]")
 """Tags of Mistral and Pixtral."""
 _JINJA: Final = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _IMAGE: Final = re.compile("\x00image:([a-z_]+)\x00")
+_VARIABLE: Final = re.compile("\x00variable:([A-Za-z_0-9]+)\x00")
+_SKELETONS_KEPT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,27 @@ def defused(text: str) -> str:
     if "<" in text:
         text = _MARKUP.sub(lambda match: f"‹{match[1]}›", text)
     return _BRACKETS.sub(lambda match: f"‹{match[1]}›", text) if "[" in text else text
+
+
+class _Skeleton:
+    """A rendered prompt whose printed variables are still to be put in."""
+
+    def __init__(self, parts: list[ImageSlot | list[str]]) -> None:
+        self._parts = parts
+
+    def filled(self, values: dict[str, Any]) -> Prompt:
+        found: list[Part] = []
+        for part in self._parts:
+            if isinstance(part, ImageSlot):
+                found.append(part)
+            elif (text := "".join([values[piece] if i % 2 else piece for i, piece in enumerate(part)])).strip():
+                found.append(text)
+        return tuple(found)
+
+
+def _skeleton(text: str) -> _Skeleton:
+    pieces = _IMAGE.split(text)  # text, role, text, role, …, text
+    return _Skeleton([ImageSlot(piece) if i % 2 else _VARIABLE.split(piece) for i, piece in enumerate(pieces)])
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -86,6 +110,8 @@ class PromptSet:
             auto_reload=False,  # otherwise each prompt would stat the file; a build loads a set once
         )
         self._environment.globals["image"] = lambda role: f"\x00image:{role}\x00"
+        self._decisive: dict[str, frozenset[str] | None] = {}
+        self._skeletons: dict[tuple[Any, ...], _Skeleton] = {}
 
     @classmethod
     def load(cls, name: str | Path) -> PromptSet:
@@ -100,8 +126,41 @@ class PromptSet:
     def render(self, template: str, **variables: str | bool | None) -> Prompt:
         """Renders a template (its name without suffix) into parts: texts, and slots for images."""
         safe = {name: defused(value) if isinstance(value, str) else value for name, value in variables.items()}
+        if template not in self._decisive:
+            self._decisive[template] = self._decisive_variables(template)
+        decisive = self._decisive[template]
+        if decisive is None:
+            return _skeleton(self._rendered(template, safe)).filled(safe)
+        key: list[Any] = [template]
+        for name, value in safe.items():
+            if not value or not isinstance(value, str):
+                key += name, value
+            elif name not in decisive:
+                key += name, ...
+            else:
+                return _skeleton(self._rendered(template, safe)).filled(safe)
+        known = tuple(key)
+        if known not in self._skeletons:
+            if len(self._skeletons) >= _SKELETONS_KEPT:
+                self._skeletons.clear()
+            marked = {
+                name: f"\x00variable:{name}\x00" if isinstance(value, str) and value else value for name, value in safe.items()
+            }
+            self._skeletons[known] = _skeleton(self._rendered(template, marked))
+        return self._skeletons[known].filled(safe)
+
+    def _decisive_variables(self, template: str) -> frozenset[str] | None:
+        """None for a template that cannot be read: rendering it tells why."""
         try:
-            text = self._environment.get_template(f"{template}.jinja").render(safe)
+            return decisive_variables(
+                self._environment.parse(self._source(name)) for name in self._closure(f"{template}.jinja")
+            )
+        except (ConfigError, TemplateError):
+            return None
+
+    def _rendered(self, template: str, safe: dict[str, Any]) -> str:
+        try:
+            return self._environment.get_template(f"{template}.jinja").render(safe)
         except TemplateNotFound as error:
             raise ConfigError(
                 f"{self.directory} has no template {error.name}", "add it, or use a built-in prompt set"
@@ -112,9 +171,6 @@ class PromptSet:
             ) from error
         except TemplateError as error:
             raise ConfigError(f"{self.directory / template}.jinja: {error.message}", "correct the template") from error
-        pieces = _IMAGE.split(text)  # text, role, text, role, …, text
-        parts = [ImageSlot(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
-        return tuple(part for part in parts if isinstance(part, ImageSlot) or part.strip())
 
     def sha256(self, template: str) -> str:
         """Returns the digest of a template and everything that it includes, for the provenance of a record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -30,7 +31,7 @@ class Trace(BaseModel):
     facets: Annotated[tuple[FacetText, ...], Field(min_length=1)]
     answer: TraceText
 
-    @property
+    @cached_property
     def reasoning(self) -> str:
         """The facets as running text without tags: what a student learns to write before the answer."""
         return " ".join(f"{facet.label}: {_closed(facet.text)}" for facet in self.facets)

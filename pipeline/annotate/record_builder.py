@@ -14,7 +14,7 @@ from pipeline.traces.prompting import reason_template, verify_template
 from schemas import __version__
 from schemas.judgement import Probability
 from schemas.mbeir import Query
-from schemas.record import EMB_TOKEN, Provenance, Record, RecordFacet, Rejection, Route, Stage, Verdict
+from schemas.record import EMB_TOKEN, Record, Rejection, Route, Stage
 
 _DIGITS: Final = 6
 """Of probabilities: more would only show the noise of the server's arithmetic."""
@@ -68,37 +68,37 @@ class RecordBuilder:
         verdict = None
         if accepted is not None and accepted.confidence is not None:
             verifier = self._annotator.verifier.identity
-            verdict = Verdict(accepted=True, confidence=_rounded(accepted.confidence), verifier=verifier.name)
-        return Record(
-            **self._identity(annotation),
-            route=Route.BYPASS if trace is None else Route.REASONING,
-            route_policy=self._config.route.policy,
-            assessment=_rounded(annotation.assessment) if annotation.assessment is not None else None,
-            facets=tuple(RecordFacet(name=facet.name, text=facet.text) for facet in trace.facets) if trace is not None else (),
-            reasoning=trace.reasoning if trace is not None else None,
-            answer=trace.answer if trace is not None else None,
-            target=f"{trace.reasoning}\n{trace.answer}{EMB_TOKEN}" if trace is not None else EMB_TOKEN,
-            verdict=verdict,
-            provenance=self._provenance(annotation),
-        )
+            verdict = {"accepted": True, "confidence": _rounded(accepted.confidence), "verifier": verifier.name}
+        row = self._identity(annotation) | {  # validated at once, with all that is in it
+            "route": Route.BYPASS if trace is None else Route.REASONING,
+            "route_policy": self._config.route.policy,
+            "assessment": _rounded(annotation.assessment) if annotation.assessment is not None else None,
+            "facets": tuple({"name": facet.name, "text": facet.text} for facet in trace.facets) if trace is not None else (),
+            "reasoning": trace.reasoning if trace is not None else None,
+            "answer": trace.answer if trace is not None else None,
+            "target": f"{trace.reasoning}\n{trace.answer}{EMB_TOKEN}" if trace is not None else EMB_TOKEN,
+            "verdict": verdict,
+            "provenance": self._provenance(annotation),
+        }
+        return Record.model_validate(row)
 
-    def _provenance(self, annotation: Annotation) -> Provenance:
+    def _provenance(self, annotation: Annotation) -> dict[str, Any]:
         teacher, identity = self._config.teacher, self._annotator.teacher.identity
         sampling, left_out = teacher.sampling, teacher.left_out
         answers = annotation.answers
         hotter = max(0, len(annotation.attempts) - 2) * self._config.repair.temperature_step
-        return Provenance(
-            teacher=identity.name,
-            revision=identity.revision,
-            prompt_sha256=self._prompts_sha256(annotation.query),
-            temperature=None if "temperature" in left_out else round(sampling.temperature + hotter, 4),
-            seed=None if "seed" in left_out else sampling.seed + max(0, len(annotation.attempts) - 1),
-            attempts=len(annotation.attempts),
-            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-            completion_tokens=sum(answer.completion_tokens for answer in answers),
-            pipeline_version=__version__,
-            reveal_target=self._config.reveal_target,
-        )
+        return {
+            "teacher": identity.name,
+            "revision": identity.revision,
+            "prompt_sha256": self._prompts_sha256(annotation.query),
+            "temperature": None if "temperature" in left_out else round(sampling.temperature + hotter, 4),
+            "seed": None if "seed" in left_out else sampling.seed + max(0, len(annotation.attempts) - 1),
+            "attempts": len(annotation.attempts),
+            "prompt_tokens": sum([answer.prompt_tokens for answer in answers]),
+            "completion_tokens": sum([answer.completion_tokens for answer in answers]),
+            "pipeline_version": __version__,
+            "reveal_target": self._config.reveal_target,
+        }
 
     def _prompts_sha256(self, query: Query) -> str:
         names = [reason_template(query), *([verify_template(query)] if self._config.verify.enabled else [])]

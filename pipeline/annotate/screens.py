@@ -126,9 +126,10 @@ def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
         words = _words(text)
         if len(words) < config.ngram + config.ngram_times - 1:
             continue
-        grams = list(zip(*(words[i:] for i in range(config.ngram)), strict=False))
-        if len(grams) - len(set(grams)) < config.ngram_times - 1:  # so many repetitions one of them would need
+        ends = list(zip(words, words[config.ngram - 1 :], strict=False))
+        if len(ends) - len(set(ends)) < config.ngram_times - 1:  # so many repetitions one of them would need
             continue
+        grams = list(zip(*(words[i:] for i in range(config.ngram)), strict=False))
         counts = Counter(grams)
         gram, times = counts.most_common(1)[0]
         if times >= config.ngram_times:
@@ -144,7 +145,7 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = _words(text)
+    words = [*_words(given.trace.reasoning), *_words(given.trace.answer)]
     own = sum(map(ENGLISH.__contains__, words))
     if len(words) >= 20 and own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
@@ -163,13 +164,30 @@ def refusal(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
 
 
 def prompt_copied(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
-    if not given.template_words:
+    if not given.template_words or not _may_copy(given, config.copied_words):
         return None
     for text in (*(facet.text for facet in given.trace.facets), given.trace.answer):
         copied = word_ngrams(text, config.copied_words) & given.template_words
         if copied:
             return ScreenFailure(ScreenReason.PROMPT_COPIED, f"'{min(copied)}' is the prompt's own")
     return None
+
+
+def _may_copy(given: ScreenInput, size: int) -> bool:
+    """False where no facet and no answer has `size` words in a row that are all the template's."""
+    known = _vocabulary(given.template_words)
+    for text in (given.trace.reasoning, given.trace.answer):
+        run = 0
+        for word in _words(text):
+            run = run + 1 if word in known else 0
+            if run >= size:
+                return True
+    return False
+
+
+@lru_cache(maxsize=64)
+def _vocabulary(ngrams: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for ngram in ngrams for word in ngram.split(" "))
 
 
 def shared_keyword(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
@@ -179,11 +197,13 @@ def shared_keyword(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
     speaks with its reference image too ("is not short" of a purple shirt), so the source facet counts as the query's text.
     """
     source = next((facet.text for facet in given.trace.facets if facet.name == "source"), "")
-    of_query, of_target = keywords(f"{given.query_text or ''} {source}"), keywords(given.target_text or "")
+    of_query, of_answer = keywords(f"{given.query_text or ''} {source}"), keywords(given.trace.answer)
+    if of_answer & of_query:
+        return None
+    of_target = keywords(given.target_text or "")
     if not of_query and not of_target:
         return None
-    of_answer = keywords(given.trace.answer)
-    if of_answer & of_query or of_answer & of_target or of_answer & keywords(given.instruction):
+    if of_answer & of_target or of_answer & keywords(given.instruction):
         return None
     return ScreenFailure(ScreenReason.NO_SHARED_KEYWORD, "the answer has no salient word of the query or of what is sought")
 

@@ -6,6 +6,8 @@ that `mbeir-cot preview` shows the very annotation that a build makes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
 from pipeline.annotate.routing import route
 from pipeline.annotate.screens import ScreenFailure, ScreenInput, screen, word_ngrams
@@ -36,6 +38,11 @@ class Annotator:
         self.verifier_config = config.verifier or config.teacher
         self.verify_prompts = PromptSet.load(self.verifier_config.prompts)
         self._own_words: dict[str, frozenset[str]] = {}
+        self._judge_fields = {
+            ASSESS: judge_fields(ASSESS, config.teacher),
+            VERIFY: judge_fields(VERIFY, self.verifier_config),
+        }
+        self._reason_fields: dict[tuple[str, int], dict[str, Any]] = {}
 
     def own_words(self, template: str) -> frozenset[str]:
         """N-grams of a template's own words, for the rule against copying them."""
@@ -70,7 +77,7 @@ class Annotator:
         prompt = judge_prompt(assess_prompt(self.prompts, annotation.query, annotation.instruction), ASSESS, teacher)
         annotation.assess_prompt = prompt
         asked = await self.teacher.ask(
-            "assess", annotation.id, prompt, image_paths(annotation.query), fields=judge_fields(ASSESS, teacher)
+            "assess", annotation.id, prompt, image_paths(annotation.query), fields=self._judge_fields[ASSESS]
         )
         annotation.assess_answer, annotation.asked = asked.answer, annotation.asked + (not asked.known)
         if not asked.answer.ok:
@@ -97,8 +104,10 @@ class Annotator:
         family = family_of(query.task_id)
         revealed = annotation.target if config.reveal_target else None
         prompt = reason_prompt(self.prompts, query, annotation.instruction, complaint=complaint, revealed=revealed)
-        hotter = max(0, number - 1) * config.repair.temperature_step
-        fields = reason_fields(family, config.teacher, attempt=number, hotter=hotter)
+        if (family.name, number) not in self._reason_fields:
+            hotter = max(0, number - 1) * config.repair.temperature_step
+            self._reason_fields[family.name, number] = reason_fields(family, config.teacher, attempt=number, hotter=hotter)
+        fields = self._reason_fields[family.name, number]
         asked = await self.teacher.ask(
             "reason", annotation.id, prompt, image_paths(query, revealed), fields=fields, attempt=number
         )
@@ -139,7 +148,7 @@ class Annotator:
         prompt = verify_prompt(self.verify_prompts, query, annotation.instruction, attempt.trace.answer, target)
         prompt = judge_prompt(prompt, VERIFY, self.verifier_config)
         attempt.verify_prompt = prompt
-        fields = judge_fields(VERIFY, self.verifier_config)
+        fields = self._judge_fields[VERIFY]
         try:
             asked = await self.verifier.ask("verify", annotation.id, prompt, image_paths(query, target), fields=fields)
         except ImageProblem as problem:

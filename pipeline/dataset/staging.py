@@ -49,7 +49,9 @@ class Staging:
         self._file.write(records)
         self._file.write(rejections)
         self._places[number] = (start, len(records), len(rejections))
-        self.keys[number], self.owed[number], self.tokens[number] = chunk.keys, chunk.owed, chunk.tokens
+        # A copy: what comes from Ray is a view of its shared memory, and would keep the whole chunk there.
+        self.keys[number] = np.array(chunk.keys)
+        self.owed[number], self.tokens[number] = chunk.owed, chunk.tokens
         self.unread[number], self.suspects[number] = chunk.unread, chunk.suspects
 
     def get(self, number: int) -> tuple[pa.Table, pa.Table]:

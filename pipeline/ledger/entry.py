@@ -35,9 +35,13 @@ SCHEMA: Final = pa.schema(
 )
 """`kind`: assess, reason or verify. `subject`: the id of the query that asked first. `asked_at`: Unix time."""
 
+ANSWER_COLUMNS: Final = [name for name in SCHEMA.names if name not in ("kind", "attempt", "asked_at")]
+"""What `to_answer` takes."""
+
 TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER})
 """Outcomes that say nothing of the question: they are recorded for the account, and the question is owed again."""
 
+_FIELDS: Final = set(TeacherAnswer.model_fields)
 _OUTCOMES: Final = {str(outcome): outcome for outcome in Outcome}
 
 _LEAST_LOGPROB: Final = -40.0
@@ -90,7 +94,7 @@ def to_answer(entry: Entry) -> TeacherAnswer:
         "endpoint": "",
     }
     object.__setattr__(answer, "__dict__", fields)
-    object.__setattr__(answer, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(answer, "__pydantic_fields_set__", _FIELDS)
     object.__setattr__(answer, "__pydantic_extra__", None)
     object.__setattr__(answer, "__pydantic_private__", None)
     return answer

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.ledger.entry import TRANSIENT, Entry, to_answer
+from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
 from pipeline.ledger.journal import Journal, LedgerError, read_journal, take_lock
 from pipeline.ledger.segment import SegmentStore
 from schemas.errors import ConfigError
@@ -43,7 +43,9 @@ class _Generation:
         start = int(self.keys.searchsorted(wanted))
         if start == len(self.keys) or self.keys[start] != wanted:
             return self.places[:0]
-        end = int(self.keys.searchsorted(wanted, side="right"))
+        end = start + 1
+        if end < len(self.keys) and self.keys[end] == wanted:  # rare: two answers to one request
+            end = int(self.keys.searchsorted(wanted, side="right"))
         return self.places[start:end]
 
 
@@ -95,7 +97,7 @@ class Ledger:
             return to_answer(self._fresh[fingerprint])
         key = int.from_bytes(fingerprint[:8], "big")
         best: dict[str, Any] | None = None
-        places = [int(place) for generation in self._generations for place in generation.find(key)]
+        places = [place for generation in self._generations for place in generation.find(key).tolist()]
         for place in sorted(places, key=lambda place: (self._segments[place >> 32], place)) if len(places) > 1 else places:
             row = self._row(place)
             if row["fingerprint"] == fingerprint and (best is None or (best["outcome"] != "ok" and row["outcome"] == "ok")):
@@ -203,7 +205,7 @@ class Ledger:
         key = (number, group)
         rows = self._groups.get(key)
         if rows is None:
-            rows = self._groups[key] = file.read_row_group(group).to_pylist()
+            rows = self._groups[key] = file.read_row_group(group, columns=ANSWER_COLUMNS, use_threads=False).to_pylist()
             if len(self._groups) > _GROUPS_KEPT:
                 self._groups.popitem(last=False)
         else:

@@ -153,13 +153,16 @@ class ImageStore:
         except OSError as error:
             raise _unreadable(relative, error) from error
 
-    def open(self, relative: str) -> Image.Image:
-        """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`)."""
-        return self._decoded(relative, self.resolve(relative), normalised)
+    def open(self, relative: str, content: bytes | None = None) -> Image.Image:
+        """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`).
 
-    def portable(self, relative: str) -> PictureFile:
+        `content`: the file's, where it has been read already.
+        """
+        return self._decoded(relative, self.resolve(relative) if content is None else io.BytesIO(content), normalised)
+
+    def portable(self, relative: str, content: bytes | None = None) -> PictureFile:
         """A file that shows what `open` gives whoever decodes it: the file itself where it is plain, else a PNG."""
-        data = self.read_bytes(relative)
+        data = self.read_bytes(relative) if content is None else content
         return self._decoded(relative, io.BytesIO(data), lambda image: as_file(image, data))
 
     def is_plain(self, relative: str, data: bytes) -> bool:

@@ -118,7 +118,6 @@ class CachedTeacherClient:
 
     def check_image(self, path: str) -> None:
         """Raises ImageProblem for an image that cannot be used."""
-        self._encoder.digest(path)
         self._encoder.encode(path)
 
     def _record(self, client: TeacherClient, entry: Entry) -> None:

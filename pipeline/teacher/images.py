@@ -77,14 +77,14 @@ class ImageEncoder:
             self._known.move_to_end(relative)
             return self._known[relative]
         data = self._store.read_bytes(relative)
-        image = self._store.open(relative)
+        image = self._store.open(relative, data)
         plain = self._remember(relative, data)
         if image.width * image.height > self._max_pixels:
             url = _data_url("image/jpeg", _reduced(image, self._max_pixels))
         elif self._mode is ImageMode.PATH and plain:
             url = self._store.resolve(relative).as_uri()
         else:
-            file = self._store.portable(relative)
+            file = self._store.portable(relative, data)
             url = _data_url(file.media_type, file.content)
         encoded = EncodedImage(url, self._digests[relative])
         self._known[relative] = encoded

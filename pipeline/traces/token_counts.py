@@ -1,16 +1,34 @@
-"""Lengths in the teacher's tokens, by its tokenizer alone (no model is loaded)."""
+"""Lengths in the teacher's tokens, by its tokenizer alone (no model is loaded).
+
+The tokenizers of GPT-2 and of Qwen cut a text before every single space, so the tokens of a text are those of its words, one by
+one. Words come again and again: their lengths are remembered, which takes a fifth of the time of the whole text's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
 
+import orjson
 from tokenizers import Tokenizer
 
 from pipeline.files.durable import sha256_file
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
+
+_WORDS_KEPT: Final = 65_536
+_QWEN: Final = {
+    "type": "Split",
+    "pattern": {
+        "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    },
+    "behavior": "Isolated",
+    "invert": False,
+}
+"""How Qwen's tokenizers, 2 to 3, cut a text before they merge bytes."""
 
 
 def tokenizer_source(config: BuildConfig) -> str:
@@ -68,13 +86,94 @@ def tokenizer_digest(config: BuildConfig) -> str:
 
 
 def token_counter(config: BuildConfig) -> CountTokens:
-    tokenizer = load_tokenizer(tokenizer_source(config), tokenizer_revision(config))
+    return counter_of(load_tokenizer(tokenizer_source(config), tokenizer_revision(config)))
+
+
+def counter_of(tokenizer: Tokenizer) -> CountTokens:
+    """Tells the number of tokens of a text."""
 
     @lru_cache(maxsize=1024)
-    def count(text: str) -> int:
+    def whole(text: str) -> int:
         return len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])  # without offsets, which cost a fifth
 
+    if not _cuts_before_spaces(tokenizer):
+        return whole
+    first = lru_cache(maxsize=_WORDS_KEPT)(lambda word: len(tokenizer.encode(word, add_special_tokens=False)))
+    others = _SpacedWords(tokenizer)
+
+    def count(text: str) -> int:
+        words = text.split(" ")
+        if not text.isascii() or words != text.split():  # other white space, or two spaces in a row: they may make one token
+            return whole(text)
+        return first(words[0]) + others.count(words[1:])
+
     return count
+
+
+class _SpacedWords:
+    """Tokens of words that stand behind a space. Those that have come twice are remembered: many come but once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lengths: dict[str, int] = {}
+        self._once: set[str] = set()
+
+    def count(self, words: list[str]) -> int:
+        total, unknown, lengths = 0, [], self._lengths
+        for word in words:
+            length = lengths.get(word)
+            if length is None:
+                unknown.append(word)
+            else:
+                total += length
+        return total + self._count_unknown(unknown) if unknown else total
+
+    def _count_unknown(self, words: list[str]) -> int:
+        for word in words:
+            if word in self._once:
+                self._once.discard(word)
+                if len(self._lengths) >= _WORDS_KEPT:
+                    self._lengths.clear()
+                self._lengths[word] = self._tokens(f" {word}")
+            elif word not in self._lengths:
+                if len(self._once) >= _WORDS_KEPT:
+                    self._once.clear()
+                self._once.add(word)
+        return self._tokens("".join([f" {word}" for word in words]))
+
+    def _tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+
+
+def _cuts_before_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether an ASCII text's tokens never lie across a single space between two other characters, and begin anew there.
+
+    Of GPT-2's and Qwen's patterns no alternative goes on over a space behind another character, none looks behind itself, and
+    none looks ahead but over white space.
+    """
+    cutter = tokenizer.pre_tokenizer
+    if cutter is None or tokenizer.truncation is not None or tokenizer.padding is not None:
+        return False
+    if tokenizer.normalizer is not None and _state(tokenizer.normalizer) != {"type": "NFC"}:  # which leaves ASCII as it is
+        return False
+    if any(
+        token.lstrip or token.rstrip or token.single_word or not token.content or " " in token.content
+        for token in tokenizer.get_added_tokens_decoder().values()
+    ):
+        return False
+    state = _state(cutter)
+    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    if len(steps) == 2 and steps[0] == _QWEN:
+        return _is_byte_level(steps[1], use_regex=False)
+    return len(steps) == 1 and _is_byte_level(steps[0], use_regex=True)
+
+
+def _is_byte_level(step: dict[str, Any], *, use_regex: bool) -> bool:
+    return step["type"] == "ByteLevel" and step["add_prefix_space"] is False and step["use_regex"] is use_regex
+
+
+def _state(part: Any) -> Any:
+    return orjson.loads(part.__getstate__())
 
 
 CountTokens = Callable[[str], int]

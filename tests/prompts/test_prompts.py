@@ -163,3 +163,48 @@ def test_templates_may_not_leave_their_set_or_touch_python(tmp_path: Path) -> No
 def test_an_unknown_set_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no prompt set 'fulll'\n.*full or pocket"):
         PromptSet.load("fulll")
+
+
+TEMPLATES = {
+    "plain": "{{ a }} and {{ b or 'none' }}{% if flag and not c %}!{{ image('query') }}{{ c }}{% elif c %} {{ c }}{% endif %}\n",
+    "treated": "{{ a|upper }}{% if b == 'x' %}{{ b }}{% endif %}{% for letter in c %}{{ letter }}-{% endfor %}",
+    "filtered": "{% filter upper %}{{ a }}{% include 'plain.jinja' %}{% endfilter %}{{ b }}",
+    "assigned": "{% set d = a %}{{ d }}{% set e %}{{ b }}{% endset %}{{ e|length }}{{ c }}",
+    "chosen": "{% set which = 'plain' if flag else 'treated' %}{% include which ~ '.jinja' %}{{ a }}",
+    "macro": "{% macro twice(x) %}{{ x }}{{ a|length }}{% endmacro %}{{ twice(b) }}{{ c }}",
+    "base": "{% block inner %}{{ a }}{% endblock %}{{ self.inner()|upper }}{{ b }}{{ c[:2] }}",
+    "derived": "{% extends 'base.jinja' %}{% block inner %}{{ a }}{{ c }}{% endblock %}",
+    "ternary": "{{ a if b else c }}{{ (a ~ b)|trim }}{{ a or c }}",
+}
+TEXTS = st.one_of(st.sampled_from(["", "x", " ", "\x00variable:a\x00", "<image>"]), st.text(max_size=6))
+
+
+@pytest.fixture(scope="module")
+def own_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("prompts")
+    for name, text in TEMPLATES.items():
+        (directory / f"{name}.jinja").write_text(text, encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(data=st.data())
+def test_variables_put_in_later_give_what_rendering_gives(own_set: Path, name: str, data: st.DataObject) -> None:
+    kept, fresh = PromptSet(own_set), PromptSet(own_set)
+    fresh._decisive[name] = None
+    for _ in range(4):
+        given = {"a": data.draw(TEXTS), "b": data.draw(TEXTS), "c": data.draw(TEXTS), "flag": data.draw(st.booleans())}
+        assert kept.render(name, **given) == fresh.render(name, **given)
+
+
+@pytest.mark.parametrize("which", BUILT_IN)
+def test_queries_of_one_kind_are_rendered_once(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = PromptSet.load(which)
+    calls: list[str] = []
+    rendered = prompts._rendered
+    monkeypatch.setattr(prompts, "_rendered", lambda template, safe: calls.append(template) or rendered(template, safe))
+    for number in range(20):
+        for name in NAMES:
+            given = {"query_text": f"dog {number}", "answer": f"a dog {number}"}
+            prompts.render(name, **variables(name, **{k: v for k, v in given.items() if k in variables(name)}))  # type: ignore[arg-type]
+    assert sorted(calls) == sorted(NAMES)

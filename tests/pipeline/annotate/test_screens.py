@@ -189,3 +189,29 @@ def test_repeated_ngrams_agree_with_plain_counting(words: list[str], size: int, 
     most = max(counts.values(), default=0)
     own = repeated_ngram(screened(answer="beagle"), config)  # repetitions in the reasoning only
     assert fault == own if own is not None else (fault is not None) == (most >= times)
+
+
+SAID = st.lists(
+    st.sampled_from(["the", "a", "beagle", "beagles", "on", "sand,", "Grass.", "grass's", "it's", "now", "no-one"]),
+    min_size=1,
+    max_size=14,
+)
+
+
+@given(SAID, SAID, SAID, st.integers(1, 4), st.booleans())
+def test_what_the_rules_leave_out_changes_nothing(
+    facet: list[str], answer: list[str], other: list[str], size: int, has_target: bool
+) -> None:
+    """Copies of the prompt and shared keywords, as their definitions have them."""
+    one, said, text = (" ".join(words).strip(".,") for words in (facet, answer, other))
+    assume(all((one, said, text)))
+    given = screened(
+        one, *GOOD[1:], answer=said, query_text=text, target_text=one if has_target else None,
+        template_words=word_ngrams(text, size),
+    )  # fmt: skip
+    copied = [word_ngrams(part, size) & given.template_words for part in (one, *GOOD[1:], said)]
+    fault = RULES["prompt copied"](given, CONFIG.model_copy(update={"copied_words": size}))
+    assert (fault is not None) == any(copied)
+    of_query, of_target = keywords(f"{text} {one}"), keywords(given.target_text or "")
+    shared = keywords(said) & (of_query | of_target | keywords(given.instruction))
+    assert (shared_keyword(given, CONFIG) is None) == bool(shared or not (of_query or of_target))

@@ -64,3 +64,21 @@ def test_the_last_images_are_remembered(store: ImageStore, tmp_path: Path) -> No
     encoder.encode("large.jpg")
     with pytest.raises(ImageProblem):
         encoder.encode("small.png")
+
+
+@pytest.mark.parametrize("mode", ImageMode)
+@pytest.mark.parametrize("name", ["small.png", "large.jpg", "clear.png"])
+def test_a_file_is_read_once_to_be_encoded(
+    store: ImageStore, tmp_path: Path, mode: ImageMode, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    reads: list[Path] = []
+    opened, read_bytes = Image.open, Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda source, *rest, **given: (isinstance(source, Path) and reads.append(source)) or opened(source, *rest, **given),
+    )
+    ImageEncoder(store, mode, max_pixels=5000).encode(name)
+    assert len(reads) == 1

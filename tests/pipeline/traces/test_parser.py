@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.real_vocabulary import ROWS
+from pipeline.traces import parser
 from pipeline.traces.families import COMPOSED, FAMILIES, Family, family_of
 from pipeline.traces.grammar import trace_grammar
 from pipeline.traces.parser import parse_trace
@@ -18,6 +19,17 @@ GOOD = "<reasoning>\nSource: a dog\nOperation: add a hat\nInvariant: the dog\n</
 
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
 _LEAKY = re.compile(r"prompt|rules|instruct|example|\{\{|\}\}|\{%", re.IGNORECASE)
+MARKS = [
+    *"<>\n\r\t *:-\x1c\x85\u2028\u3000ſK",
+    "**",
+    "\r\n",
+    "Source: ",
+    "asked: ",
+    "as instructed",
+    "<|im_end|>",
+    "{{",
+    "<think>x</think>",
+]
 lines = st.from_regex(rf"[^<>\s{_CONTROL}](?:[^<>{_CONTROL}\u2028\u2029]{{0,30}}[^<>\s{_CONTROL}])?", fullmatch=True).filter(
     lambda text: not _LEAKY.search(text)
 )
@@ -260,3 +272,18 @@ def test_every_task_has_its_family() -> None:
         "composed",
         "knowledge",
     ]
+
+
+@given(traces(), st.lists(st.tuples(st.integers(0, 400), st.sampled_from(MARKS)), max_size=3))
+def test_a_trace_as_it_is_rendered_is_read_as_any_other(made: tuple[Family, Trace], marks: list[tuple[int, str]]) -> None:
+    family, trace = made
+    text = trace.render()
+    for place, mark in marks:
+        text = text[:place] + mark + text[place:]
+    found = parse_trace(text, family)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "_rendered", lambda name: re.compile(r"(?!)"))
+        patch.setattr(parser, "_leak", parser._LEAKS.search)
+        assert found == parse_trace(text, family)
+    if isinstance(found, Trace):
+        assert Trace.model_validate(found.model_dump()) == found

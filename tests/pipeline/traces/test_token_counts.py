@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bench.oracle import TOKENIZER
 from pipeline.traces import token_counts as tokens
-from pipeline.traces.token_counts import load_tokenizer, token_counter, tokenizer_digest
+from pipeline.traces.token_counts import counter_of, load_tokenizer, token_counter, tokenizer_digest
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
 
@@ -52,3 +54,61 @@ def test_older_files_make_the_same_tokenizer(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no tokenizer at .*no tokenizer.json.*screen.tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def like_qwen() -> Tokenizer:
+    """The pocket's vocabulary behind Qwen's own cutter: runs of digits and spaces are cut otherwise than GPT-2's."""
+    whole = json.loads((TOKENIZER / "tokenizer.json").read_text())
+    whole["normalizer"] = {"type": "NFC"}
+    level = whole["pre_tokenizer"] | {"use_regex": False}
+    whole["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [tokens._QWEN, level]}
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+COUNTED = {"gpt-2": load_tokenizer(str(TOKENIZER)), "qwen": like_qwen()}
+WORDS = [
+    "a",
+    "the",
+    "dog's",
+    "7026f2",
+    "12",
+    "'s",
+    "(it",
+    ".",
+    "--",
+    "red,",
+    "<|im_end|>",
+    "it's",
+    "é",
+    "e\u0301",
+    "",
+    "\t",
+    "x\n",
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@given(text=st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
+def test_the_words_tokens_are_the_texts(name: str, text: str) -> None:
+    tokenizer = COUNTED[name]
+    assert counter_of(tokenizer)(text) == len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_a_text_of_known_words_is_not_tokenized_again() -> None:
+    asked: list[str] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(COUNTED["qwen"], name)
+
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            asked.extend(texts)
+            return COUNTED["qwen"].encode_batch_fast(texts, **options)
+
+    count = counter_of(Watched())  # type: ignore[arg-type]
+    for _ in range(2):
+        count(TEXT)
+    asked.clear()
+    assert count(TEXT) == len(COUNTED["qwen"].encode(TEXT, add_special_tokens=False))
+    count("two large circles")
+    assert asked == []

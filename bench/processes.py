@@ -1,0 +1,85 @@
+"""What the processes of a build take: peak memory and processor time, by kind, looked at four times a second."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+
+_KINDS: Final = {"ray::AnnotationWorker": "annotator", "raylet": "Ray", "gcs_server": "Ray", "ray": "Ray"}
+_EVERY_S: Final = 0.25
+
+
+@dataclass
+class Usage:
+    """Of one kind of process. `mib` is the largest one's; `cpu_s` is of all together, `busiest_s` of one."""
+
+    mib: float = 0.0
+    cpu_s: float = 0.0
+    busiest_s: float = 0.0
+
+
+@dataclass
+class _Process:
+    kind: str
+    bytes: int = 0
+    cpu_s: float = 0.0
+    watched: psutil.Process | None = field(default=None, repr=False)
+
+
+class ProcessWatch:
+    """A process and all that it starts, until `stop`. The process itself is of the kind ``driver``."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._found: dict[int, _Process] = {pid: _Process("driver", watched=self._root)}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            self._look()
+            if self._stop.wait(_EVERY_S):
+                return
+
+    def _look(self) -> None:
+        try:
+            children = self._root.children(recursive=True)
+        except psutil.Error:
+            return
+        for child in children:
+            known = self._found.get(child.pid)
+            if known is None:
+                self._found[child.pid] = _Process(_kind_of(child), watched=child)
+            elif known.kind != "annotator":  # an idle worker of Ray may become one
+                known.kind = _kind_of(child, known.kind)
+        for process in self._found.values():
+            try:
+                assert process.watched is not None
+                times, memory = process.watched.cpu_times(), process.watched.memory_info()
+                process.cpu_s, process.bytes = times.user + times.system, max(process.bytes, memory.rss)
+            except psutil.Error:  # it has ended: its last look counts
+                continue
+
+    def stop(self) -> dict[str, Usage]:
+        """Usage by kind: ``driver``, ``annotator``, ``Ray`` and ``other``."""
+        self._stop.set()
+        self._thread.join()
+        usage: dict[str, Usage] = {}
+        for process in self._found.values():
+            one = usage.setdefault(process.kind, Usage())
+            one.mib = max(one.mib, process.bytes / 2**20)
+            one.busiest_s = max(one.busiest_s, process.cpu_s)
+            one.cpu_s += process.cpu_s
+        return usage
+
+
+def _kind_of(process: psutil.Process, before: str = "other") -> str:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:
+        return before
+    return next((kind for word, kind in _KINDS.items() if word in words), before)
