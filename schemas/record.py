@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from schemas.judgement import JudgementReason, Probability
-from schemas.mbeir import Id, Modality
+from schemas.mbeir import DatasetTask, Id, Modality
 from schemas.teacher import Outcome
 from schemas.trace import FormatReason
 
@@ -192,3 +192,9 @@ class Rejection(_Identity):
 
 def record_id(split: str, dataset: str, task_id: int, qid: str) -> str:
     return f"{split}/{dataset}/task{task_id}/{qid}"
+
+
+def task_of_record(identifier: str) -> DatasetTask:
+    """The dataset-task in a record's id. Raises ValueError for what is no such id."""
+    _, dataset, task, _ = identifier.split("/", 3)
+    return DatasetTask.parse(f"{dataset}_{task}")

@@ -189,6 +189,9 @@ class EvaluationSettings(_Settings):
     teacher_trace_dataset: str | None = None
     """A dataset that was built on this split (``input.split``): the teacher's traces, for the ceiling of hit@k with right
     traces given and for the share of the student's that agree."""
+    swap_test: bool = False
+    """Embed the queries of `trace` that reason after other traces too (none, another query's, their own words in random order):
+    how much of the hit rates is the trace's. Three more searches of all pools."""
     base: bool = True
     """Score the base without any training too."""
 

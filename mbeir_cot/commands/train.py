@@ -117,7 +117,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from schemas.errors import ConfigError
-    from trainer.evaluation.evaluate_run import evaluate_run
+    from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run
     from trainer.model.location import is_checkpoint, locate
 
     config = locate(config)
@@ -131,6 +131,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     results = evaluate_run(settings, model=config if alone else None, quiet=quiet, notice=notices.append)
     directory, split = settings.out / "eval", settings.evaluation.split
     _show(results, split)
+    _show_diagnostics(diagnostics_file(settings))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; results_{escape(split)}.json")
@@ -158,6 +159,36 @@ def _show(results: list[Result], split: str) -> None:
     console.print(costs)
     console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
     console.print("queries/s: of all workers; not measured where a routing shares embeddings with an earlier one")
+
+
+def _show_diagnostics(file: Path) -> None:
+    """What explains the table: see `trainer.evaluation.diagnostics`."""
+    from trainer.evaluation.diagnostics import Diagnostics
+
+    if not file.is_file():
+        return
+    found = Diagnostics.model_validate_json(file.read_bytes())
+    groups = (
+        ("by the teacher's P(complex)", found.by_difficulty),
+        ("by the trace's agreement with the teacher's", found.by_agreement),
+    )
+    for title, part in groups:
+        if part:
+            table = Table(
+                f"trace, {title}", "queries", "think rate", "trace", *(["direct"] if part[0].direct_local is not None else [])
+            )
+            for one in part:
+                direct = [] if one.direct_local is None else [_pair(one.direct_local, one.direct_union)]
+                table.add_row(one.name, f"{one.queries:,}", f"{one.think_rate:.1%}", _pair(one.local, one.union), *direct)
+            console.print(table)
+    if found.swap_test:
+        table = Table("swap test: queries that reasoned, after", "queries", "cosine to own", "hit@k", "another first result")
+        for swap in found.swap_test:
+            cells = (f"{swap.queries:,}", f"{swap.cosine:.3f}", _pair(swap.local, swap.union), f"{swap.first_changed:.1%}")
+            table.add_row(swap.trace, *cells)
+        console.print(table)
+    if found != Diagnostics():
+        console.print("these are means over queries, not over dataset-tasks")
 
 
 _COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
 
 from schemas.errors import InputError
 from schemas.mbeir import Modality
 from schemas.record import record_id
 from trainer.data.batch_sampler import rng_for
-from trainer.data.dataset import Records
+from trainer.data.dataset import Records, local_directory
 from trainer.evaluation.evaluate import Evaluation
 
 
@@ -27,8 +31,17 @@ def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]
     return {identifier: i in chosen for i, identifier in enumerate(ids)}
 
 
-def teacher_traces(dataset: str, split: str) -> tuple[dict[str, str], dict[str, str]]:
-    """(traces, answers) by record id, of a dataset that was built on the evaluation's split. Raises InputError for others."""
+class TeacherTraces(NamedTuple):
+    """What the teacher wrote about queries, by record id."""
+
+    traces: dict[str, str]
+    answers: dict[str, str]
+    complexity: dict[str, float]
+    """P(complex), where it was asked for."""
+
+
+def teacher_traces(dataset: str, split: str) -> TeacherTraces:
+    """Of a dataset that was built on the evaluation's split. Raises InputError for others."""
     records = Records.load(dataset)
     if records.split != split:
         raise InputError(
@@ -36,4 +49,16 @@ def teacher_traces(dataset: str, split: str) -> tuple[dict[str, str], dict[str, 
             f"build it with --set input.split={split}, or set evaluation.teacher_trace_dataset: null",
         )
     rows = records.table.select(["id", "answer"]).to_pylist()
-    return records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}
+    return TeacherTraces(
+        records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}, assessments(local_directory(dataset))
+    )
+
+
+def assessments(dataset: Path) -> dict[str, float]:
+    """P(complex) by record id, of queries that the teacher assessed."""
+    found: dict[str, float] = {}
+    for path in sorted((dataset / "data").glob("*.parquet")):
+        if "assessment" in pq.read_schema(path).names:
+            table = pq.read_table(path, columns=["id", "assessment"])
+            found |= dict(zip(table["id"].to_pylist(), table["assessment"].to_pylist(), strict=True))
+    return {identifier: p for identifier, p in found.items() if p is not None}

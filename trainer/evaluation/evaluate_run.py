@@ -11,16 +11,32 @@ OUT/eval/eval.log tells what happened and when, and what ended it; OUT/eval/embe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
+from pipeline.mbeir.layout import Layout
 from schemas.errors import InputError
+from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig, Variant
-from trainer.evaluation.controls import modality_routes, random_routes, teacher_traces
+from trainer.embedding.adaptive import QueryEmbedding
+from trainer.embedding.files import EmbeddingFiles
+from trainer.evaluation.controls import TeacherTraces, modality_routes, random_routes, teacher_traces
+from trainer.evaluation.diagnostics import (
+    Diagnostics,
+    Found,
+    Swap,
+    by_agreement,
+    by_difficulty,
+    shuffled_words,
+    swap,
+    traces_of_others,
+)
 from trainer.evaluation.evaluate import ROUTES, Evaluation
 from trainer.evaluation.results import Result, as_json
+from trainer.evaluation.run_files import read_ranks
 from trainer.model.location import is_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -29,6 +45,11 @@ logger = logging.getLogger(__name__)
 def results_file(config: TrainConfig) -> Path:
     """Where `evaluate_run` writes its results as JSON."""
     return config.out / "eval" / f"results_{config.evaluation.split}.json"
+
+
+def diagnostics_file(config: TrainConfig) -> Path:
+    """Where `evaluate_run` writes a run's `Diagnostics`, if TRACE is among its variants."""
+    return config.out / "eval" / f"diagnostics_{config.evaluation.split}.json"
 
 
 def evaluate_run(
@@ -45,9 +66,9 @@ def evaluate_run(
     notice: called with what a reader of the table must know: candidates and queries left out, queries without a positive. They
     are logged too.
 
-    Writes embeddings, run files and tables in UniIR's layout into ``config.out/eval``, and `results_file`. Embeddings that the
-    same weights, pools and settings made before are reused. Raises InputError for a variant that is not finished, and for
-    traces of a dataset that was built on another split.
+    Writes embeddings, run files and tables in UniIR's layout into ``config.out/eval``, `results_file` and, with TRACE among the
+    variants, `diagnostics_file`. Embeddings that the same weights, pools and settings made before are reused. Raises InputError
+    for a variant that is not finished, and for traces of a dataset that was built on another split.
     """
     with run_log(config.out / "eval" / "eval.log"), log_failure(logger, "evaluation"):
         logger.info("%s of %s on %s queries", ", ".join(config.variants), model or config.out, config.evaluation.split)
@@ -62,9 +83,11 @@ def evaluate_run(
 
 def _evaluate_models(config: TrainConfig, model: Path | None, *, quiet: bool) -> tuple[list[Result], list[str]]:
     directory = config.out / "eval"
-    written, answers = None, None
+    teacher = None
     if config.evaluation.teacher_trace_dataset is not None:
-        written, answers = teacher_traces(config.evaluation.teacher_trace_dataset, config.evaluation.split)
+        teacher = teacher_traces(config.evaluation.teacher_trace_dataset, config.evaluation.split)
+    embedded: dict[str, QueryEmbedding] = {}
+    swaps: tuple[Swap, ...] = ()
     results: list[Result] = []
     notices: list[str] = []  # about pools and queries: the same for every model
     if config.evaluation.base:
@@ -75,25 +98,76 @@ def _evaluate_models(config: TrainConfig, model: Path | None, *, quiet: bool) ->
     for variant in config.variants:
         with Evaluation(config, _finished_model(config, variant, model), directory, quiet=quiet) as evaluation:
             evaluation.embed_pools(variant)
-            results += _evaluate_variant(evaluation, variant, written, answers)
+            found = _evaluate_variant(evaluation, variant, teacher)
+            results += found.results
             notices = evaluation.notices
+            if variant == "trace":
+                embedded, swaps = found.embedded, _swap_test(evaluation, found.embedded)
+    if embedded:
+        replace_text(diagnostics_file(config), _diagnostics(config, embedded, teacher, swaps).model_dump_json(indent=1) + "\n")
     return results, notices
 
 
-def _evaluate_variant(
-    evaluation: Evaluation, variant: Variant, written: dict[str, str] | None, answers: dict[str, str] | None
-) -> list[Result]:
+class _VariantResults(NamedTuple):
+    results: list[Result]
+    embedded: dict[str, QueryEmbedding]
+    """By record id, with the variant's own routes and traces."""
+
+
+def _evaluate_variant(evaluation: Evaluation, variant: Variant, teacher: TeacherTraces | None) -> _VariantResults:
+    answers = teacher.answers if teacher is not None else None
     result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
     results = [result]
     if variant != "trace":
-        return results
+        return _VariantResults(results, embedded)
     at_random = random_routes(list(embedded), result.think_rate, evaluation.config.seed)
     for name, routes in (("by modality", modality_routes(evaluation)), ("at random", at_random)):
         suffix = f"trace-{name.replace(' ', '-')}"
         results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
-    if written is not None:
-        results.append(evaluation.run("trace, teacher's traces", "trace-given", "given", written=written)[0])
-    return results
+    if teacher is not None:
+        results.append(evaluation.run("trace, teacher's traces", "trace-given", "given", written=teacher.traces)[0])
+    return _VariantResults(results, embedded)
+
+
+def _swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding]) -> tuple[Swap, ...]:
+    """The queries that reasoned, after other traces; empty where it is not asked for, or none reasoned."""
+    own_traces = {identifier: one.trace for identifier, one in embedded.items() if one.reasoned}
+    if not evaluation.config.evaluation.swap_test or not own_traces:
+        return ()
+    seed = evaluation.config.seed
+    vectors = {identifier: embedded[identifier].vector.numpy() for identifier in own_traces}
+    own = _found(evaluation.config, "trace")
+    swaps = [swap("own", vectors, vectors, own, own)]
+    for name, traces in (
+        ("none", dict.fromkeys(own_traces, "")),
+        ("another query's", traces_of_others(own_traces, seed)),
+        ("shuffled words", shuffled_words(own_traces, seed)),
+    ):
+        suffix = f"trace-swap-{name.replace(' ', '-').replace(chr(39), '')}"
+        _, found = evaluation.run(f"trace, after {name}", suffix, "given", written=traces)
+        others = {identifier: found[identifier].vector.numpy() for identifier in traces if identifier in found}
+        swaps.append(swap(name, vectors, others, own, _found(evaluation.config, suffix)))
+    return tuple(swaps)
+
+
+def _diagnostics(
+    config: TrainConfig, embedded: Mapping[str, QueryEmbedding], teacher: TeacherTraces | None, swaps: tuple[Swap, ...]
+) -> Diagnostics:
+    if teacher is None:
+        return Diagnostics(swap_test=swaps)
+    own = _found(config, "trace")
+    direct = _found(config, "direct") if "direct" in config.variants else None
+    return Diagnostics(
+        by_difficulty=by_difficulty({i: one.reasoned for i, one in embedded.items()}, teacher.complexity, own, direct),
+        by_agreement=by_agreement({i: one.trace for i, one in embedded.items() if one.reasoned}, teacher.answers, own, direct),
+        swap_test=swaps,
+    )
+
+
+def _found(config: TrainConfig, suffix: str) -> Found:
+    layout, files, split = Layout.open(config.data.mbeir), EmbeddingFiles(config.out / "eval", suffix), config.evaluation.split
+    union = read_ranks(files, layout, DATASET_TASKS, "union", split) if config.evaluation.union else None
+    return Found(local=read_ranks(files, layout, DATASET_TASKS, "single", split), union=union)
 
 
 def _finished_model(config: TrainConfig, variant: Variant, model: Path | None) -> Path:

@@ -22,6 +22,7 @@ from schemas.mbeir import DatasetTask, unhash_did
 from schemas.training import EvaluationSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from trainer.evaluation.controls import teacher_traces
+from trainer.evaluation.diagnostics import Diagnostics
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.evaluate_run import evaluate_run
 from trainer.retrieval.index import Index
@@ -33,7 +34,7 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     settings = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}"]
-    done = mbeir_cot("eval", run, *settings, timeout=280)
+    done = mbeir_cot("eval", run, *settings, "--set", "evaluation.swap_test=true", timeout=280)
     assert done.returncode == 0, done.stderr
     for said in ("base", "trace, routed by modality", "trace, routed at random", "mean composed", "think rate", "cirr_task7"):
         assert said in done.stdout
@@ -50,6 +51,13 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     scored = mbeir_cot("score", "--uniir-dir", run / "eval", "--mbeir-dir", tiny_world, "--suffix", "trace", "--split", "val")
     assert scored.returncode == 0, scored.stderr
     assert table.read_bytes() == kept
+
+    own, without, *_ = Diagnostics.model_validate_json((run / "eval" / "diagnostics_val.json").read_bytes()).swap_test
+    assert (own.trace, own.first_changed, without.trace, without.queries) == ("own", 0.0, "none", own.queries)
+    assert own.queries == sum(task["costs"]["reasoned"] for task in results[1]["tasks"]) > 0
+    assert own.cosine == pytest.approx(1, abs=1e-3)
+    assert without.cosine < own.cosine
+    assert "swap test" in done.stdout
 
     with pytest.raises(InputError, match="was built on train, and val is evaluated"):
         teacher_traces(json.loads((run / "train.json").read_text())["data"]["dataset"], "val")

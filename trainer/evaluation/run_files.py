@@ -1,0 +1,48 @@
+"""What an evaluation's run files say of each query: where its best positive stood, and what came first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.qrels import read_qrels
+from schemas.mbeir import DatasetTask
+from schemas.record import record_id
+from trainer.embedding.files import EmbeddingFiles, Split
+from trainer.evaluation.uniir import Pool, metric_ks, qrels_name
+
+
+class Ranked(NamedTuple):
+    """Of one query. rank: the best positive's, from 1; None beyond the list. first: the did at rank 1."""
+
+    rank: int | None
+    first: str
+
+
+def run_file(files: EmbeddingFiles, task: DatasetTask, pool: Pool, split: Split) -> Path:
+    """Where `uniir.score_directory` writes what a task's queries found."""
+    return files.runs / f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}_run.txt"
+
+
+def read_ranks(
+    files: EmbeddingFiles, layout: Layout, tasks: Iterable[DatasetTask], pool: Pool, split: Split
+) -> dict[str, Ranked]:
+    """Record id -> what its query found in a pool. Tasks without a run file are left out."""
+    found: dict[str, Ranked] = {}
+    for task in tasks:
+        path = run_file(files, task, pool, split)
+        qrels = layout.root / "qrels" / split / qrels_name(task, split)
+        if not path.is_file() or not qrels.is_file():
+            continue
+        relevant = {(qrel.qid, qrel.did) for qrel in read_qrels(qrels) if qrel.relevance > 0}
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                qid, _, did, rank, *_ = line.split()
+                identifier = record_id(split, task.dataset, task.task_id, qid)
+                known = found.get(identifier, Ranked(None, did))  # lines are in the order of the ranks
+                if known.rank is None and (qid, did) in relevant:
+                    known = known._replace(rank=int(rank))
+                found[identifier] = known
+    return found
