@@ -1,12 +1,12 @@
-"""How fast builds are, side by side with bare loops that send the same requests in the same run.
+"""Speed of builds, compared with bare loops that send the same requests in the same run.
 
-    python bench/build.py instant [--queries 10000]   # against an oracle that answers at once, and after 200 ms
+    python bench/build.py instant [--queries 10000]   # against an oracle that answers instantly, and after 200 ms
     python bench/build.py scale [--queries 10000,100000,300000]
     python bench/build.py teacher                     # against the real pocket vLLM server
 
-`instant` and `teacher` first build, then take the requests that the build made out of its ledger's log and fire them with
-plain aiohttp workers at the same server. `scale` reports what a record costs and how much memory each process takes, while it is
-built and while it is made again from the ledger, whether the ledger is whole, and how long a re-run of the finished build takes.
+`instant` and `teacher` first run the build and record its requests, then send the same requests to the same server from plain
+aiohttp workers. `scale` reports cost per record and memory per process, for the build and for its replay from the ledger; verifies
+the ledger; and reports the time of a re-run of the finished build.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def many_queries(world: Path, root: Path, count: int) -> Path:
-    """An M-BEIR directory with `count` queries: the world's own, repeated under new ids and texts, its images shared."""
+    """Writes an M-BEIR directory with `count` queries: the world's own under new ids and texts, sharing its images."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     for name in ("mbeir_images", "cand_pool", "instructions"):
@@ -68,7 +68,7 @@ def many_queries(world: Path, root: Path, count: int) -> Path:
 
 
 def run(config: Path) -> dict[str, Any]:
-    """A build with its progress file's last word, wall time and what its processes took."""
+    """Runs a build and returns its final progress file, wall time and the usage of its processes."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "mbeir_cot", "build", str(config), "--quiet"], stdout=subprocess.DEVNULL, cwd=ROOT
@@ -83,7 +83,7 @@ def run(config: Path) -> dict[str, Any]:
 
 
 async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
-    """Requests per second of workers that do nothing but send and receive."""
+    """Returns the requests per second of a loop that only sends and receives."""
     waiting = iter(bodies)
     began = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -101,24 +101,24 @@ async def bare(url: str, bodies: list[bytes], in_flight: int) -> float:
 
 
 @app.command()
-def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_000, annotators: int = 2) -> None:
-    """Client-bound: how many records per second go through all steps."""
+def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_000, workers: int = 2) -> None:
+    """Client-bound: records per second through all steps."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         root = many_queries(world.resolve(), directory / "M-BEIR", queries)
-        for delay, in_flight, crew in ((0.0, 128, annotators), (0.2, 256, annotators)):
+        for delay, in_flight in ((0.0, 128), (0.2, 256)):
             bodies_file = directory / f"bodies-{delay}"
             with Oracle(directory / f"log-{delay}", delay=delay, bodies=bodies_file) as oracle:
                 config = oracle.config(
                     directory,
                     root,
                     out=str(directory / f"out-{delay}"),
-                    workers=crew,
+                    workers=workers,
                     route__policy="by-modality",
                     route__always_assess=True,
                     input__image_roots=[str(world.resolve())],
-                    teacher__transport__start_in_flight=in_flight // crew,
-                    teacher__transport__max_in_flight=in_flight // crew,
+                    teacher__transport__start_in_flight=in_flight // workers,
+                    teacher__transport__max_in_flight=in_flight // workers,
                 )
                 took = run(config)
                 bodies = [line for line in bodies_file.read_bytes().split(b"\n") if line]
@@ -128,7 +128,7 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
             annotating = took["annotating_s"]
             rate = len(bodies) / annotating
             console.print(
-                f"{delay * 1000:.0f} ms, {crew} annotators, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
+                f"{delay * 1000:.0f} ms, {workers} workers, {in_flight} in flight: {took['done'] / annotating:,.0f} records/s, "
                 f"{rate:,.0f} requests/s = {rate / base:.2f} of the bare loop ({base:,.0f}/s); wall {took['wall_s']:.1f} s, "
                 f"{_memory(took['usage'])}"
             )
@@ -138,13 +138,13 @@ def instant(world: Path = Path("build/pocket/world/mbeir"), queries: int = 10_00
 def scale(
     world: Path = Path("build/pocket/world/mbeir"),
     queries: Annotated[str, typer.Option(help="Comma-separated sizes.")] = "10000,100000,300000",
-    annotators: int = 2,
+    workers: int = 2,
     scratch: Path | None = None,
 ) -> None:
-    """Does a record cost the same at 10 k and at a million, and what do its replay and a plain re-run cost?
+    """Cost per record from 10 k to a million queries, and the cost of a replay and a plain re-run.
 
     A replay makes every annotation again from the ledger; a plain re-run finds that nothing has changed. `scratch` is a directory
-    on a disk with some 5 GB for each million queries.
+    on a disk with some 5 GB per million queries.
     """
     for size in map(int, queries.split(",")):
         with tempfile.TemporaryDirectory(dir=scratch) as place:
@@ -154,7 +154,7 @@ def scale(
                 config = oracle.config(
                     directory,
                     root,
-                    workers=annotators,
+                    workers=workers,
                     input__image_roots=[str(world.resolve())],
                     teacher__transport__start_in_flight=64,
                     teacher__transport__max_in_flight=64,
@@ -169,8 +169,8 @@ def scale(
                 began = time.perf_counter()
                 faults = verify_ledger(ledger)
                 console.print(
-                    f"  ledger: {_size(ledger) / size:,.0f} bytes a record, verified in {time.perf_counter() - began:.1f} s: "
-                    f"{'; '.join(faults) or 'whole'}"
+                    f"  ledger: {_size(ledger) / size:,.0f} bytes per record, verified in {time.perf_counter() - began:.1f} s: "
+                    f"{'; '.join(faults) or 'complete'}"
                 )
                 before = _digests(directory / "out")
                 (directory / "out" / "work" / "finished.json").unlink()  # so that every annotation is made again
@@ -182,16 +182,16 @@ def scale(
 
 
 def _cost(took: dict[str, Any], size: int) -> str:
-    """Wall and processor time a record, and memory, of a build's processes."""
+    """Describes wall and processor time per record, and the memory of a build's processes."""
     cpu = ", ".join(f"{kind} {one.cpu_s / size * 1e6:,.0f}" for kind, one in sorted(took["usage"].items()))
     return (
-        f"{took['annotating_s'] / size * 1e6:,.0f} us a record annotating, {took['wall_s'] / size * 1e6:,.0f} in all "
-        f"({took['wall_s']:,.0f} s); us CPU a record: {cpu}; {_memory(took['usage'])}"
+        f"{took['annotating_s'] / size * 1e6:,.0f} us per record annotating, {took['wall_s'] / size * 1e6:,.0f} in all "
+        f"({took['wall_s']:,.0f} s); us CPU per record: {cpu}; {_memory(took['usage'])}"
     )
 
 
 def _memory(usage: dict[str, Usage]) -> str:
-    return "peak MiB a process: " + ", ".join(f"{kind} {one.mib:,.0f}" for kind, one in sorted(usage.items()))
+    return "peak MiB per process: " + ", ".join(f"{kind} {one.mib:,.0f}" for kind, one in sorted(usage.items()))
 
 
 def _lines(path: Path) -> int:
@@ -205,7 +205,7 @@ def _digests(out: Path) -> dict[str, str]:
 
 @app.command()
 def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> None:
-    """Teacher-bound: the build beside a bare loop at the same real server."""
+    """Teacher-bound: the build compared with a bare loop against the same real server."""
     from pipeline.config import load_config
     from pipeline.serving.server import ManagedServer
     from pipeline.serving.teacher_servers import server_config
@@ -214,14 +214,14 @@ def teacher(config: Path = Path("configs/pocket.yaml"), limit: int = 600) -> Non
     settings = load_config(config, BuildConfig)
     managed = server_config(settings.teacher, settings.mbeir)
     if managed is None:
-        raise SystemExit("this bench starts its own server")
+        raise SystemExit(f"{config} has no managed teacher: this benchmark starts its own server")
     with tempfile.TemporaryDirectory() as scratch, ManagedServer(managed) as server:
         directory = Path(scratch)
         asyncio.run(_recorded(directory, server.endpoint.url, settings, limit))
 
 
 async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> None:
-    """Builds through a recorder of request bodies, then twice: the build, and the bare loop, at the real server."""
+    """Records the bodies of a build's requests, then runs the build and the bare loop alternately against the real server."""
     from pipeline.annotate.worker import AnnotationWorker
     from pipeline.mbeir.layout import Layout
     from pipeline.mbeir.work_list import collect
@@ -235,9 +235,9 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
     bodies: list[bytes] = []
 
     async def annotations(name: str, record: bool) -> float:
-        annotator = AnnotationWorker(given, str(directory / name))
-        await annotator.connect(Endpoints((endpoint,), (endpoint,)))
-        client = await annotator._client("teacher")
+        worker = AnnotationWorker(given, str(directory / name))
+        await worker.connect(Endpoints((endpoint,), (endpoint,)))
+        client = await worker._client("teacher")
         if record:
             ask = client.ask
 
@@ -247,12 +247,12 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
 
             client.ask = recorded  # type: ignore[method-assign]
         began = time.perf_counter()
-        await asyncio.gather(*(annotator.annotate(work.read(i, i + 100)) for i in range(0, len(work), 100)))
+        await asyncio.gather(*(worker.annotate(work.read(i, i + 100)) for i in range(0, len(work), 100)))
         took = time.perf_counter() - began
-        await annotator.close()
+        await worker.close()
         return took
 
-    await annotations("first", True)  # also warms the server's caches alike for both
+    await annotations("first", True)  # also warms the server's caches, for both alike
     ratios = []
     for number in range(3):
         build_s = await annotations(f"run-{number}", False)
@@ -262,7 +262,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
             f"build {len(work) / build_s:.1f} records/s = {len(bodies) / build_s:.1f} requests/s; bare loop {rate:.1f} requests/s; "
             f"ratio {ratios[-1]:.3f}"
         )
-    console.print(f"median ratio {sorted(ratios)[1]:.3f}; {len(bodies) / len(work):.2f} requests a record")
+    console.print(f"median ratio {sorted(ratios)[1]:.3f}; {len(bodies) / len(work):.2f} requests per record")
 
 
 def _size(directory: Path) -> int:

@@ -1,4 +1,4 @@
-"""What the processes of a build take: peak memory and processor time, by kind, looked at four times a second."""
+"""Usage of a build's processes: peak memory and processor time by kind, sampled four times a second."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 import psutil
 
-_KINDS: Final = {"ray::AnnotationWorker": "annotator", "raylet": "Ray", "gcs_server": "Ray", "ray": "Ray"}
+_KINDS: Final = {"ray::AnnotationWorker": "worker", "raylet": "Ray", "gcs_server": "Ray", "ray": "Ray"}
 _EVERY_S: Final = 0.25
 
 
 @dataclass
 class Usage:
-    """Of one kind of process. `mib` is the largest one's; `cpu_s` is of all together, `busiest_s` of one."""
+    """Usage of one kind of process. `mib` is that of the largest; `cpu_s` is the sum over all, `busiest_s` that of the busiest."""
 
     mib: float = 0.0
     cpu_s: float = 0.0
@@ -30,7 +30,7 @@ class _Process:
 
 
 class ProcessWatch:
-    """A process and all that it starts, until `stop`. The process itself is of the kind ``driver``."""
+    """Watches a process and all that it starts, until `stop`. The process itself is of the kind ``driver``."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
@@ -54,18 +54,18 @@ class ProcessWatch:
             known = self._found.get(child.pid)
             if known is None:
                 self._found[child.pid] = _Process(_kind_of(child), watched=child)
-            elif known.kind != "annotator":  # an idle worker of Ray may become one
+            elif known.kind != "worker":  # an idle worker of Ray may become one
                 known.kind = _kind_of(child, known.kind)
         for process in self._found.values():
             try:
                 assert process.watched is not None
                 times, memory = process.watched.cpu_times(), process.watched.memory_info()
                 process.cpu_s, process.bytes = times.user + times.system, max(process.bytes, memory.rss)
-            except psutil.Error:  # it has ended: its last look counts
+            except psutil.Error:  # it has ended: its last sample counts
                 continue
 
     def stop(self) -> dict[str, Usage]:
-        """Usage by kind: ``driver``, ``annotator``, ``Ray`` and ``other``."""
+        """Usage by kind: ``driver``, ``worker``, ``Ray`` and ``other``."""
         self._stop.set()
         self._thread.join()
         usage: dict[str, Usage] = {}

@@ -64,7 +64,7 @@ def defused(text: str) -> str:
 
 
 class _Skeleton:
-    """A rendered prompt whose printed variables are still to be put in."""
+    """A rendered prompt in which the values of printed variables are still missing."""
 
     def __init__(self, parts: list[ImageSlot | list[str]]) -> None:
         self._parts = parts
@@ -150,7 +150,7 @@ class PromptSet:
         return self._skeletons[known].filled(safe)
 
     def _decisive_variables(self, template: str) -> frozenset[str] | None:
-        """None for a template that cannot be read: rendering it tells why."""
+        """Returns the decisive variables; None for a template that cannot be parsed (rendering it raises the error)."""
         try:
             return decisive_variables(
                 self._environment.parse(self._source(name)) for name in self._closure(f"{template}.jinja")

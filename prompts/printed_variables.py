@@ -1,8 +1,8 @@
-"""Which variables of a template are more than printed: values of the others may be put in after it was rendered, many times.
+"""Finds the decisive variables of a template. Values of all others can be inserted after a single rendering.
 
-A variable that stands in an output by itself (``{{ query_text }}``, ``{{ query_text or "(none)" }}``), or is only asked whether
-it is empty (``{% if complaint %}``), decides nothing but its own place in the text. One that is filtered, compared, assigned,
-passed on or printed in a block that treats its text does more, and so does everything where includes are not fixed.
+A variable that is printed by itself (``{{ query_text }}``, ``{{ query_text or "(none)" }}``), or only tested for being empty
+(``{% if complaint %}``), affects only its own place in the text. It is decisive if it is filtered, compared, assigned, passed
+on or printed in a block that processes its text. If includes are not fixed, all variables are decisive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jinja2 import nodes
 
 
 def decisive_variables(templates: Iterable[nodes.Template]) -> frozenset[str] | None:
-    """Their names, of a template and all that it includes; None for any. Of others it only matters whether they are empty."""
+    """Returns their names, for a template and all that it includes; None: all. Of the others only emptiness matters."""
     uses = _Uses()
     for template in templates:
         uses.statements(template.body)
@@ -24,7 +24,7 @@ class _Uses:
     def __init__(self) -> None:
         self.decisive: set[str] = set()
         self.unknown = False
-        """Something is printed that is not seen here, or is treated after it was printed."""
+        """Whether something is printed that this module does not see, or is processed after printing."""
 
     def statements(self, found: Iterable[nodes.Node]) -> None:
         for node in found:

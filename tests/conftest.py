@@ -16,16 +16,16 @@ from tests.support.made_once import made_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A deadline would time the machine: an example takes longer when others run beside it.
+# No deadline, because it would measure the machine: an example takes longer if other tests run in parallel.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
 DEAR = {"pictured_build", "finished", "real_qwen"}
-"""Fixtures that build, train or fetch: what asks for one is slow, whatever it does with it."""
+"""Fixtures that build, train or fetch: a test that uses one is slow."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and DEAR.intersection(item.fixturenames):
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The M-BEIR root of a small pocket world. Not to be changed: copy it first."""
+    """The M-BEIR root of a small pocket world. Shared: copy it before you change it."""
 
     def write(directory: Path) -> None:
         assert write_world(directory / "w", seed=23, train_queries=480)
@@ -50,7 +50,7 @@ def oracle(tmp_path: Path) -> Iterator[Oracle]:
 
 @pytest.fixture(scope="session")
 def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished build's directory, with records of both routes, rejections and the config with_images. Not to be changed."""
+    """A finished build's directory, with records of both routes, rejections and the config with_images. Shared: copy it first."""
 
     def build(directory: Path) -> None:
         settings = {"verify__threshold": 0.9, "output__with_images": True, "output__synthetic": True}

@@ -11,7 +11,7 @@ from tests.support.made_once import made_once
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small world (fewer training queries; pools and test queries as in the default one)."""
+    """A small world: fewer training queries, but the pools and test queries of the default one."""
 
     def write(directory: Path) -> None:
         assert write_world(directory / "w", seed=11, train_queries=320)

@@ -1,4 +1,4 @@
-"""Runs the real command: in this process, which has imported what it needs; or in one of its own, where that is the point."""
+"""Runs the real command in this process, where the imports are already done, or on demand in its own process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COLUMNS = {"COLUMNS": "120"}
 def mbeir_cot(
     *arguments: str | Path, timeout: float = 120, own_process: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command's exit code and what it prints.
+    """Runs the command and returns its exit code and output.
 
-    It has a process of its own where variables are given, as libraries read theirs when they are imported, or where a test
-    asks for one. Only there `timeout` counts: elsewhere it is that of the test.
+    It runs in its own process with `own_process`, or if environment variables are given, because libraries read theirs when they
+    are imported. `timeout` applies only there; otherwise the test's own timeout does.
     """
     given = [str(argument) for argument in arguments]
     if not own_process and not environment:
@@ -58,7 +58,7 @@ def _run_here(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def _streams() -> Iterator[list[str]]:
-    """Standard output and error go to files, also those of processes that are started meanwhile; their texts are left in the list."""
+    """Redirects standard output and error to files, also for child processes. The list gets their texts."""
     texts: list[str] = []
     with contextlib.ExitStack() as stack:
         files = []

@@ -1,4 +1,4 @@
-"""What is dear to make and not changed is made once for all of pytest's workers."""
+"""Read-only data that is expensive to make, made once for all of pytest's workers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from filelock import FileLock
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The directory of this name, which the first that asks fills; the others wait for it."""
+    """Returns the directory of this name. The first caller fills it; the others wait."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     place, done = shared / f"once-{name}", shared / f"once-{name}.done"
     with FileLock(shared / f"once-{name}.lock"):
         if not done.exists():
-            shutil.rmtree(place, ignore_errors=True)  # of one that failed
+            shutil.rmtree(place, ignore_errors=True)  # left by a failed attempt
             place.mkdir()
             make(place)
             done.touch()

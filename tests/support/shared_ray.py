@@ -1,4 +1,4 @@
-"""One Ray for all builds of this process: a start costs seconds, and another for each of its workers."""
+"""One Ray session for all builds of this process, because starting Ray and each worker takes seconds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 _DIRECTORY: Final = tempfile.TemporaryDirectory(prefix="mbeir-cot-faults-")
 FAULTS: Final = Path(_DIRECTORY.name) / "faults.json"
-"""Where its workers look for faults (see tests/faults/inject). None are armed while it is absent."""
+"""The file from which its workers read faults (see tests/faults/inject). No file: no faults."""
 
 _started: list[str] = []
 
 
 def share_ray() -> None:
-    """Starts it, unless it runs. Another Ray of this process, which some test has left, is ended."""
+    """Starts the session unless it runs. Ends any other Ray session that a test has left in this process."""
     import ray
 
     from pipeline.serving.ray_session import start_ray

@@ -1,4 +1,4 @@
-"""A finished build's annotations again, from its ledger: the same, and each thing read once, however many records there are."""
+"""A replay from the ledger gives equal annotations, and reads each image, row group and template once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompts import PromptSet
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Any, ...]]:
-    """How often each image's file was read, each row group of the ledger, each template rendered."""
+    """Counts the reads of each image file and each row group of the ledger, and the renderings of each template."""
     counts: Counter[tuple[Any, ...]] = Counter()
     read_bytes, read_group, rendered = ImageStore.read_bytes, pq.ParquetFile.read_row_group, PromptSet._rendered
 
