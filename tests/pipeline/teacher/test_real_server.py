@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 
 from pipeline.serving.preflight import Example, Finding, preflight
+from pipeline.serving.server_pool import ServerPool
 from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
@@ -40,7 +39,6 @@ from tests.pocket.test_shipped import assert_vllm_agrees_with_transformers
 from tests.support.shared_ray import share_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[3]
 BY_PATH = TeacherConfig(hosting="external", endpoints=(Endpoint(url="http://a/v1", model="teacher"),), images="path")
 TEXT = "What is left of the red circle?"
 
@@ -68,52 +66,29 @@ def config(images: Path) -> ServerConfig:
     )
 
 
-class Parent:
-    """A process that has started the server and waits, as a build's would: it may be killed."""
-
-    def __init__(self, config: ServerConfig, log: Path) -> None:
-        code = (
-            "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
-            "from schemas.hosting import ServerConfig\n"
-            "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
-            "print(server.start().model_dump_json(), server.pid, flush=True); sys.stdin.read()\n"
-            "server.stop()\n"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, config.model_dump_json(), str(log)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert self.process.stdout is not None
-        endpoint, pid = self.process.stdout.readline().rsplit(maxsplit=1)
-        self.endpoint = Endpoint.model_validate_json(endpoint)
-        self.supervisor = psutil.Process(int(pid))
-
-    def end(self) -> None:
-        self.process.communicate(timeout=60)  # what it reads ends, and it stops the server
-
-
 @pytest.fixture(scope="module")
-def parents(config: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Parent]]:
-    """The parent of the one server, or of another when it was killed."""
-    started: list[Parent] = []
+def served(
+    config: ServerConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], tuple[ServerPool, Endpoint]]]:
+    """A pool of one server, and its endpoint: the one that all ask, or another where that was killed."""
+    started: list[tuple[ServerPool, Endpoint]] = []
 
-    def living() -> Parent:
-        if not started or started[-1].process.poll() is not None:
-            started.append(Parent(config, tmp_path_factory.mktemp("log") / "server.log"))
+    def living() -> tuple[ServerPool, Endpoint]:
+        if not started or started[-1][0].failures():
+            share_ray()
+            pool = ServerPool(config, logs=tmp_path_factory.mktemp("logs"))
+            (endpoint,) = pool.start()
+            started.append((pool, endpoint))
         return started[-1]
 
     yield living
-    for parent in started:
-        if parent.process.poll() is None:
-            parent.end()
+    for pool, _ in started:
+        pool.stop()
 
 
 @pytest.fixture
-def endpoint(parents: Callable[[], Parent]) -> Endpoint:
-    return parents().endpoint
+def endpoint(served: Callable[[], tuple[ServerPool, Endpoint]]) -> Endpoint:
+    return served()[1]
 
 
 def client(endpoint: Endpoint) -> TeacherClient:
@@ -232,42 +207,27 @@ async def test_a_refusal_of_the_server_is_permanent_and_explained(endpoint: Endp
     assert cut.outcome is Outcome.INVALID_FINISH
 
 
-def test_nothing_of_vllm_outlives_a_killed_parent(parents: Callable[[], Parent]) -> None:
-    """Last of those that ask the one server, which it ends."""
-    parent = parents()
-    processes = [parent.supervisor, *parent.supervisor.children(recursive=True)]
-    assert len(processes) >= 3  # supervisor, API server, engine
-    parent.process.kill()
-    parent.process.communicate()
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_a_pool_under_ray_serves_and_ends_with_its_job(config: ServerConfig, tmp_path: Path) -> None:
+def test_a_pool_under_ray_serves_and_nothing_of_vllm_outlives_its_killed_actor(
+    served: Callable[[], tuple[ServerPool, Endpoint]],
+) -> None:
+    """Last of all that ask the one server, which it ends. Other parents that are killed: tests/pipeline/serving/test_server.py."""
     import ray
 
-    from pipeline.serving.server_pool import ServerPool
+    pool, endpoint = served()
 
-    share_ray()
-    pool = ServerPool(config, logs=tmp_path)
-    try:
-        (endpoint,) = pool.start()
+    async def ask() -> bool:
+        async with client(endpoint) as asking:
+            answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": TEXT}], choice_fields(VERIFY)))
+            return answer.ok
 
-        async def ask() -> bool:
-            async with client(endpoint) as asking:
-                answer = await asking.ask(TeacherRequest("x", [{"role": "user", "content": TEXT}], choice_fields(VERIFY)))
-                return answer.ok
-
-        assert asyncio.run(ask())
-        assert pool.failures() == []
-        supervisor = psutil.Process(ray.get(pool.actors[0].pid.remote()))
-        processes = [supervisor, *supervisor.children(recursive=True)]
-        assert len(processes) >= 3  # supervisor, API server, engine
-        actor = psutil.Process(supervisor.ppid())
-        actor.kill()  # kills the actor's process, as if a node were lost
-        _, alive = psutil.wait_procs(processes, timeout=10)
-        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-        (failure,) = pool.failures()
-        assert "actor was lost" in failure
-    finally:
-        pool.stop()
+    assert asyncio.run(ask())
+    assert pool.failures() == []
+    supervisor = psutil.Process(ray.get(pool.actors[0].pid.remote()))
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    assert len(processes) >= 3  # supervisor, API server, engine
+    actor = psutil.Process(supervisor.ppid())
+    actor.kill()  # kills the actor's process, as if a node were lost
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    (failure,) = pool.failures()
+    assert "actor was lost" in failure
