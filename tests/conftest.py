@@ -21,8 +21,8 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
-DEAR = {"pictured_build", "finished", "real_qwen"}
-"""Fixtures that build, train or fetch: a test that uses one is slow."""
+DEAR = {"pictured_build", "finished", "real_qwen", "world"}
+"""Fixtures that build, train, fetch or write a whole pocket world: a test that uses one is slow."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -47,7 +47,7 @@ def agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
         assert float((value - other[name]).abs().max()) <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chunked_gradients_equal_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
     whole, losses = gradients(config, {"micro_batch_size": 64}, own=own)
     assert {"log_scale"} < whole.keys()
@@ -75,6 +75,7 @@ def test_the_second_pass_uses_the_random_numbers_of_the_first(config: TrainConfi
         agree(kept, without, 2e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_matches_finite_differences(config: TrainConfig) -> None:
     """Of the reported loss, along the gradient."""
     found, _ = gradients(config, {"micro_batch_size": 3})
