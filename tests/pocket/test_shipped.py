@@ -54,7 +54,7 @@ def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
 
 
 def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: Path) -> None:
-    """On the two answers to a question about three pictures, which are written to `media`, where the server reads."""
+    """Compares the answers to a question about three images, which are written to `media`, where the server may read."""
     import random
 
     import torch
@@ -114,7 +114,7 @@ def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: 
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_vllm_and_transformers_agree_on_the_base(tmp_path: Path) -> None:
-    """On the teacher: in tests/pipeline/teacher/test_real_server.py, whose server it is."""
+    """The test of the teacher is in tests/pipeline/teacher/test_real_server.py, because the server is there."""
     from pipeline.serving.server import ManagedServer
 
     config = ServerConfig(

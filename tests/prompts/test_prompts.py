@@ -189,7 +189,7 @@ def own_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(data=st.data())
-def test_variables_put_in_later_give_what_rendering_gives(own_set: Path, name: str, data: st.DataObject) -> None:
+def test_variables_inserted_later_give_the_rendered_prompt(own_set: Path, name: str, data: st.DataObject) -> None:
     kept, fresh = PromptSet(own_set), PromptSet(own_set)
     fresh._decisive[name] = None
     for _ in range(4):

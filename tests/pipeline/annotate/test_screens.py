@@ -199,10 +199,10 @@ SAID = st.lists(
 
 
 @given(SAID, SAID, SAID, st.integers(1, 4), st.booleans())
-def test_what_the_rules_leave_out_changes_nothing(
+def test_the_fast_rules_agree_with_their_definitions(
     facet: list[str], answer: list[str], other: list[str], size: int, has_target: bool
 ) -> None:
-    """Copies of the prompt and shared keywords, as their definitions have them."""
+    """Compares copied prompt text and shared keywords with their plain definitions."""
     one, said, text = (" ".join(words).strip(".,") for words in (facet, answer, other))
     assume(all((one, said, text)))
     given = screened(

@@ -11,10 +11,10 @@ from pipeline.dataset.staging import Chunk, Staging
 
 
 class Shared(np.ndarray):
-    """Memory that is not ours, such as that of Ray's object store, which holds a whole chunk as long as a part is looked at."""
+    """Memory that another owner holds, like Ray's object store, which keeps a whole chunk while any part of it is referenced."""
 
 
-def test_a_chunk_that_was_taken_is_let_go(tmp_path: Path) -> None:
+def test_a_staged_chunk_is_released(tmp_path: Path) -> None:
     memory = np.arange(1000, dtype=np.int64).view(Shared)
     ended = weakref.ref(memory)
     with Staging(tmp_path / "staging") as staging:

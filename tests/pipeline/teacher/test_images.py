@@ -68,7 +68,7 @@ def test_the_last_images_are_remembered(store: ImageStore, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ImageMode)
 @pytest.mark.parametrize("name", ["small.png", "large.jpg", "clear.png"])
-def test_a_file_is_read_once_to_be_encoded(
+def test_an_image_file_is_read_once(
     store: ImageStore, tmp_path: Path, mode: ImageMode, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")

@@ -275,7 +275,7 @@ def test_every_task_has_its_family() -> None:
 
 
 @given(traces(), st.lists(st.tuples(st.integers(0, 400), st.sampled_from(MARKS)), max_size=3))
-def test_a_trace_as_it_is_rendered_is_read_as_any_other(made: tuple[Family, Trace], marks: list[tuple[int, str]]) -> None:
+def test_the_fast_path_parses_rendered_traces_like_the_parser(made: tuple[Family, Trace], marks: list[tuple[int, str]]) -> None:
     family, trace = made
     text = trace.render()
     for place, mark in marks:

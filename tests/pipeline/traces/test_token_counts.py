@@ -57,7 +57,7 @@ def test_a_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def like_qwen() -> Tokenizer:
-    """The pocket's vocabulary behind Qwen's own cutter: runs of digits and spaces are cut otherwise than GPT-2's."""
+    """The pocket vocabulary with Qwen's own pre-tokenizer, which splits runs of digits and spaces differently from GPT-2's."""
     whole = json.loads((TOKENIZER / "tokenizer.json").read_text())
     whole["normalizer"] = {"type": "NFC"}
     level = whole["pre_tokenizer"] | {"use_regex": False}
@@ -89,7 +89,7 @@ WORDS = [
 
 @pytest.mark.parametrize("name", COUNTED)
 @given(text=st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
-def test_the_words_tokens_are_the_texts(name: str, text: str) -> None:
+def test_tokens_counted_by_words_equal_those_of_the_text(name: str, text: str) -> None:
     tokenizer = COUNTED[name]
     assert counter_of(tokenizer)(text) == len(tokenizer.encode(text, add_special_tokens=False))
 
