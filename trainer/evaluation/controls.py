@@ -32,33 +32,35 @@ def random_routes(ids: Sequence[str], rate: float, seed: int) -> dict[str, bool]
 
 
 class TeacherTraces(NamedTuple):
-    """What the teacher wrote about queries, by record id."""
+    """The teacher's output for queries, by record id."""
 
     traces: dict[str, str]
     answers: dict[str, str]
     complexity: dict[str, float]
-    """P(complex), where it was asked for."""
+    """P(complex), of queries that were assessed."""
 
 
 def teacher_traces(dataset: str, split: str) -> TeacherTraces:
-    """Of a dataset that was built on the evaluation's split. Raises InputError for others."""
+    """Raises InputError unless the dataset was built on the evaluation's split."""
     records = Records.load(dataset)
     if records.split != split:
         raise InputError(
             f"evaluation.teacher_trace_dataset: {dataset} was built on {records.split}, and {split} is evaluated",
             f"build it with --set input.split={split}, or set evaluation.teacher_trace_dataset: null",
         )
-    rows = records.table.select(["id", "answer"]).to_pylist()
+    answers = records.table.select(["id", "answer"]).to_pylist()
     return TeacherTraces(
-        records.traces(), {row["id"]: row["answer"] for row in rows if row["answer"]}, assessments(local_directory(dataset))
+        traces=records.traces(),
+        answers={entry["id"]: entry["answer"] for entry in answers if entry["answer"]},
+        complexity=read_assessments(local_directory(dataset)),
     )
 
 
-def assessments(dataset: Path) -> dict[str, float]:
+def read_assessments(dataset: Path) -> dict[str, float]:
     """P(complex) by record id, of queries that the teacher assessed."""
-    found: dict[str, float] = {}
+    by_id: dict[str, float] = {}
     for path in sorted((dataset / "data").glob("*.parquet")):
         if "assessment" in pq.read_schema(path).names:
             table = pq.read_table(path, columns=["id", "assessment"])
-            found |= dict(zip(table["id"].to_pylist(), table["assessment"].to_pylist(), strict=True))
-    return {identifier: p for identifier, p in found.items() if p is not None}
+            by_id |= dict(zip(table["id"].to_pylist(), table["assessment"].to_pylist(), strict=True))
+    return {identifier: p for identifier, p in by_id.items() if p is not None}

@@ -63,7 +63,7 @@ class Swap(BaseModel):
 
 
 class Diagnostics(BaseModel):
-    """What `evaluate_run` writes to ``diagnostics_{split}.json``. Lists are empty where nothing is known."""
+    """What `evaluate_run` writes to ``diagnostics_{split}.json``. Lists are empty if nothing is known."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,11 +73,11 @@ class Diagnostics(BaseModel):
 
 
 Ranks = Mapping[str, Ranked]
-"""Record id -> what the query found in a pool."""
+"""Record id -> the ranks of the query in a pool."""
 
 
-class Found(BaseModel):
-    """One way of embedding, as the run files have it."""
+class PoolRanks(BaseModel):
+    """The ranks of one way of embedding, from its run files."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -85,8 +85,8 @@ class Found(BaseModel):
     union: Ranks | None = None
 
 
-def by_difficulty(
-    reasoned: Mapping[str, bool], complexity: Mapping[str, float], own: Found, direct: Found | None = None
+def group_by_difficulty(
+    reasoned: Mapping[str, bool], complexity: Mapping[str, float], own: PoolRanks, direct: PoolRanks | None = None
 ) -> tuple[Group, ...]:
     """reasoned: record id -> the student's route. complexity: record id -> the teacher's P(complex); others are left out."""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -97,8 +97,8 @@ def by_difficulty(
     return tuple(_group(name, groups[name], reasoned, own, direct) for name in sorted(groups))
 
 
-def by_agreement(
-    traces: Mapping[str, str], answers: Mapping[str, str], own: Found, direct: Found | None = None
+def group_by_agreement(
+    traces: Mapping[str, str], answers: Mapping[str, str], own: PoolRanks, direct: PoolRanks | None = None
 ) -> tuple[Group, ...]:
     """traces: record id -> the student's trace, of queries that reasoned. answers: record id -> the teacher's answer."""
     groups: dict[str, list[str]] = {name: [] for name in ("same answer", "similar answer", "another answer")}
@@ -109,45 +109,45 @@ def by_agreement(
     return tuple(_group(name, ids, reasoned, own, direct) for name, ids in groups.items() if ids)
 
 
-def swap(
+def compare_swap(
     trace: str,
     vectors: Mapping[str, NDArray[np.floating]],
     others: Mapping[str, NDArray[np.floating]],
-    own: Found,
-    found: Found,
+    own: PoolRanks,
+    other: PoolRanks,
 ) -> Swap:
     """vectors: record id -> embedding (dim,) after the own trace; others: after the other. Their common ids are compared."""
     ids = [identifier for identifier in others if identifier in vectors]
     cosines = [_cosine(vectors[identifier], others[identifier]) for identifier in ids]
-    changed = [own.local[i].first != found.local[i].first for i in ids if i in own.local and i in found.local]
+    changed = [own.local[i].first != other.local[i].first for i in ids if i in own.local and i in other.local]
     return Swap(
         trace=trace,
         queries=len(ids),
         cosine=_mean(cosines),
-        local=hit_rate(ids, found.local),
-        union=hit_rate(ids, found.union) if found.union is not None else None,
+        local=hit_rate(ids, other.local),
+        union=hit_rate(ids, other.union) if other.union is not None else None,
         first_changed=_mean(changed),
     )
 
 
-def traces_of_others(traces: Mapping[str, str], seed: int) -> dict[str, str]:
+def exchange_traces(traces: Mapping[str, str], seed: int) -> dict[str, str]:
     """Record id -> the trace of another query of the same dataset-task. Queries whose task has no other trace are left out."""
     by_task: dict[DatasetTask, list[str]] = defaultdict(list)
     for identifier in sorted(traces):
         by_task[task_of_record(identifier)].append(identifier)
-    found: dict[str, str] = {}
+    exchanged: dict[str, str] = {}
     for task, ids in by_task.items():
         order = rng_for("swap", seed, task.name).permutation(len(ids))
         shuffled = [ids[i] for i in order]
         for identifier, next_one in zip(shuffled, [*shuffled[1:], *shuffled[:1]], strict=True):
             if traces[next_one] != traces[identifier]:
-                found[identifier] = traces[next_one]
-    return found
+                exchanged[identifier] = traces[next_one]
+    return exchanged
 
 
-def shuffled_words(traces: Mapping[str, str], seed: int) -> dict[str, str]:
+def shuffle_words(traces: Mapping[str, str], seed: int) -> dict[str, str]:
     """Record id -> its trace with all its words in random order, facets and answer together. Labels and lines stay in place."""
-    found = {}
+    shuffled = {}
     for identifier, trace in traces.items():
         labels = {f"{facet.label}:" for facet in family_of(task_of_record(identifier).task_id).facets}
         parts = re.split(r"(\s+)", trace)  # blanks stay where they are, too
@@ -156,12 +156,12 @@ def shuffled_words(traces: Mapping[str, str], seed: int) -> dict[str, str]:
         words = [parts[places[i]] for i in order]
         for place, word in zip(places, words, strict=True):
             parts[place] = word
-        found[identifier] = "".join(parts)
-    return found
+        shuffled[identifier] = "".join(parts)
+    return shuffled
 
 
 def answer_of(trace: str) -> str:
-    """What a trace ends in: its last line."""
+    """The last line of a trace."""
     return trace.strip().splitlines()[-1] if trace.strip() else ""
 
 
@@ -174,9 +174,9 @@ def hit_rate(ids: Iterable[str], ranks: Ranks) -> float:
     return _mean(hits)
 
 
-def _group(name: str, ids: Sequence[str], reasoned: Mapping[str, bool], own: Found, direct: Found | None) -> Group:
-    def rate(found: Found | None, pool: Callable[[Found], Ranks | None]) -> float | None:
-        ranks = pool(found) if found is not None else None
+def _group(name: str, ids: Sequence[str], reasoned: Mapping[str, bool], own: PoolRanks, direct: PoolRanks | None) -> Group:
+    def rate(embedding: PoolRanks | None, pool: Callable[[PoolRanks], Ranks | None]) -> float | None:
+        ranks = pool(embedding) if embedding is not None else None
         return hit_rate(ids, ranks) if ranks is not None else None
 
     return Group(
@@ -184,9 +184,9 @@ def _group(name: str, ids: Sequence[str], reasoned: Mapping[str, bool], own: Fou
         queries=len(ids),
         think_rate=_mean([reasoned[identifier] for identifier in ids]),
         local=hit_rate(ids, own.local),
-        union=rate(own, lambda found: found.union),
-        direct_local=rate(direct, lambda found: found.local),
-        direct_union=rate(direct, lambda found: found.union),
+        union=rate(own, lambda ranks: ranks.union),
+        direct_local=rate(direct, lambda ranks: ranks.local),
+        direct_union=rate(direct, lambda ranks: ranks.union),
     )
 
 

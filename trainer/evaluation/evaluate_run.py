@@ -26,13 +26,13 @@ from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.controls import TeacherTraces, modality_routes, random_routes, teacher_traces
 from trainer.evaluation.diagnostics import (
     Diagnostics,
-    Found,
+    PoolRanks,
     Swap,
-    by_agreement,
-    by_difficulty,
-    shuffled_words,
-    swap,
-    traces_of_others,
+    compare_swap,
+    exchange_traces,
+    group_by_agreement,
+    group_by_difficulty,
+    shuffle_words,
 )
 from trainer.evaluation.evaluate import ROUTES, Evaluation
 from trainer.evaluation.results import Result, as_json
@@ -98,13 +98,14 @@ def _evaluate_models(config: TrainConfig, model: Path | None, *, quiet: bool) ->
     for variant in config.variants:
         with Evaluation(config, _finished_model(config, variant, model), directory, quiet=quiet) as evaluation:
             evaluation.embed_pools(variant)
-            found = _evaluate_variant(evaluation, variant, teacher)
-            results += found.results
+            evaluated = _evaluate_variant(evaluation, variant, teacher)
+            results += evaluated.results
             notices = evaluation.notices
             if variant == "trace":
-                embedded, swaps = found.embedded, _swap_test(evaluation, found.embedded)
+                embedded = evaluated.embedded
+                swaps = _run_swap_test(evaluation, embedded)
     if embedded:
-        replace_text(diagnostics_file(config), _diagnostics(config, embedded, teacher, swaps).model_dump_json(indent=1) + "\n")
+        replace_text(diagnostics_file(config), _diagnose(config, embedded, teacher, swaps).model_dump_json(indent=1) + "\n")
     return results, notices
 
 
@@ -129,45 +130,47 @@ def _evaluate_variant(evaluation: Evaluation, variant: Variant, teacher: Teacher
     return _VariantResults(results, embedded)
 
 
-def _swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding]) -> tuple[Swap, ...]:
-    """The queries that reasoned, after other traces; empty where it is not asked for, or none reasoned."""
+def _run_swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding]) -> tuple[Swap, ...]:
+    """The queries that reasoned, embedded after other traces. Empty if the settings do not ask for it, or none reasoned."""
     own_traces = {identifier: one.trace for identifier, one in embedded.items() if one.reasoned}
     if not evaluation.config.evaluation.swap_test or not own_traces:
         return ()
     seed = evaluation.config.seed
     vectors = {identifier: embedded[identifier].vector.numpy() for identifier in own_traces}
-    own = _found(evaluation.config, "trace")
-    swaps = [swap("own", vectors, vectors, own, own)]
+    own = _load_ranks(evaluation.config, "trace")
+    swaps = [compare_swap("own", vectors, vectors, own, own)]
     for name, traces in (
         ("none", dict.fromkeys(own_traces, "")),
-        ("another query's", traces_of_others(own_traces, seed)),
-        ("shuffled words", shuffled_words(own_traces, seed)),
+        ("another query's", exchange_traces(own_traces, seed)),
+        ("shuffled words", shuffle_words(own_traces, seed)),
     ):
         suffix = f"trace-swap-{name.replace(' ', '-').replace(chr(39), '')}"
-        _, found = evaluation.run(f"trace, after {name}", suffix, "given", written=traces)
-        others = {identifier: found[identifier].vector.numpy() for identifier in traces if identifier in found}
-        swaps.append(swap(name, vectors, others, own, _found(evaluation.config, suffix)))
+        _, swapped = evaluation.run(f"trace, after {name}", suffix, "given", written=traces)
+        others = {identifier: swapped[identifier].vector.numpy() for identifier in traces if identifier in swapped}
+        swaps.append(compare_swap(name, vectors, others, own, _load_ranks(evaluation.config, suffix)))
     return tuple(swaps)
 
 
-def _diagnostics(
+def _diagnose(
     config: TrainConfig, embedded: Mapping[str, QueryEmbedding], teacher: TeacherTraces | None, swaps: tuple[Swap, ...]
 ) -> Diagnostics:
     if teacher is None:
         return Diagnostics(swap_test=swaps)
-    own = _found(config, "trace")
-    direct = _found(config, "direct") if "direct" in config.variants else None
+    own = _load_ranks(config, "trace")
+    direct = _load_ranks(config, "direct") if "direct" in config.variants else None
+    routes = {identifier: query.reasoned for identifier, query in embedded.items()}
+    traces = {identifier: query.trace for identifier, query in embedded.items() if query.reasoned}
     return Diagnostics(
-        by_difficulty=by_difficulty({i: one.reasoned for i, one in embedded.items()}, teacher.complexity, own, direct),
-        by_agreement=by_agreement({i: one.trace for i, one in embedded.items() if one.reasoned}, teacher.answers, own, direct),
+        by_difficulty=group_by_difficulty(routes, teacher.complexity, own, direct),
+        by_agreement=group_by_agreement(traces, teacher.answers, own, direct),
         swap_test=swaps,
     )
 
 
-def _found(config: TrainConfig, suffix: str) -> Found:
+def _load_ranks(config: TrainConfig, suffix: str) -> PoolRanks:
     layout, files, split = Layout.open(config.data.mbeir), EmbeddingFiles(config.out / "eval", suffix), config.evaluation.split
     union = read_ranks(files, layout, DATASET_TASKS, "union", split) if config.evaluation.union else None
-    return Found(local=read_ranks(files, layout, DATASET_TASKS, "single", split), union=union)
+    return PoolRanks(local=read_ranks(files, layout, DATASET_TASKS, "single", split), union=union)
 
 
 def _finished_model(config: TrainConfig, variant: Variant, model: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""What an evaluation's run files say of each query: where its best positive stood, and what came first."""
+"""Run files: for each query of an evaluation, the rank of its best positive and the first hit."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from trainer.evaluation.uniir import Pool, metric_ks, qrels_name
 
 
 class Ranked(NamedTuple):
-    """Of one query. rank: the best positive's, from 1; None beyond the list. first: the did at rank 1."""
+    """A query's hits. rank: of the best positive, from 1; None beyond the list. first: the did at rank 1."""
 
     rank: int | None
     first: str
 
 
 def run_file(files: EmbeddingFiles, task: DatasetTask, pool: Pool, split: Split) -> Path:
-    """Where `uniir.score_directory` writes what a task's queries found."""
+    """Where `uniir.score_directory` writes the hits of a task's queries."""
     return files.runs / f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}_run.txt"
 
 
 def read_ranks(
     files: EmbeddingFiles, layout: Layout, tasks: Iterable[DatasetTask], pool: Pool, split: Split
 ) -> dict[str, Ranked]:
-    """Record id -> what its query found in a pool. Tasks without a run file are left out."""
-    found: dict[str, Ranked] = {}
+    """Record id -> the ranks of its query in a pool. Tasks without a run file are left out."""
+    by_id: dict[str, Ranked] = {}
     for task in tasks:
         path = run_file(files, task, pool, split)
         qrels = layout.root / "qrels" / split / qrels_name(task, split)
@@ -41,8 +41,8 @@ def read_ranks(
             for line in lines:
                 qid, _, did, rank, *_ = line.split()
                 identifier = record_id(split, task.dataset, task.task_id, qid)
-                known = found.get(identifier, Ranked(None, did))  # lines are in the order of the ranks
+                known = by_id.get(identifier, Ranked(None, did))  # lines are in the order of the ranks
                 if known.rank is None and (qid, did) in relevant:
                     known = known._replace(rank=int(rank))
-                found[identifier] = known
-    return found
+                by_id[identifier] = known
+    return by_id

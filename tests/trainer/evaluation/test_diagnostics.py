@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DatasetTask
 from trainer.embedding.files import EmbeddingFiles
-from trainer.evaluation.diagnostics import Found, by_agreement, by_difficulty, hit_rate, shuffled_words, swap, traces_of_others
+from trainer.evaluation.diagnostics import (
+    PoolRanks,
+    compare_swap,
+    exchange_traces,
+    group_by_agreement,
+    group_by_difficulty,
+    hit_rate,
+    shuffle_words,
+)
 from trainer.evaluation.run_files import Ranked, read_ranks, run_file
 
 CIRR = "test/cirr/task7/1:{}"
@@ -36,8 +44,8 @@ def test_run_files_give_the_best_positive_and_the_first(tmp_path: Path) -> None:
     assert read_ranks(files, layout, [task], "union", "test") == {}
 
 
-def ranked(*ranks: int | None) -> Found:
-    return Found(local={CIRR.format(i): Ranked(rank, f"8:{rank}") for i, rank in enumerate(ranks)})
+def ranked(*ranks: int | None) -> PoolRanks:
+    return PoolRanks(local={CIRR.format(i): Ranked(rank, f"8:{rank}") for i, rank in enumerate(ranks)})
 
 
 def test_hits_are_counted_at_the_headline_k_and_unknown_queries_miss() -> None:
@@ -50,7 +58,7 @@ def test_hits_are_counted_at_the_headline_k_and_unknown_queries_miss() -> None:
 def test_groups_by_difficulty() -> None:
     reasoned = {CIRR.format(i): i > 1 for i in range(4)}
     complexity = {CIRR.format(0): 0.1, CIRR.format(1): 0.19, CIRR.format(2): 1.0}  # the fourth was not assessed
-    easy, hard = by_difficulty(reasoned, complexity, ranked(1, 9, 1, 1), ranked(1, 1, None, 1))
+    easy, hard = group_by_difficulty(reasoned, complexity, ranked(1, 9, 1, 1), ranked(1, 1, None, 1))
     assert (easy.name, easy.queries, easy.think_rate, easy.local, easy.direct_local) == (
         "P(complex) 0.0 to 0.2",
         2,
@@ -73,14 +81,14 @@ def test_groups_by_agreement() -> None:
         CIRR.format(i): f"Source: x.\n{answer}\n" for i, answer in enumerate(("A red cube", "a red big cube", "two dogs", "?"))
     }
     answers = {CIRR.format(i): "a red cube" for i in range(3)}
-    groups = {group.name: (group.queries, group.local) for group in by_agreement(traces, answers, ranked(1, 9, 1, 1))}
+    groups = {group.name: (group.queries, group.local) for group in group_by_agreement(traces, answers, ranked(1, 9, 1, 1))}
     assert groups == {"same answer": (1, 1.0), "similar answer": (1, 0.0), "another answer": (1, 1.0)}
 
 
 def test_a_swap_is_compared_with_the_own_trace() -> None:
     own = {CIRR.format(i): np.array([1.0, 0.0], np.float16) for i in range(3)}
     others = {CIRR.format(0): np.array([1.0, 0.0], np.float16), CIRR.format(1): np.array([0.0, 2.0], np.float16)}
-    found = swap("none", own, others, ranked(1, 2, 3), ranked(1, 9, 3))
+    found = compare_swap("none", own, others, ranked(1, 2, 3), ranked(1, 9, 3))
     assert (found.queries, found.cosine, found.local, found.first_changed) == (2, 0.5, 0.5, 0.5)
 
 
@@ -90,18 +98,18 @@ def test_a_swap_is_compared_with_the_own_trace() -> None:
 )
 def test_others_traces_are_of_the_task_and_never_the_same(drawn: list[tuple[str, str]], seed: int) -> None:
     traces = {f"test/{task}/1:{number}": text for number, (task, text) in enumerate(drawn)}
-    found = traces_of_others(traces, seed)
+    found = exchange_traces(traces, seed)
     for identifier, text in found.items():
         task = identifier.rsplit("/", 1)[0]
         assert text != traces[identifier]
         assert text in {other for name, other in traces.items() if name.rsplit("/", 1)[0] == task}
-    assert found == traces_of_others(dict(reversed(traces.items())), seed)
+    assert found == exchange_traces(dict(reversed(traces.items())), seed)
 
 
 @given(st.lists(st.text("ab c.", min_size=1, max_size=12), min_size=2, max_size=3), st.integers(0, 5))
 def test_shuffling_keeps_words_labels_and_lines(parts: list[str], seed: int) -> None:
     trace = f"Source: {parts[0]} Operation: {parts[1]}\n{parts[-1]}\n"
-    (found,) = shuffled_words({CIRR.format(1): trace}, seed).values()
+    (found,) = shuffle_words({CIRR.format(1): trace}, seed).values()
     assert Counter(found.split()) == Counter(trace.split())
     assert [len(line.split()) for line in found.splitlines()] == [len(line.split()) for line in trace.splitlines()]
     for label in ("Source:", "Operation:"):
@@ -110,10 +118,10 @@ def test_shuffling_keeps_words_labels_and_lines(parts: list[str], seed: int) -> 
 
 def test_shuffling_changes_the_order() -> None:
     trace = f"Source: {' '.join(map(str, range(40)))}\nanswer\n"
-    (found,) = shuffled_words({CIRR.format(1): trace}, 0).values()
+    (found,) = shuffle_words({CIRR.format(1): trace}, 0).values()
     assert found != trace
 
 
 def test_nothing_reasoned() -> None:
-    assert traces_of_others({}, 0) == shuffled_words({}, 0) == {}
-    assert by_agreement({}, {}, ranked()) == ()
+    assert exchange_traces({}, 0) == shuffle_words({}, 0) == {}
+    assert group_by_agreement({}, {}, ranked()) == ()
