@@ -175,17 +175,23 @@ def _show_diagnostics(file: Path) -> None:
     for title, part in groups:
         if part:
             table = Table(
-                f"trace, {title}", "queries", "think rate", "trace", *(["direct"] if part[0].direct_local is not None else [])
+                f"trace, {escape(title)}",
+                "queries",
+                "think rate",
+                "trace",
+                *(["direct"] if part[0].direct_local is not None else []),
             )
             for one in part:
                 direct = [] if one.direct_local is None else [_pair(one.direct_local, one.direct_union)]
-                table.add_row(one.name, f"{one.queries:,}", f"{one.think_rate:.1%}", _pair(one.local, one.union), *direct)
+                table.add_row(
+                    escape(one.name), f"{one.queries:,}", f"{one.think_rate:.1%}", _pair(one.local, one.union), *direct
+                )
             console.print(table)
     if found.swap_test:
         table = Table("swap test: queries that reasoned, after", "queries", "cosine to own", "hit@k", "another first result")
         for swap in found.swap_test:
             cells = (f"{swap.queries:,}", f"{swap.cosine:.3f}", _pair(swap.local, swap.union), f"{swap.first_changed:.1%}")
-            table.add_row(swap.trace, *cells)
+            table.add_row(escape(swap.trace), *cells)
         console.print(table)
     if found != Diagnostics():
         console.print("these are means over queries, not over dataset-tasks")
