@@ -45,7 +45,8 @@ def export(
     if written.pictures:
         console.print(f"{written.pictures:,} pictures are written beside it: decoders do not agree on M-BEIR's files")
     if written.unusable:
-        check = "`mbeir-cot mbeir check DIR --decode` lists them"
-        console.print(f"[yellow]{written.unusable:,} pictures cannot be opened[/]: {check}")
+        console.print(
+            f"[yellow]{written.unusable:,} pictures cannot be opened[/]; `mbeir-cot mbeir check DIR --decode` lists them"
+        )
     for reason, count in written.skipped.items():
         console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}")
