@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 from schemas.renamed import RENAMED
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -27,7 +27,11 @@ def load_config(
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {explained(error).cause}", "see configs/ for examples") from error
+        refused = refused_by_system(error)
+        raise ConfigError(
+            f"cannot read the config {path}: {explained(error).cause}",
+            refused.remedy if refused else "see configs/ for examples",
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "mend the file") from error
     if not isinstance(data, dict):

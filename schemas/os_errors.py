@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import Final, NamedTuple
 
 
@@ -69,13 +70,40 @@ STARVED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Of the process or machine, not of the file: another file would have failed as well."""
 
 
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""Nothing is there: what should be, and what brings it, is known where it was wanted."""
+
+_NUMBERED: Final = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
+"""As Arrow and Rust write a number."""
+
+
 def number_of(error: BaseException) -> int | None:
     """The errno, from the words where a library gives no other."""
-    found = getattr(error, "errno", None)
-    if isinstance(found, int) and found in errno.errorcode:
-        return found
+    if (number := _given(error)) is not None:
+        return number
     said = str(error)
     return next((number for words, number in _IN_WORDS if words.lower() in said.lower()), None)
+
+
+def _given(error: BaseException) -> int | None:
+    number = getattr(error, "errno", None)
+    if number is None and (written := _NUMBERED.search(str(error))):
+        number = int(written[1] or written[2])
+    return number if isinstance(number, int) and number in errno.errorcode else None
+
+
+def refused_by_system(error: BaseException) -> Explained | None:
+    """Cause and remedy where the operating system refused, also behind a library's exception.
+
+    None for what is absent (see ABSENT), for networks, and for content that is damaged: no number says what to do there.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = _given(cause)
+        if number in _KNOWN and number not in ABSENT and not isinstance(cause, ConnectionError | TimeoutError):
+            return _KNOWN[number]
+        cause = cause.__cause__
+    return None
 
 
 def explained(error: BaseException, remedy: str = "") -> Explained:

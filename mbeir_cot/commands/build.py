@@ -104,11 +104,14 @@ def status(directory: Dir, as_json: Json = False) -> None:
     from pipeline.annotate.build_progress import BuildProgress, facts
     from pipeline.files.locks import is_held
     from schemas.errors import InputError
+    from schemas.os_errors import refused_by_system
 
     file = directory / "work" / "progress.json"
     try:
         progress = BuildProgress.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"{file} cannot be read: {refused.cause}", refused.remedy) from error
         raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
     running = progress.state not in ("finished", "stopped", "failed")
     if running and not is_held(directory):

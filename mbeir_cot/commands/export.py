@@ -42,5 +42,11 @@ def export(
     console.print(
         f"Wrote {written.records:,} records for {escape(format)} to {escape(str(out))}; see {escape(str(out / 'README.md'))}"
     )
+    if written.pictures:
+        console.print(f"{written.pictures:,} pictures are written beside it: decoders do not agree on M-BEIR's files")
+    if written.unusable:
+        console.print(
+            f"[yellow]{written.unusable:,} pictures cannot be opened[/]; `mbeir-cot mbeir check DIR --decode` lists them"
+        )
     for reason, count in written.skipped.items():
         console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}")

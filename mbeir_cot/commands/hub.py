@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,16 +39,18 @@ def push(
     allow_from: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such ids, one a line.")
     ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Push also what keeps much less than the dataset there.")] = False,
 ) -> None:
     """Publishes a finished dataset on the Hugging Face Hub.
 
     First everything is checked: every row against the schema, files against the manifest, the card, no path of this machine,
-    nothing like a token. Then what the repository lacks is uploaded; run it again after an interruption and it continues. The
-    token comes from HF_TOKEN or `hf auth login`; HF_ENDPOINT is honoured. The local dataset is not touched.
+    nothing like a token. A dataset that keeps much less than the one there (publish.least_share) is refused. Then what the
+    repository lacks is uploaded; run it again after an interruption and it continues. The token comes from HF_TOKEN or
+    `hf auth login`; HF_ENDPOINT is honoured. The local dataset is not touched.
     """
     from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.hub.check import check
-    from pipeline.hub.dataset import FINAL, belongs, uploads
+    from pipeline.hub.dataset import FINAL, belongs, refuse_worse, uploads
     from pipeline.hub.push import Target
     from pipeline.meter import Meter
 
@@ -61,7 +64,9 @@ def push(
     if unneeded := [name for name in given if name not in accepted]:
         console.print(f"[yellow]Nothing to accept in {escape(', '.join(unneeded))}[/]")
     found = uploads(dataset, repo, with_images=with_images, accepted=accepted)
-    _push(Target(repo, "dataset", revision), found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run)
+    target = Target(repo, "dataset", revision)
+    guard = None if replace else partial(refuse_worse, dataset, target)
+    _push(target, found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run, guard=guard)
     if not dry_run:
         console.print(escape(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})'))
 
@@ -91,7 +96,9 @@ def _push(
     *,
     private: bool,
     dry_run: bool,
+    guard: Callable[[], None] | None = None,
 ) -> None:
+    """guard: raises where what is there must not be replaced by this."""
     from pipeline.hub.push import Unreachable
     from pipeline.meter import Meter
 
@@ -109,6 +116,8 @@ def _push(
     if plan.nothing:
         console.print(f"{escape(target.address)} holds this already: nothing to do")
         return
+    if plan.exists and guard is not None:
+        guard()
     if dry_run:
         console.print("A dry run: nothing was sent.")
         return

@@ -8,6 +8,7 @@ from typing import Final
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from schemas.errors import InputError
+from schemas.os_errors import refused_by_system
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
 
@@ -30,6 +31,8 @@ def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltData
     try:
         found = snapshot_download(str(place), repo_type="dataset", revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"{place} cannot be downloaded: {refused.cause}", f"{refused.remedy}; then run again") from error
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{place} is no directory here, and no dataset repository that can be downloaded: {said}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from schemas.errors import BuildError
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, TaskCounts
 
 _TRACES = 20
 """Refused traces from which a dataset without a single one is taken for a failure."""
@@ -20,7 +21,9 @@ def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) 
 
     written: where its files are. least_share: of the records in `place`, what the new one must have at least.
     """
-    worse = _worse(new, place, least_share) or nothing_kept(new)
+    old = _manifest(place)
+    lacking = lost(new, old.records, old.tasks, least_share, f"the dataset in {place}") if old is not None else None
+    worse = lacking or nothing_kept(new)
     if worse is None:
         return
     aside = set_aside(place)
@@ -63,18 +66,21 @@ def _reasons(manifest: Manifest, *, traces: bool) -> list[tuple[str, int]]:
     return [one for one in found if one[0].split(":")[0] in ("reason", "screen", "verify")] if traces else found
 
 
-def _worse(new: Manifest, place: Path, least_share: float) -> str | None:
-    old = _manifest(place)
-    if old is None or not old.records:
+def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: float, where: str) -> str | None:
+    """In words, what a new dataset lacks beside an old one of so many records and these tasks; None where it keeps enough.
+
+    least_share: of the old records, what the new one must have at least. where: the old one, to be named.
+    """
+    if not records:
         return None
     why = f"; most were refused for {dominant(new)}" if new.rejections else ""
-    if new.records < least_share * old.records:
-        return f"the build keeps {new.records:,} records, the dataset in {place} has {old.records:,}{why}"
+    if new.records < least_share * records:
+        return f"the build keeps {new.records:,} records, {where} has {records:,}{why}"
     kept = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
-    lost = [task for task in old.tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in kept]
-    if lost:
-        names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in lost)
-        return f"the build keeps no record of {names}, which the dataset in {place} has{why}"
+    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in kept]
+    if gone:
+        names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in gone)
+        return f"the build keeps no record of {names}, which {where} has{why}"
     return None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.export.formats import FORMATS, texts
+from pipeline.export.formats import FORMATS, NAMES_PICTURES, texts
+from pipeline.export.portable_pictures import BESIDE, PortablePictures
 from pipeline.export.samples import Sample, Skipped, SkipReason, samples
 from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.mbeir.stores import plain_store
@@ -22,6 +24,10 @@ class Exported(NamedTuple):
 
     records: int
     skipped: dict[SkipReason, int]
+    pictures: int = 0
+    """Written beside the export, because M-BEIR's own files show other decoders something else or have another name."""
+    unusable: int = 0
+    """Pictures that are named but cannot be opened."""
 
 
 def export_dataset(
@@ -53,6 +59,8 @@ def export_dataset(
         raise InputError(f"{out} exists", "name a new directory, or remove this one")
     cache = settings.input.candidate_cache if settings is not None else None
     skipped: Counter[SkipReason] = Counter()
+    new, images = staging_path(out), plain_store(root, roots)
+    pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
     with Meter(f"export {format}", dataset.manifest.records, unit="records", quiet=quiet) as meter:
 
         def kept() -> Iterator[Sample]:
@@ -61,14 +69,17 @@ def export_dataset(
                 if isinstance(one, Skipped):
                     skipped[one.reason] += 1
                 else:
-                    yield one
+                    yield one if pictures is None else pictures.of(one)
 
-        new = staging_path(out)
         new.mkdir(parents=True, exist_ok=True)
         for left in new.iterdir():  # of an export that was interrupted
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        written = FORMATS[format](kept(), plain_store(root, roots), new, negatives)
+        written = FORMATS[format](kept(), images, new, negatives)
+    if pictures is not None and pictures.count:
+        written = replace(written, said=(*written.said, f"{pictures.count:,} {BESIDE}"))
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
         (new / name).write_text(text, encoding="utf-8")
     replace_directory(new, out)
-    return Exported(written.count, dict(skipped))
+    if pictures is None:
+        return Exported(written.count, dict(skipped))
+    return Exported(written.count, dict(skipped), pictures.count, pictures.unusable)

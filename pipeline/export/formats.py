@@ -26,6 +26,9 @@ FORMATS: Final[dict[str, Writer]] = {
     "tevatron": tevatron,
 }
 
+NAMES_PICTURES: Final = frozenset({"llama-factory", "ms-swift", "vlm2vec", "lamra"})
+"""Those that name pictures by path; the others hold them."""
+
 
 def texts(
     name: str, out: Path, dataset: str, written: Written, skipped: Mapping[SkipReason, int], *, synthetic: bool

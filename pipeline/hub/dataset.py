@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
 from data_cards import render_dataset_card
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.hub.push import PushError, Upload
+from pipeline.dataset.publication_guard import lost
+from pipeline.hub.push import PushError, Target, Upload
+from schemas.config import PublishConfig
+from schemas.manifest import TaskCounts
 
 FINAL: Final = ("README.md", "manifest.json")
 _FOLDERS: Final = ("data/", "rejected/", "with_images/", "assets/")
@@ -36,3 +41,37 @@ def uploads(dataset: BuiltDataset, repo: str, *, with_images: bool, accepted: Se
 def belongs(path: str) -> bool:
     """Whether a file of a repository may be an earlier dataset's, to be replaced or deleted."""
     return path in FINAL or path.startswith(_FOLDERS)
+
+
+class _Counts(BaseModel):
+    """Of a manifest of any version, what is compared."""
+
+    records: NonNegativeInt
+    tasks: tuple[TaskCounts, ...] = ()
+
+
+def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
+    """Raises PushError where the repository holds a dataset of which this one keeps too little.
+
+    How much it must keep is the build's `publish.least_share`, as for its own directory.
+    """
+    published = target.content("manifest.json")
+    if published is None:
+        return
+    as_asked = "or, if it is what you want, push again with --replace; or push to another repository or --revision"
+    try:
+        old = _Counts.model_validate_json(published)
+    except ValidationError:
+        raise PushError(
+            f"manifest.json of {target.address} at {target.revision} cannot be read: what would be replaced is not known; "
+            "nothing was sent",
+            f"look at it; {as_asked}",
+        ) from None
+    settings = dataset.settings()
+    share = (settings.publish if settings is not None else PublishConfig()).least_share
+    worse = lost(dataset.manifest, old.records, old.tasks, share, f"the dataset at {target.address} ({target.revision})")
+    if worse is not None:
+        raise PushError(
+            f"{worse}\n  nothing was sent",
+            f"look at its rejections (`mbeir-cot stats DIR`, `mbeir-cot report DIR`), build again; {as_asked}",
+        )

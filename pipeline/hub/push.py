@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
@@ -25,9 +26,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import hf_hub_url
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from schemas.errors import CotError
+from schemas.os_errors import refused_by_system
 
 Kind = Literal["dataset", "model"]
 
@@ -117,6 +121,17 @@ class Target:
         if why:
             remedy = "unset it" if constants.HF_HUB_OFFLINE else "check the network, its proxy, and HF_ENDPOINT"
             raise Unreachable(f"{constants.ENDPOINT} cannot be reached ({why}); nothing was sent", remedy)
+
+    def content(self, path: str) -> bytes | None:
+        """A small file of the repository as it is at the revision; None where there is no such file or revision."""
+        with understood(self.repo):
+            url = hf_hub_url(self.repo, path, repo_type=self.kind, revision=self.revision)
+            answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
+            try:
+                hf_raise_for_status(answer)
+            except (EntryNotFoundError, RevisionNotFoundError):
+                return None
+            return bytes(answer.content)
 
     def unseen(self, uploads: Sequence[Upload], *, final: Sequence[str]) -> Plan:
         """The plan as if the repository held nothing: for when it cannot be looked at."""
@@ -254,6 +269,12 @@ def understood(repo: str) -> Iterator[None]:
         inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(inner, HfHubHTTPError):
             raise _of_status(repo, inner) from None
+        if (refused := refused_by_system(inner)) is not None:  # a shard here that cannot be read, not the network
+            name = f" of {inner.filename}" if isinstance(inner, OSError) and inner.filename else ""
+            raise PushError(
+                f"the upload to {repo} broke off: {refused.cause}{name}",
+                f"{refused.remedy}; the same command continues, what arrived is not sent again",
+            ) from None
         raise PushError(
             f"the upload to {repo} broke off: {type(inner).__name__}: {_clean(str(inner))}",
             f"check the network and {constants.ENDPOINT}; the same command continues, what arrived is not sent again",

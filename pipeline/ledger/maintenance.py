@@ -17,6 +17,7 @@ from pipeline.ledger.entry import SCHEMA, TRANSIENT
 from pipeline.ledger.journal import LedgerError, read_journal, take_lock
 from pipeline.ledger.ledger import journals_directory
 from pipeline.ledger.segment import SegmentStore
+from schemas.os_errors import refused_by_system
 
 _COMPACT_ROWS: Final = 200_000
 
@@ -86,6 +87,9 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
             elif table["fingerprint"].null_count:
                 found.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
         except (LedgerError, pa.ArrowInvalid, OSError) as error:
+            if (refused := refused_by_system(error)) is not None:
+                found.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
+                continue
             found.append(f"{name}: cannot be read ({error}); move it away, and what it held is asked again")
     for path in sorted(journals_directory(store, journals).glob("*.journal")):
         lock = take_lock(path)

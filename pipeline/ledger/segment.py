@@ -14,7 +14,7 @@ from pyarrow import fs
 from pipeline.files.durable import sync
 from pipeline.ledger.entry import SCHEMA, Entry
 from pipeline.ledger.journal import LedgerError
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 
 ROW_GROUP: Final = 512
 """Answers that are read together by a look-up."""
@@ -87,6 +87,8 @@ class SegmentStore:
         try:
             return pq.ParquetFile(self.path(name), filesystem=self.filesystem)
         except (pa.ArrowInvalid, OSError) as error:
+            if (refused := refused_by_system(error)) is not None:  # the segment may well be whole
+                raise LedgerError(f"{self.path(name)} cannot be read: {refused.cause}", refused.remedy) from error
             raise LedgerError(
                 f"{self.path(name)} is no whole segment ({error})", "run `mbeir-cot ledger verify`; it says how to set it aside"
             ) from error

@@ -32,7 +32,7 @@ from pipeline.files.durable import sha256_file
 from pipeline.mbeir.jsonl import MAX_LISTED, LinePolicy, LineProblem, MalformedInput, RejectsFile, read_rows
 from schemas.errors import CotError, InputError
 from schemas.mbeir import DID_HASH_BASE, Candidate
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 
 CONVERTER_VERSION: Final = 1
 BATCH_ROWS: Final = 16_384
@@ -71,9 +71,9 @@ def entry_dir(path: Path, cache_dir: Path, policy: LinePolicy) -> Path:
 def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRICT) -> Path:
     """The entry of `path`, built if it is not there. Raises InputError for what is wrong with the file."""
     entry = entry_dir(path, cache_dir, policy)
-    if read_meta(entry) is not None:
-        return entry
     try:
+        if read_meta(entry) is not None:
+            return entry
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if read_meta(entry) is None:
@@ -96,7 +96,7 @@ def read_meta(entry: Path) -> PoolMeta | None:
     try:
         meta = PoolMeta.model_validate_json((entry / "meta.json").read_bytes())
         sizes = [(entry / name).stat().st_size for name in ("data.arrow", "hashes.npy", "order.npy")]
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
     whole = sizes[1] >= meta.rows * 8 and sizes[2] >= meta.rows * 4 and sizes[0] > 0
     return meta if whole and meta.version == CONVERTER_VERSION else None
@@ -106,6 +106,9 @@ def _identity(path: Path) -> tuple[Any, ...]:
     try:
         stat = path.stat()
     except OSError as error:
+        refused = refused_by_system(error)
+        if refused is not None:
+            raise InputError(f"cannot read the candidate pool {path}: {refused.cause}", refused.remedy) from error
         raise InputError(f"no candidate pool file {path} ({error.strerror})", "check the path or download it again") from None
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 

@@ -7,7 +7,6 @@ it is. A marker, written when everything is out, makes further runs do nothing u
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
 import os
@@ -22,6 +21,7 @@ from typing import Final
 from pipeline.mbeir.extracted import ExtractSummary, Listing, covers, read_marker, write_marker
 from pipeline.meter import Meter
 from schemas.errors import CotError, InputError
+from schemas.os_errors import explained
 
 IMAGES: Final = "mbeir_images"
 _COPY_BYTES: Final = 1 << 20
@@ -126,10 +126,10 @@ def extract_images(
                 "download that part again, then run again: finished files stay",
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            cause, remedy = explained(error)
             raise CotError(
-                f"the disk at {dest} is full after {files:,} images", "free space and run again: it continues"
+                f"the images could not be extracted to {dest}: {cause} (after {files:,} images)",
+                f"{remedy}; then run again: it continues",
             ) from error
     os.sync()  # the marker must not survive a power cut that the pictures do not
     summary = ExtractSummary(parts=sizes, folders=_sorted(folders), files=files, size=size, written=written)

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.meter import Meter
+from schemas.errors import InputError
+from schemas.os_errors import explained
 
 MARKER: Final = ".mbeir_images.extracted.json"
 LISTING: Final = ".mbeir_images.files.parquet"
@@ -35,8 +37,15 @@ class ExtractSummary(BaseModel):
 def read_marker(dest: Path) -> ExtractSummary | None:
     try:
         return ExtractSummary.model_validate_json((dest / MARKER).read_bytes())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
+    except OSError as error:  # there, but not to be read: no reason to extract everything again
+        raise _unreadable(dest / MARKER, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    cause, remedy = explained(error)
+    return InputError(f"{path} cannot be read: {cause}", remedy)
 
 
 def covers(done: ExtractSummary | None, folders: frozenset[str] | None) -> bool:
@@ -88,7 +97,11 @@ def lost_images(dest: Path, done: ExtractSummary, *, quiet: bool = False) -> int
     """
     try:
         file = pq.ParquetFile(dest / LISTING)
-    except (OSError, pa.ArrowInvalid):
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise _unreadable(dest / LISTING, error) from error
+        return _lost_of_unlisted(dest, done)
+    except pa.ArrowInvalid:
         return _lost_of_unlisted(dest, done)
     lost = 0
     with Meter("looking at images", done.files, unit="images", quiet=quiet) as meter, file:
@@ -96,8 +109,10 @@ def lost_images(dest: Path, done: ExtractSummary, *, quiet: bool = False) -> int
             for path, size in zip(batch["path"].to_pylist(), batch["size"].to_pylist(), strict=True):
                 try:
                     lost += os.stat(dest / path).st_size != size  # noqa: PTH116 (this runs millions of times)
-                except OSError:
+                except (FileNotFoundError, NotADirectoryError):
                     lost += 1
+                except OSError as error:  # a disk that fails has lost nothing yet
+                    raise _unreadable(dest / path, error) from error
             meter.advance(len(batch))
     return lost
 

@@ -24,6 +24,7 @@ from pipeline.mbeir.extracted import ExtractSummary, covers, lost_images, read_m
 from pipeline.mbeir.layout import Layout
 from schemas.errors import ConfigError, CotError
 from schemas.mbeir import DATASET_IDS
+from schemas.os_errors import explained
 
 REPO_ID: Final = "TIGER-Lab/M-BEIR"
 _INSTRUCTIONS: Final = "instructions/query_instructions.tsv"
@@ -144,9 +145,8 @@ def _download(dest: Path, allow: list[str], repo_id: str, revision: str | None) 
         status = error.response.status_code if error.response is not None else "no"
         raise CotError(f"the Hub answered {status} for {where}", "run again: it continues") from error
     except OSError as error:
-        raise CotError(
-            f"cannot write to {dest}: {error.strerror or error}", "free space and run again: it continues"
-        ) from error
+        cause, remedy = explained(error)
+        raise CotError(f"cannot write to {dest}: {cause}", f"{remedy}; then run again: it continues") from error
 
 
 def _cause(error: BaseException) -> str:

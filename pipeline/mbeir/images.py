@@ -172,6 +172,11 @@ class ImageStore:
         except ImageProblem:
             return False
 
+    def is_portable(self, relative: str) -> bool:
+        """Whether the path leads to the file just so, and any decoder shows what `open` gives. Reads the header only."""
+        found = self.resolve(relative)
+        return (self.root / relative).exists() and self._decoded(relative, found, is_plain)
+
     def _decoded(self, relative: str, source: Path | io.BytesIO, take: Callable[[Image.Image], T]) -> T:
         with _explained(relative), warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

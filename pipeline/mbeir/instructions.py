@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, line_problems
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_NAMES, Instruction, Modality, Query
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 
 _HEADER: Final = ("query_modality", "cand_modality", "dataset_name", "dataset_id")
 _Key = tuple[int, Modality, Modality]
@@ -83,9 +83,12 @@ class InstructionTable:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
+            refused = refused_by_system(error)
             raise InputError(
                 f"cannot read the instructions {path}: {explained(error).cause}",
-                "it is a small file of M-BEIR: `mbeir-cot mbeir fetch DIR --no-images` brings it",
+                refused.remedy
+                if refused
+                else "it is a small file of M-BEIR: `mbeir-cot mbeir fetch DIR --no-images` brings it",
             ) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "download it again") from error

@@ -6,6 +6,7 @@ malformed line to a rejects file and goes on: every line is either yielded or re
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from enum import StrEnum
@@ -108,6 +109,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
+def _block(file: io.FileIO, path: Path) -> bytes | None:
+    try:
+        return file.read(BLOCK_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {explained(error).cause}", explained(error).remedy) from error
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     """As `read_lines`, and whether a line feed ended the line."""
     try:
@@ -118,7 +126,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
         raise InputError(f"cannot read {path}: {explained(error).cause}", explained(error).remedy) from error
     with file:
         number, rest = 0, b""
-        while block := file.read(BLOCK_BYTES):
+        while block := _block(file, path):
             if number == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
                 block = block[3:]
             lines = block.split(b"\n")

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.serving.pixels import PROCESSOR_FILES
 from schemas.errors import ConfigError
 from schemas.hosting import ServerConfig
+from schemas.os_errors import explained
 
 
 def check_model(config: ServerConfig) -> None:
@@ -75,7 +76,10 @@ def _problems(config: ServerConfig, directory: Path) -> list[str]:
         settings = _settings(directory)
     except FileNotFoundError:
         return ["it has no config.json"]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        cause, remedy = explained(error)
+        return [f"its config.json cannot be read: {cause} ({remedy})"]
+    except ValueError as error:
         return [f"its config.json cannot be read ({error})"]
     found = []
     if "vision_config" not in settings and config.images_per_prompt:

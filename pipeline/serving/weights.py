@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.serving.model_check import check_files, check_model
 from schemas.errors import ConfigError
 from schemas.hosting import ServerConfig
+from schemas.os_errors import refused_by_system
 
 _NEEDED: Final = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py")
 _NOT_NEEDED: Final = ("original/*", "onnx/*", "openvino/*")
@@ -48,9 +49,10 @@ def fetch_model(config: ServerConfig) -> Path:
             "where there is one with the same HF_HOME; or give a local directory as `server.model`",
         ) from error
     except OSError as error:  # the Hub's HTTP errors too, and a full disk
+        refused = refused_by_system(error)
         raise ConfigError(
-            f"{what}: cannot be fetched ({type(error).__name__}: {error})",
-            "check network and disk, then run the same command again: what has arrived is kept",
+            f"{what}: cannot be fetched ({refused.cause if refused else f'{type(error).__name__}: {error}'})",
+            f"{refused.remedy if refused else 'check the network'}; then run the same command again: what has arrived is kept",
         ) from error
     check_files(config, Path(found))
     return Path(found)

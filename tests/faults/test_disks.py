@@ -6,6 +6,7 @@ Each test ends with the files of an undisturbed build or with the complete old d
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -28,7 +29,8 @@ from schemas.errors import CotError
 from tests.faults.conftest import Build, Inject
 from tests.pipeline.files.test_atomic_directory import version
 from tests.pipeline.ledger.test_ledger import entry, key
-from tests.support.builds import digests
+from tests.support.builds import ROOT, digests
+from tests.support.cli import mbeir_cot
 
 Undisturbed = tuple[dict[str, str], set[str]]
 IN_FLIGHT = 8
@@ -81,7 +83,7 @@ def test_the_drivers_disk(undisturbed: Undisturbed, small_world: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", ["journal", "segment", "sealed"])
+@pytest.mark.parametrize("point", ["journal", "sealing", "segment", "sealed"])
 def test_a_workers_disk_and_death(
     undisturbed: Undisturbed, small_world: Path, tmp_path: Path, build: Build, inject: Inject, point: str
 ) -> None:
@@ -92,14 +94,45 @@ def test_a_workers_disk_and_death(
             with pytest.raises(CotError, match="the disk is full: an answer could not be written"):
                 build(config)
             inject()
+        elif point == "sealing":
+            inject(sealing={"errno": errno.ENOSPC})
+            with pytest.raises(CotError, match="the disk is full: the segment"):
+                build(config)
+            assert not (tmp_path / "out" / "dataset").exists()
+            inject()
         else:  # killed while it seals its first segment: Ray starts another worker, which finds the journal
             inject(**{point: {"marker": str(tmp_path / "killed")}})
         build(config)
         asked = oracle.answered()
-    assert point == "journal" or (tmp_path / "killed").exists()
+    assert point in ("journal", "sealing") or (tmp_path / "killed").exists()
     assert digests(tmp_path / "out" / "dataset") == undisturbed[0]
     assert set(asked) == undisturbed[1]
     assert sum(asked.values()) - len(asked) <= IN_FLIGHT
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_is_lost_while_the_dataset_is_assembled(
+    undisturbed: Undisturbed, small_world: Path, tmp_path: Path
+) -> None:
+    """A process of its own: a driver may end with its node. Then the same command, with nothing asked twice."""
+    faults, marker = tmp_path / "faults.json", tmp_path / "lost"
+    faults.write_text(json.dumps({"assembly": {"marker": str(marker)}}))
+    environment = {
+        "MBEIR_COT_FAULTS": str(faults),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults" / "inject"), str(ROOT)]),
+    }
+    with Oracle(tmp_path / "oracle.log") as oracle:
+        config = oracle.config(tmp_path, small_world, input__limit=60, workers=1)
+        done = mbeir_cot("build", config, "--quiet", **environment)
+        assert marker.exists()
+        if done.returncode:
+            done = mbeir_cot("build", config, "--quiet", **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        asked = oracle.answered()
+    assert digests(tmp_path / "out" / "dataset") == undisturbed[0]
+    assert set(asked) == undisturbed[1]
+    assert max(asked.values()) == 1
 
 
 def killed(work: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from pipeline.mbeir.layout import Layout, Split
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, hash_did
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 from schemas.record import EMB_TOKEN
 
 COLUMNS: Final = (
@@ -183,6 +183,8 @@ def local_directory(dataset: str) -> Path:
     try:
         return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=["data/*.parquet", "manifest.json"]))
     except (RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"{dataset} cannot be downloaded: {refused.cause}", f"{refused.remedy}; then run again") from error
         raise InputError(
             f"the dataset {dataset} is no directory and cannot be downloaded ({type(error).__name__})",
             "check the name, the network and the token",

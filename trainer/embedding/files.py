@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, unhash_did
+from schemas.os_errors import refused_by_system
 from trainer.embedding.vectors import Vectors, normalise, read_blocks
 
 Split = Literal["val", "test"]
@@ -78,6 +79,8 @@ def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> E
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         ids = np.load(ids_path(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"cannot read the embeddings {path}: {refused.cause}", refused.remedy) from error
         raise InputError(f"cannot read the embeddings {path} ({error})", "embed this pool or these queries again") from error
     if vectors.ndim != 2 or ids.shape != (len(vectors),) or ids.dtype != np.int64:
         raise InputError(

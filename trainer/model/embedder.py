@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.serving.cpu_features import cpu_multiplies_bfloat16
 from prompts import PromptSet
 from schemas.errors import ConfigError, InputError
+from schemas.os_errors import refused_by_system
 from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.data.encoding import MicroBatch, SequenceEncoder
@@ -104,7 +105,11 @@ class Embedder(nn.Module):
             peft = PeftModel.from_pretrained(model, directory)
             extras = load_file(directory / EXTRAS)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what damaged files raise
-            raise InputError(f"the checkpoint {directory} cannot be read: {error}", "use another one of the run") from error
+            refused = refused_by_system(error)
+            raise InputError(
+                f"the checkpoint {directory} cannot be read: {refused.cause if refused else error}",
+                refused.remedy if refused else "use another one of the run",
+            ) from error
         embedder = cls(model, peft, processor, metadata, autocast=settings.autocast)
         embedder.load_extras(extras)
         return embedder.eval()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pipeline.config import load_config, settings_of
 from schemas.errors import ConfigError, InputError
+from schemas.os_errors import refused_by_system
 from schemas.training import TrainConfig
 from trainer.model.metadata import METADATA, EmbedderMetadata
 
@@ -34,6 +35,8 @@ def locate(place: Path) -> Path:
     try:
         snapshot = Path(snapshot_download(str(place)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"{place} cannot be downloaded: {refused.cause}", f"{refused.remedy}; then run again") from error
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{place} is neither a file or directory here nor a repository that can be downloaded: {cause}",

@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
-from schemas.os_errors import explained
+from schemas.os_errors import explained, refused_by_system
 from schemas.training import Pooling
 
 METADATA: Final = "embedder.json"
@@ -38,7 +38,12 @@ class EmbedderMetadata(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise InputError(f"{directory} is no checkpoint of this trainer ({path.name}: {explained(error).cause})") from error
+            if (refused := refused_by_system(error)) is not None:
+                raise InputError(f"{path} cannot be read: {refused.cause}", refused.remedy) from error
+            raise InputError(
+                f"{directory} is no checkpoint of this trainer ({path.name}: {explained(error).cause})",
+                "name a run's directory (RUN/VARIANT/model is its embedder), or ORG/NAME on the Hub",
+            ) from error
         except ValidationError as error:
             raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", "use another checkpoint of the run") from error
 

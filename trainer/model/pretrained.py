@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from schemas.errors import InputError
+from schemas.os_errors import refused_by_system
 from schemas.record import EMB_TOKEN
 from schemas.training import ModelSettings
 from trainer.model.vision_attention import batch_windows
@@ -28,7 +29,11 @@ def load_pretrained(base: str, settings: ModelSettings, *, weights: bool = True)
             with torch.device("meta"):
                 model = AutoModelForImageTextToText.from_config(config, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: an attention whose package is missing
-        raise InputError(f"the model {base} cannot be loaded: {error}", "name a directory or Hub repository with it") from error
+        refused = refused_by_system(error)
+        raise InputError(
+            f"the model {base} cannot be loaded: {refused.cause if refused else error}",
+            refused.remedy if refused else "name a directory or Hub repository with it",
+        ) from error
     if settings.max_pixels is not None:
         _limit_pixels(processor.image_processor, settings.max_pixels)
     if settings.attention == "sdpa":
@@ -68,8 +73,10 @@ def check_emb_token(directory: Path, emb_id: int) -> None:
     try:
         trained_id = AutoTokenizer.from_pretrained(directory).get_vocab().get(EMB_TOKEN)
     except (OSError, ValueError) as error:
+        refused = refused_by_system(error)
         raise InputError(
-            f"the tokenizer in {directory} cannot be read: {error}", "use another checkpoint of the run"
+            f"the tokenizer in {directory} cannot be read: {refused.cause if refused else error}",
+            refused.remedy if refused else "use another checkpoint of the run",
         ) from error
     if trained_id is None:
         raise InputError(f"the tokenizer in {directory} has no {EMB_TOKEN}", "it is no checkpoint of this trainer, or damaged")

@@ -5,6 +5,8 @@ while the processes run. The program itself contains no trace of it. Points:
 
     journal: errno of the write after `after` writes     {"errno": 28, "after": 20}
     segment, sealed: SIGKILL, once, while a segment is sealed: before it is renamed, or before its journal is removed     {"marker": PATH}
+    sealing: errno of the writing of a segment     {"errno": 28}
+    assembly: SIGKILL, once, of this node's raylet (the node is lost) before the dataset is assembled     {"marker": PATH}
     locks: errno of every lock in these directories     {"errno": 37, "below": PATH}
     server: the command line of managed servers, with {port}     ["python", "-m", "…"]
 """
@@ -17,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 _FILE = os.environ.get("MBEIR_COT_FAULTS", "")
@@ -79,17 +82,45 @@ def _segment(module: Any) -> None:
         sync(path)
 
     module.sync = killed
+    real = module.pq
+
+    def write_table(*given: Any, **named: Any) -> None:
+        if fault := armed("sealing"):
+            raise OSError(fault["errno"], os.strerror(fault["errno"]))
+        real.write_table(*given, **named)
+
+    module.pq = _Instead(real, write_table=write_table)
+
+
+def _build(module: Any) -> None:
+    assemble = module.assemble
+
+    def assembled(*given: Any, **named: Any) -> Any:
+        if _first_time("assembly"):
+            import ray
+
+            ray._private.worker._global_node.kill_raylet()
+            time.sleep(2)  # what hangs on it may notice
+        return assemble(*given, **named)
+
+    module.assemble = assembled
 
 
 def _kill_once(point: str) -> None:
+    if _first_time(point):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first_time(point: str) -> bool:
+    """Whether the point is armed and was not reached before."""
     fault = armed(point)
     if not fault:
-        return
+        return False
     try:
         os.close(os.open(fault["marker"], os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return
-    os.kill(os.getpid(), signal.SIGKILL)
+        return False
+    return True
 
 
 def _server(module: Any) -> None:
@@ -103,6 +134,7 @@ def _server(module: Any) -> None:
 
 
 _CHANGED = {
+    "pipeline.build": _build,
     "pipeline.ledger.journal": _journal,
     "pipeline.ledger.segment": _segment,
     "pipeline.serving.server": _server,

@@ -203,6 +203,53 @@ def test_without_a_network() -> None:
     assert TOKEN not in str(caught.value)
 
 
+def richer(hub: HubRepos, *, records: int = 0, task: tuple[str, int] | None = None, branch: str = "main") -> dict[str, bytes]:
+    """Makes the manifest on the Hub tell of so many more records, and of another dataset-task."""
+    tree = hub.repos["dataset", REPO].tree(branch)
+    assert tree is not None
+    manifest = json.loads(tree["manifest.json"])
+    manifest["records"] += records
+    if task is not None:
+        counts = {"queries": 9, "reasoning": 9, "bypass": 0, "rejected": {}}
+        manifest["tasks"].append({"dataset": task[0], "task_id": task[1], **counts})
+    manifest["of_another_version"] = True
+    tree["manifest.json"] = json.dumps(manifest).encode()
+    return dict(tree)
+
+
+def test_a_larger_dataset_there_is_replaced_only_when_asked(hub: HubRepos, pictured_build: Path) -> None:
+    push(hub, pictured_build, REPO)
+    ours = json.loads(hub.files("dataset", REPO)["manifest.json"])
+    there = richer(hub, records=5 * ours["records"])
+    for arguments in ([], ["--dry-run"]):
+        said = push(hub, pictured_build, REPO, *arguments, expect=2)
+        assert f"the build keeps {ours['records']:,} records" in said
+        assert f"has {6 * ours['records']:,}" in said
+        assert "nothing was sent" in said
+        assert hub.files("dataset", REPO) == there
+    # what the message names: another revision, which is no replacement; and --replace
+    push(hub, pictured_build, REPO, "--revision", "v2")
+    assert hub.files("dataset", REPO) == there
+    push(hub, pictured_build, REPO, "--replace")
+    assert json.loads(hub.files("dataset", REPO)["manifest.json"]) == ours
+
+
+def test_a_dataset_there_that_has_a_task_more(hub: HubRepos, pictured_build: Path, copied: Path) -> None:
+    push(hub, pictured_build, REPO)
+    there = richer(hub, task=("elsewhere", 9))
+    said = push(hub, copied, REPO, expect=2)  # its build is not here: the default share
+    assert "no record of elsewhere_task9 (9)" in said
+    assert hub.files("dataset", REPO) == there
+    tree = hub.repos["dataset", REPO].tree("main")
+    assert tree is not None
+    tree["manifest.json"] = b"cut o"
+    assert "manifest.json of" in push(hub, copied, REPO, expect=2)
+    hub.fail = lambda method, path: 500 if "resolve" in path else None
+    assert "the Hub failed" in push(hub, copied, REPO, expect=2)
+    hub.fail = lambda method, path: None
+    push(hub, copied, REPO, "--replace")
+
+
 def test_a_repository_with_other_content_is_left_alone(hub: HubRepos, pictured_build: Path) -> None:
     push(hub, pictured_build, REPO)
     repo = hub.repos["dataset", REPO]

@@ -1,0 +1,73 @@
+"""Pictures of an export that names them by path: a plain file beside it where decoders differ."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.export.samples import Sample
+from pipeline.mbeir.images import ImageProblem, ImageStore
+from schemas.mbeir import Candidate
+
+FOLDER: Final = "pictures"
+BESIDE: Final = (
+    f"pictures are in OUT/{FOLDER}: M-BEIR's own files do not show in every decoder what the teacher saw (turned by EXIF,\n"
+    "transparent, 16 bits), or have another name there. Their paths lead from MBEIR to OUT, so keep or move the two together."
+)
+
+
+class PortablePictures:
+    """Names for pictures that show, in any decoder, what teacher and student see (`pipeline.mbeir.pictures`).
+
+    A file that is plain keeps its path below the M-BEIR root. One that is not (turned by EXIF, transparent, 16 bits, several
+    frames) is written as PNG; one that is there only under the other Unicode form of its name is copied. Their paths lead from
+    the M-BEIR root to the export, since the projects put that root before every path.
+
+    Args:
+        written: the directory that is being filled. place: where it will lie.
+    """
+
+    def __init__(self, images: ImageStore, written: Path, place: Path) -> None:
+        self._images, self._written = images, written
+        self._way = os.path.relpath(
+            os.path.join(os.path.realpath(place.parent), place.name),  # noqa: PTH118
+            os.path.realpath(images.root),
+        )
+        self.count = 0
+        """Files written."""
+        self.unusable = 0
+        """Files that cannot be opened, and are named as they were."""
+        self._path = lru_cache(maxsize=1 << 20)(self._named)
+
+    def of(self, sample: Sample) -> Sample:
+        """The sample with these names."""
+        query = sample.query._replace(image=self.path(sample.query.image))
+        row: dict[str, Any] = sample.row | {"query_image": query.image} if query.image else sample.row
+        positives, negatives = (tuple(map(self._candidate, side)) for side in (sample.positives, sample.negatives))
+        return sample._replace(row=row, query=query, positives=positives, negatives=negatives)
+
+    def path(self, relative: str) -> str:
+        return self._path(relative) if relative else ""
+
+    def _candidate(self, candidate: Candidate) -> Candidate:
+        named = self.path(candidate.img_path or "")
+        return candidate if named == (candidate.img_path or "") else candidate.model_copy(update={"img_path": named})
+
+    def _named(self, relative: str) -> str:
+        try:
+            if self._images.is_portable(relative):
+                return relative
+            file = self._images.portable(relative)
+        except ImageProblem:
+            self.unusable += 1
+            return relative
+        same = self._images.read_bytes(relative) == file.content
+        name = f"{FOLDER}/{relative}" if same else f"{FOLDER}/{relative}.png"
+        place = self._written / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():  # written before, where the names are no longer remembered
+            place.write_bytes(file.content)
+            self.count += 1
+        return f"{self._way}/{name}"
