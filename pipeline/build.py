@@ -57,9 +57,7 @@ logger = logging.getLogger(__name__)
 _OLD_WRITER_S: Final = 30.0
 
 
-def build(
-    config: BuildConfig, *, retry_failed: bool = False, replace: bool = False, quiet: bool = False
-) -> tuple[Manifest, bool]:
+def build(config: BuildConfig, *, replace: bool = False, quiet: bool = False) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
     replace: also a dataset that keeps much less than the one in its place (see `publication_guard`) is published.
@@ -73,7 +71,7 @@ def build(
         board = Board(places.progress, quiet=quiet)
         try:
             with _Interrupt() as interrupt:
-                one = _Build(config, places, board, interrupt, retry_failed=retry_failed, replace=replace, quiet=quiet)
+                one = _Build(config, places, board, interrupt, replace=replace, quiet=quiet)
                 manifest, done = one.run()
             _refuse_nothing(manifest)
         except BuildStopped:
@@ -105,12 +103,11 @@ class _Build:
         board: Board,
         interrupt: _Interrupt,
         *,
-        retry_failed: bool,
         replace: bool,
         quiet: bool,
     ) -> None:
         self.config, self.places, self.board, self.interrupt = config, places, board, interrupt
-        self.retry_failed, self.replace, self.quiet = retry_failed, replace, quiet
+        self.replace, self.quiet = replace, quiet
         self.ledger = places.ledger(config)
 
     def run(self) -> tuple[Manifest, bool]:
@@ -133,7 +130,7 @@ class _Build:
             InputDigest(path=layout.relative(instructions.path), sha256=sha256_file(instructions.path), rows=len(instructions))
         )
         key = self._state_key(inputs, pools)
-        if not self.retry_failed and (finished := self._finished(key)) is not None:
+        if not config.ledger.retry_failed and (finished := self._finished(key)) is not None:
             self.board.progress.total = self.board.progress.done = finished.queries
             self.board.state("finished", "nothing has changed")
             logger.info("nothing has changed since the dataset was published")
@@ -148,7 +145,6 @@ class _Build:
                 ledger=self.ledger,
                 logs=self.places.logs,
                 interrupted=lambda: self.interrupt.asked,
-                retry_failed=self.retry_failed,
             )
             self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
             crew.run()
@@ -205,17 +201,16 @@ class _Build:
     def _pools(self, layout: Layout, work: WorkList) -> list[InputDigest]:
         """Converts the pools that are needed (once, before annotators all try to)."""
         wanted = set(work.tasks)
-        split: Any = work.split
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
             if (task.dataset, task.task_id) not in wanted:
                 continue
-            paths = layout.target_pools(task, split)
+            paths = layout.target_pools(task, work.split)
             if not paths and (self.config.verify.enabled or self.config.reveal_target):
                 raise InputError(
-                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {split}: "
+                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {work.split}: "
                     "no trace could be verified",
-                    f"{layout.fetch_remedy(task.dataset, split)}; or leave it out (input.datasets)",
+                    f"{layout.fetch_remedy(task.dataset, work.split)}; or leave it out (input.datasets)",
                 )
             for path in paths:
                 if path not in found:

@@ -68,9 +68,10 @@ def build(
     from pipeline.build import build as run
     from schemas.errors import BuildStopped
 
-    settings = _settings(config, overrides, out, limit, image_roots=image_roots)
+    given = [*(overrides or ()), "ledger.retry_failed=true"] if retry_failed else overrides
+    settings = _settings(config, given, out, limit, image_roots=image_roots)
     try:
-        manifest, done = run(settings, retry_failed=retry_failed, replace=replace, quiet=quiet)
+        manifest, done = run(settings, replace=replace, quiet=quiet)
     except BuildStopped as stopped:
         printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None

@@ -11,9 +11,10 @@ from pipeline.serving.endpoint_check import check_endpoints
 from pipeline.serving.model_check import check_model
 from pipeline.serving.preflight import Who
 from pipeline.serving.registry import running
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
+from schemas.teacher_config import TeacherConfig
 
 
 def server_config(config: TeacherConfig, mbeir: Path) -> ServerConfig | None:

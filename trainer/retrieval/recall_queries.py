@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
-from pipeline.mbeir.layout import Layout, Split
-from schemas.mbeir import DATASET_TASKS
+from pipeline.mbeir.layout import Layout
+from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import TrainConfig
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
