@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
+from prompts import Prompt
 
 if TYPE_CHECKING:
     from pipeline.annotate.annotation import Annotation, Attempt
@@ -263,9 +264,9 @@ def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
         console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
 
 
-def _prompt(title: str, prompt: object) -> None:
-    from prompts import ImageSlot
+def _prompt(title: str, prompt: Prompt) -> None:
+    from pipeline.report.build_report import in_words
 
-    text = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else str(part) for part in prompt)  # type: ignore[attr-defined]
+    text = in_words(prompt)
     console.print(f"[dim]  {escape(title)} prompt[/]")
     console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")
