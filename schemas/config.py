@@ -16,7 +16,7 @@ from pydantic import (
 
 from schemas.hosting import Endpoint
 from schemas.judgement import Probability
-from schemas.mbeir import DATASET_IDS
+from schemas.mbeir import DATASET_IDS, Split
 from schemas.record import RoutePolicy, Stage
 from schemas.teacher_config import Settings, TeacherConfig
 
@@ -41,6 +41,11 @@ class InputConfig(Settings):
     """Further directories that symbolic links below the M-BEIR root may lead into."""
     candidate_cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
+
+    @property
+    def record_split(self) -> Split:
+        """The split that records belong to."""
+        return "train" if self.split == "union_train" else self.split
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 EvaluationSplit = Literal["val", "test"]
+EVALUATION_SPLITS: Final[tuple[EvaluationSplit, ...]] = ("val", "test")
 QuerySplit = Literal["train", "val", "test", "union_train", "union_val"]
 """Of query files: the union files hold the queries of a split's datasets together."""
 QUERY_SPLITS: Final[tuple[QuerySplit, ...]] = (*SPLITS, "union_train", "union_val")

@@ -30,12 +30,13 @@ def score(
     retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
     """
     from pipeline.mbeir.layout import Layout
+    from schemas.mbeir import EVALUATION_SPLITS
     from trainer.data.exclusions import load_exclusions
     from trainer.embedding.files import EmbeddingFiles, exclusions_path
     from trainer.evaluation.uniir import format_table, headline_k, score_directory
     from trainer.retrieval.topk import search_device
 
-    scored = choose("--split", split, ("test", "val"))
+    scored = choose("--split", split, EVALUATION_SPLITS)
     choose("--device", device, ("auto", "cpu", "cuda"))
     files = EmbeddingFiles(uniir_dir, suffix)
     found = []

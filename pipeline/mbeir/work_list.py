@@ -23,13 +23,11 @@ from pipeline.mbeir.layout import Layout, QueryFile
 from pipeline.meter import Meter
 from schemas.config import InputConfig
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, QuerySplit, Split
+from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, Split
 from schemas.record import record_id
 
 _BLOCK: Final = 8 << 20
 _WIDTH: Final = 6
-_SPLITS: Final[dict[QuerySplit, Split]] = {"train": "train", "val": "val", "test": "test", "union_train": "train"}
-"""Of the query files that a build reads -> of its records."""
 _ALPHABETIC: Final = {DATASET_IDS[name]: rank for rank, name in enumerate(sorted(DATASET_IDS))}
 
 
@@ -109,7 +107,7 @@ def collect(layout: Layout, config: InputConfig, *, rejects: Path, quiet: bool =
         columns = reader.columns()
     if config.limit is not None and config.limit < len(columns):
         columns = _drawn(columns, reader.keys, config.limit)
-    return WorkList(_SPLITS[config.split], [file.path for file in files], columns, inputs, refused.lines)
+    return WorkList(config.record_split, [file.path for file in files], columns, inputs, refused.lines)
 
 
 def _wanted(file: QueryFile, config: InputConfig) -> bool:

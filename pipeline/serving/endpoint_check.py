@@ -30,7 +30,7 @@ def check_endpoints(config: BuildConfig, external: Mapping[Who, TeacherConfig], 
 
 async def _check(config: BuildConfig, external: Mapping[Who, TeacherConfig], ledger: str) -> None:
     questions = Questions(config)
-    own: Split = "train" if config.input.split == "union_train" else config.input.split
+    own = config.input.record_split
     splits: tuple[Split, ...] = (own, *(split for split in SPLITS if split != own))
     try:
         samples = await asyncio.to_thread(questions.samples, splits, each=_EACH)
