@@ -12,10 +12,10 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
-from prompts import Prompt
 
 if TYPE_CHECKING:
     from pipeline.annotate.annotation import Annotation, Attempt
+    from prompts import Prompt
     from schemas.config import BuildConfig
     from schemas.manifest import Manifest
 
