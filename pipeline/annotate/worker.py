@@ -91,7 +91,7 @@ class AnnotationWorker:
                 segment_answers=config.ledger.segment_answers,
                 retry_failed=config.ledger.retry_failed,
             )
-        self._clients = TeacherClients(config, alone=alone)
+        self.clients = TeacherClients(config, alone=alone)
         self._collect_stats = WorkerStats()
         self._recent: deque[bool] = deque(maxlen=config.early_stop.window)
         self._recent_unread: deque[str] = deque(maxlen=config.early_stop.window)
@@ -105,8 +105,8 @@ class AnnotationWorker:
 
     def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> CachedTeacherClient:
         async def client() -> TeacherClient:
-            self._collect_stats.waits_for_teacher = not self._clients.connected
-            made = await self._clients.get(who)
+            self._collect_stats.waits_for_teacher = not self.clients.connected
+            made = await self.clients.get(who)
             self._collect_stats.waits_for_teacher = False
             return made
 
@@ -117,7 +117,7 @@ class AnnotationWorker:
 
     async def connect(self, endpoints: Endpoints) -> None:
         """Tells where the servers are; annotations that wait for them go on."""
-        self._clients.connect(endpoints)
+        self.clients.connect(endpoints)
 
     async def annotate(self, items: list[WorkItem]) -> Chunk | None:
         """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
@@ -152,7 +152,7 @@ class AnnotationWorker:
         tally.known = sum(c.known for c in counters)
         tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
-        clients = self._clients.made()
+        clients = self.clients.made()
         stats = [client.stats() for client in clients]
         tally.in_flight = sum(one.in_flight for one in stats)
         tally.limit = sum(one.limit for one in stats)
@@ -170,7 +170,7 @@ class AnnotationWorker:
     async def drain(self) -> None:
         """Asks nothing more; what is in flight is still recorded."""
         self._stopping = True
-        self._clients.refuse(Stopped())
+        self.clients.refuse(Stopped())
 
     async def close(self) -> None:
         """Seals the ledger and lets go of the clients."""
@@ -179,7 +179,7 @@ class AnnotationWorker:
                 self._upkeep.cancel()
                 with suppress(asyncio.CancelledError):
                     await self._upkeep
-            await self._clients.close()
+            await self.clients.close()
         finally:
             if self._ledger is not None:
                 self._ledger.close()

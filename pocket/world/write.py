@@ -20,7 +20,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.mbeir.layout import Layout
-from pocket.world.builder import DEFAULT_QUERIES, SPLITS, Book
+from pocket.world.builder import DEFAULT_QUERIES, Book
 from pocket.world.datasets.cirr_fashioniq import add_composed
 from pocket.world.datasets.edis import add_edis
 from pocket.world.datasets.fashion200k import add_fashion200k
@@ -32,7 +32,7 @@ from pocket.world.datasets.webqa import add_webqa
 from pocket.world.ground_truth import CANDIDATES, IMAGES, QUERIES
 from pocket.world.instructions import INSTRUCTIONS
 from schemas.errors import CotError
-from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, DatasetTask, Split, hash_did, hash_qid
+from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, SPLITS, DatasetTask, Split, hash_did, hash_qid
 from schemas.os_errors import explained
 
 GENERATOR_VERSION: Final = 1
