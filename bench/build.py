@@ -237,7 +237,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
     async def annotations(name: str, record: bool) -> float:
         worker = AnnotationWorker(given, str(directory / name))
         await worker.connect(Endpoints((endpoint,), (endpoint,)))
-        client = await worker._client("teacher")
+        client = await worker.clients.get("teacher")
         if record:
             ask = client.ask
 

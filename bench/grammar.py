@@ -27,9 +27,9 @@ from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import reason_fields
 from pipeline.traces.families import COMPOSED, FAMILIES, Family
 from pipeline.traces.grammar import trace_grammar
-from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Transport
+from schemas.teacher_config import TeacherConfig
 from schemas.trace import FacetText, Trace
 
 app = typer.Typer(add_completion=False, help=__doc__)

@@ -18,10 +18,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mbeir_cot.options import choose
 from pipeline.config import load_config
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
-from schemas.mbeir import DATASET_TASKS, Modality
+from schemas.mbeir import DATASET_TASKS, SPLITS, Modality
 from schemas.training import TrainConfig
 from trainer.data.batch_sampler import rng_for
 from trainer.embedding.embed import QueryFile
@@ -38,8 +39,9 @@ def main(
     """Prints the seconds of both ways, run alternately, and their ratio."""
     settings = load_config(config, TrainConfig, tuple(overrides or ()))
     layout = Layout.open(settings.data.mbeir)
-    tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]  # type: ignore[arg-type]
-    files = {task: QueryFile(layout, task, split) for task in tasks}  # type: ignore[arg-type]
+    known = choose("--split", split, SPLITS)
+    tasks = [task for task in DATASET_TASKS if layout.queries(known, task).is_file()]
+    files = {task: QueryFile(layout, task, known) for task in tasks}
     worker = LocalPoolEmbedder(EmbedderSpec(settings, None).embedder(), settings)
     places = [(task, query.qid) for task, file in files.items() for query in file.queries]
     chosen = set(rng_for("bench", 0).permutation(len(places))[: len(places) // 2].tolist())

@@ -34,9 +34,10 @@ from pipeline.traces.families import family_of
 from pipeline.traces.judgements import ASSESS, VERIFY
 from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_prompt
 from prompts import PromptSet
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
 from schemas.teacher import TeacherAnswer
+from schemas.teacher_config import TeacherConfig
 
 
 def requests(config: BuildConfig, count: int) -> dict[str, list[TeacherRequest]]:

@@ -26,10 +26,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from mbeir_cot.options import choose
 from pipeline.config import load_config
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
-from schemas.mbeir import DATASET_TASKS
+from schemas.mbeir import DATASET_TASKS, SPLITS
 from schemas.training import TrainConfig
 from trainer.data.batches import Batch, BatchSource
 from trainer.data.dataset import Candidates, Records
@@ -199,11 +200,12 @@ def adaptive(
     embedder = Embedder.load(run / "trace" / "model", config.model).fold_adapter()  # as it is served
     embedding = AdaptiveEmbedder(embedder, config.adaptive)
     layout, images = Layout.open(config.data.mbeir), training_store(config)
+    known = choose("--split", split, SPLITS)
     rows = [
         row
         for task in DATASET_TASKS
-        if layout.queries(split, task).is_file()  # type: ignore[arg-type]
-        for row in QueryFile(layout, task, split).encode(embedding.encoder, images)  # type: ignore[arg-type]
+        if layout.queries(known, task).is_file()
+        for row in QueryFile(layout, task, known).encode(embedding.encoder, images)
     ]
     routed = embedding.embed(rows, route="learned")
     easy = [row for row, one in zip(rows, routed, strict=True) if not one.reasoned]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from schemas.errors import ConfigError
+
+Name = TypeVar("Name", bound=str)
 
 ImageRoots = Annotated[
     list[Path] | None,
@@ -17,3 +22,11 @@ ImageRoots = Annotated[
         help="A further directory that links below the M-BEIR root may lead into. May be repeated.",
     ),
 ]
+
+
+def choose(option: str, given: str, names: Sequence[Name]) -> Name:
+    """`given` as the one of the names that it is. Raises ConfigError, naming the option, for any other."""
+    for name in names:
+        if name == given:
+            return name
+    raise ConfigError(f"{option} {given}: unknown", f"{', '.join(names[:-1])} or {names[-1]}")

@@ -10,8 +10,9 @@ Its public face, imported when it is first asked for:
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from schemas.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from pipeline.annotate.annotation import Annotation
@@ -33,7 +34,4 @@ _PLACES: Final = {
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until a command opens a file or a caller its own
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+__getattr__ = import_when_asked(__name__, _PLACES)

@@ -10,21 +10,18 @@ the same annotations are made again and find their answers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
 import shutil
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import orjson
 
 from pipeline.annotate.build_progress import Board
 from pipeline.annotate.dispatcher import Dispatcher
-from pipeline.dataset.assemble import Assembled, assemble
+from pipeline.annotate.interrupt import Interrupt
+from pipeline.dataset.assemble import assemble
 from pipeline.dataset.build_directory import Places
 from pipeline.dataset.manifest import config_sha256, make_manifest, write_card
 from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_aside
@@ -57,9 +54,7 @@ logger = logging.getLogger(__name__)
 _OLD_WRITER_S: Final = 30.0
 
 
-def build(
-    config: BuildConfig, *, retry_failed: bool = False, replace: bool = False, quiet: bool = False
-) -> tuple[Manifest, bool]:
+def build(config: BuildConfig, *, replace: bool = False, quiet: bool = False) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
     replace: also a dataset that keeps much less than the one in its place (see `publication_guard`) is published.
@@ -72,8 +67,8 @@ def build(
         recover_directory(places.dataset)
         board = Board(places.progress, quiet=quiet)
         try:
-            with _Interrupt() as interrupt:
-                one = _Build(config, places, board, interrupt, retry_failed=retry_failed, replace=replace, quiet=quiet)
+            with Interrupt() as interrupt:
+                one = _Build(config, places, board, interrupt, replace=replace, quiet=quiet)
                 manifest, done = one.run()
             _refuse_nothing(manifest)
         except BuildStopped:
@@ -97,95 +92,134 @@ def _refuse_nothing(manifest: Manifest) -> None:
         raise BuildError(nothing, "fix the cause and run again")
 
 
+class _Inputs(NamedTuple):
+    """The queries of a build, and what they were read from."""
+
+    work: WorkList
+    files: list[InputDigest]
+    pools: list[InputDigest]
+
+
 class _Build:
     def __init__(
         self,
         config: BuildConfig,
         places: Places,
         board: Board,
-        interrupt: _Interrupt,
+        interrupt: Interrupt,
         *,
-        retry_failed: bool,
         replace: bool,
         quiet: bool,
     ) -> None:
         self.config, self.places, self.board, self.interrupt = config, places, board, interrupt
-        self.retry_failed, self.replace, self.quiet = retry_failed, replace, quiet
+        self.replace, self.quiet = replace, quiet
         self.ledger = places.ledger(config)
 
     def run(self) -> tuple[Manifest, bool]:
-        config = self.config
-        layout = Layout.open(config.mbeir)
+        layout = Layout.open(self.config.mbeir)
         instructions = InstructionTable.load(layout.instructions)
         self._check()
-        self.board.state("reading")
-        work = collect(layout, config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
-        pools = self._pools(layout, work)
-        check_journals(journals_directory(SegmentStore(self.ledger), config.ledger.journal))
-        recovered = recover(self.ledger, config.ledger.journal, wait_s=_OLD_WRITER_S)
-        if recovered.busy and config.ledger.location is None:
-            raise BuildError(
-                f"another process still writes {recovered.busy[0]}",
-                "wait until it has ended (a killed build's may take seconds)",
-            )
-        inputs = [InputDigest(path=file.path, sha256=file.sha256, rows=file.lines) for file in work.inputs]
-        inputs.append(
-            InputDigest(path=layout.relative(instructions.path), sha256=sha256_file(instructions.path), rows=len(instructions))
-        )
-        key = self._state_key(inputs, pools)
-        if not self.retry_failed and (finished := self._finished(key)) is not None:
+        inputs = self._read(layout, instructions)
+        self._recover()
+        if not self.config.ledger.retry_failed and (finished := self._finished(self._state_key(inputs))) is not None:
             self.board.progress.total = self.board.progress.done = finished.queries
             self.board.state("finished", "nothing has changed")
             logger.info("nothing has changed since the dataset was published")
             return finished, False
         with Staging(self.places.work / "staging") as staging:
-            self.board.begin(len(work))
-            crew = Dispatcher(
-                config,
-                work,
-                staging,
-                board=self.board,
-                ledger=self.ledger,
-                logs=self.places.logs,
-                interrupted=lambda: self.interrupt.asked,
-                retry_failed=self.retry_failed,
-            )
-            self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
-            crew.run()
-            self.board.state("writing")
-            new = staging_path(self.places.dataset)
-            shutil.rmtree(new, ignore_errors=True)
-            try:
-                assembled = self._assembled(staging, work, new)
-                manifest = make_manifest(config, work, assembled, inputs=inputs, pools=pools, staging=staging, dataset=new)
-                write_card(manifest, new)
-                (new / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-                if not self.replace:
-                    refuse_worse(manifest, new, self.places.dataset, config.publish.least_share)
-                shutil.rmtree(set_aside(self.places.dataset), ignore_errors=True)
-                self.places.finished.unlink(missing_ok=True)  # it speaks of the dataset that is replaced now
-                replace_text(self.places.settings, config.model_dump_json(indent=1) + "\n")
-                replace_directory(new, self.places.dataset)
-                logger.info(
-                    "published %s: %d queries, %d owed, %d files",
-                    self.places.dataset,
-                    manifest.queries,
-                    manifest.owed,
-                    len(manifest.files),
-                )
-            except OSError as error:
-                cause, remedy = explained(error)
-                raise BuildError(
-                    f"the dataset could not be published to {self.places.dataset}: {cause}",
-                    f"{remedy}, then run again: the old dataset is untouched and every answer is in the ledger",
-                ) from error
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
+            self._annotate(inputs.work, staging)
+            manifest = self._publish(inputs, staging)
         if not manifest.owed:
             unread = {path: found for one in staging.unread.values() for path, found in one.items()}
-            self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs, pools), "unread": unread}))
+            self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs), "unread": unread}))
         self.board.state("finished")
         return manifest, True
+
+    def _read(self, layout: Layout, instructions: InstructionTable) -> _Inputs:
+        """The queries, and the digests of all files that they and their candidates come from."""
+        self.board.state("reading")
+        work = collect(layout, self.config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
+        pools = self._pools(layout, work)
+        files = [InputDigest(path=file.path, sha256=file.sha256, rows=file.lines) for file in work.inputs]
+        files.append(
+            InputDigest(path=layout.relative(instructions.path), sha256=sha256_file(instructions.path), rows=len(instructions))
+        )
+        return _Inputs(work, files, pools)
+
+    def _recover(self) -> None:
+        """Seals the journals that killed workers have left."""
+        journals = self.config.ledger.journal
+        check_journals(journals_directory(SegmentStore(self.ledger), journals))
+        recovered = recover(self.ledger, journals, wait_s=_OLD_WRITER_S)
+        if recovered.busy and self.config.ledger.location is None:
+            raise BuildError(
+                f"another process still writes {recovered.busy[0]}",
+                "wait until it has ended (a killed build's may take seconds)",
+            )
+
+    def _annotate(self, work: WorkList, staging: Staging) -> None:
+        self.board.begin(len(work))
+        dispatcher = Dispatcher(
+            self.config,
+            work,
+            staging,
+            board=self.board,
+            ledger=self.ledger,
+            logs=self.places.logs,
+            interrupted=lambda: self.interrupt.asked,
+        )
+        self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
+        dispatcher.run()
+
+    def _publish(self, inputs: _Inputs, staging: Staging) -> Manifest:
+        """Writes the whole dataset beside the old one, then puts it in its place."""
+        self.board.state("writing")
+        dataset, new = self.places.dataset, staging_path(self.places.dataset)
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            manifest = self._write(inputs, staging, new)
+            if not self.replace:
+                refuse_worse(manifest, new, dataset, self.config.publish.least_share)
+            shutil.rmtree(set_aside(dataset), ignore_errors=True)
+            self.places.finished.unlink(missing_ok=True)  # it describes the dataset that is replaced now
+            replace_text(self.places.settings, self.config.model_dump_json(indent=1) + "\n")
+            replace_directory(new, dataset)
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise BuildError(
+                f"the dataset could not be published to {dataset}: {cause}",
+                f"{remedy}, then run again: the old dataset is untouched and every answer is in the ledger",
+            ) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        shown = (dataset, manifest.queries, manifest.owed, len(manifest.files))
+        logger.info("published %s: %d queries, %d owed, %d files", *shown)
+        return manifest
+
+    def _write(self, inputs: _Inputs, staging: Staging, directory: Path) -> Manifest:
+        """All files of the dataset, its card and its manifest."""
+        output = self.config.output
+        assembled = assemble(
+            staging,
+            directory,
+            split=inputs.work.split,
+            rows_per_shard=output.rows_per_shard,
+            bypass_duplicates=self.config.on_reject == "bypass",
+            images=self._images() if output.with_images else None,
+            image_group_bytes=output.image_row_group_mb * 1_000_000,
+        )
+        manifest = make_manifest(
+            self.config,
+            inputs.work,
+            assembled,
+            inputs=inputs.files,
+            pools=inputs.pools,
+            staging=staging,
+            dataset=directory,
+        )
+        write_card(manifest, directory)
+        (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return manifest
 
     def _check(self) -> None:
         """What can be known to be wrong before any work."""
@@ -205,17 +239,16 @@ class _Build:
     def _pools(self, layout: Layout, work: WorkList) -> list[InputDigest]:
         """Converts the pools that are needed (once, before annotators all try to)."""
         wanted = set(work.tasks)
-        split: Any = work.split
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
             if (task.dataset, task.task_id) not in wanted:
                 continue
-            paths = layout.target_pools(task, split)
+            paths = layout.target_pools(task, work.split)
             if not paths and (self.config.verify.enabled or self.config.reveal_target):
                 raise InputError(
-                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {split}: "
+                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {work.split}: "
                     "no trace could be verified",
-                    f"{layout.fetch_remedy(task.dataset, split)}; or leave it out (input.datasets)",
+                    f"{layout.fetch_remedy(task.dataset, work.split)}; or leave it out (input.datasets)",
                 )
             for path in paths:
                 if path not in found:
@@ -223,11 +256,11 @@ class _Build:
                         found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
         return [found[path] for path in sorted(found)]
 
-    def _state_key(self, inputs: list[InputDigest], pools: list[InputDigest]) -> str:
+    def _state_key(self, inputs: _Inputs) -> str:
         """Equal as long as nothing that decides the dataset has changed (images that were read are taken as unchanged)."""
         segments = SegmentStore(self.ledger).names()
-        state = [config_sha256(self.config), [i.model_dump() for i in inputs], [p.model_dump() for p in pools], segments]
-
+        digests = [[one.model_dump() for one in some] for some in (inputs.files, inputs.pools)]
+        state = [config_sha256(self.config), *digests, segments]
         return hashlib.sha256(orjson.dumps(state)).hexdigest()
 
     def _finished(self, key: str) -> Manifest | None:
@@ -244,42 +277,3 @@ class _Build:
 
     def _images(self) -> ImageStore:
         return build_store(self.config)
-
-    def _assembled(self, staging: Staging, work: WorkList, directory: Path) -> Assembled:
-        images = self._images() if self.config.output.with_images else None
-        return assemble(
-            staging,
-            directory,
-            split=work.split,
-            rows_per_shard=self.config.output.rows_per_shard,
-            bypass_duplicates=self.config.on_reject == "bypass",
-            images=images,
-            image_group_bytes=self.config.output.image_row_group_mb * 1_000_000,
-        )
-
-
-class _Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks the build to stop, the second ends the process."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupt:
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread: then signals are somebody else's
-            for number in (signal.SIGINT, signal.SIGTERM):
-                former = signal.signal(number, self._hear)
-                self._former.setdefault(number, former)
-
-    def __exit__(self, *_: object) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(130)
-        self.asked = True

@@ -1,159 +1,27 @@
-"""Settings of a build as far as the teacher goes: what the YAML files under ``configs/`` hold."""
+"""Settings of a build: what its YAML files under ``configs/`` hold."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
-from schemas.hosting import Endpoint, ServerConfig
+from schemas.hosting import Endpoint
 from schemas.judgement import Probability
-from schemas.mbeir import DATASET_IDS
+from schemas.mbeir import DATASET_IDS, Split
 from schemas.record import RoutePolicy, Stage
-from schemas.teacher import Transport
+from schemas.teacher_config import Settings, TeacherConfig
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Sampling(_Settings):
-    """How a trace is sampled. Judgements are always greedy."""
-
-    temperature: NonNegativeFloat = 0.2
-    """Low: traces are to be right, not various. Repairs raise it."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = -1
-    """-1: all tokens. This and the next four are sent as they stand here, so a model's generation_config.json adds nothing."""
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: PositiveFloat = 1.0
-    """Above 1 it also counts the words of the prompt, which an answer is told to use again."""
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    max_tokens: PositiveInt = 512
-    """An answer that is cut off here is no trace: above what prompts and screens ask for, so that only a model that runs on
-    meets it."""
-    seed: NonNegativeInt = 0
-    """Sent with each request: the same question gives the same answer on the same server."""
-
-
-VLLM_ONLY: Final = frozenset({"top_k", "min_p", "repetition_penalty"})
-"""Fields of `Sampling` that vLLM and its kin know and OpenAI's own API refuses."""
-
-_OURS: Final = frozenset({"model", "messages", "stream", "n"})
-"""What the client itself must say."""
-
-_SAMPLED: Final = frozenset({"temperature", "seed"})
-"""What repairs change and records tell."""
-
-
-class TeacherConfig(_Settings):
-    """Where the teacher comes from and how it is asked."""
-
-    hosting: Literal["managed", "external"] = "managed"
-    """`managed`: we start vLLM and stop it. `external`: servers that run already."""
-    server: ServerConfig | None = None
-    """For `managed`."""
-    reuse: bool = False
-    """Use a server of the same settings that `mbeir-cot serve` runs on this machine, if there is one."""
-    endpoints: tuple[Endpoint, ...] = ()
-    """For `external`: OpenAI-compatible endpoints of the same model."""
-    dialect: Literal["vllm", "openai"] = "vllm"
-    """Which request fields the endpoints take. `openai`: those of OpenAI's own API and of servers that refuse all others: no
-    grammars, no `top_k`, `min_p` and `repetition_penalty`, and `max_completion_tokens` for `max_tokens`."""
-    extra_body: dict[str, Any] = {}
-    """Further fields of every request, as they are; they go before ours, and null leaves one of ours out. Published in the
-    manifest: nothing secret. `logprobs` and `top_logprobs` change the requests that have them, those for judgements."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Variables of the model's chat template, e.g. `{enable_thinking: false}`: an answer must come without thinking aloud."""
-    prompts: str = "full"
-    """A prompt set: `full` for real teachers, `pocket` for the tiny one, or a directory of templates."""
-    grammar: bool | Literal["bounded"] = True
-    """Hold traces to their form while decoding. Off for endpoints without structured outputs: the parser is the same.
-
-    `bounded` limits the lengths of the lines as well, for a model that runs on until `sampling.max_tokens`. It costs a server
-    1.4 ms a token of each answer, one after the other, and 9 s for each family after it starts (Qwen's 151,665 tokens)."""
-    judgements: Literal["logprobs", "stated"] = "logprobs"
-    """`stated` asks for a number in words, for endpoints without log-probabilities."""
-    images: Literal["path", "data_url"] = "path"
-    """`path` where client and server share a file system: nothing is encoded or sent. For `external` [default: data_url], as
-    a server reads files only when it was started with `--allowed-local-media-path`."""
-    max_pixels: PositiveInt = 1_000_000
-    """Larger images are reduced before they are sent, once, by us."""
-    max_facet_chars: PositiveInt = 600
-    """For `grammar: bounded` only."""
-    max_answer_chars: PositiveInt = 400
-    """For `grammar: bounded` only."""
-    sampling: Sampling = Sampling()
-    transport: Transport = Transport()
-
-    @property
-    def left_out(self) -> frozenset[str]:
-        """Fields that are not sent although we would."""
-        return frozenset(name for name, value in self.extra_body.items() if value is None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        """Those that follow from other keys."""
-        if isinstance(data, dict):
-            follow: dict[str, Any] = {"images": "data_url"} if data.get("hosting") == "external" else {}
-            follow |= {"grammar": False} if data.get("dialect") == "openai" else {}
-            data = follow | data
-        return data
-
-    @field_validator("extra_body", "chat_template_kwargs")
-    @classmethod
-    def _as_json(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if ours := sorted(_OURS & given.keys()):
-            raise ValueError(f"{', '.join(ours)} cannot be given here; the client says it itself")
-        if sampled := [name for name in sorted(_SAMPLED) if given.get(name) is not None]:
-            raise ValueError(f"set sampling.{sampled[0]} (repairs change it); here it can be left out, by null")
-        found: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))  # YAML has dates and keys that JSON has not
-        return found
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.hosting == "managed" and self.server is None:
-            raise ValueError("hosting: managed needs `server`, the settings of the vLLM server to start")
-        if self.hosting == "managed" and self.transport.trust_env:
-            raise ValueError("transport.trust_env is for `hosting: external`: servers of ours are asked past all proxies")
-        if self.hosting == "external" and not self.endpoints:
-            raise ValueError("hosting: external needs `endpoints`, a list of servers that run")
-        return self
-
-    @model_validator(mode="after")
-    def _sayable(self) -> Self:
-        """What the dialect has no words for is refused here, not left out in silence."""
-        if self.dialect != "openai":
-            return self
-        if self.hosting != "external":
-            raise ValueError("dialect: openai is for `hosting: external`; our own servers are vLLM's")
-        if self.grammar:
-            raise ValueError("dialect: openai has no grammars; set grammar: false (the parser reads the same form)")
-        if self.images == "path":
-            raise ValueError("dialect: openai reads no files; set images: data_url")
-        if self.chat_template_kwargs:
-            raise ValueError("dialect: openai has no chat_template_kwargs; extra_body sends any field, e.g. reasoning_effort")
-        for name in sorted(VLLM_ONLY):
-            if getattr(self.sampling, name) != Sampling.model_fields[name].default:
-                raise ValueError(f"dialect: openai has no {name}; leave sampling.{name} out, or send it in extra_body")
-        return self
-
-
-class InputConfig(_Settings):
+class InputConfig(Settings):
     """Which queries."""
 
     split: Literal["train", "val", "test", "union_train"] = "train"
@@ -174,6 +42,11 @@ class InputConfig(_Settings):
     candidate_cache: Path | None = None
     """Where converted candidate pools are kept [default: $MBEIR_COT_CACHE, or the user's cache directory]."""
 
+    @property
+    def record_split(self) -> Split:
+        """The split that records belong to."""
+        return "train" if self.split == "union_train" else self.split
+
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name in self.datasets:
@@ -182,7 +55,7 @@ class InputConfig(_Settings):
         return self
 
 
-class RouteConfig(_Settings):
+class RouteConfig(Settings):
     """Which queries reason."""
 
     policy: RoutePolicy = RoutePolicy.ASSESSOR
@@ -192,7 +65,7 @@ class RouteConfig(_Settings):
     """Ask for P(complex) under the other policies too, so that a later re-route with `assessor` costs nothing."""
 
 
-class ScreenConfig(_Settings):
+class ScreenConfig(Settings):
     """Bounds of the rule filters. The defaults are the paper's; lengths are in the teacher's tokens."""
 
     reasoning_tokens: tuple[NonNegativeInt, PositiveInt] = (16, 256)
@@ -207,13 +80,13 @@ class ScreenConfig(_Settings):
     """A directory or Hub repository with the tokenizer.json to count with [default: the teacher's model]."""
 
 
-class VerifyConfig(_Settings):
+class VerifyConfig(Settings):
     enabled: bool = True
     threshold: Probability = 0.7
     """Kept above this."""
 
 
-class RepairConfig(_Settings):
+class RepairConfig(Settings):
     """How a trace that was refused is asked for again."""
 
     attempts: PositiveInt = 3
@@ -224,7 +97,7 @@ class RepairConfig(_Settings):
     number of attempts in the provenance)."""
 
 
-class StopConfig(_Settings):
+class StopConfig(Settings):
     """When a build gives up early instead of burning GPU-hours."""
 
     window: PositiveInt = 200
@@ -239,7 +112,7 @@ class StopConfig(_Settings):
     """Share of queries refused for one fault of their image (a disk that is not mounted) above which the build stops."""
 
 
-class PublishConfig(_Settings):
+class PublishConfig(Settings):
     """What may take the place of an older dataset."""
 
     least_share: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -248,7 +121,7 @@ class PublishConfig(_Settings):
     folder of images or a refusing server moves more."""
 
 
-class LedgerConfig(_Settings):
+class LedgerConfig(Settings):
     """Where the teacher's answers are kept."""
 
     location: str | None = None
@@ -259,9 +132,11 @@ class LedgerConfig(_Settings):
     """Answers in a segment file."""
     fsync_s: NonNegativeFloat = 1.0
     """Answers are on disk for good after this many seconds (a killed process loses none; a power cut at most these)."""
+    retry_failed: bool = False
+    """Ask again what failed for good (a 4xx, an answer that was cut off): otherwise such a failure stands."""
 
 
-class OutputConfig(_Settings):
+class OutputConfig(Settings):
     name: str = "M-BEIR-CoT"
     """Shown on the card."""
     license: str = "mit"
@@ -275,7 +150,7 @@ class OutputConfig(_Settings):
     """Images in a row group of `with_images`, in MB: a reader takes a whole group at once, the Hub's viewer 300 MB at most."""
 
 
-class BuildConfig(_Settings):
+class BuildConfig(Settings):
     """A whole config file."""
 
     mbeir: Path

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from schemas.mbeir import Split
+
 MANIFEST_VERSION = 1
 
 
@@ -96,7 +98,7 @@ class Manifest(_Frozen):
     config_sha256: str
     inputs: tuple[InputDigest, ...]
     pools: tuple[InputDigest, ...]
-    split: str
+    split: Split
     queries: NonNegativeInt
     records: NonNegativeInt
     rejections: NonNegativeInt

@@ -14,9 +14,17 @@ import json
 import re
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+Split = Literal["train", "val", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
+EvaluationSplit = Literal["val", "test"]
+EVALUATION_SPLITS: Final[tuple[EvaluationSplit, ...]] = ("val", "test")
+QuerySplit = Literal["train", "val", "test", "union_train", "union_val"]
+"""Of query files: the union files hold the queries of a split's datasets together."""
+QUERY_SPLITS: Final[tuple[QuerySplit, ...]] = (*SPLITS, "union_train", "union_val")
 
 
 class Modality(StrEnum):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from schemas.judgement import JudgementReason, Probability
-from schemas.mbeir import DatasetTask, Id, Modality
+from schemas.mbeir import DatasetTask, Id, Modality, Split
 from schemas.teacher import Outcome
 from schemas.trace import FormatReason
 
@@ -72,23 +72,25 @@ class InputReason(StrEnum):
     """A fault of this program: please report it, with the detail."""
 
 
-_IMAGE_REASONS: Final = (
-    "image_missing",
-    "image_outside_root",
-    "image_not_a_file",
-    "image_not_an_image",
-    "image_truncated",
-    "image_too_many_pixels",
-    "image_unreadable",
-    "image_aspect_ratio",
-)
+class ImageReason(StrEnum):
+    """Why an image cannot be used."""
+
+    MISSING = "image_missing"
+    OUTSIDE_ROOT = "image_outside_root"
+    NOT_A_FILE = "image_not_a_file"
+    NOT_AN_IMAGE = "image_not_an_image"
+    TRUNCATED = "image_truncated"
+    TOO_MANY_PIXELS = "image_too_many_pixels"
+    UNREADABLE = "image_unreadable"
+    ASPECT_RATIO = "image_aspect_ratio"
+
 
 REASONS: Final[frozenset[str]] = frozenset(
     str(reason)
-    for reasons in (InputReason, FormatReason, JudgementReason, ScreenReason, VerifyReason, Outcome)
+    for reasons in (InputReason, ImageReason, FormatReason, JudgementReason, ScreenReason, VerifyReason, Outcome)
     for reason in reasons
     if reason is not Outcome.OK
-) | frozenset(_IMAGE_REASONS)
+)
 """Every code that a rejection may have."""
 
 
@@ -131,7 +133,7 @@ class _Identity(_Frozen):
     id: Annotated[str, StringConstraints(pattern=r"^(?:train|val|test)/[a-z0-9]+/task[0-8]/[0-9]:[0-9]+$")]
     qid: Id
     dataset: str
-    split: Literal["train", "val", "test"]
+    split: Split
     task_id: Annotated[int, Field(ge=0, le=8)]
     query_modality: Modality
     cand_modality: Modality
@@ -190,7 +192,7 @@ class Rejection(_Identity):
         return self
 
 
-def record_id(split: str, dataset: str, task_id: int, qid: str) -> str:
+def record_id(split: Split, dataset: str, task_id: int, qid: str) -> str:
     return f"{split}/{dataset}/task{task_id}/{qid}"
 
 

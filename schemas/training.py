@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.mbeir import EvaluationSplit
+
 Variant = Literal["trace", "direct", "always-reason"]
 Pooling = Literal["pre", "token"]
 Autocast = bool | Literal["auto"]
@@ -178,7 +180,7 @@ class AdaptiveSettings(_Settings):
 
 
 class EvaluationSettings(_Settings):
-    split: Literal["val", "test"] = "test"
+    split: EvaluationSplit = "test"
     candidate_batch_size: PositiveInt = 64
     """Candidates in a forward pass."""
     workers: PositiveInt = 1

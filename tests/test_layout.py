@@ -110,3 +110,18 @@ def test_no_function_takes_many_positional_arguments() -> None:
         and len([one for one in node.args.posonlyargs + node.args.args if one.arg not in ("self", "cls")]) > MOST_POSITIONAL
     ]
     assert [one.split(" ")[1] for one in many] == ["_process"], many
+
+
+MOST_LINES: Final = 300
+
+
+def test_a_file_is_short_or_says_why_not() -> None:
+    """A docstring with "Long because ..." excuses it."""
+    long = [
+        str(path.relative_to(ROOT))
+        for package in (*PACKAGES, "tests")
+        for path, _ in modules(package)
+        if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES
+        and "Long because" not in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+    ]
+    assert not long

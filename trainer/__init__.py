@@ -17,8 +17,9 @@ Names of tensors and arrays end in their dimensions, one letter each (`logits_BV
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from schemas.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from trainer.embedding.adaptive import QueryEmbedding
@@ -46,7 +47,4 @@ logging.getLogger(__name__).addHandler(
 )  # silent until a command opens a log file or a caller adds a handler
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+__getattr__ = import_when_asked(__name__, _PLACES)

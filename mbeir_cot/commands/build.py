@@ -15,6 +15,7 @@ from mbeir_cot.options import ImageRoots
 
 if TYPE_CHECKING:
     from pipeline.annotate.annotation import Annotation, Attempt
+    from prompts import Prompt
     from schemas.config import BuildConfig
     from schemas.manifest import Manifest
 
@@ -68,9 +69,10 @@ def build(
     from pipeline.build import build as run
     from schemas.errors import BuildStopped
 
-    settings = _settings(config, overrides, out, limit, image_roots=image_roots)
+    given = [*(overrides or ()), "ledger.retry_failed=true"] if retry_failed else overrides
+    settings = _settings(config, given, out, limit, image_roots=image_roots)
     try:
-        manifest, done = run(settings, retry_failed=retry_failed, replace=replace, quiet=quiet)
+        manifest, done = run(settings, replace=replace, quiet=quiet)
     except BuildStopped as stopped:
         printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None
@@ -265,9 +267,9 @@ def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
         console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
 
 
-def _prompt(title: str, prompt: object) -> None:
-    from prompts import ImageSlot
+def _prompt(title: str, prompt: Prompt) -> None:
+    from pipeline.report.build_report import in_words
 
-    text = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else str(part) for part in prompt)  # type: ignore[attr-defined]
+    text = in_words(prompt)
     console.print(f"[dim]  {escape(title)} prompt[/]")
     console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.markup import escape
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
-from mbeir_cot.options import ImageRoots
+from mbeir_cot.options import ImageRoots, choose
 
 _RECALL_K = 10
 
@@ -37,7 +37,7 @@ def index(
     from contextlib import nullcontext
 
     from pipeline.mbeir.layout import Layout
-    from schemas.errors import ConfigError
+    from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
     from trainer.distributed import ProcessGroup
     from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
@@ -46,14 +46,13 @@ def index(
     from trainer.retrieval.index import UNREADABLE, IndexMetadata
     from trainer.retrieval.index_builder import build_index, pool_paths
 
-    if split not in ("train", "val", "test"):
-        raise ConfigError(f"--split {split}: unknown", "train, val or test")
+    known = choose("--split", split, SPLITS)
     run = locate(run)
     settings = run_settings(run, overrides, None, image_roots)
     model = model_directory(settings, run, variant)
     source = EmbedderSpec(settings, model)
     layout = Layout.open(settings.data.mbeir)
-    paths = pool_paths(layout, split, pool or [])  # type: ignore[arg-type]
+    paths = pool_paths(layout, known, pool or [])
     metadata = IndexMetadata(
         run=run.absolute(),
         variant=variant,
@@ -79,7 +78,7 @@ def index(
         from trainer.retrieval.recall_queries import recall_queries
 
         made.make_approximate(approximate)
-        queries = recall_queries(source.load(), settings, split)  # type: ignore[arg-type]
+        queries = recall_queries(source.load(), settings, known)
         recall = made.measure_recall(queries, _RECALL_K)
         console.print(
             f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
@@ -98,20 +97,19 @@ def search(
 ) -> None:
     """Embeds one query, adaptively, and shows how it was routed, the trace it wrote, and what it found."""
     from schemas.errors import ConfigError
+    from schemas.training import RouteChoice
     from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION
     from trainer.retrieval.index import Index
 
     if not text and image is None:
         raise ConfigError("nothing to search for", "give a text, --image, or both")
-    if route not in ("learned", "always-direct", "always-reason"):
-        raise ConfigError(f"--route {route}: unknown", "learned, always-direct or always-reason")
     opened = Index.open(where)
     ((one, hits),) = opened.find(
         [(text, image)],
         opened.embedder(),
         k=k,
         instruction=instruction if instruction is not None else DEFAULT_INSTRUCTION,
-        route=route,  # type: ignore[arg-type]
+        route=choose("--route", route, get_args(RouteChoice)),
         approximate=approximate,
     )
     said = "reasons" if one.reasoned else "goes straight to its embedding"

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mbeir_cot import printing
+from mbeir_cot.options import choose
 
 
 def score(
@@ -29,24 +30,21 @@ def score(
     retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
     """
     from pipeline.mbeir.layout import Layout
-    from schemas.errors import ConfigError
+    from schemas.mbeir import EVALUATION_SPLITS
     from trainer.data.exclusions import load_exclusions
     from trainer.embedding.files import EmbeddingFiles, exclusions_path
     from trainer.evaluation.uniir import format_table, headline_k, score_directory
     from trainer.retrieval.topk import search_device
 
-    if split not in ("test", "val"):
-        raise ConfigError(f"--split {split}: unknown", "test or val")
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device}: unknown", "auto, cpu or cuda")
+    scored = choose("--split", split, EVALUATION_SPLITS)
+    choose("--device", device, ("auto", "cpu", "cuda"))
     files = EmbeddingFiles(uniir_dir, suffix)
     found = []
     console, errors = printing.console(), printing.console(stderr=True)
-    known = "test" if split == "test" else "val"
     for scores, _ in score_directory(
         files,
         Layout.open(mbeir_dir),
-        split=known,  # type: ignore[arg-type]
+        split=scored,
         pools=("single", "union") if union else ("single",),
         device=search_device(device),
     ):
@@ -70,7 +68,7 @@ def score(
     means = [f"{sum(values) / len(values):.4f}" if values else "" for values in columns.values()]
     shown.add_row("mean", "", *means)
     console.print(shown)
-    lists = {task.name: load_exclusions(exclusions_path(files.queries(task, known))) for task in tasks}  # type: ignore[arg-type]
+    lists = {task.name: load_exclusions(exclusions_path(files.queries(task, scored))) for task in tasks}
     for name, unreadable in lists.items():
         if unreadable:
             console.print(f"[yellow]{escape(name)}: {len(unreadable):,} queries could not be read and count as misses[/]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pipeline.annotate.screens import ScreenInput
 from pipeline.mbeir.images import ImageProblem
 from prompts import Prompt
-from schemas.mbeir import Candidate, Query
+from schemas.mbeir import Candidate, Query, Split
 from schemas.record import Route, Stage
 from schemas.teacher import TeacherAnswer
 from schemas.trace import Trace
@@ -42,7 +42,7 @@ class Annotation:
 
     id: str
     query: Query
-    split: str
+    split: Split
     instruction: str
     target: Candidate | None
     multiplicity: int = 1

@@ -57,11 +57,10 @@ class Dispatcher:
         ledger: str,
         logs: Path,
         interrupted: Callable[[], bool],
-        retry_failed: bool,
     ) -> None:
         self._config, self._work, self._staging = config, work, staging
         self._board, self._ledger = board, ledger
-        self._interrupted, self._retry_failed = interrupted, retry_failed
+        self._interrupted = interrupted
         start_ray()
         cpus = int(ray.cluster_resources().get("CPU", 1))
         count = config.workers or max(1, cpus // 4)
@@ -79,29 +78,29 @@ class Dispatcher:
 
     def run(self) -> None:
         chunks = -(-len(self._work) // self._size)
+        once = _without_retries(self._config)  # what the first pass has asked again is answered now
         try:
-            self._annotate(list(range(chunks)), self._count, retry_failed=self._retry_failed)
+            self._annotate(list(range(chunks)), self._count, self._config)
             suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
             if suspected:  # a server died: which of the questions that it had was it?
                 logger.warning(
                     "%d chunks had questions in flight when a server died: asked again, one at a time", len(suspected)
                 )
-                self._annotate(suspected, 1, retry_failed=False, alone=True)
+                self._annotate(suspected, 1, once, alone=True)
             disputed = self._disputed()
             if disputed:  # two annotators asked the same at once: all go by the ledger's choice
                 logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
-                self._annotate(disputed, 1, retry_failed=False)
+                self._annotate(disputed, 1, once)
         finally:
             self._teachers.stop()
 
-    def _annotate(self, numbers: list[int], count: int, *, retry_failed: bool, alone: bool = False) -> None:
+    def _annotate(self, numbers: list[int], count: int, config: BuildConfig, *, alone: bool = False) -> None:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
             AnnotationWorker
         )
         given = carried(endpoint.api_key_env for endpoint in self._config.named_endpoints())
-        options = {"retry_failed": retry_failed, "alone": alone, "environment": given}
         workers = [
-            remote.remote(self._config, self._ledger, **options, log=self._logs / f"worker-{number}.log")
+            remote.remote(config, self._ledger, alone=alone, environment=given, log=self._logs / f"worker-{number}.log")
             for number in range(count)
         ]
         logger.info("%d chunks of up to %d queries for %d workers", len(numbers), self._size, count)
@@ -254,6 +253,10 @@ class Dispatcher:
             if ids & subjects:
                 found.append(number)
         return found
+
+
+def _without_retries(config: BuildConfig) -> BuildConfig:
+    return config.model_copy(update={"ledger": config.ledger.model_copy(update={"retry_failed": False})})
 
 
 def _got(reference: Any) -> Any:

@@ -67,5 +67,5 @@ def _drawn(config: BuildConfig, limit: int | None) -> list[WorkItem]:
 
 
 def _items(config: BuildConfig, queries: Sequence[Query]) -> list[WorkItem]:
-    split = "train" if config.input.split == "union_train" else config.input.split
+    split = config.input.record_split
     return [WorkItem(query.model_dump_json().encode(), split, 1, None) for query in queries]

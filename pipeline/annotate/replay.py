@@ -14,8 +14,9 @@ from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.traces.token_counts import token_counter
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.mbeir import Query
+from schemas.teacher_config import TeacherConfig
 
 
 def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Annotation]:

@@ -19,16 +19,17 @@ import numpy as np
 from pipeline.annotate.annotation import Annotation, RejectionCause
 from pipeline.annotate.record_builder import RecordBuilder, near_duplicate_key
 from pipeline.annotate.steps import Annotator
+from pipeline.annotate.teacher_clients import TeacherClients
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.arrow_schema import records_table, rejections_table
 from pipeline.dataset.staging import Chunk
 from pipeline.dataset.unreadable_inputs import state_of
 from pipeline.files.run_log import open_run_log
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
+from pipeline.mbeir.candidates import CandidateLookup
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
-from pipeline.mbeir.layout import Layout, Split
-from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.work_list import WorkItem, identity
 from pipeline.serving.environ import Carried
@@ -37,16 +38,16 @@ from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.images import ImageEncoder
 from pipeline.traces.token_counts import token_counter
-from schemas.config import BuildConfig, TeacherConfig
-from schemas.errors import CotError, InputError
-from schemas.mbeir import Candidate, DatasetTask, Query, hash_did
+from schemas.config import BuildConfig
+from schemas.errors import CotError
+from schemas.mbeir import Candidate, Query, Split
 from schemas.record import InputReason, Record, Rejection, Route, Stage
 from schemas.teacher import Outcome
+from schemas.teacher_config import TeacherConfig
 
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.5
-_IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
 
 
 def _is_lost(annotation: Annotation) -> bool:
@@ -64,7 +65,6 @@ class AnnotationWorker:
         config: BuildConfig,
         ledger: str | None,
         *,
-        retry_failed: bool = False,
         alone: bool = False,
         environment: Carried | None = None,
         log: Path | None = None,
@@ -80,7 +80,7 @@ class AnnotationWorker:
         self._instructions = InstructionTable.load(self._layout.instructions)
         choice = config.input
         self._choice = SeededChoice(choice.instruction_seed) if choice.instruction == "seeded" else FixedChoice(0)
-        self._pools: dict[Path, CandidatePool] = {}
+        self._lookup = CandidateLookup(self._layout, choice.candidate_cache)
         self._stopping = False
         self._ledger = None
         if ledger is not None:
@@ -89,11 +89,9 @@ class AnnotationWorker:
                 ledger,
                 journals=config.ledger.journal,
                 segment_answers=config.ledger.segment_answers,
-                retry_failed=retry_failed,
+                retry_failed=config.ledger.retry_failed,
             )
-        self._endpoints: asyncio.Future[Endpoints] | None = None
-        self._clients: dict[str, TeacherClient] = {}
-        self._connecting = asyncio.Lock()
+        self.clients = TeacherClients(config, alone=alone)
         self._collect_stats = WorkerStats()
         self._recent: deque[bool] = deque(maxlen=config.early_stop.window)
         self._recent_unread: deque[str] = deque(maxlen=config.early_stop.window)
@@ -107,7 +105,10 @@ class AnnotationWorker:
 
     def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> CachedTeacherClient:
         async def client() -> TeacherClient:
-            return await self._client(who)
+            self._collect_stats.waits_for_teacher = not self.clients.connected
+            made = await self.clients.get(who)
+            self._collect_stats.waits_for_teacher = False
+            return made
 
         encoder = ImageEncoder.of(config, store)
         return CachedTeacherClient(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
@@ -116,9 +117,7 @@ class AnnotationWorker:
 
     async def connect(self, endpoints: Endpoints) -> None:
         """Tells where the servers are; annotations that wait for them go on."""
-        future = self._endpoint_future()
-        if not future.done():
-            future.set_result(endpoints)
+        self.clients.connect(endpoints)
 
     async def annotate(self, items: list[WorkItem]) -> Chunk | None:
         """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
@@ -153,11 +152,12 @@ class AnnotationWorker:
         tally.known = sum(c.known for c in counters)
         tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
-        stats = [client.stats() for client in self._clients.values()]
+        clients = self.clients.made()
+        stats = [client.stats() for client in clients]
         tally.in_flight = sum(one.in_flight for one in stats)
         tally.limit = sum(one.limit for one in stats)
-        tally.failure_share = max((client.failure_share() for client in self._clients.values()), default=0.0)
-        tally.unreachable_s = max((client.unreachable_s() for client in self._clients.values()), default=0.0)
+        tally.failure_share = max((client.failure_share() for client in clients), default=0.0)
+        tally.unreachable_s = max((client.unreachable_s() for client in clients), default=0.0)
         window = self.config.early_stop.window
         tally.rejection_share = sum(self._recent) / len(self._recent) if len(self._recent) * 2 >= window else 0.0
         if len(self._recent_unread) * 2 >= window:
@@ -170,12 +170,7 @@ class AnnotationWorker:
     async def drain(self) -> None:
         """Asks nothing more; what is in flight is still recorded."""
         self._stopping = True
-        for client in self._clients.values():
-            client.refuse(Stopped())
-        future = self._endpoint_future()
-        if not future.done():
-            future.set_exception(Stopped())
-            future.exception()
+        self.clients.refuse(Stopped())
 
     async def close(self) -> None:
         """Seals the ledger and lets go of the clients."""
@@ -184,14 +179,11 @@ class AnnotationWorker:
                 self._upkeep.cancel()
                 with suppress(asyncio.CancelledError):
                     await self._upkeep
-            for client in self._clients.values():
-                await client.__aexit__(None, None, None)
-            self._clients.clear()
+            await self.clients.close()
         finally:
             if self._ledger is not None:
                 self._ledger.close()
-        for pool in self._pools.values():
-            pool.close()
+        self._lookup.close()
 
     # Within
 
@@ -264,62 +256,14 @@ class AnnotationWorker:
         other = Annotation(annotation.id, Query.model_validate_json(line), annotation.split, annotation.instruction, None)
         return self._rows.rejected(other, Stage.INPUT, InputReason.CONFLICTING_ROWS, "another row of this id came first")
 
-    def _targets(self, queries: list[Query], split: str) -> list[Candidate | None]:
-        """The first positive that a pool holds, pools in the order of `Layout.target_pools`."""
-        found: list[Candidate | None] = [None] * len(queries)
+    def _targets(self, queries: list[Query], split: Split) -> list[Candidate | None]:
+        targets: list[Candidate | None] = [None] * len(queries)
         for task in {query.dataset_task for query in queries}:
-            places = [i for i, query in enumerate(queries) if query.dataset_task == task]
-            for path in self._pool_paths(task, split):
-                missing = [i for i in places if found[i] is None]
-                pool = self._pool(path) if missing else None
-                if pool is None:
-                    continue
-                owners = [(i, did) for i in missing for did in queries[i].pos_cand_list]
-                positions = pool.find(np.array([hash_did(did) for _, did in owners], np.int64))
-                first: dict[int, int] = {}
-                for (i, _), position in zip(owners, positions.tolist(), strict=True):
-                    if position >= 0:
-                        first.setdefault(i, position)
-                if first:
-                    table = pool.fetch_table(np.array(list(first.values()), np.int64))
-                    for i, row in zip(first, table.to_pylist(), strict=True):
-                        found[i] = Candidate.model_validate(row)
-        return found
-
-    def _pool_paths(self, task: DatasetTask, split: str) -> list[Path]:
-        known: Split = "train" if split == "train" else "val" if split == "val" else "test"
-        return self._layout.target_pools(task, known)
-
-    def _pool(self, path: Path) -> CandidatePool:
-        if path not in self._pools:
-            self._pools[path] = CandidatePool.open(path, self.config.input.candidate_cache)
-        return self._pools[path]
-
-    def _endpoint_future(self) -> asyncio.Future[Endpoints]:
-        if self._endpoints is None:
-            self._endpoints = asyncio.get_running_loop().create_future()
-        return self._endpoints
-
-    async def _client(self, who: str) -> TeacherClient:
-        """The client, once there are servers."""
-        if who in self._clients:
-            return self._clients[who]
-        self._collect_stats.waits_for_teacher = True
-        endpoints = await asyncio.shield(self._endpoint_future())
-        self._collect_stats.waits_for_teacher = False
-        async with self._connecting:
-            if who not in self._clients:
-                config = self.config.verifier if who == "verifier" and self.config.verifier is not None else self.config.teacher
-                found = endpoints.verifier if who == "verifier" else endpoints.teacher
-                if not found:
-                    raise InputError(f"the {who} has no endpoint", "check the config")
-                transport = config.transport
-                if self._alone:
-                    transport = transport.model_copy(update=dict.fromkeys(_IN_FLIGHT, 1))
-                client = TeacherClient(transport.client(found), ours=config.hosting == "managed")
-                self._clients[who] = await client.__aenter__()
-                logger.info("asks the %s at %s", who, ", ".join(endpoint.url for endpoint in found))
-        return self._clients[who]
+            of_task = [i for i, query in enumerate(queries) if query.dataset_task == task]
+            first = self._lookup.first_held(task, split, [queries[i].pos_cand_list for i in of_task])
+            for i, target in zip(of_task, first, strict=True):
+                targets[i] = target
+        return targets
 
     async def _keep_up(self) -> None:
         """Makes answers durable and takes sealed segments in, now and then."""

@@ -1,4 +1,4 @@
-"""All chunks into the dataset's files: near-duplicates out, fixed shards, the same bytes for the same rows.
+"""All chunks into the dataset's files; the same rows give the same bytes.
 
 Files are written into a directory of their own, which `pipeline.files.atomic_directory` then puts in the dataset's place.
 """
@@ -6,31 +6,27 @@ Files are written into a directory of their own, which `pipeline.files.atomic_di
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
+from pipeline.dataset.near_duplicates import find_repeats, split_repeats
 from pipeline.dataset.shards import ShardWriter, image_schema, with_images
 from pipeline.dataset.staging import Staging
 from pipeline.mbeir.images import ImageStore
-from pipeline.traces.families import family_of
 from schemas.errors import CotError
 from schemas.manifest import DataFile, TaskCounts
+from schemas.mbeir import Split
 from schemas.os_errors import explained
-from schemas.record import EMB_TOKEN, Route, ScreenReason, Stage
-from schemas.trace import FacetText, Trace
+from schemas.record import Route
 
 ROW_GROUP: Final = 1000
 IMAGE_ROW_GROUP: Final = 100
 _IMAGE_ROWS_READ: Final = 16
-"""Whose images are held before they are written."""
+"""Rows whose images are held in memory before they are written."""
 
 _IMAGE_SHARD_ROWS: Final = 5_000
 
@@ -51,7 +47,7 @@ def assemble(
     staging: Staging,
     directory: Path,
     *,
-    split: str,
+    split: Split,
     rows_per_shard: int,
     bypass_duplicates: bool = False,
     images: ImageStore | None = None,
@@ -65,7 +61,7 @@ def assemble(
     Of records with the same query and answer the first in order stays; the others become rejections (`near_duplicate`), and
     with `bypass_duplicates` bypass records beside them.
     """
-    repeated = _repeated(staging)
+    repeated = find_repeats(staging)
     counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     try:
         total = sum(len(keys) for keys in staging.keys.values()) - (
@@ -87,7 +83,7 @@ def assemble(
                 row_group=IMAGE_ROW_GROUP,
                 group_bytes=image_group_bytes,
             )
-        for records, rejections in _chunks(staging, repeated, bypass_duplicates):
+        for records, rejections in split_repeats(staging, repeated, bypass=bypass_duplicates):
             _count(counts, records, rejections)
             data.write(records)
             rejected.write(rejections)
@@ -103,83 +99,6 @@ def assemble(
         ) from error
     tasks = tuple(_task_counts(key, counter) for key, counter in sorted(counts.items()))
     return Assembled(tuple(file for file in files), tasks, total, sum(refused))
-
-
-def _repeated(staging: Staging) -> dict[int, NDArray[np.int64]]:
-    """Chunk -> rows whose near-duplicate key stood before."""
-    numbers = range(len(staging))
-    lengths = [len(staging.keys[number]) for number in numbers]
-    keys = np.concatenate([staging.keys[number] for number in numbers]) if lengths else np.empty(0, np.int64)
-    _, first = np.unique(keys, return_index=True)
-    is_repeat = np.ones(len(keys), bool)
-    is_repeat[first] = False
-    is_repeat[keys == 0] = False
-    found, start = {}, 0
-    for number, length in zip(numbers, lengths, strict=True):
-        rows = np.flatnonzero(is_repeat[start : start + length])
-        if len(rows):
-            found[number] = rows
-        start += length
-    return found
-
-
-def _chunks(
-    staging: Staging, repeated: dict[int, NDArray[np.int64]], bypass_duplicates: bool
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    for number in range(len(staging)):
-        records, rejections = staging.get(number)
-        rows = repeated.get(number)
-        if rows is not None:
-            again = records.take(pa.array(rows))
-            rejections = _in_order(pa.concat_tables([rejections, _as_rejections(again)]))
-            keep = np.ones(len(records), bool)
-            keep[rows] = False
-            records = records.filter(pa.array(keep))
-            if bypass_duplicates:
-                records = _in_order(pa.concat_tables([records, _as_bypass(again)]))
-        yield records, rejections
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    """A chunk's rows in the dataset's order: dataset, task, number of the qid."""
-    numbers = pc.cast(pc.utf8_slice_codeunits(table["qid"], 2), pa.int64())
-    keyed = table.append_column("number", numbers)
-    order = pc.sort_indices(keyed, [("dataset", "ascending"), ("task_id", "ascending"), ("number", "ascending")])
-    return table.take(order)
-
-
-def _as_rejections(records: pa.Table) -> pa.Table:
-    count = len(records)
-    columns = {name: records[name] for name in REJECTIONS.names if name in records.column_names}
-    columns |= {
-        "stage": pa.array([str(Stage.SCREEN)] * count),
-        "reason": pa.array([str(ScreenReason.NEAR_DUPLICATE)] * count),
-        "detail": pa.array(["an earlier record has the same query and answer"] * count),
-        "raw_answer": pa.array([_raw(row) for row in records.select(["task_id", "facets", "answer"]).to_pylist()]),
-        "attempts": pc.struct_field(records["provenance"], "attempts"),
-    }
-    return pa.table([columns[name] for name in REJECTIONS.names], schema=REJECTIONS)
-
-
-def _raw(row: dict[str, Any]) -> str:
-    """The trace as the teacher writes it: all of it is in the record."""
-    family = family_of(row["task_id"])
-    labels = {facet.name: facet.label for facet in family.facets}
-    facets = tuple(FacetText(name=f["name"], label=labels[f["name"]], text=f["text"]) for f in row["facets"])
-    return Trace(family=family.name, facets=facets, answer=row["answer"]).render()
-
-
-def _as_bypass(records: pa.Table) -> pa.Table:
-    count = len(records)
-    empty = {
-        "route": pa.array([str(Route.BYPASS)] * count),
-        "facets": pa.array([[]] * count, RECORDS.field("facets").type),
-        "reasoning": pa.nulls(count, pa.string()),
-        "answer": pa.nulls(count, pa.string()),
-        "target": pa.array([EMB_TOKEN] * count),
-        "verdict": pa.nulls(count, RECORDS.field("verdict").type),
-    }
-    return pa.table([empty.get(name, records[name]) for name in RECORDS.names], schema=RECORDS)
 
 
 def _count(counts: dict[tuple[str, int], Counter[str]], records: pa.Table, rejections: pa.Table) -> None:

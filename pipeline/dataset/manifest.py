@@ -18,8 +18,9 @@ from pipeline.traces.families import FAMILIES
 from pipeline.traces.token_counts import tokenizer_digest
 from prompts import PromptSet
 from schemas import __version__
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.manifest import InputDigest, Manifest, Model
+from schemas.teacher_config import TeacherConfig
 
 _PLACES: Final = {"mbeir", "out", "workers", "ledger", "early_stop", "publish", "lock"}
 """Settings that say where and how, not what."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from schemas.errors import InputError
 from schemas.os_errors import refused_by_system
-
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
+from schemas.repository import is_repository_name
 
 
 def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltDataset:
@@ -22,7 +19,7 @@ def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltData
     files). Raises InputError for what is neither, holds no finished dataset, or is damaged.
     """
     path = Path(place)
-    if path.exists() or not _REPOSITORY(str(place)):
+    if path.exists() or not is_repository_name(str(place)):
         return BuiltDataset.open(path)
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (reads HF_* when imported)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415

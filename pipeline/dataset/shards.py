@@ -14,6 +14,7 @@ from pipeline.dataset.arrow_schema import RECORDS, with_features
 from pipeline.files.durable import sha256_file
 from pipeline.mbeir.images import ImageStore, picture_value
 from schemas.manifest import DataFile
+from schemas.mbeir import Split
 
 
 class ShardWriter:
@@ -22,7 +23,7 @@ class ShardWriter:
     def __init__(
         self,
         directory: Path,
-        split: str,
+        split: Split,
         schema: pa.Schema,
         *,
         total: int,

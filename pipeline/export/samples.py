@@ -5,7 +5,7 @@ Texts are as `defused` leaves them: the marks by which a project places pictures
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from itertools import groupby, islice
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.mbeir.candidates import CandidateLookup
 from pipeline.mbeir.instructions import candidate_text
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.pools import CandidatePool
 from prompts import defused
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Modality
@@ -81,18 +81,16 @@ def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives
     """All records in order. Raises InputError where M-BEIR's pools are missing."""
     layout = Layout.open(mbeir)
     rows = _rows(dataset.table("data"))
-    for (name, task_id, split), part in groupby(rows, key=lambda row: (row["dataset"], row["task_id"], row["split"])):
-        task = DatasetTask(name, task_id)
-        pools = layout.target_pools(task, split)
-        if not pools:
-            raise InputError(
-                f"{mbeir} has no candidate pool for {task.name}, {split}",
-                f"{layout.fetch_remedy(task.dataset, split)}, or name another --mbeir",
-            )
-        opened = [CandidatePool.open(path, cache) for path in pools]
-        try:
+    with CandidateLookup(layout, cache) as lookup:
+        for (name, task_id, split), part in groupby(rows, key=lambda row: (row["dataset"], row["task_id"], row["split"])):
+            task = DatasetTask(name, task_id)
+            if not lookup.pools(task, split):
+                raise InputError(
+                    f"{mbeir} has no candidate pool for {task.name}, {split}",
+                    f"{layout.fetch_remedy(task.dataset, split)}, or name another --mbeir",
+                )
             for row in part:
-                positives = tuple(_held(opened, row["positives"]))
+                positives = tuple(lookup.held(task, split, row["positives"]))
                 if not positives:
                     yield Skipped(row["id"], SkipReason.NOWHERE)
                     continue
@@ -100,11 +98,9 @@ def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives
                     yield Skipped(row["id"], SkipReason.EMPTY)
                     continue
                 query = Side(plain(_query_text(row)), row["query_image"] or "", Modality(row["query_modality"]))
-                saying = (one for one in _held(opened, row["hard_negatives"]) if not side_of(one).says_nothing)
+                listed = lookup.held(task, split, row["hard_negatives"])
+                saying = (one for one in listed if not side_of(one).says_nothing)
                 yield Sample(row, task, query, positives, tuple(islice(saying, negatives)))
-        finally:
-            for pool in opened:
-                pool.close()
 
 
 def side_of(candidate: Candidate) -> Side:
@@ -129,11 +125,3 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 def _query_text(row: dict[str, Any]) -> str:
     return " ".join(part for part in (row["instruction"], row["query_text"] or "") if part)
-
-
-def _held(pools: Sequence[CandidatePool], dids: Sequence[str]) -> Iterator[Candidate]:
-    """Those that a pool holds, fetched as they are asked for."""
-    for did in dids:
-        holding = next((pool for pool in pools if did in pool), None)
-        if holding is not None:
-            yield from holding.fetch([did])

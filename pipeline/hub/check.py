@@ -9,7 +9,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.dataset.built_dataset import BuiltDataset, Part
 from pipeline.files.redaction import Places
 from pipeline.files.secrets import holds_secret
 from schemas.errors import CotError
@@ -112,12 +112,15 @@ def _card(dataset: BuiltDataset) -> Iterator[str]:
             yield f"README.md has a config for {shown}/, of which there are no files"
 
 
+_ROWS: Final[tuple[tuple[Part, type[Record | Rejection]], ...]] = (("data", Record), ("rejected", Rejection))
+
+
 def _rows(dataset: BuiltDataset, places: Places, advance: Callable[[int], None]) -> Iterator[Problem]:
     seen: set[str] = set()
-    for part, model in (("data", Record), ("rejected", Rejection)):
+    for part, model in _ROWS:
         if part not in dataset.parts():
             continue
-        table = dataset.table(part)  # type: ignore[arg-type]
+        table = dataset.table(part)
         for batch in table.to_batches(max_chunksize=_BATCH):
             for row in batch.to_pylist():
                 where = f"{part}: {row.get('id')}"

@@ -26,8 +26,8 @@ from typing import Any, Final
 import orjson
 
 from prompts import ImageSlot, Prompt
-from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
+from schemas.teacher_config import TeacherConfig
 
 FINGERPRINT_VERSION: Final = 2
 FINGERPRINT_BYTES: Final = 16

@@ -1,39 +1,95 @@
-"""Candidates of queries, looked up in the pools on disk."""
+"""Candidates by did: looked up in the dataset-task's local pool first, then in the split's global one."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from pipeline.mbeir.layout import Layout, Split
+import numpy as np
+
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from schemas.config import BuildConfig
-from schemas.mbeir import Candidate, DatasetTask
+from schemas.mbeir import Candidate, DatasetTask, Split, hash_did
 
 Row = Mapping[str, Any]
 
 
+def fetch_held(pools: Sequence[CandidatePool], dids: Sequence[str]) -> dict[str, Candidate]:
+    """did -> candidate, each from the first pool that holds it. Dids that no pool holds are left out."""
+    candidates: dict[str, Candidate] = {}
+    for pool in pools:
+        missing = [did for did in dict.fromkeys(dids) if did not in candidates]
+        positions = pool.find(np.array([hash_did(did) for did in missing], np.int64))
+        held = [did for did, position in zip(missing, positions.tolist(), strict=True) if position >= 0]
+        candidates |= dict(zip(held, pool.fetch(held), strict=True))
+    return candidates
+
+
+class CandidateLookup:
+    """The pools of an M-BEIR directory, opened when they are first needed. Use as a context manager or call `close`."""
+
+    def __init__(self, layout: Layout, cache: Path | None) -> None:
+        self._layout, self._cache = layout, cache
+        self._pools: dict[Path, CandidatePool] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+    def pools(self, task: DatasetTask, split: Split) -> list[CandidatePool]:
+        """Those that may hold positives of a dataset-task, in the order of `Layout.target_pools`; empty if none is there."""
+        return [self._pool(path) for path in self._layout.target_pools(task, split)]
+
+    def held(self, task: DatasetTask, split: Split, dids: Sequence[str]) -> Iterator[Candidate]:
+        """The candidates that a pool holds, in the order given; each is read when it is asked for."""
+        pools = self.pools(task, split)
+        for did in dids:
+            yield from fetch_held(pools, [did]).values()
+
+    def first_held(self, task: DatasetTask, split: Split, dids: Sequence[Sequence[str]]) -> list[Candidate | None]:
+        """For each list of dids, its first one in the first pool that holds any of them; None where no pool does."""
+        targets: list[Candidate | None] = [None] * len(dids)
+        for path in self._layout.target_pools(task, split):
+            asked = [(i, did) for i, target in enumerate(targets) if target is None for did in dids[i]]
+            if not asked:
+                break
+            pool = self._pool(path)
+            positions = pool.find(np.array([hash_did(did) for _, did in asked], np.int64))
+            first: dict[int, int] = {}
+            for (i, _), position in zip(asked, positions.tolist(), strict=True):
+                if position >= 0:
+                    first.setdefault(i, position)
+            if first:
+                table = pool.fetch_table(np.array(list(first.values()), np.int64))
+                for i, row in zip(first, table.to_pylist(), strict=True):
+                    targets[i] = Candidate.model_validate(row)
+        return targets
+
+    def _pool(self, path: Path) -> CandidatePool:
+        if path not in self._pools:
+            self._pools[path] = CandidatePool.open(path, self._cache)
+        return self._pools[path]
+
+
 def first_positives(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Candidate]:
-    """Row id -> the first positive that the local pool, or the global one, holds."""
-    layout = Layout.open(settings.mbeir)
-    by_task: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    """Row id -> the target of a dataset's row: the first of its positives that a pool holds."""
+    by_task: dict[tuple[Split, str, int], list[Row]] = defaultdict(list)
     for row in rows:
         by_task[row["split"], row["dataset"], row["task_id"]].append(row)
-    found: dict[str, Candidate] = {}
-    for (split, dataset, task_id), part in by_task.items():
-        found |= _of_task(layout, settings, split, DatasetTask(dataset, task_id), part)  # type: ignore[arg-type]
-    return found
-
-
-def _of_task(layout: Layout, settings: BuildConfig, split: Split, task: DatasetTask, rows: list[Row]) -> dict[str, Candidate]:
-    found: dict[str, Candidate] = {}
-    for path in layout.target_pools(task, split):
-        with CandidatePool.open(path, settings.input.candidate_cache) as pool:
-            for row in rows:
-                if row["id"] in found:
-                    continue
-                held = next((did for did in row["positives"] if did in pool), None)
-                if held is not None:
-                    found[row["id"]] = pool.fetch([held])[0]
-    return found
+    targets: dict[str, Candidate] = {}
+    with CandidateLookup(Layout.open(settings.mbeir), settings.input.candidate_cache) as lookup:
+        for (split, dataset, task_id), part in by_task.items():
+            first = lookup.first_held(DatasetTask(dataset, task_id), split, [row["positives"] for row in part])
+            targets |= {row["id"]: target for row, target in zip(part, first, strict=True) if target is not None}
+    return targets

@@ -21,7 +21,7 @@ from pipeline.mbeir.findings import Findings, Report, Severity
 from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
-from pipeline.mbeir.layout import Layout, PoolFile, QueryFile, Split
+from pipeline.mbeir.layout import Layout, PoolFile, QueryFile
 from pipeline.mbeir.positives import DOWNLOAD, Asked, Positives, check_positives
 from pipeline.mbeir.qrels import load_relevant
 from pipeline.mbeir.stores import plain_store
@@ -239,7 +239,7 @@ class Checker:
         return self.layout.fetch_remedy(file.dataset, file.split)
 
     def _pools_needed(self, file: QueryFile) -> list[Path]:
-        split: Split = file.split
+        split = file.split
         if file.dataset_task is not None:
             local = self.layout.local_pool(file.dataset_task, split)
             return [local] if local is not None else []

@@ -13,7 +13,6 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.mbeir.pictures import PictureFile, as_file, is_plain, normalised
 from schemas.errors import InputError
 from schemas.os_errors import STARVED, explained
+from schemas.record import ImageReason
 
 T = TypeVar("T")
 
@@ -35,17 +35,6 @@ MAX_PIXELS: Final = 64_000_000
 
 MAX_RATIO: Final = 200
 """Of the longer side to the shorter: what the image processors of Qwen2-VL to Qwen3-VL take."""
-
-
-class ImageReason(StrEnum):
-    MISSING = "image_missing"
-    OUTSIDE_ROOT = "image_outside_root"
-    NOT_A_FILE = "image_not_a_file"
-    NOT_AN_IMAGE = "image_not_an_image"
-    TRUNCATED = "image_truncated"
-    TOO_MANY_PIXELS = "image_too_many_pixels"
-    UNREADABLE = "image_unreadable"
-    ASPECT_RATIO = "image_aspect_ratio"
 
 
 _REMEDIES: Final = {

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_IDS, DATASET_TASKS, DatasetTask
+from schemas.mbeir import DATASET_IDS, DATASET_TASKS, QUERY_SPLITS, SPLITS, DatasetTask, QuerySplit
 
-Split = Literal["train", "val", "test", "union_train", "union_val"]
-SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test", "union_train", "union_val")
 _SHARED: Final = {"oven": "infoseek", "infoseek": "oven"}
 """Datasets that have positives among each other's candidates."""
 _OLDER_LAYOUTS: Final = ("train", "val", "test", "cand_pool/union_pool")
@@ -25,7 +23,7 @@ class QueryFile(NamedTuple):
     """A query file and what its name says about its rows; None where the name leaves it open."""
 
     path: Path
-    split: Split
+    split: QuerySplit
     dataset: str | None
     dataset_task: DatasetTask | None
 
@@ -76,7 +74,7 @@ class Layout:
     def instructions(self) -> Path:
         return self.root / "instructions" / "query_instructions.tsv"
 
-    def queries(self, split: Split, task: DatasetTask | None = None, *, dataset: str | None = None) -> Path:
+    def queries(self, split: QuerySplit, task: DatasetTask | None = None, *, dataset: str | None = None) -> Path:
         """The query file of a dataset (``train``), a dataset-task (``val``, ``test``) or a union split."""
         folder = self.root / "query" / split
         match split:
@@ -90,7 +88,7 @@ class Layout:
                 return folder / f"mbeir_{task.name}_{split}.jsonl"
         raise ValueError(f"query files of split {split!r} are per dataset-task")
 
-    def local_pool(self, task: DatasetTask, split: Split) -> Path | None:
+    def local_pool(self, task: DatasetTask, split: QuerySplit) -> Path | None:
         """None for MSCOCO's training split: its candidates are in the global pool only."""
         name = task.name
         if task.dataset == "mscoco":
@@ -99,7 +97,7 @@ class Layout:
             name = f"{name}_{split.removeprefix('union_')}"
         return self.root / "cand_pool" / "local" / f"mbeir_{name}_cand_pool.jsonl"
 
-    def target_pools(self, task: DatasetTask, split: Split) -> list[Path]:
+    def target_pools(self, task: DatasetTask, split: QuerySplit) -> list[Path]:
         """The pools that are here and may hold positives of a dataset-task, in the order in which they are to be asked.
 
         The local one, then the split's global one. Without that, the local pools of the dataset whose candidates are
@@ -112,7 +110,7 @@ class Layout:
             paths += [self.local_pool(other, split) for other in DATASET_TASKS if other.dataset in near]
         return [path for path in dict.fromkeys(paths) if path is not None and path.is_file()]
 
-    def fetch_remedy(self, dataset: str, split: Split) -> str:
+    def fetch_remedy(self, dataset: str, split: QuerySplit) -> str:
         """The command that brings the candidates of a dataset for a split."""
         if dataset == "mscoco" and self.local_pool(DatasetTask("mscoco", 0), split) is None:
             return (
@@ -121,7 +119,7 @@ class Layout:
             )
         return f"`mbeir-cot mbeir fetch {self.root} --datasets {dataset}` (add --no-images if the images are here)"
 
-    def global_pool(self, split: Split) -> Path:
+    def global_pool(self, split: QuerySplit) -> Path:
         name = split.removeprefix("union_")
         return self.root / "cand_pool" / "global" / f"mbeir_union_{name}_cand_pool.jsonl"
 
@@ -138,7 +136,7 @@ class Layout:
                 yield query_file
 
     def expected_query_files(self) -> Iterator[QueryFile]:
-        for split in SPLITS:
+        for split in QUERY_SPLITS:
             match split:
                 case "train":
                     for dataset in DATASET_IDS:
@@ -158,7 +156,7 @@ class Layout:
                 if path is not None and path not in seen and path.is_file():
                     seen.add(path)
                     yield PoolFile(path, "local")
-        for global_path in (self.global_pool("train"), self.global_pool("val"), self.global_pool("test")):
+        for global_path in map(self.global_pool, SPLITS):
             if global_path.is_file():
                 yield PoolFile(global_path, "global")
 

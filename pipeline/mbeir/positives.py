@@ -11,8 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.mbeir.findings import Findings, Severity
-from pipeline.mbeir.layout import Layout, QueryFile, Split
-from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, DID_HASH_BASE, DatasetTask, Query, hash_did, unhash_did
+from pipeline.mbeir.layout import Layout, QueryFile
+from schemas.mbeir import (
+    DATASET_IDS,
+    DATASET_NAMES,
+    DATASET_TASKS,
+    DID_HASH_BASE,
+    DatasetTask,
+    Query,
+    QuerySplit,
+    hash_did,
+    unhash_did,
+)
 
 DOWNLOAD: Final = "download the file again (`mbeir-cot mbeir fetch DIR`)"
 
@@ -78,7 +88,7 @@ def check_positives(found: Findings, layout: Layout, pools: Pools, asked: Asked,
         found.add(Severity.NOTE, "positives_outside_local_pool", file.path, message, remedy, count=count)
 
 
-def _has_all_pools(layout: Layout, pools: Pools, dataset: str, split: Split) -> bool:
+def _has_all_pools(layout: Layout, pools: Pools, dataset: str, split: QuerySplit) -> bool:
     """Whether every pool that could hold a candidate of this dataset for this split was read."""
     if layout.global_pool(split) in pools:
         return True

@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.mbeir.images import ImageProblem, ImageStore
-from pipeline.mbeir.layout import SPLITS, Layout, QueryFile, Split
+from pipeline.mbeir.layout import Layout, QueryFile
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import plain_store
 from pipeline.meter import Meter
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, hash_qid
+from schemas.mbeir import DATASET_TASKS, QUERY_SPLITS, DatasetTask, QuerySplit, hash_did, hash_qid
 
 _LEGEND: Final = (
     "pool: candidates of the local pool; outside: positives that it lacks (cross-dataset ones); "
@@ -35,7 +35,7 @@ _LEGEND: Final = (
 class TaskStats(BaseModel):
     """One dataset-task in one split. None where it was not counted."""
 
-    split: Split
+    split: QuerySplit
     dataset_task: str
     rows: int
     queries: int
@@ -101,7 +101,7 @@ def collect_stats(
             tasks += _count_queries(layout, query_file, opened, store)
             meter.advance(query_file.path.stat().st_size)
     names = [task.name for task in DATASET_TASKS]
-    tasks.sort(key=lambda row: (SPLITS.index(row.split), names.index(row.dataset_task)))
+    tasks.sort(key=lambda row: (QUERY_SPLITS.index(row.split), names.index(row.dataset_task)))
     return MbeirStats(root=str(root), tasks=tasks, pools=pools)
 
 

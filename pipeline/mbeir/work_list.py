@@ -23,12 +23,11 @@ from pipeline.mbeir.layout import Layout, QueryFile
 from pipeline.meter import Meter
 from schemas.config import InputConfig
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query
+from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, Split
 from schemas.record import record_id
 
 _BLOCK: Final = 8 << 20
 _WIDTH: Final = 6
-_SPLITS: Final = {"union_train": "train"}
 _ALPHABETIC: Final = {DATASET_IDS[name]: rank for rank, name in enumerate(sorted(DATASET_IDS))}
 
 
@@ -36,7 +35,7 @@ class WorkItem(NamedTuple):
     """One query to annotate. `line` is its JSON; `conflict` the line of a second row of its id with other contents."""
 
     line: bytes
-    split: str
+    split: Split
     multiplicity: int
     conflict: bytes | None
 
@@ -54,7 +53,7 @@ class WorkList:
     """The queries of a build in order of dataset name, task and number of the qid."""
 
     def __init__(
-        self, split: str, files: list[Path], columns: NDArray[np.int64], inputs: list[InputFile], malformed: int
+        self, split: Split, files: list[Path], columns: NDArray[np.int64], inputs: list[InputFile], malformed: int
     ) -> None:
         self.split = split
         self.inputs = inputs
@@ -108,7 +107,7 @@ def collect(layout: Layout, config: InputConfig, *, rejects: Path, quiet: bool =
         columns = reader.columns()
     if config.limit is not None and config.limit < len(columns):
         columns = _drawn(columns, reader.keys, config.limit)
-    return WorkList(_SPLITS.get(config.split, config.split), [file.path for file in files], columns, inputs, refused.lines)
+    return WorkList(config.record_split, [file.path for file in files], columns, inputs, refused.lines)
 
 
 def _wanted(file: QueryFile, config: InputConfig) -> bool:
@@ -200,6 +199,6 @@ def _drawn(columns: NDArray[np.int64], keys: NDArray[np.int64], limit: int) -> N
     return columns[np.sort(np.argsort(mixed, kind="stable")[:limit])]
 
 
-def identity(query: Query, split: str) -> str:
+def identity(query: Query, split: Split) -> str:
     task = query.dataset_task
     return record_id(split, task.dataset, task.task_id, query.qid)

@@ -8,11 +8,12 @@ from typing import Final
 
 from pipeline.ledger.request_key import Identity
 from pipeline.ledger.served import same_as_before
-from pipeline.mbeir.layout import Split
 from pipeline.serving.preflight import Example, Report, Who, preflight
 from pipeline.teacher.check import Questions
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.errors import ConfigError, InputError
+from schemas.mbeir import SPLITS, Split
+from schemas.teacher_config import TeacherConfig
 
 _EACH: Final = 2
 """Queries of each family: one that a server refuses may be at fault itself."""
@@ -29,8 +30,8 @@ def check_endpoints(config: BuildConfig, external: Mapping[Who, TeacherConfig], 
 
 async def _check(config: BuildConfig, external: Mapping[Who, TeacherConfig], ledger: str) -> None:
     questions = Questions(config)
-    own: Split = "train" if config.input.split == "union_train" else config.input.split
-    splits: tuple[Split, ...] = (own, *(split for split in ("train", "val", "test") if split != own))
+    own = config.input.record_split
+    splits: tuple[Split, ...] = (own, *(split for split in SPLITS if split != own))
     try:
         samples = await asyncio.to_thread(questions.samples, splits, each=_EACH)
     except InputError:  # no query that can be asked: the build tells what is wrong with each

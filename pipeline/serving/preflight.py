@@ -15,9 +15,10 @@ from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import Judged, Reasoned, judge, reason
 from pipeline.traces.judgements import ASSESS, VERIFY, Labels, needs_assessment
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
 from schemas.teacher import Outcome, TeacherAnswer
+from schemas.teacher_config import TeacherConfig
 from schemas.trace import Trace
 
 Who = Literal["teacher", "verifier"]

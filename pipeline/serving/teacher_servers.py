@@ -6,14 +6,19 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.serving.endpoint_check import check_endpoints
 from pipeline.serving.model_check import check_model
 from pipeline.serving.preflight import Who
 from pipeline.serving.registry import running
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
+from schemas.teacher_config import TeacherConfig
+
+if TYPE_CHECKING:
+    from pipeline.serving.server_pool import ServerPool  # imports Ray
 
 
 def server_config(config: TeacherConfig, mbeir: Path) -> ServerConfig | None:
@@ -31,7 +36,7 @@ class Teachers:
 
     def __init__(self, config: BuildConfig, logs: Path, ledger: str) -> None:
         self._config, self._logs, self._ledger = config, logs, ledger
-        self._pools: list[object] = []
+        self._pools: list[ServerPool] = []
         self._thread: threading.Thread | None = None
         self._endpoints: Endpoints | None = None
         self._error: BaseException | None = None
@@ -65,16 +70,16 @@ class Teachers:
 
     def failures(self) -> list[str]:
         """Servers that were given up."""
-        return [failure for pool in self._pools for failure in pool.failures()]  # type: ignore[attr-defined]
+        return [failure for pool in self._pools for failure in pool.failures()]
 
     def revive(self) -> None:
         """Starts the servers that were given up once more."""
         for pool in self._pools:
-            pool.revive()  # type: ignore[attr-defined]
+            pool.revive()
 
     def stop(self) -> None:
         for pool in self._pools:
-            pool.stop()  # type: ignore[attr-defined]
+            pool.stop()
         self._pools.clear()
 
     def _start(self) -> None:

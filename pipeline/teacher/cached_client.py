@@ -22,9 +22,9 @@ from pipeline.teacher.images import ImageEncoder
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import messages
 from prompts import ImageSlot, Prompt
-from schemas.config import TeacherConfig
 from schemas.record import InputReason
 from schemas.teacher import Outcome, TeacherAnswer
+from schemas.teacher_config import TeacherConfig
 
 TOO_LONG: Final = re.compile(
     r"maximum (?:context|model) length|max_model_len|longer than the maximum|context length|prompt is too long", re.IGNORECASE

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from pipeline.mbeir.candidates import CandidateLookup
 from pipeline.mbeir.images import ImageProblem
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
 from pipeline.mbeir.jsonl import scan_rows
-from pipeline.mbeir.layout import Layout, Split
-from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
 from pipeline.teacher.images import EncodedImage, ImageEncoder
 from pipeline.teacher.request import TeacherRequest
@@ -24,9 +24,10 @@ from pipeline.traces.families import FAMILIES, Family, family_of
 from pipeline.traces.judgements import ASSESS, VERIFY
 from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_prompt
 from prompts import Prompt, PromptSet
-from schemas.config import BuildConfig, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Query
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Query, Split
+from schemas.teacher_config import TeacherConfig
 
 STAND_IN: Final = "a picture that fits the request"
 """The answer to verify where the teacher has given none."""
@@ -116,17 +117,15 @@ class Questions:
 
     def _of_task(self, task: DatasetTask, split: Split) -> Iterator[tuple[Query, Candidate]]:
         path = self._layout.queries(split, task)
-        pools = [pool for pool in (self._layout.local_pool(task, split), self._layout.global_pool(split)) if pool]
-        pool_path = next((pool for pool in pools if pool.is_file()), None)
-        if pool_path is None or not path.is_file():
+        if not path.is_file():
             return
-        with CandidatePool.open(pool_path, self._config.input.candidate_cache) as pool:
+        with CandidateLookup(self._layout, self._config.input.candidate_cache) as lookup:
             rows = (row for _, _, row in scan_rows(path, Query) if isinstance(row, Query))  # malformed ones are the build's
             of_task = (query for query in rows if query.dataset_task == task)
             for query in islice(of_task, _LOOKED_AT):
-                if query.defects or not query.pos_cand_list or query.pos_cand_list[0] not in pool:
+                (target,) = lookup.first_held(task, split, [query.pos_cand_list])
+                if query.defects or target is None:
                     continue
-                target = pool.fetch([query.pos_cand_list[0]])[0]
                 try:
                     for path_ in image_paths(query, target).values():
                         self._encoders[0].encode(path_)

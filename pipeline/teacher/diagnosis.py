@@ -12,9 +12,9 @@ from urllib.request import getproxies
 from pipeline.teacher.cached_client import TOO_LONG
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.response import THINKS
-from schemas.config import VLLM_ONLY, TeacherConfig
 from schemas.judgement import JudgementReason, NoJudgement
 from schemas.teacher import Outcome, TeacherAnswer
+from schemas.teacher_config import VLLM_ONLY, TeacherConfig
 from schemas.trace import FormatReason, Malformed
 
 _OF_VLLM: Final = VLLM_ONLY | {"structured_outputs", "uuid", "max_tokens"}

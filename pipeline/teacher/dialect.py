@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pipeline.teacher.images import EncodedImage
-from schemas.config import VLLM_ONLY, TeacherConfig
+from schemas.teacher_config import VLLM_ONLY, TeacherConfig
 
 _GUIDES: Final = frozenset({"structured_outputs"})
 _OF_JUDGEMENTS: Final = frozenset({"logprobs", "top_logprobs"})

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 from PIL import Image
 
 from pipeline.mbeir.images import ImageStore
-from schemas.config import TeacherConfig
+from schemas.teacher_config import TeacherConfig
 
 _SEEN: Final = b"upright, on white, 8 bits"
 """Goes into the digest of a file that is shown otherwise than it is: an answer to what a server made of it is another one."""

@@ -20,9 +20,9 @@ from pipeline.traces.judgements import Labels, choice_fields, judgement_from_log
 from pipeline.traces.parser import parse_trace
 from pipeline.traces.sampling import draw_fields, greedy_fields
 from prompts import ImageSlot, Prompt
-from schemas.config import TeacherConfig
 from schemas.judgement import Judgement, NoJudgement
 from schemas.teacher import TeacherAnswer
+from schemas.teacher_config import TeacherConfig
 from schemas.trace import Malformed, Trace
 
 _STATED = "\nInstead of the word, write one line: confidence: a number from 0.00 to 1.00 that the answer is {positive}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from schemas.config import Sampling
+from schemas.teacher_config import Sampling
 
 _PLAIN: Final[dict[str, float]] = {
     "top_p": 1.0,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from PIL import Image
 
 from pocket.world.draw import jpeg
 from pocket.world.ground_truth import CandidateTruth, ImageTruth, QueryTruth
 from pocket.world.reasoning_kinds import ReasoningKind
-from schemas.mbeir import DATASET_IDS, DATASET_TASKS, DatasetTask, Modality
-
-Split = Literal["train", "val", "test"]
-SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
+from schemas.mbeir import DATASET_IDS, DATASET_TASKS, SPLITS, DatasetTask, Modality, Split
 
 LEAST_POOL: Final = 220
 """Smallest number of candidates in a local pool, so that five of them are 2.3%."""

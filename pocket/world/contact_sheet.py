@@ -9,9 +9,9 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.mbeir.candidates import CandidateLookup
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
-from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import plain_store
 from schemas.mbeir import DATASET_TASKS, DatasetTask
@@ -33,15 +33,17 @@ def draw_sheet(root: Path, cache_dir: Path | None = None, *, skip: int = 1) -> I
 
 
 def _rows(layout: Layout, store: ImageStore, cache_dir: Path | None, skip: int) -> Iterator[Image.Image]:
-    for task in DATASET_TASKS:
-        path, pool_path = layout.queries("test", task), layout.local_pool(task, "test")
-        if not path.is_file() or pool_path is None or not pool_path.is_file():
-            continue
-        query = [query for _, query in read_queries(path)][skip]
-        with CandidatePool.open(pool_path, cache_dir) as pool:
-            positive = pool.fetch([query.pos_cand_list[0]])[0]
-        shown = [store.open(name) if name else None for name in (query.query_img_path, positive.img_path)]
-        yield _row(task, (shown[0], query.query_txt), (shown[1], positive.txt))
+    with CandidateLookup(layout, cache_dir) as lookup:
+        for task in DATASET_TASKS:
+            path = layout.queries("test", task)
+            if not path.is_file():
+                continue
+            query = [query for _, query in read_queries(path)][skip]
+            (positive,) = lookup.first_held(task, "test", [query.pos_cand_list])
+            if positive is None:
+                continue
+            shown = [store.open(name) if name else None for name in (query.query_img_path, positive.img_path)]
+            yield _row(task, (shown[0], query.query_txt), (shown[1], positive.txt))
 
 
 def _row(

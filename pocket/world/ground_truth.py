@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from pocket.world.reasoning_kinds import ReasoningKind
+from schemas.mbeir import Split
 
 QUERIES: Final = "queries.jsonl"
 CANDIDATES: Final = "candidates.jsonl"
@@ -28,7 +29,7 @@ class QueryTruth(_Row):
     steps: the steps of a correct trace: reference, operation, or the facts on the way.
     """
 
-    split: str
+    split: Split
     qid: str
     dataset_task: str
     why: ReasoningKind

@@ -20,7 +20,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.mbeir.layout import Layout
-from pocket.world.builder import DEFAULT_QUERIES, SPLITS, Book
+from pocket.world.builder import DEFAULT_QUERIES, Book
 from pocket.world.datasets.cirr_fashioniq import add_composed
 from pocket.world.datasets.edis import add_edis
 from pocket.world.datasets.fashion200k import add_fashion200k
@@ -32,7 +32,7 @@ from pocket.world.datasets.webqa import add_webqa
 from pocket.world.ground_truth import CANDIDATES, IMAGES, QUERIES
 from pocket.world.instructions import INSTRUCTIONS
 from schemas.errors import CotError
-from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, DatasetTask, hash_did, hash_qid
+from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, SPLITS, DatasetTask, Split, hash_did, hash_qid
 from schemas.os_errors import explained
 
 GENERATOR_VERSION: Final = 1
@@ -156,7 +156,7 @@ def _write_queries(book: Book, layout: Layout) -> None:
     _write_rows(layout.queries("union_val"), sorted(book.queries["val"], key=lambda row: hash_qid(row["qid"])))
 
 
-def _write_query_file(layout: Layout, path: Path, split: str, rows: list[dict[str, Any]]) -> None:
+def _write_query_file(layout: Layout, path: Path, split: Split, rows: list[dict[str, Any]]) -> None:
     _write_rows(path, rows)
     qrels = layout.root / "qrels" / split / f"{path.stem}_qrels.txt"
     qrels.parent.mkdir(parents=True, exist_ok=True)

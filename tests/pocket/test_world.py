@@ -14,13 +14,13 @@ from PIL import Image
 
 from pipeline.mbeir.check import check
 from pipeline.mbeir.instructions import InstructionTable
-from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from pocket.world.builder import DEFAULT_QUERIES, TEST_QUERIES, VAL_QUERIES
 from pocket.world.ground_truth import Truth
 from pocket.world.write import UP_SAMPLED, write_world
 from schemas.errors import CotError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, Query
+from schemas.mbeir import DATASET_TASKS, DatasetTask, Query, Split
 from tests.support.cli import mbeir_cot
 
 ROOT = Path(__file__).parents[2]

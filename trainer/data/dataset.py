@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.candidates import fetch_held
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, hash_did
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Split
 from schemas.os_errors import explained, refused_by_system
 from schemas.record import EMB_TOKEN
 
@@ -152,12 +152,7 @@ class Candidates:
 
     def fetch(self, dids: Sequence[str]) -> list[Candidate]:
         """In the order asked. Raises InputError for dids that no pool has."""
-        found: dict[str, Candidate] = {}
-        for pool in self._pools:
-            owed = [did for did in dict.fromkeys(dids) if did not in found]
-            positions = pool.find(np.array([hash_did(did) for did in owed], np.int64))
-            there = [did for did, position in zip(owed, positions.tolist(), strict=True) if position >= 0]
-            found |= dict(zip(there, pool.fetch(there), strict=True))
+        found = fetch_held(self._pools, dids)
         if missing := [did for did in dids if did not in found]:
             raise InputError(
                 f"{self._where} does not hold {', '.join(missing[:5])}, a positive of the dataset's",

@@ -24,12 +24,12 @@ from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError
-from schemas.mbeir import Candidate, DatasetTask, Query, hash_did, hash_qid, unhash_did, unhash_qid
+from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
 from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
 from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.files import Split, exclusions_path, ids_path, refuse_not_finite
+from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
 from trainer.model.embedder import Embedder
 
 logger = logging.getLogger(__name__)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, unhash_did
+from schemas.mbeir import DATASET_TASKS, DatasetTask, EvaluationSplit, unhash_did
 from schemas.os_errors import refused_by_system
 from trainer.embedding.vectors import Vectors, normalise, read_blocks
-
-Split = Literal["val", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +46,18 @@ class EmbeddingFiles:
         self.runs = directory / "retrieval_results" / suffix / "run_files"
         self.tables = directory / "retrieval_results" / suffix / "final_tsv"
 
-    def queries(self, task: DatasetTask, split: Split) -> Path:
+    def queries(self, task: DatasetTask, split: EvaluationSplit) -> Path:
         return self._embed / split / f"mbeir_{task.name}_{split}_embed.npy"
 
-    def candidates(self, task: DatasetTask, split: Split) -> Path:
+    def candidates(self, task: DatasetTask, split: EvaluationSplit) -> Path:
         return self._embed / "cand_pool" / f"mbeir_{pool_name(task, split)}_cand_pool_embed.npy"
 
-    def available(self, split: Split) -> list[DatasetTask]:
+    def available(self, split: EvaluationSplit) -> list[DatasetTask]:
         """Tasks with query embeddings, in UniIR's order."""
         return [task for task in DATASET_TASKS if self.queries(task, split).is_file()]
 
 
-def pool_name(task: DatasetTask, split: Split) -> str:
+def pool_name(task: DatasetTask, split: EvaluationSplit) -> str:
     """The name of a local pool in UniIR's files; MSCOCO has one per split."""
     return f"{task.name}_{split}" if task.dataset == "mscoco" else task.name
 

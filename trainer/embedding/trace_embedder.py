@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageReason, opened_picture
+from pipeline.mbeir.images import MAX_RATIO, ImageProblem, opened_picture
 from pipeline.mbeir.stores import plain_store
 from schemas.errors import ConfigError, InputError
+from schemas.record import ImageReason
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding

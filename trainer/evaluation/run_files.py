@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.qrels import read_qrels
-from schemas.mbeir import DatasetTask
+from schemas.mbeir import DatasetTask, EvaluationSplit
 from schemas.record import record_id
-from trainer.embedding.files import EmbeddingFiles, Split
+from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.uniir import Pool, metric_ks, qrels_name
 
 
@@ -21,13 +21,13 @@ class Ranked(NamedTuple):
     first: str
 
 
-def run_file(files: EmbeddingFiles, task: DatasetTask, pool: Pool, split: Split) -> Path:
+def run_file(files: EmbeddingFiles, task: DatasetTask, pool: Pool, split: EvaluationSplit) -> Path:
     """Where `uniir.score_directory` writes the hits of a task's queries."""
     return files.runs / f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}_run.txt"
 
 
 def read_ranks(
-    files: EmbeddingFiles, layout: Layout, tasks: Iterable[DatasetTask], pool: Pool, split: Split
+    files: EmbeddingFiles, layout: Layout, tasks: Iterable[DatasetTask], pool: Pool, split: EvaluationSplit
 ) -> dict[str, Ranked]:
     """Record id -> the ranks of its query in a pool. Tasks without a run file are left out."""
     by_id: dict[str, Ranked] = {}

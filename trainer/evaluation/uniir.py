@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.qrels import read_qrels
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, DatasetTask, hash_did, unhash_did, unhash_qid
+from schemas.mbeir import DATASET_TASKS, DatasetTask, EvaluationSplit, hash_did, unhash_did, unhash_qid
 from trainer.data.exclusions import load_exclusions
-from trainer.embedding.files import EmbeddingFiles, Embeddings, Split, exclusions_path, load_embeddings, pool_name
+from trainer.embedding.files import EmbeddingFiles, Embeddings, exclusions_path, load_embeddings, pool_name
 from trainer.retrieval.topk import MISSING, TopK, top_k_each
 
 Pool = Literal["single", "union"]
@@ -57,7 +57,7 @@ class Score:
     """One value of the table, before local and union values are joined into rows."""
 
     task: DatasetTask
-    split: Split
+    split: EvaluationSplit
     pool: Pool
     k: int
     value: float
@@ -88,7 +88,7 @@ class TaskHits(NamedTuple):
 
 def score_tasks(
     queries: Mapping[DatasetTask, Embeddings],
-    split: Split,
+    split: EvaluationSplit,
     pool: Pool,
     *,
     candidates: Sequence[Embeddings],
@@ -117,7 +117,7 @@ def score_tasks(
         yield task, TaskHits([Score(task, split, pool, k, value) for k, value in rates.items()], result, ids_QK)
 
 
-def qrels_name(task: DatasetTask, split: Split) -> str:
+def qrels_name(task: DatasetTask, split: EvaluationSplit) -> str:
     return f"mbeir_{task.name}_{split}_qrels.txt"
 
 
@@ -143,7 +143,7 @@ def format_run(
 
 def format_table(scores: Sequence[Score]) -> str:
     """UniIR's tab-separated table, in its order and with its line ends. A union value is joined onto its local row."""
-    union: Mapping[tuple[DatasetTask, Split, int], float] = {
+    union: Mapping[tuple[DatasetTask, EvaluationSplit, int], float] = {
         (score.task, score.split, score.k): score.value for score in scores if score.pool == "union"
     }
     local = sorted(
@@ -172,7 +172,7 @@ def score_directory(
     files: EmbeddingFiles,
     layout: Layout,
     *,
-    split: Split = "test",
+    split: EvaluationSplit = "test",
     pools: Sequence[Pool] = ("single", "union"),
     device: str = "cpu",
 ) -> Iterator[tuple[list[Score], Path]]:

@@ -6,7 +6,6 @@ of all M-BEIR's directory, are given with ``--set``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +13,12 @@ from typing import Any, Final
 from pipeline.config import load_config, settings_of
 from schemas.errors import ConfigError, InputError
 from schemas.os_errors import refused_by_system
+from schemas.repository import is_repository_name
 from schemas.training import TrainConfig
 from trainer.model.metadata import METADATA, EmbedderMetadata
 
 SETTINGS: Final = "train.json"
 """A run's settings, in its directory."""
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+").fullmatch
 
 
 def locate(place: Path) -> Path:
@@ -27,7 +26,7 @@ def locate(place: Path) -> Path:
 
     Raises InputError if it is neither. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
     """
-    if place.exists() or not _REPOSITORY(str(place)):
+    if place.exists() or not is_repository_name(str(place)):
         return place
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (reads HF_* when imported)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.mbeir.candidates import fetch_held
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import Candidate, unhash_did
@@ -200,11 +201,8 @@ class Index:
     def fetch_candidates(self, dids: Sequence[str]) -> list[Candidate]:
         if self._pools is None:
             self._pools = [CandidatePool.open(self.metadata.mbeir / name, self.metadata.cache) for name in self.metadata.pools]
-        found: dict[str, Candidate] = {}
-        for pool in self._pools:
-            there = [did for did in dids if did not in found and did in pool]
-            found |= dict(zip(there, pool.fetch(there), strict=True))
-        return [found[did] for did in dids]
+        candidates = fetch_held(self._pools, dids)
+        return [candidates[did] for did in dids]
 
     def _read_blocks(self) -> Iterator[Vectors]:
         where = str(self.directory / VECTORS)

@@ -13,11 +13,11 @@ import numpy as np
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
-from pipeline.mbeir.layout import Layout, Split
+from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
-from schemas.mbeir import DATASET_TASKS
+from schemas.mbeir import DATASET_TASKS, Split
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
 from trainer.embedding.embed import embed_pool
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings

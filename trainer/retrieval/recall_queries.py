@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
-from pipeline.mbeir.layout import Layout, Split
-from schemas.mbeir import DATASET_TASKS
+from pipeline.mbeir.layout import Layout
+from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import TrainConfig
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
@@ -26,7 +26,7 @@ def recall_queries(embedder: Embedder, settings: TrainConfig, split: Split) -> N
     tasks = [task for task in DATASET_TASKS if layout.queries(split, task).is_file()]
     rows = []
     for task in tasks:
-        file = QueryFile(layout, task, split)  # type: ignore[arg-type]
+        file = QueryFile(layout, task, split)
         file.queries = file.queries[: -(-_QUERIES // len(tasks))]
         rows += file.encode(adaptive.encoder, images)
     vectors_QD: NDArray[np.float32] = torch.stack([query.vector for query in adaptive.embed(rows)]).numpy()

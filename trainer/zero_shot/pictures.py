@@ -6,8 +6,9 @@ from typing import Final
 
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageReason, ImageStore
+from pipeline.mbeir.images import ImageProblem, ImageStore
 from schemas.errors import InputError
+from schemas.record import ImageReason
 from trainer.zero_shot.tasks import Picture
 
 _DILATION: Final = 0.7

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pocket.world.builder import LEAST_POOL, SPLITS, Book, Split, Target, until
+from pocket.world.builder import LEAST_POOL, Book, Target, until
 from pocket.world.draw import draw_garment, draw_scene
 from pocket.world.edits import Edit, sample_edit
 from pocket.world.garment import sample_garment
 from pocket.world.garment_edits import GarmentEdit, sample_garment_edit
 from pocket.world.scene import sample_scene
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality, Split
 
 NEAR_MISSES = 1
 """Other edits of the same reference in the pool, besides the reference itself."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, AmbiguityGuard, Book, Target, until
 from pocket.world.datasets.visualnews import NewsClaim, NewsScene, sample_news
 from pocket.world.draw import draw_news
 from pocket.world.encyclopedia import Town, encyclopedia
 from pocket.world.language import caption
 from pocket.world.lexicon import EVENTS, WITNESSES, article, other
 from pocket.world.reasoning_kinds import ReasoningKind
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality
 
 
 @dataclass(frozen=True, slots=True)

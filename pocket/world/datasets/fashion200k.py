@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_garment
 from pocket.world.garment import Garment, sample_garment
 from pocket.world.garment_edits import sample_garment_edit
 from pocket.world.language import garment_caption, garment_riddle
 from pocket.world.reasoning_kinds import ReasoningKind
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality
 
 
 def add_fashion200k(book: Book) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Split, Target, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_scene
 from pocket.world.edits import sample_edit
 from pocket.world.language import Utterance, aside, caption, riddle
 from pocket.world.scene import Scene, sample_scene
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality, Split
 
 CAPTIONS: Final = 5
 """Captions per picture, as in MSCOCO."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pocket.world.builder import LEAST_POOL, SPLITS, AmbiguityGuard, Book, Target, until
+from pocket.world.builder import LEAST_POOL, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_scene
 from pocket.world.edits import sample_edit
 from pocket.world.scene import Scene, sample_scene
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality
 
 
 def add_nights(book: Book) -> None:

@@ -7,7 +7,7 @@ import random
 
 from PIL import Image
 
-from pocket.world.builder import SPLITS, Book, Split, Target
+from pocket.world.builder import Book, Target
 from pocket.world.draw import draw_banner, draw_emblems
 from pocket.world.encyclopedia import Entity, Town, encyclopedia
 from pocket.world.lexicon import SETTINGS
@@ -26,7 +26,7 @@ from pocket.world.passages import (
     which_of_two,
 )
 from pocket.world.reasoning_kinds import ReasoningKind
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality, Split
 
 GROUNDED = 0.55
 """Share of OVEN's queries that show two entities and ask for one of them."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pocket.world.builder import LEAST_POOL, RIDDLES, SPLITS, AmbiguityGuard, Book, Target, until
+from pocket.world.builder import LEAST_POOL, RIDDLES, AmbiguityGuard, Book, Target, until
 from pocket.world.draw import draw_news
 from pocket.world.edits import sample_edit
 from pocket.world.encyclopedia import encyclopedia
 from pocket.world.language import Utterance, news_caption, news_riddle
 from pocket.world.lexicon import other
 from pocket.world.scene import Claim, Scene, sample_scene
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality
 
 
 @dataclass(frozen=True, slots=True)

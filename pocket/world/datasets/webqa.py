@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pocket.world.builder import SPLITS, Book, Target, until
+from pocket.world.builder import Book, Target, until
 from pocket.world.datasets.oven_infoseek import EXTRA_SUBJECTS, portrait
 from pocket.world.encyclopedia import Entity, Town, encyclopedia
 from pocket.world.passages import (
@@ -17,7 +17,7 @@ from pocket.world.passages import (
     two_hops,
 )
 from pocket.world.reasoning_kinds import ReasoningKind
-from schemas.mbeir import DatasetTask, Modality
+from schemas.mbeir import SPLITS, DatasetTask, Modality
 
 
 def add_webqa(book: Book) -> None:

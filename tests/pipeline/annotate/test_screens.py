@@ -21,11 +21,10 @@ from pipeline.annotate.screens import (
     shared_keyword,
     word_ngrams,
 )
-from pipeline.mbeir.images import ImageReason
 from pipeline.traces.families import COMPOSED, FAMILIES
 from prompts import BUILT_IN, PromptSet
 from schemas.config import ScreenConfig
-from schemas.record import REASONS, ScreenReason
+from schemas.record import REASONS, ImageReason, ScreenReason
 from schemas.trace import FacetText, Trace
 
 CONFIG = ScreenConfig()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS, with_features
-from pipeline.dataset.assemble import _raw
+from pipeline.dataset.near_duplicates import raw_answer
 from pipeline.dataset.shards import ShardWriter, image_schema
 from pipeline.traces.families import family_of
 from pipeline.traces.parser import parse_trace
@@ -20,7 +20,7 @@ from schemas.trace import Trace
 def test_the_raw_answer_of_a_near_duplicate_parses_as_its_trace() -> None:
     family = family_of(7)
     facets = [{"name": facet.name, "text": f"about the {facet.name}"} for facet in family.facets]
-    parsed = parse_trace(_raw({"task_id": 7, "facets": facets, "answer": "a black disc, day"}), family)
+    parsed = parse_trace(raw_answer({"task_id": 7, "facets": facets, "answer": "a black disc, day"}), family)
     assert isinstance(parsed, Trace)
     assert parsed.answer == "a black disc, day"
     assert [(facet.name, facet.text) for facet in parsed.facets] == [(f["name"], f["text"]) for f in facets]

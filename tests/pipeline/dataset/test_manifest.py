@@ -38,6 +38,6 @@ def test_another_tokenizer_changes_the_digest_and_its_path_does_not(tmp_path: Pa
     assert digest(f"screen.tokenizer={here}") == digest(f"screen.tokenizer={there}") != digest(f"screen.tokenizer={other}")
 
 
-@pytest.mark.parametrize("change", ["out=elsewhere", "teacher.server.dtype=float32", "workers=3"])
+@pytest.mark.parametrize("change", ["out=elsewhere", "teacher.server.dtype=float32", "workers=3", "ledger.retry_failed=true"])
 def test_settings_about_where_and_how_do_not_change_the_digest(change: str) -> None:
     assert digest(change) == digest()

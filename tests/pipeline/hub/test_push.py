@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,12 +14,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from huggingface_hub.errors import HfHubHTTPError
 
-from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.hub.check import NotPublishable, check
 from pipeline.hub.push import PushError, understood
+from tests.pipeline.hub.conftest import rewritten
 from tests.support.builds import digests, kill, start
 from tests.support.cli import mbeir_cot
 from tests.support.hub_repos import TOKEN, HubRepos, hub_repos
@@ -297,67 +294,6 @@ def test_a_build_that_is_not_finished_is_not_pushed(hub: HubRepos, tmp_path: Pat
     assert not hub.requests
 
 
-@pytest.fixture
-def copied(pictured_build: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pictured_build / "dataset", tmp_path / "copy"))
-
-
-def refusal(dataset: Path) -> str:
-    with pytest.raises(NotPublishable) as caught:
-        check(BuiltDataset.open(dataset))
-    return str(caught.value)
-
-
-def test_a_complete_dataset_passes(copied: Path) -> None:
-    rows: list[int] = []
-    check(BuiltDataset.open(copied), rows.append)
-    manifest = BuiltDataset.open(copied).manifest
-    assert sum(rows) == manifest.records + manifest.rejections
-
-
-def test_damage_is_found(copied: Path) -> None:
-    shard = next((copied / "data").glob("*.parquet"))
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    assert "another SHA-256" in refusal(copied)
-    shard.unlink()
-    assert "is missing" in refusal(copied)
-
-
-def test_cards_without_licence_header_or_tag_are_found(copied: Path) -> None:
-    card = copied / "README.md"
-    text = card.read_text()
-    _, header, body = text.split("---\n", 2)
-    for change, words in (
-        ({"license": None}, "names no licence"),
-        ({"license": "cc-by-4.0"}, "the manifest"),
-        ({"tags": []}, "`synthetic`"),
-        ({"configs": []}, "no config default"),
-    ):
-        card.write_text(f"---\n{yaml.safe_dump(yaml.safe_load(header) | change)}---\n{body}")
-        assert words in refusal(copied)
-    card.write_text(body)
-    assert "no YAML header" in refusal(copied)
-    card.write_text(text + "\nhf_abcdefghijklmnopqrstuvwxyz012345\n")
-    said = refusal(copied)
-    assert "token or key" in said
-    assert "hf_abc" not in said
-
-
-def rewritten(dataset: Path, **changes: object) -> None:
-    """Changes values in the first row of the data, and makes the manifest agree with the file."""
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    file = next(file for file in manifest["files"] if file["path"].startswith("data/"))
-    path = dataset / file["path"]
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    rows[0] |= changes
-    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
-    file |= {"bytes": path.stat().st_size, "sha256": digests(dataset)[file["path"]]}
-    (dataset / "manifest.json").write_text(json.dumps(manifest))
-
-
 def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied: Path, tmp_path: Path) -> None:
     """Following the remedy in the refusal makes the push succeed."""
     rewritten(copied, query_text="the key hf_abcdefghijklmnopqrstuvwxyz012345 on a poster")
@@ -378,18 +314,3 @@ def test_findings_are_accepted_by_row_and_the_card_says_so(hub: HubRepos, copied
     # a malformed row cannot be accepted
     rewritten(copied, route="sideways")
     assert "route" in push(hub, copied, REPO, "--allow", identifier, expect=2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"target": "no token at its end"}, "the target must end"),
-        ({"query_image": "/home/someone/picture.jpg"}, "no path below the M-BEIR root"),
-        ({"query_image": "../../picture.jpg"}, "no path below the M-BEIR root"),
-        ({"query_text": "Bearer abcdefghijklmnopqrstuvwxyz0123"}, "token or key"),
-        ({"route": "sideways"}, "route"),
-    ],
-)
-def test_bad_rows_are_found(copied: Path, changes: dict[str, object], words: str) -> None:
-    rewritten(copied, **changes)
-    assert words in refusal(copied)

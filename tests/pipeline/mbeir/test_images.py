@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageReason, ImageStore
+from pipeline.mbeir.images import ImageProblem, ImageStore
 from schemas.errors import InputError
+from schemas.record import ImageReason
 from tests.pipeline.mbeir.conftest import COCO, write_image
 
 PICTURE = f"{COCO}/COCO_1.jpg"

@@ -14,9 +14,9 @@ from pipeline.teacher.response import THINKS, read_completion
 from pipeline.traces.families import VISUAL
 from pipeline.traces.judgements import ASSESS
 from prompts import ImageSlot
-from schemas.config import TeacherConfig
 from schemas.judgement import NoJudgement
 from schemas.teacher import Outcome, TeacherAnswer
+from schemas.teacher_config import TeacherConfig
 from tests.pipeline.teacher.fault_server import completion
 
 PROMPT = (ImageSlot("query"), "What is it?")

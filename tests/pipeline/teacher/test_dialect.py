@@ -11,7 +11,7 @@ from pipeline.teacher.images import EncodedImage
 from pipeline.teacher.requests import judge_fields, reason_fields
 from pipeline.traces.families import COMPOSED
 from pipeline.traces.judgements import ASSESS
-from schemas.config import TeacherConfig
+from schemas.teacher_config import TeacherConfig
 
 IMAGE = EncodedImage("data:image/png;base64,AA==", "0a")
 

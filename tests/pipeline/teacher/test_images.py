@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageReason, ImageStore
+from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.teacher.images import ImageEncoder, ImageMode
+from schemas.record import ImageReason
 
 
 @pytest.fixture

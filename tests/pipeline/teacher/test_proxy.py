@@ -14,9 +14,9 @@ from pipeline.serving.direct import health
 from pipeline.serving.registry import registered, running
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.request import TeacherRequest
-from schemas.config import TeacherConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Outcome, Transport
+from schemas.teacher_config import TeacherConfig
 from tests.pipeline.serving.test_server import config, started  # noqa: F401 (fixtures)
 from tests.pipeline.teacher import fault_server
 

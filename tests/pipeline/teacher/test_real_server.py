@@ -30,10 +30,11 @@ from pocket.training.train_models import MODELS
 from pocket.world.draw import SIDE, draw_scene
 from pocket.world.scene import sample_scene
 from prompts import PromptSet
-from schemas.config import BuildConfig, Sampling, TeacherConfig
+from schemas.config import BuildConfig
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.judgement import Judgement
 from schemas.teacher import Outcome, Transport
+from schemas.teacher_config import Sampling, TeacherConfig
 from schemas.trace import Trace
 from tests.pocket.test_shipped import assert_vllm_agrees_with_transformers
 from tests.support.shared_ray import share_ray

@@ -7,7 +7,7 @@ import pytest
 from pipeline.teacher.requests import reason_fields
 from pipeline.traces.families import COMPOSED
 from pipeline.traces.grammar import trace_grammar
-from schemas.config import TeacherConfig
+from schemas.teacher_config import TeacherConfig
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pipeline.teacher.requests import judge_fields, reason_fields
 from pipeline.traces.families import COMPOSED
 from pipeline.traces.judgements import VERIFY
-from schemas.config import TeacherConfig
+from schemas.teacher_config import TeacherConfig
 
 HABITS = {"repetition_penalty": 1.05, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1, "presence_penalty": 1.5} | {
     "frequency_penalty": 0.5

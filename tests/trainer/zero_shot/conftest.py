@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from trainer.zero_shot import cc_neg
+from trainer.zero_shot.suite import DATASETS
+from trainer.zero_shot.tasks import Task
 
 SWAP_OBJ = Path(__file__).with_name("sugar_crepe") / "swap_obj.json"
 """SugarCrepe's own file, whole (MIT, see LICENSE beside it)."""
@@ -144,3 +146,7 @@ def write_suite(root: Path, *, items: int | None) -> None:
 
     for at in range(3):
         picture(root / f"ccneg/images/{at}.jpg", data)
+
+
+def tasks(root: Path) -> dict[str, Task]:
+    return {task.name: task for dataset in DATASETS for task in dataset.open(root)}

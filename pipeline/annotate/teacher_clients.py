@@ -1,0 +1,77 @@
+"""The clients of a worker: made when they are first needed, once the driver has told where the servers are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from pipeline.serving.teacher_servers import Endpoints
+from pipeline.teacher.client import TeacherClient
+from schemas.config import BuildConfig
+from schemas.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
+
+
+class TeacherClients:
+    """Lives in one event loop. alone: each client has one request in flight at most."""
+
+    def __init__(self, config: BuildConfig, *, alone: bool) -> None:
+        self._config, self._alone = config, alone
+        self._endpoints: asyncio.Future[Endpoints] | None = None
+        self._clients: dict[str, TeacherClient] = {}
+        self._connecting = asyncio.Lock()
+
+    @property
+    def connected(self) -> bool:
+        return self._endpoints is not None and self._endpoints.done()
+
+    def made(self) -> list[TeacherClient]:
+        return list(self._clients.values())
+
+    def connect(self, endpoints: Endpoints) -> None:
+        future = self._endpoint_future()
+        if not future.done():
+            future.set_result(endpoints)
+
+    async def get(self, who: str) -> TeacherClient:
+        """The teacher's or the verifier's client; waits until there are servers."""
+        if who in self._clients:
+            return self._clients[who]
+        endpoints = await asyncio.shield(self._endpoint_future())
+        async with self._connecting:
+            if who not in self._clients:
+                is_verifier = who == "verifier"
+                config = self._config.verifier if is_verifier and self._config.verifier is not None else self._config.teacher
+                servers = endpoints.verifier if is_verifier else endpoints.teacher
+                if not servers:
+                    raise InputError(f"the {who} has no endpoint", "check the config")
+                transport = config.transport
+                if self._alone:
+                    transport = transport.model_copy(update=dict.fromkeys(_IN_FLIGHT, 1))
+                client = TeacherClient(transport.client(servers), ours=config.hosting == "managed")
+                self._clients[who] = await client.__aenter__()
+                logger.info("asks the %s at %s", who, ", ".join(endpoint.url for endpoint in servers))
+        return self._clients[who]
+
+    def refuse(self, error: Exception) -> None:
+        """Requests that are not sent yet fail with this error, also those that wait for servers."""
+        for client in self._clients.values():
+            client.refuse(error)
+        future = self._endpoint_future()
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # retrieved here, or asyncio complains where nobody waits
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.__aexit__(None, None, None)
+        self._clients.clear()
+
+    def _endpoint_future(self) -> asyncio.Future[Endpoints]:
+        if self._endpoints is None:
+            self._endpoints = asyncio.get_running_loop().create_future()
+        return self._endpoints
