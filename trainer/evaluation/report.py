@@ -14,17 +14,17 @@ from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.mbeir.qrels import read_qrels
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
 from pipeline.traces.families import FAMILIES, family_of
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask
+from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, EvaluationSplit
 from schemas.training import TrainConfig
 from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.evaluate import queries_file
-from trainer.evaluation.uniir import headline_k, metric_ks
+from trainer.evaluation.run_files import read_ranks
+from trainer.evaluation.uniir import headline_k
 
 _SMOOTH: Final = 10
 _MISSED: Final = 10_000
@@ -158,39 +158,23 @@ def _make_costs(results: Sequence[Entry]) -> Grid:
     )
 
 
-def _compare_ranks(config: TrainConfig, split: str) -> list[Entry]:
+def _compare_ranks(config: TrainConfig, split: EvaluationSplit) -> list[Entry]:
     """The queries of `trace`, each with its rank in it and in `direct`; empty if one of the two was not trained."""
     entries = {name: _load_queries(config, name, split) for name in ("trace", "direct")}
     if not all(entries.values()):
         return []
-    ranks = {name: _load_ranks(config, name, split) for name in entries}
-    for entry in entries["trace"]:
-        entry["rank"] = ranks["trace"].get((entry["task"], entry["qid"]), _MISSED)
-        entry["direct_rank"] = ranks["direct"].get((entry["task"], entry["qid"]), _MISSED)
+    layout = Layout.open(config.data.mbeir)
+    for key, name in (("rank", "trace"), ("direct_rank", "direct")):
+        ranks = read_ranks(EmbeddingFiles(config.out / "eval", name), layout, DATASET_TASKS, "single", split)
+        for entry in entries["trace"]:
+            ranked = ranks.get(entry["id"])
+            entry[key] = ranked.rank if ranked is not None and ranked.rank is not None else _MISSED
     return entries["trace"]
 
 
-def _load_queries(config: TrainConfig, name: str, split: str) -> list[Entry]:
+def _load_queries(config: TrainConfig, name: str, split: EvaluationSplit) -> list[Entry]:
     path = queries_file(config.out / "eval", name, split)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def _load_ranks(config: TrainConfig, name: str, split: str) -> dict[tuple[str, str], int]:
-    """(dataset-task, qid) -> rank of the best positive in the local pool's run file."""
-    best: dict[tuple[str, str], int] = {}
-    runs = EmbeddingFiles(config.out / "eval", name).runs
-    for task in DATASET_TASKS:
-        path = runs / f"mbeir_{task.name}_single_pool_{split}_k{max(metric_ks(task))}_run.txt"
-        qrels = config.data.mbeir / "qrels" / split / f"mbeir_{task.name}_{split}_qrels.txt"
-        if not path.is_file() or not qrels.is_file():
-            continue
-        relevant = {(qrel.qid, qrel.did) for qrel in read_qrels(qrels) if qrel.relevance > 0}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            qid, _, did, rank, *_ = line.split()
-            if (qid, did) in relevant:
-                key = (task.name, qid)
-                best[key] = min(best.get(key, _MISSED), int(rank))
-    return best
 
 
 def _chart_difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:
