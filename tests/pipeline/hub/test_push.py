@@ -1,4 +1,7 @@
-"""Publishing through a server that speaks the Hub's protocol: the real command, and the real loaders."""
+"""Publishing through a server that speaks the Hub's protocol: the real command, and the real loaders.
+
+Long because all that is pushed, refused and checked shares one Hub and one build.
+"""
 
 from __future__ import annotations
 
