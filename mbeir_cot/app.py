@@ -59,7 +59,8 @@ app.add_typer(mbeir_cot.commands.ledger.app, name="ledger", help="The log of eve
 app.add_typer(mbeir_cot.commands.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
 app.add_typer(mbeir_cot.commands.teacher.app, name="teacher", help="Ask the teacher what it can do.")
 app.command()(mbeir_cot.commands.teacher.serve)
-app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The files of the zero-shot suite.")
+app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The zero-shot suite: its files and its scores.")
+app.command()(mbeir_cot.commands.zero_shot.contamination)
 app.add_typer(mbeir_cot.commands.pocket.app, name="pocket", help="The embedded default: a synthetic miniature M-BEIR.")
 
 
