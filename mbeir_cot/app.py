@@ -23,6 +23,7 @@ import mbeir_cot.commands.inspect
 import mbeir_cot.commands.ledger
 import mbeir_cot.commands.mbeir
 import mbeir_cot.commands.merge
+import mbeir_cot.commands.mteb
 import mbeir_cot.commands.pocket
 import mbeir_cot.commands.retrieve
 import mbeir_cot.commands.score
@@ -55,11 +56,13 @@ app.command()(mbeir_cot.commands.retrieve.index)
 app.command()(mbeir_cot.commands.retrieve.search)
 app.command()(mbeir_cot.commands.merge.merge)
 app.command()(mbeir_cot.commands.score.score)
+app.command()(mbeir_cot.commands.mteb.mteb)
 app.add_typer(mbeir_cot.commands.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(mbeir_cot.commands.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
 app.add_typer(mbeir_cot.commands.teacher.app, name="teacher", help="Ask the teacher what it can do.")
 app.command()(mbeir_cot.commands.teacher.serve)
-app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The files of the zero-shot suite.")
+app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The zero-shot suite: its files and its scores.")
+app.command()(mbeir_cot.commands.zero_shot.contamination)
 app.add_typer(mbeir_cot.commands.pocket.app, name="pocket", help="The embedded default: a synthetic miniature M-BEIR.")
 
 

@@ -84,6 +84,10 @@ def _skeleton(text: str) -> _Skeleton:
     return _Skeleton([ImageSlot(piece) if i % 2 else _VARIABLE.split(piece) for i, piece in enumerate(pieces)])
 
 
+def _join(parts: Prompt) -> str:
+    return "\n".join(defused(part) if isinstance(part, str) else f"\x00image:{part.role}\x00" for part in parts)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """A sandbox that gives templates their globals as a plain dict.
 
@@ -123,9 +127,15 @@ class PromptSet:
             )
         return cls(directory)
 
-    def render(self, template: str, **variables: str | bool | None) -> Prompt:
-        """Renders a template (its name without suffix) into parts: texts, and slots for images."""
+    def render(self, template: str, **variables: str | bool | Prompt | None) -> Prompt:
+        """Renders a template (its name without suffix) into parts: texts, and slots for images.
+
+        A variable may itself be a sequence of texts and slots; each gets its own line.
+        """
         safe = {name: defused(value) if isinstance(value, str) else value for name, value in variables.items()}
+        if any(isinstance(value, tuple) for value in safe.values()):
+            joined = {name: _join(value) if isinstance(value, tuple) else value for name, value in safe.items()}
+            return _skeleton(self._rendered(template, joined)).filled(joined)
         if template not in self._decisive:
             self._decisive[template] = self._decisive_variables(template)
         decisive = self._decisive[template]

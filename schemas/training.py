@@ -13,10 +13,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
-from schemas.mbeir import EvaluationSplit
+from schemas.mbeir import DatasetTask, EvaluationSplit
 
 Variant = Literal["trace", "direct", "always-reason"]
 Pooling = Literal["pre", "token"]
@@ -89,6 +90,8 @@ class DataSettings(_Settings):
     """Listed negatives added per query."""
     upsample: bool = False
     """Repeat rows as often as the up-sampled union file has them."""
+    hold_out: tuple[str, ...] = ()
+    """Dataset-tasks (such as nights_task4) whose rows are left out of training. `eval` scores them in a group of their own."""
     skip_unreadable: bool = False
     """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
     list it, in training, evaluation and index; otherwise the first one ends the work. A query that is left out of an evaluation
@@ -97,6 +100,13 @@ class DataSettings(_Settings):
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2
     """Batches that each of them has ready, in /dev/shm: a training that would fill it is refused at its start."""
+
+    @field_validator("hold_out")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            DatasetTask.parse(name)
+        return tuple(sorted(set(names)))
 
 
 class BatchSettings(_Settings):
@@ -217,6 +227,9 @@ class TrainConfig(_Settings):
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get what `metrics.jsonl` gets, by accelerate's names: wandb, trackio, mlflow, …; each has to be
+    installed, and is told where to write as it always is (WANDB_PROJECT, MLFLOW_TRACKING_URI, …)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -36,6 +36,24 @@ def world(
     typer.echo(f"look at it: mbeir-cot mbeir stats {out / 'mbeir'}")
 
 
+@app.command("zero-shot")
+def zero_shot(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets a folder for each data set: a root for `zero-shot run`.")],
+    seed: Annotated[int, typer.Option(help="Decides every byte, together with --number.")] = 11,
+    number: Annotated[int, typer.Option(min=4, max=200, help="Queries of a task, about.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Write into OUT though it holds something else.")] = False,
+) -> None:
+    """Writes a SYNTHETIC miniature of the ten zero-shot data sets, each in its own format, of what no training query shows."""
+    from pocket.world.suite.write import write_suite
+
+    began = time.monotonic()
+    if write_suite(out, seed=seed, number=number, force=force):
+        typer.echo(f"wrote a synthetic suite to {out} in {time.monotonic() - began:.1f} s")
+    else:
+        typer.echo(f"{out} is up to date")
+    typer.echo(f"look at it: mbeir-cot zero-shot check {out}")
+
+
 @app.command()
 def sheet(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="An M-BEIR root, such as OUT/mbeir.")],

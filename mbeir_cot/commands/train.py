@@ -130,19 +130,27 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     notices: list[str] = []
     results = evaluate_run(settings, model=config if alone else None, quiet=quiet, notice=notices.append)
     directory, split = settings.out / "eval", settings.evaluation.split
-    _show(results, split)
+    _show(results, split, settings.data.hold_out)
     _show_diagnostics(diagnostics_file(settings))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; results_{escape(split)}.json")
 
 
-def _show(results: list[Result], split: str) -> None:
+def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> None:
     hits = Table("hit@k on " + escape(split), "k", *(escape(result.name) for result in results))
-    for row, first in enumerate(results[0].tasks):
+    rows = list(enumerate(results[0].tasks))
+    for row, first in [one for one in rows if one[1].task not in held_out]:
         cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
         hits.add_row(escape(first.task), str(first.k), *cells)
     hits.add_section()
+    if held_out:
+        for row, first in [one for one in rows if one[1].task in held_out]:
+            cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
+            hits.add_row(f"held out: {escape(first.task)}", str(first.k), *cells)
+        for name, tasks in (("held out", held_out), ("trained", tuple(t.task for _, t in rows if t.task not in held_out))):
+            hits.add_row(f"mean {escape(name)}", "", *(_pair(r.mean_of(tasks), r.mean_of(tasks, union=True)) for r in results))
+        hits.add_section()
     for family in _FAMILIES:
         hits.add_row(f"mean {escape(family)}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
     hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))

@@ -141,6 +141,8 @@ class BatchSource(Dataset["Batch | CotError"]):
         return self._encode(item, "")
 
     def _encode(self, item: Item, written: str, **flags: bool) -> EncodedSequence:
+        if item.parts:
+            return self.encoder.encode_parts(item.id, item.instruction, item.parts, self.images, written=written, **flags)
         picture = self.images.open(item.image) if item.image else None
         return self.encoder.encode_query(item.id, item.instruction, item.text, picture, written=written, **flags)
 

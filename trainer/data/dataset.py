@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.mbeir.candidates import fetch_held
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
-from schemas.errors import InputError
+from schemas.content import ContentPart, content_parts
+from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Split
 from schemas.os_errors import explained, refused_by_system
 from schemas.record import EMB_TOKEN
@@ -39,6 +40,8 @@ COLUMNS: Final = (
     "answer",
     "target",
 )
+PARTS: Final = "query_parts"
+"""An optional column, for queries with several images: `schemas.content`, instead of query_text and query_image."""
 
 
 class Item(NamedTuple):
@@ -55,6 +58,8 @@ class Item(NamedTuple):
     reasons: bool
     answer: str | None
     target: str
+    parts: tuple[ContentPart, ...] = ()
+    """The whole query if it has several images, instead of `text` and `image`."""
 
     @property
     def trace(self) -> str:
@@ -82,13 +87,13 @@ class Records:
                     raise InputError(
                         f"{path} has no column {', '.join(missing)}", "name a dataset that `mbeir-cot build` wrote"
                     )
-                tables.append(pq.read_table(path, columns=list(COLUMNS)))
+                tables.append(pq.read_table(path, columns=[*COLUMNS, *([PARTS] if PARTS in schema.names else [])]))
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(
                     f"{path} cannot be read: {error}", explained(error, "build or download the dataset again").remedy
                 ) from error
             digest.update(path.read_bytes())
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables, promote_options="default")
         ends = pc.all(pc.ends_with(table["target"], EMB_TOKEN)).as_py()
         if len(table) == 0 or not ends:
             raise InputError(f"{dataset} has no records, or targets that do not end in {EMB_TOKEN}", "build the dataset again")
@@ -111,7 +116,35 @@ class Records:
             reasons=record["route"] == "reasoning",
             answer=record["answer"],
             target=record["target"],
+            parts=content_parts(f"{self.name}, record {record['id']}", record.get(PARTS)),
         )
+
+    def without(self, tasks: Sequence[str]) -> Records:
+        """A copy without the records of these dataset-tasks.
+
+        Raises ConfigError if no record is left, or a dataset-task has none.
+        """
+        if not tasks:
+            return self
+        pairs = zip(self.table["dataset"].to_pylist(), self.table["task_id"].to_pylist(), strict=True)
+        names = [DatasetTask(*pair).name for pair in pairs]
+        if absent := [name for name in tasks if name not in set(names)]:
+            raise ConfigError(
+                f"data.hold_out: {self.name} has no record of {', '.join(absent)}",
+                f"leave the name out; there are {', '.join(sorted(set(names)))}",
+            )
+        kept = self.table.filter(pa.array([name not in tasks for name in names]))
+        if not len(kept):
+            raise ConfigError(f"data.hold_out leaves no record of {self.name}", "hold out fewer dataset-tasks")
+        return Records(kept, self.name, self.digest)
+
+    def query_images(self) -> list[list[str]]:
+        """The images of each record's query."""
+        images = [[image] if image else [] for image in self.table["query_image"].to_pylist()]
+        if PARTS in self.table.column_names:
+            for of_query, parts in zip(images, self.table[PARTS].to_pylist(), strict=True):
+                of_query += [part["image"] for part in parts or () if part.get("image")]
+        return images
 
     def groups(self, *, repeat: bool) -> dict[str, list[int]]:
         """Dataset-task -> indices of its records; `repeat`: each as often as its multiplicity."""

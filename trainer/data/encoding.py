@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import candidate_text
 from prompts import ImageSlot, Prompt, PromptSet
+from schemas.content import ContentPart
 from schemas.mbeir import Candidate
 from schemas.training import Pooling
 from trainer.data.pixels import PixelScale
@@ -140,6 +141,21 @@ class SequenceEncoder:
             "student_query", instruction=instruction, query_text=text or "", has_image=picture is not None
         )
         return EncodedSequence(name, prompt, _per_slot(prompt, picture), written, **flags)
+
+    def encode_interleaved(
+        self, name: str, instruction: str, parts: Sequence[str | Image.Image | PreparedPicture], **options: Any
+    ) -> EncodedSequence:
+        """A query with several pictures: after the instruction, its texts and pictures in the order of `parts`."""
+        content = tuple(part if isinstance(part, str) else ImageSlot("query") for part in parts)
+        prompt = self.prompts.render("student_query", instruction=instruction, query_text=content, has_image=False)
+        return EncodedSequence(name, prompt, tuple(part for part in parts if not isinstance(part, str)), **options)
+
+    def encode_parts(
+        self, name: str, instruction: str, parts: Sequence[ContentPart], images: ImageStore, **options: Any
+    ) -> EncodedSequence:
+        """`encode_interleaved`, from paths. Raises ImageProblem for an image that cannot be used."""
+        content = [part.text or "" if part.image is None else self.prepare(images.open(part.image)) for part in parts]
+        return self.encode_interleaved(name, instruction, content, **options)
 
     def prepare(self, picture: Image.Image) -> PreparedPicture:
         """Frees the caller from keeping the decoded picture, if it holds many rows."""

@@ -105,8 +105,8 @@ def _check_images(config: TrainConfig, records: Records, candidates: Candidates,
     images = training_store(config)
     columns = ("positives", "hard_negatives") if config.data.hard_negatives else ("positives",)
     dids = sorted({did for name in columns for listed in records.table[name].to_pylist() for did in listed})
-    queries = zip(records.table["id"].to_pylist(), records.table["query_image"].to_pylist(), strict=True)
-    pairs = [(name, image) for name, image in queries if image]
+    queries = zip(records.table["id"].to_pylist(), records.query_images(), strict=True)
+    pairs = [(name, image) for name, images_of_query in queries for image in images_of_query]
 
     def check(pair: tuple[str, str]) -> Exclusion | None:
         try:

@@ -23,6 +23,7 @@ from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
+from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
 from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
@@ -174,15 +175,18 @@ def embed_pool(
 
 
 class StudentQuery(NamedTuple):
-    """A query as the student sees it. `image`: its path below the M-BEIR root."""
+    """A query as the student sees it. `image`: its path below the root. `parts`: the whole query if it has several images."""
 
     qid: str
     instruction: str
     text: str | None
     image: str | None
+    parts: tuple[ContentPart, ...] = ()
 
     def encode(self, encoder: SequenceEncoder, images: ImageStore, written: str = "") -> EncodedSequence:
         try:
+            if self.parts:
+                return encoder.encode_parts(self.qid, self.instruction, self.parts, images, written=written)
             picture = encoder.prepare(images.open(self.image)) if self.image else None
         except ImageProblem as problem:
             raise refuse("query", self.qid, problem) from problem

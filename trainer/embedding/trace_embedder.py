@@ -6,7 +6,8 @@
     scores = vectors @ one.vector.numpy()
 
 A query or candidate is a text (`str`), a picture (PIL image or `Path`), or both: `(text, picture)`, where the picture may also
-be a path as `str`. Pictures are decoded as in training (`pipeline.mbeir.pictures`).
+be a path as `str`. A query with several pictures is a list of texts and pictures in order. Pictures are decoded as in training
+(`pipeline.mbeir.pictures`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ DEFAULT_INSTRUCTION: Final = "Find what the query describes."
 Picture = Image.Image | Path | str
 TextOrImage = str | Image.Image | Path | tuple[str | None, Picture | None]
 """A text, a picture, or both."""
+QueryContent = TextOrImage | list[str | Image.Image | Path]
+"""A query may also be a list of texts and pictures, in the order in which they are read."""
 
 
 class TraceEmbedder:
@@ -78,7 +81,7 @@ class TraceEmbedder:
 
     def embed_queries(
         self,
-        queries: Sequence[TextOrImage],
+        queries: Sequence[QueryContent],
         *,
         instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
         route: RouteChoice = "learned",
@@ -120,7 +123,10 @@ class TraceEmbedder:
                 vectors_CD[start + chunk.places.numpy()] = vectors_BD.float().cpu().numpy()
         return vectors_CD
 
-    def _encode_query(self, at: int, query: TextOrImage, instruction: str) -> EncodedSequence:
+    def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
+        if isinstance(query, list):
+            parts = self._prepare_parts(f"query {at}", query)
+            return self._adaptive.encoder.encode_interleaved(f"query {at}", instruction, parts)
         text, picture = _split(f"query {at}", query)
         return self._adaptive.encoder.encode_query(f"query {at}", instruction, text, self._prepare(picture))
 
@@ -128,6 +134,12 @@ class TraceEmbedder:
         text, picture = _split(f"candidate {at}", candidate)
         cut = read_text(text, self.settings.data.max_candidate_chars) if text else ""
         return self._adaptive.encoder.encode_candidate(f"candidate {at}", cut, self._prepare(picture))
+
+    def _prepare_parts(self, name: str, parts: list[str | Image.Image | Path]) -> list[str | PreparedPicture]:
+        if not parts:
+            raise InputError(f"{name} is empty", "give texts and pictures in their order")
+        pairs = [(part, None if isinstance(part, str) else self._prepare(_split(name, part)[1])) for part in parts]
+        return [picture if picture is not None else str(part) for part, picture in pairs]
 
     def _prepare(self, picture: Image.Image | None) -> PreparedPicture | None:
         return self._adaptive.encoder.prepare(picture) if picture is not None else None

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
 from pipeline.files.run_log import log_failure, open_run_log
-from pipeline.mbeir.pools import CandidatePool
+from pipeline.mbeir.images import ImageStore
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
 from trainer.embedding.embed import PoolEmbedder, PoolPart, Range
@@ -31,6 +33,8 @@ class EmbedderSpec(NamedTuple):
 
     config: TrainConfig
     model: Path | None
+    images: ImageStore | None = None
+    """Where the pictures are [default: the training's store]."""
 
     def load(self) -> Embedder:
         """For inference: its adapter is folded into its weights."""
@@ -47,18 +51,29 @@ class EmbedderSpec(NamedTuple):
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
         return PoolEmbedder(
             loaded or self.load(),
-            training_store(self.config),
+            self.images or training_store(self.config),
             rows=self.config.evaluation.candidate_batch_size,
             max_chars=self.config.data.max_candidate_chars,
             skip=self.config.data.skip_unreadable,
         )
 
 
+class Pool(Protocol):
+    """Candidates by position: a `CandidatePool`, or what has the same rows. Picklable."""
+
+    @property
+    def path(self) -> Path:
+        """For messages."""
+
+    def fetch_table(self, positions: NDArray[np.int64]) -> pa.Table:
+        """Rows of `schemas.mbeir.Candidate`, in the order of `positions`."""
+
+
 class Workers(Protocol):
     count: int
     """How many embed at once."""
 
-    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+    def embed_ranges(self, pool: Pool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         """The vectors of these ranges of a pool, in any order."""
 
     def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
@@ -73,7 +88,7 @@ class LocalPoolEmbedder:
     def __init__(self, worker: PoolEmbedder, config: TrainConfig) -> None:
         self._worker, self._config = worker, config
 
-    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+    def embed_ranges(self, pool: Pool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         for span in ranges:
             yield span, self._worker.embed_part(fetch_range(pool, span))
 
@@ -99,7 +114,7 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
         self._actors = [actor.remote(spec, file) for file in files]
         self.count = workers
 
-    def embed_ranges(self, pool: CandidatePool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
+    def embed_ranges(self, pool: Pool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
         from ray.util import ActorPool  # noqa: PLC0415
 
         def ask(actor: Any, span: Range) -> Any:
@@ -130,7 +145,7 @@ class _Actor:
         self._queries = QueryEmbedder(self._worker.embedder, spec.config, self._worker.images)
         logger.info("loaded %s on %s", spec.model or spec.config.model.base, self._worker.embedder.device)
 
-    def embed_part(self, pool: CandidatePool, span: Range) -> tuple[Range, PoolPart]:
+    def embed_part(self, pool: Pool, span: Range) -> tuple[Range, PoolPart]:
         with log_failure(logger, f"candidates {span.start:,} to {span.stop:,} of {pool.path}"):
             return span, self._worker.embed_part(fetch_range(pool, span))
 
@@ -139,6 +154,6 @@ class _Actor:
             return self._queries.embed_unit(unit)
 
 
-def fetch_range(pool: CandidatePool, span: Range) -> list[Candidate]:
+def fetch_range(pool: Pool, span: Range) -> list[Candidate]:
     table = pool.fetch_table(np.arange(span.start, span.stop, dtype=np.int64))
     return [Candidate.model_validate(fields) for fields in table.to_pylist()]

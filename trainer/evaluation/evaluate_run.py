@@ -73,7 +73,7 @@ def evaluate_run(
     with run_log(config.out / "eval" / "eval.log"), log_failure(logger, "evaluation"):
         logger.info("%s of %s on %s queries", ", ".join(config.variants), model or config.out, config.evaluation.split)
         results, notices = _evaluate_models(config, model, quiet=quiet)
-        replace_text(results_file(config), as_json(results) + "\n")
+        replace_text(results_file(config), as_json(results, config.data.hold_out) + "\n")
         for text in notices:
             logger.warning("%s", text)
             notice(text)

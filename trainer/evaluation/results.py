@@ -36,13 +36,13 @@ class Result:
 
     def mean(self, family: str | None = None, *, union: bool = False) -> float:
         """Unweighted mean over the dataset-tasks (of a family)."""
-        rates = [
-            rate
-            for task in self.tasks
-            if family in (None, family_of(DatasetTask.parse(task.task).task_id).name)
-            for rate in [task.union if union else task.local]
-            if rate is not None
-        ]
+        tasks = [task.task for task in self.tasks if family in (None, family_of(DatasetTask.parse(task.task).task_id).name)]
+        return self.mean_of(tasks, union=union)
+
+    def mean_of(self, tasks: Sequence[str], *, union: bool = False) -> float:
+        """The same over these dataset-tasks; NaN if none was scored."""
+        scored = [task.union if union else task.local for task in self.tasks if task.task in tasks]
+        rates = [rate for rate in scored if rate is not None]
         return float(np.mean(rates)) if rates else float("nan")
 
     @property
@@ -50,8 +50,14 @@ class Result:
         return sum(t.costs.reasoned for t in self.tasks) / max(1, sum(t.costs.queries for t in self.tasks))
 
 
-def as_json(results: Sequence[Result]) -> str:
+def as_json(results: Sequence[Result], held_out: Sequence[str] = ()) -> str:
+    """`held_out`: dataset-tasks that training left out; they are marked."""
+
     def plain(result: Result) -> dict[str, Any]:
-        return {"name": result.name, "tasks": [asdict(t) | {"costs": t.costs._asdict()} for t in result.tasks]}
+        return {"name": result.name, "tasks": [marked(task) for task in result.tasks]}
+
+    def marked(task: TaskResult) -> dict[str, Any]:
+        held = {"held_out": True} if task.task in held_out else {}
+        return asdict(task) | {"costs": task.costs._asdict()} | held
 
     return json.dumps([plain(result) for result in results], indent=1)

@@ -144,7 +144,7 @@ def _with(checkpointing: bool) -> str:
 
 def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> tuple[int, int, float, float]:
     """(queries, steps per epoch, tokens, patches) of the data. Raises InputError if there is none."""
-    records = Records.load(config.data.dataset)
+    records = Records.load(config.data.dataset).without(config.data.hold_out)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     traces = learnt_traces(config, variant, records)
     source = BatchSource(

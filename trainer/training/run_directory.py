@@ -15,7 +15,7 @@ from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Records
 from trainer.model.embedder import Embedder
 
-_FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard"}
+_FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard", "trackers"}
 """Settings that may change between two runs of the same training."""
 
 
@@ -85,6 +85,8 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
             settings[part].pop(key)
     if not config.data.skip_unreadable:  # runs from before this setting may resume
         settings["data"].pop("skip_unreadable")
+    if not config.data.hold_out:
+        settings["data"].pop("hold_out")
     if config.traces.contrastive != "teacher":  # limits the student's own traces, and so changes the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     conditions = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}

@@ -33,7 +33,7 @@ from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.model.location import SETTINGS
 from trainer.training import checkpoint
-from trainer.training.metrics_log import MetricsLog
+from trainer.training.metrics_log import MetricsLog, start_trackers
 from trainer.training.micro_batch_size import settle_chunk
 from trainer.training.optimiser import make_optimiser, set_learning_rate
 from trainer.training.run_directory import RunDirectory, run_conditions
@@ -75,7 +75,7 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
 
 def _load_data(config: TrainConfig, processes: ProcessGroup, *, quiet: bool) -> tuple[Records, Candidates]:
     """Without what cannot be read, if the config allows it."""
-    records = Records.load(config.data.dataset)
+    records = Records.load(config.data.dataset).without(config.data.hold_out)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     if config.data.skip_unreadable:
         if processes.first:
@@ -121,7 +121,8 @@ class _Training:
         self._settle_memory()
         self._initialise()
         config, first = self.config, self.processes.first
-        log = MetricsLog(self.directory.path, self.step, config.tensorboard) if first else None
+        trackers = start_trackers(config, self.variant, self.directory.path) if first else ()
+        log = MetricsLog(self.directory.path, self.step, config.tensorboard, trackers=trackers) if first else None
         with Meter(f"{self.variant}", self.steps, unit="steps", quiet=self.quiet or not first) as meter:
             meter.resume(self.step)
             while self.step < self.steps:
@@ -139,6 +140,8 @@ class _Training:
                 if self.step % config.checkpoint.save_every == 0 or self.step == self.steps:
                     self._save_checkpoint()
                 self.processes.wait()
+        if log is not None:
+            log.close()
         if first:
             self.directory.save_model(self.embedder, self.steps)
             logger.info("%s: finished after %d steps: %s", self.variant, self.steps, self.directory.model)

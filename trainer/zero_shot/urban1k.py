@@ -1,6 +1,7 @@
 """Urban1K: street scenes and long captions, in both directions.
 
-Files: `Urban1K/caption/{1..1000}.txt` (or `Urban1k`), of which the first line counts; `Urban1K/image/{1..1000}.jpg`.
+Files: `Urban1K/caption/{1..1000}.txt` (or `Urban1k`), of which the first line counts; `Urban1K/image/{1..1000}.jpg`. Fewer are
+read as far as their numbers go, without a gap; `check` says that they are not the published thousand.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def tasks(root: Path) -> tuple[Task, ...]:
 
 
 def _pairs(root: Path, folder: str) -> Iterator[tuple[str, Picture, tuple[str, ...]]]:
-    for number in range(1, _NUMBER + 1):
+    last = max((int(path.stem) for path in (root / folder / "caption").glob("*.txt") if path.stem.isdecimal()), default=0)
+    for number in range(1, last + 1):
         yield str(number), Picture(f"{folder}/image/{number}.jpg"), (_caption(root / folder / "caption" / f"{number}.txt"),)
 
 

@@ -256,8 +256,8 @@ def test_wrong_files_are_named_with_the_place(case: str, converted: Path) -> Non
 
 
 def test_wrong_captions_of_streets(root: Path) -> None:
-    for at in range(1, 4):
-        put(root / f"Urban1K/caption/{at}.txt", "street" if at < 3 else "\nx")
+    for at in range(1, 5):
+        put(root / f"Urban1K/caption/{at}.txt", "street" if at != 3 else "\nx")
     broken = root / "Urban1K/caption/3.txt"
     for message, damage in (
         (r"3\.txt: its first line is empty", lambda: broken.write_bytes(b"\xff\xfe")),

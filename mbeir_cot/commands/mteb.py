@@ -1,0 +1,60 @@
+"""`mbeir-cot mteb`: a trained embedder on tasks of MTEB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mbeir_cot import printing
+from mbeir_cot.commands.train import Run, Set
+
+
+def mteb(
+    run: Run,
+    tasks: Annotated[list[str], typer.Option("--tasks", help="A task's name as MTEB spells it; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Gets MTEB's results, which are kept between calls, and routes.json.")],
+    variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
+    route: Annotated[str, typer.Option(help="adaptive: as the embedder decides; bypass or reason: every query.")] = "adaptive",
+    name: Annotated[str, typer.Option(help="ORG/NAME that the results are kept under.")] = "mbeir-cot/trace",
+    overrides: Set = None,
+) -> None:
+    """Scores an embedder with MTEB (`pip install mteb`, which is not installed with this program).
+
+    Queries get the task's own prompt as instruction. Tasks that OUT has results of are not run again. What MTEB downloads for a
+    task lies where it always does (HF_HOME).
+    """
+    import json
+
+    from pipeline.files.durable import replace_text
+    from schemas.errors import ConfigError, InputError
+    from trainer.embedding.trace_embedder import TraceEmbedder
+    from trainer.evaluation.mteb_model import MtebModel
+    from trainer.zero_shot.run import ROUTES
+
+    if route not in ROUTES:
+        raise ConfigError(f"--route {route}: unknown", " or ".join(ROUTES))
+    try:
+        import mteb as library
+    except ImportError as error:
+        raise ConfigError(f"mteb cannot be imported: {error}", "pip install 'mteb>=2'") from error
+    try:
+        chosen = library.get_tasks(tasks=tasks)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"--tasks {', '.join(tasks)}: {error}", "`mteb available-tasks` lists them") from error
+    model = MtebModel(TraceEmbedder.load(run, variant, overrides=overrides or ()), name, route=ROUTES[route])
+    results = library.evaluate(model, chosen, cache=library.ResultCache(out), show_progress_bar=False)
+    replace_text(out / "routes.json", json.dumps(model.routes, indent=1) + "\n")
+    shown = Table("task", "main score", "think rate", "tokens/query", box=None)
+    for one in results.task_results:
+        count = model.routes.get(one.task_name)
+        asked = max(1, count["queries"]) if count is not None else 1
+        costs = (f"{count['reasoned'] / asked:.0%}", f"{count['tokens'] / asked:.1f}") if count is not None else ("", "")
+        shown.add_row(escape(one.task_name), f"{one.get_score():.4f}", *costs)
+    console = printing.console()
+    console.print(shown)
+    console.print("think rate: of tasks that were run now; kept results have none")
+    console.print(escape(str(out)))

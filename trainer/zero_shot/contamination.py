@@ -1,0 +1,181 @@
+"""Which queries of a task a training has seen: marks for each, from the training's queries and their positives.
+
+    pair   the query's last picture (its text, where it has none) and a right answer are a training pair; a caption and its
+           picture are one whichever of them asks
+    image  a picture of the query or of a right answer is in a training pair
+    text   the query's whole text (a right caption, where it has none) is a text of a training pair, but for case and spaces
+    near   a picture is a near-duplicate of a training picture (`perceptual_hash`); only where it is asked for
+
+Pictures are the same where their names say so, without opening them: COCO's by number, whatever the split and folder are
+called, FashionIQ's by asin, others by their path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import PurePosixPath
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from pipeline.dataset.training_store import training_store
+from pipeline.mbeir.images import ImageProblem, ImageStore
+from schemas.training import TrainConfig
+from trainer.data.dataset import Candidates, Records
+from trainer.zero_shot.inputs import picture_name
+from trainer.zero_shot.perceptual_hash import WORDS, Hashes, difference_hash, near_duplicates
+from trainer.zero_shot.tasks import Candidate, Query, Task
+
+_COCO: Final = re.compile(r"(?:train|val|test|unlabeled)20(?:14|15|17)(?:/|/.*_)(\d{12})\.\w+$")
+_FASHIONIQ: Final = re.compile(r"fashioniq_images/(?:.*/)?([^/]+)$")
+_AT_ONCE: Final = 4_096
+
+
+class Marks(NamedTuple):
+    """Of one query."""
+
+    pair: bool = False
+    image: bool = False
+    text: bool = False
+    near: bool = False
+
+    @property
+    def seen(self) -> bool:
+        return any(self)
+
+
+class PairSide(NamedTuple):
+    """One side of a pair."""
+
+    text: str | None = None
+    images: tuple[str, ...] = ()
+    """Their paths."""
+
+
+def image_key(path: str) -> str:
+    """Equal for the same picture of COCO or FashionIQ in the folders of M-BEIR and of the suite."""
+    if (coco := _COCO.search(path)) is not None:
+        return f"coco/{int(coco[1])}"
+    if (garment := _FASHIONIQ.search(path)) is not None:
+        return f"fashioniq/{PurePosixPath(garment[1]).stem}"
+    return path.removeprefix("M-BEIR/")
+
+
+def text_key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+class TrainingIndex:
+    """What a training shows: pictures, texts and pairs, as 8-byte digests. Two different ones agree with probability 1e-7 in a
+    million."""
+
+    def __init__(self) -> None:
+        self._pairs: set[bytes] = set()
+        self._images: set[bytes] = set()
+        self._texts: set[bytes] = set()
+        self._hashes: Hashes | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, near: bool = False) -> TrainingIndex:
+        """`near`: also opens every picture of the training; those that cannot be read are passed over."""
+        index, paths = cls(), set[str]()
+        records = Records.load(config.data.dataset).without(config.data.hold_out)
+        candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
+        for start in range(0, len(records), _AT_ONCE):
+            items = [records.item(at) for at in range(start, min(start + _AT_ONCE, len(records)))]
+            dids = list(dict.fromkeys(did for item in items for did in item.positives))
+            positives = {
+                one.did: PairSide(
+                    one.txt if one.modality.has_text else None,
+                    (one.img_path,) if one.img_path and one.modality.has_image else (),
+                )
+                for one in candidates.fetch(dids)
+            }
+            for item in items:
+                parts = item.parts
+                texts = [part.text for part in parts if part.text] if parts else [item.text or ""]
+                images = tuple(part.image for part in parts if part.image) if parts else (item.image,) if item.image else ()
+                right = [positives[did] for did in item.positives]
+                index.add(PairSide(" ".join(texts), images), right)
+                paths.update(images)
+                paths.update(path for one in right for path in one.images)
+        if near:
+            index._hashes = np.stack(list(_hashed(training_store(config), sorted(paths)).values()) or [_NONE])
+        return index
+
+    def add(self, query: PairSide, positives: Sequence[PairSide]) -> None:
+        for one in (query, *positives):
+            self._images.update(_digest(image_key(path)) for path in one.images)
+            if one.text and text_key(one.text):
+                self._texts.add(_digest(text_key(one.text)))
+        self._pairs.update(_pairs(query, positives))
+
+    def marks(self, task: Task, store: ImageStore | None = None) -> dict[str, Marks]:
+        """Query id -> its marks. `store`: where the task's pictures are, for near-duplicates."""
+        wanted = {name for query in task.queries() for name in query.positives}
+        right = {one.id: one for one in task.candidates() if one.id in wanted}
+        near = self._near(task, right, store) if store is not None and self._hashes is not None else set()
+        return {
+            query.id: self._marks(query, [right[one] for one in query.positives if one in right], near)
+            for query in task.queries()
+        }
+
+    def _marks(self, query: Query, right: Sequence[Candidate], near: set[str]) -> Marks:
+        asked, answers = _shown(query), [_shown(one) for one in right]
+        texts = [asked.text] if asked.text else [one.text for one in answers if one.text]
+        sides: tuple[Query | Candidate, ...] = (query, *right)
+        pictures = [picture_name(one) for each in sides for one in each.pictures]
+        return Marks(
+            not self._pairs.isdisjoint(_pairs(asked, answers)),
+            any(_digest(image_key(path)) in self._images for one in (asked, *answers) for path in one.images),
+            any(_digest(text_key(text)) in self._texts for text in texts),
+            not near.isdisjoint(pictures),
+        )
+
+    def _near(self, task: Task, right: dict[str, Candidate], store: ImageStore) -> set[str]:
+        shown: Iterable[Query | Candidate] = (*task.queries(), *right.values())
+        hashed = _hashed(store, sorted({picture_name(one) for each in shown for one in each.pictures}))
+        if not hashed or self._hashes is None:
+            return set()
+        found = near_duplicates(np.stack(list(hashed.values())), self._hashes)
+        return {name for name, one in zip(hashed, found.tolist(), strict=True) if one}
+
+
+def _shown(one: Query | Candidate) -> PairSide:
+    text = " ".join(part for part in one.parts if isinstance(part, str))
+    return PairSide(text or None, tuple(picture.path for picture in one.pictures))
+
+
+def _pairs(query: PairSide, positives: Sequence[PairSide]) -> Iterator[bytes]:
+    """The last picture of a query stands for it: the last turn of several."""
+    asked = _side(query)
+    for one in positives:
+        answer = _side(one)
+        if asked and answer:
+            turned = one.images and not query.images  # a caption and its picture are one pair, whichever of them asks
+            yield _digest(f"{answer}\n{asked}" if turned else f"{asked}\n{answer}")
+
+
+def _side(one: PairSide) -> str:
+    return f"image {image_key(one.images[-1])}" if one.images else f"text {text_key(one.text)}" if one.text else ""
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+_NONE: Final = np.zeros(WORDS, np.uint64)
+
+
+def _hashed(store: ImageStore, names: Sequence[str]) -> dict[str, Hashes]:
+    def one(name: str) -> Hashes | None:
+        try:
+            return difference_hash(store.open(name))
+        except ImageProblem:
+            return None
+
+    with ThreadPoolExecutor(4, thread_name_prefix="hashes") as threads:
+        return {name: found for name, found in zip(names, threads.map(one, names), strict=True) if found is not None}

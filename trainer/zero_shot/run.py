@@ -1,0 +1,256 @@
+"""The suite for one embedder: candidates and queries embedded, scored, kept task by task, put together by columns.
+
+    OUT/pools/DIGEST_cand_pool_embed.npy   candidates; tasks with the same ones share them, parts that are written are kept
+    OUT/tasks/NAME/values.npz              each query's value of each metric
+    OUT/tasks/NAME/task.json               what made them; how queries were routed; what was left out
+
+A task that is done is not embedded again. What cannot be read is counted, as in `eval`: such a query is a miss, and so is one
+whose gallery has such a candidate; such a candidate of a pool cannot be found.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from pipeline.files.durable import replace_text
+from pipeline.meter import Meter
+from schemas.errors import InputError
+from schemas.mbeir import DatasetTask, hash_did
+from schemas.training import RouteChoice, TrainConfig
+from trainer.data.exclusions import Exclusion
+from trainer.distributed import ProcessGroup
+from trainer.embedding.adaptive import QueryEmbedding
+from trainer.embedding.embed import embed_pool
+from trainer.embedding.files import load_embeddings
+from trainer.embedding.queries import WINDOW, Place, QueryUnit
+from trainer.embedding.vectors import Vectors, normalise
+from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
+from trainer.model.metadata import fingerprint
+from trainer.retrieval.topk import search_device
+from trainer.zero_shot.inputs import SuiteStore, TaskPool, digest, student_query
+from trainer.zero_shot.scorers import Values
+from trainer.zero_shot.scoring import score
+from trainer.zero_shot.tasks import Query, Task
+
+ROUTES: Final[dict[str, RouteChoice]] = {"adaptive": "learned", "bypass": "always-direct", "reason": "always-reason"}
+
+
+class TaskScores(BaseModel):
+    """One task as it was scored. ids: of the queries in the order of `values`."""
+
+    task: str
+    column: str
+    made_by: dict[str, Any]
+    ids: list[str]
+    reasoned: int
+    cut: int
+    tokens: int
+    unreadable_queries: int
+    """They count as misses."""
+    unreadable_candidates: int
+
+    @property
+    def queries(self) -> int:
+        return len(self.ids)
+
+
+class Scored(NamedTuple):
+    """A task's scores with each query's values."""
+
+    about: TaskScores
+    values: Values
+
+
+class SuiteRun:
+    """One embedder on tasks of the suite. Gives its workers up when it is closed."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Path | None,
+        *,
+        root: Path,
+        out: Path,
+        image_roots: Sequence[Path] = (),
+        quiet: bool = False,
+    ) -> None:
+        """`model`: a finished embedder's directory; None for the untrained base."""
+        data = config.data.model_copy(update={"skip_unreadable": True})
+        self.config, self.model, self.out = config.model_copy(update={"data": data}), model, out
+        self._images, self._quiet = SuiteStore(root, image_roots), quiet
+        self._open = ExitStack()
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> SuiteRun:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+        self._workers = None
+
+    def score(self, task: Task, route: str = "adaptive") -> Scored:
+        """From what is kept, or anew. Raises InputError where nothing of the task can be read."""
+        pool = TaskPool(task.name, task.candidates())
+        queries = list(task.queries())
+        if not queries or not len(pool):
+            raise InputError(f"{task.name} has no queries or no candidates", "its file is empty: take it as it is published")
+        made_by = self._made_by(pool, queries, route)
+        place = self.out / "tasks" / task.name
+        if (kept := _kept(place, made_by)) is not None:
+            return kept
+        candidates, lost = self._candidates(task, pool)
+        embeddings, unread = self._queries(task, queries, ROUTES[route])
+        unreadable, values = self._scored(task, queries, embeddings, candidates, lost=lost)
+        done = TaskScores(
+            task=task.name,
+            column=task.column,
+            made_by=made_by,
+            ids=[one.id for one in queries],
+            reasoned=sum(one.reasoned for one in embeddings.values()),
+            cut=sum(not one.ended for one in embeddings.values()),
+            tokens=sum(one.tokens for one in embeddings.values()),
+            unreadable_queries=unreadable,
+            unreadable_candidates=len(lost),
+        )
+        _keep(place, done, values, unread)
+        return Scored(about=done, values=values)
+
+    def _made_by(self, pool: TaskPool, queries: Sequence[Query], route: str) -> dict[str, Any]:
+        shown = digest([[one.id, student_query(one), one.positives, one.gallery, one.excluded] for one in queries])
+        return {
+            **self._embedder(),
+            "adaptive": self.config.adaptive.model_dump(mode="json", exclude={"route", "prefill_rows", "decode_rows"}),
+            "route": route,
+            "candidates": pool.sha256,
+            "queries": shown,
+        }
+
+    def _embedder(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "model": fingerprint(self.model) if self.model is not None else config.model.model_dump(mode="json"),
+            "seed": config.seed if self.model is None else None,
+            "prompts": config.data.prompts,
+            "root": str(self._images.root.resolve()),
+            "max_candidate_chars": config.data.max_candidate_chars,
+        }
+
+    def _candidates(self, task: Task, pool: TaskPool) -> tuple[Vectors, set[int]]:
+        """(vectors of all places, zero for those that cannot be read; these places)."""
+        marker, text = self.out / "pools" / "made_by.json", json.dumps(self._embedder(), sort_keys=True)
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
+            shutil.rmtree(marker.parent, ignore_errors=True)
+            marker.parent.mkdir(parents=True)
+            replace_text(marker, text)
+        out = marker.with_name(f"{pool.sha256[:16]}_cand_pool_embed.npy")
+        with Meter(f"{task.name}: candidates", len(pool), unit="candidates", quiet=self._quiet) as meter:
+            left_out = embed_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, meter.advance)
+        lost = {hash_did(one.name) - 1 for one in left_out}
+        read = load_embeddings(out)
+        vectors = np.zeros((len(pool), read.vectors.shape[1]), np.float32)
+        vectors[np.asarray(read.ids) - 1] = read.read_all()
+        return vectors, lost
+
+    def _queries(
+        self, task: Task, queries: Sequence[Query], route: RouteChoice
+    ) -> tuple[dict[str, QueryEmbedding], dict[Place, Exclusion]]:
+        name = DatasetTask(task.name, 0)  # a place is a task and an id; the suite's tasks have no numbers
+        parts = [queries[start : start + WINDOW] for start in range(0, len(queries), WINDOW)]
+        units = [QueryUnit(tuple((name, one.id) for one in part), tuple(map(student_query, part)), route) for part in parts]
+        embeddings: dict[str, QueryEmbedding] = {}
+        unread: dict[Place, Exclusion] = {}
+        with Meter(f"{task.name}: queries", len(queries), unit="queries", quiet=self._quiet) as meter:
+            for done in self.workers().embed_queries(units):
+                embeddings |= {identifier: one for (_, identifier), one in done.embeddings.items()}
+                unread |= done.left_out
+                meter.advance(len(done.embeddings) + len(done.left_out))
+        return embeddings, unread
+
+    def _scored(
+        self,
+        task: Task,
+        queries: Sequence[Query],
+        embeddings: dict[str, QueryEmbedding],
+        candidates: Vectors,
+        *,
+        lost: set[int],
+    ) -> tuple[int, Values]:
+        """(queries that cannot be read, each query's values)."""
+        everyone = list(task.candidates())
+        gone = {one.id for at, one in enumerate(everyone) if at in lost}
+        kept = [one for one in queries if one.id in embeddings and not gone.intersection(one.gallery)]
+        if not kept:
+            raise InputError(
+                f"{task.name}: none of its {len(queries):,} queries can be read",
+                "`mbeir-cot zero-shot check ROOT` lists the images that are missing",
+            )
+        there = [one for at, one in enumerate(everyone) if at not in lost]
+        asking = [replace(one, excluded=tuple(name for name in one.excluded if name not in gone)) for one in kept]
+        readable = replace(task, queries=lambda: iter(asking), candidates=lambda: iter(there))
+        vectors = normalise(np.stack([embeddings[one.id].vector.numpy() for one in kept]))
+        left = candidates[[at for at in range(len(everyone)) if at not in lost]] if lost else candidates
+        values = score(readable, vectors, left, device=search_device(self.config.device))
+        names = {one.id for one in kept}
+        at = np.array([one.id in names for one in queries])
+        full = {metric: np.zeros(len(queries), np.float64) for metric in values}
+        for metric, each in values.items():
+            full[metric][at] = each
+        return len(queries) - len(kept), full
+
+    def workers(self) -> Workers:
+        """Who embeds; the model is loaded when they are first asked for."""
+        if self._workers is None:
+            source, count = EmbedderSpec(self.config, self.model, self._images), self.config.evaluation.workers
+            if count == 1:
+                self._workers = LocalPoolEmbedder(source.embedder(), self.config)
+            else:
+                on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
+                self._workers = self._open.enter_context(RayPoolEmbedder(source, count, gpu=on_gpu))
+        return self._workers
+
+
+def _kept(place: Path, made_by: dict[str, Any]) -> Scored | None:
+    try:
+        about = TaskScores.model_validate_json((place / "task.json").read_bytes())
+        with np.load(place / "values.npz", allow_pickle=False) as values:
+            read = {name: np.asarray(values[name], np.float64) for name in values.files}
+    except (OSError, ValueError, ValidationError):
+        return None
+    same = json.dumps(about.made_by, sort_keys=True) == json.dumps(made_by, sort_keys=True)
+    whole = all(len(each) == about.queries for each in read.values())
+    return Scored(about=about, values=read) if same and whole else None
+
+
+def _keep(place: Path, about: TaskScores, values: Values, unread: dict[Place, Exclusion]) -> None:
+    """`task.json` last: a task without it is not done."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    np.savez(place / "values.npz", **values)  # type: ignore[arg-type]
+    listed = [one._replace(name=identifier)._asdict() for (_, identifier), one in unread.items()]
+    replace_text(place / "unreadable_queries.json", json.dumps(listed, indent=1) + "\n")
+    replace_text(place / "task.json", about.model_dump_json(indent=1) + "\n")
+
+
+def wanted(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
+    """Those named, by task (`genecis/focus_object`) or data set (`genecis`), in the suite's order; all for no names."""
+    unknown = [name for name in names if not any(_named(task, name) for task in tasks)]
+    if unknown:
+        there = ", ".join(dict.fromkeys(task.name.partition("/")[0] for task in tasks)) or "none"
+        raise InputError(
+            f"no task {', '.join(unknown)} below the root", f"there are those of: {there} (`mbeir-cot zero-shot list ROOT`)"
+        )
+    return [task for task in tasks if task.labelled and (not names or any(_named(task, name) for name in names))]
+
+
+def _named(task: Task, name: str) -> bool:
+    return name in (task.name, task.name.partition("/")[0])
