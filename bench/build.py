@@ -231,7 +231,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
 
     endpoint = Endpoint(url=url, model=settings.teacher.server.served_name)
     given = settings.model_copy(update={"input": settings.input.model_copy(update={"limit": limit})})
-    work = collect(Layout.open(given.mbeir), given.input, rejects=directory / "rejects", quiet=True)
+    work = collect(Layout.open(given.mbeir), given.input, rejects=directory / "rejects")
     bodies: list[bytes] = []
 
     async def annotations(name: str, record: bool) -> float:

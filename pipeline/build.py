@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 _OLD_WRITER_S: Final = 30.0
 
 
-def build(config: BuildConfig, *, replace: bool = False, quiet: bool = False) -> tuple[Manifest, bool]:
+def build(config: BuildConfig, *, replace: bool = False) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
     replace: also a dataset that keeps much less than the one in its place (see `publication_guard`) is published.
@@ -65,10 +65,10 @@ def build(config: BuildConfig, *, replace: bool = False, quiet: bool = False) ->
     with only_one(places.out, config.lock), run_log(places.logs / "build.log", keys=keys):
         logger.info("mbeir-cot %s builds %s from %s", __version__, places.out, config.mbeir)
         recover_directory(places.dataset)
-        board = Board(places.progress, quiet=quiet)
+        board = Board(places.progress)
         try:
             with Interrupt() as interrupt:
-                one = _Build(config, places, board, interrupt, replace=replace, quiet=quiet)
+                one = _Build(config, places, board, interrupt, replace=replace)
                 manifest, done = one.run()
             _refuse_nothing(manifest)
         except BuildStopped:
@@ -109,10 +109,9 @@ class _Build:
         interrupt: Interrupt,
         *,
         replace: bool,
-        quiet: bool,
     ) -> None:
         self.config, self.places, self.board, self.interrupt = config, places, board, interrupt
-        self.replace, self.quiet = replace, quiet
+        self.replace = replace
         self.ledger = places.ledger(config)
 
     def run(self) -> tuple[Manifest, bool]:
@@ -138,7 +137,7 @@ class _Build:
     def _read(self, layout: Layout, instructions: InstructionTable) -> _Inputs:
         """The queries, and the digests of all files that they and their candidates come from."""
         self.board.state("reading")
-        work = collect(layout, self.config.input, rejects=self.places.work / "malformed.jsonl", quiet=self.quiet)
+        work = collect(layout, self.config.input, rejects=self.places.work / "malformed.jsonl")
         pools = self._pools(layout, work)
         files = [InputDigest(path=file.path, sha256=file.sha256, rows=file.lines) for file in work.inputs]
         files.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,11 +23,31 @@ from rich.progress import (
 TERMINAL_SECONDS: Final = 0.2
 PLAIN_SECONDS: Final = 10.0
 
+_hushed = 0
+"""How many `quiet_progress` this process is within."""
+
+
+@contextmanager
+def quiet_progress(quiet: bool = True) -> Iterator[None]:
+    """Within, this process shows no progress (where `quiet`). Training passes it on to the processes that it starts."""
+    global _hushed  # noqa: PLW0603 (one switch per process, as logging has)
+    _hushed += quiet
+    try:
+        yield
+    finally:
+        _hushed -= quiet
+
+
+def is_quiet() -> bool:
+    """Whether progress is hidden."""
+    return _hushed > 0
+
 
 class Meter:
     """Counts `total` units (or bytes) of one job on stderr. Cheap enough to be advanced for every row."""
 
-    def __init__(self, title: str, total: int, *, unit: str = "bytes", quiet: bool = False) -> None:
+    def __init__(self, title: str, total: int, *, unit: str = "bytes") -> None:
+        quiet = is_quiet()
         self.title, self.total, self.unit = title, total, unit
         self.done = self._before = 0
         self.note = ""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
+from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
     from pipeline.annotate.annotation import Annotation, Attempt
@@ -72,7 +73,8 @@ def build(
     given = [*(overrides or ()), "ledger.retry_failed=true"] if retry_failed else overrides
     settings = _settings(config, given, out, limit, image_roots=image_roots)
     try:
-        manifest, done = run(settings, replace=replace, quiet=quiet)
+        with quiet_progress(quiet):
+            manifest, done = run(settings, replace=replace)
     except BuildStopped as stopped:
         printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None

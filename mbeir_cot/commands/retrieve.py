@@ -12,6 +12,7 @@ from rich.table import Table
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots, choose
+from pipeline.meter import quiet_progress
 
 _RECALL_K = 10
 
@@ -66,11 +67,12 @@ def index(
     )
     count, on_gpu = settings.evaluation.workers, ProcessGroup.join(settings.device).device.type == "cuda"
     with (
+        quiet_progress(quiet),
         nullcontext(LocalPoolEmbedder(source.embedder(), settings))
         if count == 1
-        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers
+        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers,
     ):
-        made = build_index(out, metadata, paths, workers, skip=settings.data.skip_unreadable, quiet=quiet)
+        made = build_index(out, metadata, paths, workers, skip=settings.data.skip_unreadable)
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")

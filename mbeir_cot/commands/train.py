@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
+from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
@@ -89,16 +90,19 @@ def train(
     if ray_workers is not None:
         from trainer.training.launch_ray import train_on_ray
 
-        train_on_ray(settings, ray_workers, restarts=ray_restarts, quiet=quiet)
+        with quiet_progress(quiet):
+            train_on_ray(settings, ray_workers, restarts=ray_restarts)
     elif processes > 1:
         from trainer.training.launch_local import train_locally
 
-        train_locally(settings, processes, quiet=quiet)
+        with quiet_progress(quiet):
+            train_locally(settings, processes)
     else:
         from trainer.training.train import train as run
 
-        for variant in settings.variants:
-            run(settings, variant, quiet=quiet)
+        with quiet_progress(quiet):
+            for variant in settings.variants:
+                run(settings, variant)
     if os.environ.get("RANK", "0") == "0":
         for variant in settings.variants:
             console.print(escape(f"{variant}: {settings.out / variant / 'model'}"))
@@ -128,7 +132,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
     notices: list[str] = []
-    results = evaluate_run(settings, model=config if alone else None, quiet=quiet, notice=notices.append)
+    with quiet_progress(quiet):
+        results = evaluate_run(settings, model=config if alone else None, notice=notices.append)
     directory, split = settings.out / "eval", settings.evaluation.split
     _show(results, split, settings.data.hold_out)
     _show_diagnostics(diagnostics_file(settings))

@@ -10,6 +10,7 @@ import typer
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots
+from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
     from trainer.zero_shot.table import Column, Means
@@ -163,7 +164,10 @@ def run_suite(
     index = None
     if seen and settings.data.dataset:
         index = TrainingIndex.of(settings, near=near)
-    with SuiteRun(settings, model, root=root, out=place, image_roots=image_roots or (), quiet=quiet) as suite:
+    with (
+        quiet_progress(quiet),
+        SuiteRun(settings, model, root=root, out=place, image_roots=image_roots or ()) as suite,
+    ):
         scored = [suite.score(task, route) for task in chosen]
     store = SuiteStore(root, image_roots or ()) if near else None
     marks = {task.name: index.marks(task, store) for task in chosen} if index is not None else None

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.annotate.worker_stats import WorkerStats
+from pipeline.meter import is_quiet
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ class BuildProgress(BaseModel):
 class Board:
     """Collects stats; draws on a terminal, prints a line now and then elsewhere, writes the progress file."""
 
-    def __init__(self, file: Path, *, quiet: bool = False) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
-        self._quiet = quiet
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
+        self._quiet = is_quiet()
+        self._console = Console(stderr=True, quiet=self._quiet, highlight=False, emoji=False)
         self._live: Live | None = None
         self._began = time.monotonic()
         self._shown = self._written = 0.0

@@ -11,6 +11,7 @@ from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import WorkItem, collect
+from pipeline.meter import quiet_progress
 from pipeline.serving.hosted import Tell, hosted_pair, silent
 from pipeline.serving.teacher_servers import Endpoints
 from schemas.config import BuildConfig
@@ -62,7 +63,8 @@ async def annotations_of(config: BuildConfig, endpoints: Endpoints, items: list[
 def _drawn(config: BuildConfig, limit: int | None) -> list[WorkItem]:
     chosen = config.input.model_copy(update={"limit": limit})
     with tempfile.TemporaryDirectory() as scratch:
-        work = collect(Layout.open(config.mbeir), chosen, rejects=Path(scratch) / "malformed.jsonl", quiet=True)
+        with quiet_progress():
+            work = collect(Layout.open(config.mbeir), chosen, rejects=Path(scratch) / "malformed.jsonl")
         return work.read(0, len(work))
 
 

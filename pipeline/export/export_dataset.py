@@ -38,7 +38,6 @@ def export_dataset(
     mbeir: Path | None = None,
     negatives: int = 1,
     image_roots: Sequence[Path] = (),
-    quiet: bool = False,
 ) -> Exported:
     """Writes `out`, whole or not at all.
 
@@ -61,7 +60,7 @@ def export_dataset(
     skipped: Counter[SkipReason] = Counter()
     new, images = staging_path(out), plain_store(root, roots)
     pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
-    with Meter(f"export {format}", dataset.manifest.records, unit="records", quiet=quiet) as meter:
+    with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
         def kept() -> Iterator[Sample]:
             for one in samples(dataset, root, cache, negatives=negatives):

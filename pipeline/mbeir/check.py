@@ -258,7 +258,6 @@ def check(
     decode: bool = False,
     max_examples: int = 5,
     image_roots: Sequence[Path] = (),
-    quiet: bool = False,
 ) -> Report:
     """Reads the whole directory and reports everything that is wrong or unusual.
 
@@ -270,7 +269,7 @@ def check(
     """
     layout = Layout.open(root)
     paths = [file.path for file in layout.pool_files()] + [file.path for file in layout.query_files()]
-    with Meter("checking", sum(path.stat().st_size for path in paths), quiet=quiet) as meter:
+    with Meter("checking", sum(path.stat().st_size for path in paths)) as meter:
         store = plain_store(root, image_roots, max_ratio=MAX_RATIO)
         checker = Checker(layout, store=store, images=images, decode=decode, max_examples=max_examples, meter=meter)
         files = checker.run()

@@ -75,7 +75,7 @@ def find_parts(directory: Path) -> list[Path]:
 
 
 def extract_images(
-    parts: Sequence[Path], dest: Path, *, folders: frozenset[str] | None = None, again: bool = False, quiet: bool = False
+    parts: Sequence[Path], dest: Path, *, folders: frozenset[str] | None = None, again: bool = False
 ) -> ExtractSummary:
     """Extracts ``mbeir_images/`` below `dest`; `folders` restricts to some of its folders.
 
@@ -97,7 +97,7 @@ def extract_images(
     files = size = written = 0
     with (
         Listing(dest) as listing,
-        Meter("extracting images", total, quiet=quiet) as meter,
+        Meter("extracting images", total) as meter,
         _PartsStream(parts, meter) as stream,
     ):
         try:

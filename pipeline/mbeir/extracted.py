@@ -90,7 +90,7 @@ class Listing:
         self._rows.clear()
 
 
-def lost_images(dest: Path, done: ExtractSummary, *, quiet: bool = False) -> int:
+def lost_images(dest: Path, done: ExtractSummary) -> int:
     """How many of the extracted images are missing by now or have another size.
 
     Extractions by earlier versions left no list: theirs are counted, as lost if there are fewer files or bytes than came out.
@@ -104,7 +104,7 @@ def lost_images(dest: Path, done: ExtractSummary, *, quiet: bool = False) -> int
     except pa.ArrowInvalid:
         return _lost_of_unlisted(dest, done)
     lost = 0
-    with Meter("looking at images", done.files, unit="images", quiet=quiet) as meter, file:
+    with Meter("looking at images", done.files, unit="images") as meter, file:
         for batch in file.iter_batches(_ROWS):
             for path, size in zip(batch["path"].to_pylist(), batch["size"].to_pylist(), strict=True):
                 try:

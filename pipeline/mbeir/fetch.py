@@ -86,7 +86,6 @@ def fetch_mbeir(
     remove_parts: bool = False,
     revision: str | None = None,
     repo_id: str = REPO_ID,
-    quiet: bool = False,
 ) -> FetchSummary:
     """Brings M-BEIR to `dest`.
 
@@ -103,7 +102,7 @@ def fetch_mbeir(
     folders = None if whole else frozenset(image_folder(name) for name in names)
     done = read_marker(dest)
     extracted = covers(done, folders)
-    lost = lost_images(dest, done, quiet=quiet) if images and extracted and done is not None else 0
+    lost = lost_images(dest, done) if images and extracted and done is not None else 0
     if lost and done is not None:
         extracted = False
         folders = None if done.folders is None else frozenset(done.folders)  # the marker goes on to say what it said
@@ -112,7 +111,7 @@ def fetch_mbeir(
     if images:
         summary = done if extracted else None
         if summary is None:
-            summary = extract_images(find_parts(dest), dest, folders=folders, again=lost > 0, quiet=quiet)
+            summary = extract_images(find_parts(dest), dest, folders=folders, again=lost > 0)
         if remove_parts:
             for part in dest.glob(_PARTS):
                 part.unlink()

@@ -66,7 +66,6 @@ def collect_stats(
     images: bool = True,
     image_roots: Sequence[Path] = (),
     cache_dir: Path | None = None,
-    quiet: bool = False,
 ) -> MbeirStats:
     """Reads every query file and pool once. `images` also looks whether each image file is there.
 
@@ -79,7 +78,7 @@ def collect_stats(
     tasks: list[TaskStats] = []
     pools: list[PoolStats] = []
     with ExitStack() as stack:
-        meter = stack.enter_context(Meter("counting", total, quiet=quiet))
+        meter = stack.enter_context(Meter("counting", total))
         opened: dict[Path, CandidatePool] = {}
         for pool_file in pool_files:
             meter.note = pool_file.name

@@ -88,7 +88,7 @@ class WorkList:
         return items
 
 
-def collect(layout: Layout, config: InputConfig, *, rejects: Path, quiet: bool = False) -> WorkList:
+def collect(layout: Layout, config: InputConfig, *, rejects: Path) -> WorkList:
     """Reads the query files of the split. Malformed lines raise, or are written to `rejects` (see `malformed_lines`)."""
     files = [file for file in layout.query_files() if file.split == config.split and _wanted(file, config)]
     if not files:
@@ -100,7 +100,7 @@ def collect(layout: Layout, config: InputConfig, *, rejects: Path, quiet: bool =
     rejects.unlink(missing_ok=True)
     with (
         RejectsFile(rejects) as refused,
-        Meter("reading queries", sum(f.path.stat().st_size for f in files), quiet=quiet) as meter,
+        Meter("reading queries", sum(f.path.stat().st_size for f in files)) as meter,
     ):
         reader = _Reader(config, refused, meter)
         inputs = [reader.read(number, layout, file) for number, file in enumerate(files)]

@@ -27,7 +27,7 @@ def build() -> Build:
     from pipeline.build import build as run
 
     def built(config: Path, *overrides: str, **given: Any) -> tuple[Manifest, bool]:
-        return run(load_config(config, BuildConfig, overrides), quiet=True, **given)
+        return run(load_config(config, BuildConfig, overrides), **given)
 
     return built
 
@@ -51,5 +51,5 @@ def undisturbed(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     share_ray()
     directory = tmp_path_factory.mktemp("undisturbed")
     with Oracle(directory / "oracle.log") as oracle:
-        run(load_config(oracle.config(directory, small_world, input__limit=60), BuildConfig), quiet=True)
+        run(load_config(oracle.config(directory, small_world, input__limit=60), BuildConfig))
         return digests(directory / "out" / "dataset"), set(oracle.answered())

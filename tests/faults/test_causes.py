@@ -80,14 +80,14 @@ def marker(place: Path) -> None:
 
 def listing(place: Path) -> None:
     circle(place / LISTING)
-    lost_images(place, ExtractSummary(parts=(), folders=None, files=1, size=1, written=1), quiet=True)
+    lost_images(place, ExtractSummary(parts=(), folders=None, files=1, size=1, written=1))
 
 
 def extracted_image(place: Path) -> None:
     with Listing(place) as listed:
         listed.add("mbeir_images/a.jpg", 3)
     circle(place / "mbeir_images" / "a.jpg")
-    lost_images(place, ExtractSummary(parts=(), folders=None, files=1, size=3, written=1), quiet=True)
+    lost_images(place, ExtractSummary(parts=(), folders=None, files=1, size=3, written=1))
 
 
 @pytest.mark.parametrize("read", [lambda path: list(read_lines(path)), InstructionTable.load])
@@ -152,7 +152,7 @@ def test_what_is_read(tmp_path: Path, read: Callable[[Path], None]) -> None:
 
 
 def fetch(place: Path) -> None:
-    fetch_mbeir(place, images=False, quiet=True)
+    fetch_mbeir(place, images=False)
 
 
 def weights(place: Path) -> None:
@@ -231,9 +231,9 @@ def test_an_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.mbeir.extract, "_extract", failing(number))
         with pytest.raises(CotError, match=cause) as caught:
-            extract_images(parts, tmp_path, quiet=True)
+            extract_images(parts, tmp_path)
     assert "run again: it continues" in caught.value.remedy
-    assert extract_images(parts, tmp_path, quiet=True).files == 1
+    assert extract_images(parts, tmp_path).files == 1
 
 
 def test_a_segment_on_a_failing_disk_is_not_to_be_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

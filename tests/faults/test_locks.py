@@ -73,7 +73,7 @@ def test_a_dataset_that_is_a_link_is_refused_before_anything_is_asked(small_worl
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "dataset").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BuildError, match="is a link to .*elsewhere"):
-        run_build(config, quiet=True)
+        run_build(config)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import meter as progress
-from pipeline.meter import Meter
+from pipeline.meter import Meter, quiet_progress
 
 
 class _Clock:
@@ -39,7 +39,7 @@ def test_the_work_of_an_earlier_process_does_not_count_as_speed(clock: _Clock, c
 
 
 def test_a_quiet_meter_prints_nothing(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Meter("trace", 2, unit="steps", quiet=True) as meter:
+    with quiet_progress(), Meter("trace", 2, unit="steps") as meter:
         clock.now += 20
         meter.advance(2)
     assert capsys.readouterr().err == ""

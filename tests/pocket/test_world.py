@@ -58,7 +58,7 @@ def test_a_seed_determines_every_byte(world: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_a_valid_mbeir_directory(world: Path) -> None:
-    report = check(world / "mbeir", decode=True, quiet=True)
+    report = check(world / "mbeir", decode=True)
     assert report.ok, report.findings
     assert {f.code for f in report.findings} == {"positives_outside_local_pool", "repeated_rows"}
     layout = Layout(world / "mbeir")

@@ -68,14 +68,14 @@ class StudentBatches(BatchSource):
             raise refuse("record", item.id, problem) from problem
 
 
-def readable_records(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool = False) -> Records:
+def readable_records(config: TrainConfig, records: Records, candidates: Candidates) -> Records:
     """Without the records, positives and negatives whose images cannot be read.
 
     Checks all images once and writes OUT/unreadable.json; a resumed run uses that list. Raises InputError if no record is left.
     """
     file = config.out / "unreadable.json"
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["dataset_sha256"] != records.digest:
-        _list_unreadable(file, records, list(_check_images(config, records, candidates, quiet=quiet)))
+        _list_unreadable(file, records, list(_check_images(config, records, candidates)))
     listed = json.loads(file.read_text(encoding="utf-8"))
     unreadable = {entry["name"] for entry in [*listed["left_out"], *listed["images"]]}
     if not unreadable:
@@ -100,7 +100,7 @@ def _list_unreadable(file: Path, records: Records, exclusions: list[Exclusion]) 
     save_exclusions(file, lost, dataset_sha256=records.digest, images=others)
 
 
-def _check_images(config: TrainConfig, records: Records, candidates: Candidates, *, quiet: bool) -> Iterator[Exclusion]:
+def _check_images(config: TrainConfig, records: Records, candidates: Candidates) -> Iterator[Exclusion]:
     """Opens every image of the records' queries and candidates; yields those that cannot be read."""
     images = training_store(config)
     columns = ("positives", "hard_negatives") if config.data.hard_negatives else ("positives",)
@@ -117,7 +117,7 @@ def _check_images(config: TrainConfig, records: Records, candidates: Candidates,
 
     with (
         ThreadPoolExecutor(max(4, config.data.workers)) as threads,
-        Meter("checking images", len(pairs) + len(dids), unit="images", quiet=quiet) as meter,
+        Meter("checking images", len(pairs) + len(dids), unit="images") as meter,
     ):
         for part in _split(pairs):
             yield from filter(None, threads.map(check, part))

@@ -47,9 +47,9 @@ ROUTES: Final[dict[Variant, RouteChoice]] = {"trace": "learned", "direct": "alwa
 class Evaluation(AbstractContextManager["Evaluation"]):
     """One embedder on one split. Pools are embedded once; a query is embedded once for each trace that a routing needs."""
 
-    def __init__(self, config: TrainConfig, model: Path | None, directory: Path, *, quiet: bool = False) -> None:
+    def __init__(self, config: TrainConfig, model: Path | None, directory: Path) -> None:
         """`model`: a finished embedder's directory; None for the untrained base."""
-        self.config, self.model, self.directory, self.quiet = config, model, directory, quiet
+        self.config, self.model, self.directory = config, model, directory
         self.split = config.evaluation.split
         self.layout = Layout.open(config.data.mbeir)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
@@ -77,7 +77,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             self.check_positives(task, pool)
         self.remove_stale_vectors(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
-        with Meter("candidates", total, unit="candidates", quiet=self.quiet) as meter:
+        with Meter("candidates", total, unit="candidates") as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         first = self._queries is None
         if self._queries is None:
             self._queries = QueryEmbeddings(self.files, self.workers)
-        with Meter(name, len(ids), unit="queries", quiet=self.quiet) as meter:
+        with Meter(name, len(ids), unit="queries") as meter:
             embedded = self._queries.embed(
                 route,
                 given={place: given.get(record, False) for place, record in ids.items()} if given is not None else None,

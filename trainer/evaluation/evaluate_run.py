@@ -56,7 +56,6 @@ def evaluate_run(
     config: TrainConfig,
     *,
     model: Path | None = None,
-    quiet: bool = False,
     notice: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
     """Scores the variants in `config.out` as UniIR does, in the order of the module's table.
@@ -72,7 +71,7 @@ def evaluate_run(
     """
     with run_log(config.out / "eval" / "eval.log"), log_failure(logger, "evaluation"):
         logger.info("%s of %s on %s queries", ", ".join(config.variants), model or config.out, config.evaluation.split)
-        results, notices = _evaluate_models(config, model, quiet=quiet)
+        results, notices = _evaluate_models(config, model)
         replace_text(results_file(config), as_json(results, config.data.hold_out) + "\n")
         for text in notices:
             logger.warning("%s", text)
@@ -81,7 +80,7 @@ def evaluate_run(
     return results
 
 
-def _evaluate_models(config: TrainConfig, model: Path | None, *, quiet: bool) -> tuple[list[Result], list[str]]:
+def _evaluate_models(config: TrainConfig, model: Path | None) -> tuple[list[Result], list[str]]:
     directory = config.out / "eval"
     teacher = None
     if config.evaluation.teacher_trace_dataset is not None:
@@ -91,12 +90,12 @@ def _evaluate_models(config: TrainConfig, model: Path | None, *, quiet: bool) ->
     results: list[Result] = []
     notices: list[str] = []  # about pools and queries: the same for every model
     if config.evaluation.base:
-        with Evaluation(config, None, directory, quiet=quiet) as evaluation:
+        with Evaluation(config, None, directory) as evaluation:
             evaluation.embed_pools("base")
             results.append(evaluation.run("base", "base", "always-direct")[0])
             notices = evaluation.notices
     for variant in config.variants:
-        with Evaluation(config, _finished_model(config, variant, model), directory, quiet=quiet) as evaluation:
+        with Evaluation(config, _finished_model(config, variant, model), directory) as evaluation:
             evaluation.embed_pools(variant)
             evaluated = _evaluate_variant(evaluation, variant, teacher)
             results += evaluated.results

@@ -49,9 +49,7 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
     return list(dict.fromkeys(paths))
 
 
-def build_index(
-    out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False, quiet: bool = False
-) -> Index:
+def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index.
 
     metadata: `count` and `dim` are filled in. skip: leave out candidates whose images cannot be read.
@@ -72,7 +70,7 @@ def build_index(
         pools = [CandidatePool.open(path, metadata.cache) for path in paths]
         parts = [out / f"{path.stem}_embed.npy" for path in paths]
         left_out: list[Exclusion] = []
-        with Meter("candidates", sum(map(len, pools)), unit="candidates", quiet=quiet) as meter:
+        with Meter("candidates", sum(map(len, pools)), unit="candidates") as meter:
             for pool, part in zip(pools, parts, strict=True):
                 ids = np.asarray(pool.hashed_dids, np.int64)
                 left_out += embed_pool(part, partial(workers.embed_ranges, pool), ids, meter.advance)

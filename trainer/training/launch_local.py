@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
+from pipeline.meter import is_quiet, quiet_progress
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
 from trainer.distributed import ProcessGroup, takes_gpu
@@ -20,7 +21,7 @@ from trainer.distributed import ProcessGroup, takes_gpu
 _ERROR = "error"
 
 
-def train_locally(config: TrainConfig, processes: int, *, quiet: bool = False) -> None:
+def train_locally(config: TrainConfig, processes: int) -> None:
     """Trains all variants of a config with `processes` processes, which end when this one ends, for any reason.
 
     A CotError in a process is raised here; any other error is a ProcessException with its traceback.
@@ -36,7 +37,7 @@ def train_locally(config: TrainConfig, processes: int, *, quiet: bool = False) -
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as exchange:
         threads = None if on_gpu else max(1, available // processes)
-        given = (processes, os.getpid(), store.port, config.model_dump(mode="json"), exchange, threads, quiet)
+        given = (processes, os.getpid(), store.port, config.model_dump(mode="json"), exchange, threads, is_quiet())
         try:
             spawn(_process, given, nprocs=processes)  # type: ignore[no-untyped-call]
         except ProcessException:
@@ -64,8 +65,9 @@ def _process(
 
     config = TrainConfig.model_validate(given)
     try:
-        for variant in config.variants:
-            train(config, variant, quiet=quiet)
+        with quiet_progress(quiet):
+            for variant in config.variants:
+                train(config, variant)
         ProcessGroup.join(config.device).leave()
     except CotError as error:
         Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")

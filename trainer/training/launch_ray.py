@@ -11,11 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.meter import is_quiet, quiet_progress
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
 
 
-def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet: bool = False) -> None:
+def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0) -> None:
     """Trains all variants of a config with `workers` processes. A CotError in a worker is raised here.
 
     restarts: how often to restart the whole group, for any error (Ray does not distinguish a lost node from a wrong setting).
@@ -27,7 +28,7 @@ def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet:
     from pipeline.serving.ray_session import start_ray  # noqa: PLC0415
 
     started = not ray.is_initialized()
-    start_ray(show_workers=not quiet)
+    start_ray(show_workers=not is_quiet())
     try:
         # the cluster's GPUs: this machine may have none
         on_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -40,7 +41,7 @@ def train_on_ray(config: TrainConfig, workers: int, *, restarts: int = 0, quiet:
         with tempfile.TemporaryDirectory() as storage:
             TorchTrainer(
                 _loop,
-                train_loop_config={"config": config.model_dump(mode="json"), "directory": str(Path.cwd()), "quiet": quiet},
+                train_loop_config={"config": config.model_dump(mode="json"), "directory": str(Path.cwd()), "quiet": is_quiet()},
                 torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
                 run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=restarts)),
@@ -58,8 +59,9 @@ def _loop(given: dict[str, Any]) -> None:
 
     os.chdir(Path(given["directory"]))  # a config's paths are relative to the command's directory
     config = TrainConfig.model_validate(given["config"])
-    for variant in config.variants:
-        train(config, variant, quiet=given["quiet"])
+    with quiet_progress(given["quiet"]):
+        for variant in config.variants:
+            train(config, variant)
 
 
 def _find_cot_error(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from torch import nn
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
-from pipeline.meter import Meter
+from pipeline.meter import Meter, is_quiet, quiet_progress
 from schemas.errors import InputError
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
@@ -43,12 +43,12 @@ from trainer.training.step import DivergedError, StepLosses, train_step
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path:
+def train(config: TrainConfig, variant: Variant) -> Path:
     """Trains one variant, or resumes an earlier run; returns the directory of the finished embedder."""
     allow_open_files()
     processes = ProcessGroup.join(config.device)
     run = RunDirectory(config.out, variant)
-    records, candidates = _load_data(config, processes, quiet=quiet)
+    records, candidates = _load_data(config, processes)
     traces = learnt_traces(config, variant, records)
     embedder = _create_embedder(config, processes)
     source = StudentBatches(
@@ -69,19 +69,20 @@ def train(config: TrainConfig, variant: Variant, *, quiet: bool = False) -> Path
         return run.model
     level = logging.INFO if processes.first else logging.WARNING
     with run_log(run.log(processes.rank), level=level), log_failure(logger, variant):
-        _Training(config, run, processes, embedder, source=source, steps=steps, quiet=quiet).run()
+        _Training(config, run, processes, embedder, source=source, steps=steps).run()
     return run.model
 
 
-def _load_data(config: TrainConfig, processes: ProcessGroup, *, quiet: bool) -> tuple[Records, Candidates]:
+def _load_data(config: TrainConfig, processes: ProcessGroup) -> tuple[Records, Candidates]:
     """Without what cannot be read, if the config allows it."""
     records = Records.load(config.data.dataset).without(config.data.hold_out)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     if config.data.skip_unreadable:
         if processes.first:
-            readable_records(config, records, candidates, quiet=quiet)
+            readable_records(config, records, candidates)
         processes.wait()  # the other processes use its list
-        records = readable_records(config, records, candidates, quiet=True)
+        with quiet_progress():
+            records = readable_records(config, records, candidates)
     return records, candidates
 
 
@@ -111,10 +112,9 @@ class _Training:
         *,
         source: StudentBatches,
         steps: int,
-        quiet: bool,
     ) -> None:
         self.config, self.variant, self.directory, self.processes = config, run.variant, run, processes
-        self.embedder, self.source, self.steps, self.quiet = embedder, source, steps, quiet
+        self.embedder, self.source, self.steps = embedder, source, steps
         self.step = 0
 
     def run(self) -> None:
@@ -123,7 +123,7 @@ class _Training:
         config, first = self.config, self.processes.first
         trackers = start_trackers(config, self.variant, self.directory.path) if first else ()
         log = MetricsLog(self.directory.path, self.step, config.tensorboard, trackers=trackers) if first else None
-        with Meter(f"{self.variant}", self.steps, unit="steps", quiet=self.quiet or not first) as meter:
+        with quiet_progress(not first), Meter(f"{self.variant}", self.steps, unit="steps") as meter:
             meter.resume(self.step)
             while self.step < self.steps:
                 if _self_traces_due(config, self.variant, self.step):
@@ -152,7 +152,7 @@ class _Training:
         for line in (chunk, check_shared_memory(self.source, self.processes)):
             if line is not None and self.processes.first:
                 logger.info("%s", line)
-                if not self.quiet:
+                if not is_quiet():
                     sys.stderr.write(f"{line}\n")
 
     def _initialise(self) -> None:

@@ -82,12 +82,11 @@ class SuiteRun:
         root: Path,
         out: Path,
         image_roots: Sequence[Path] = (),
-        quiet: bool = False,
     ) -> None:
         """`model`: a finished embedder's directory; None for the untrained base."""
         data = config.data.model_copy(update={"skip_unreadable": True})
         self.config, self.model, self.out = config.model_copy(update={"data": data}), model, out
-        self._images, self._quiet = SuiteStore(root, image_roots), quiet
+        self._images = SuiteStore(root, image_roots)
         self._open = ExitStack()
         self._workers: Workers | None = None
 
@@ -153,7 +152,7 @@ class SuiteRun:
             marker.parent.mkdir(parents=True)
             replace_text(marker, text)
         out = marker.with_name(f"{pool.sha256[:16]}_cand_pool_embed.npy")
-        with Meter(f"{task.name}: candidates", len(pool), unit="candidates", quiet=self._quiet) as meter:
+        with Meter(f"{task.name}: candidates", len(pool), unit="candidates") as meter:
             left_out = embed_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, meter.advance)
         lost = {hash_did(one.name) - 1 for one in left_out}
         read = load_embeddings(out)
@@ -169,7 +168,7 @@ class SuiteRun:
         units = [QueryUnit(tuple((name, one.id) for one in part), tuple(map(student_query, part)), route) for part in parts]
         embeddings: dict[str, QueryEmbedding] = {}
         unread: dict[Place, Exclusion] = {}
-        with Meter(f"{task.name}: queries", len(queries), unit="queries", quiet=self._quiet) as meter:
+        with Meter(f"{task.name}: queries", len(queries), unit="queries") as meter:
             for done in self.workers().embed_queries(units):
                 embeddings |= {identifier: one for (_, identifier), one in done.embeddings.items()}
                 unread |= done.left_out

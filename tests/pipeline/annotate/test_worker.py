@@ -22,7 +22,7 @@ def config(small_world: Path, tmp_path: Path, oracle: Oracle) -> BuildConfig:
 
 
 def items(config: BuildConfig, tmp_path: Path) -> Any:
-    work = collect(Layout.open(config.mbeir), config.input, rejects=tmp_path / "malformed.jsonl", quiet=True)
+    work = collect(Layout.open(config.mbeir), config.input, rejects=tmp_path / "malformed.jsonl")
     return work.read(0, len(work))
 
 

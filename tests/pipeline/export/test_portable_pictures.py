@@ -110,7 +110,7 @@ def test_what_is_named_shows_what_the_teacher_saw(
 ) -> None:
     dataset, root, originals = prepared
     out = tmp_path / "out"
-    done = export_dataset(BuiltDataset.open(dataset), name, out, mbeir=root, quiet=True)
+    done = export_dataset(BuiltDataset.open(dataset), name, out, mbeir=root)
     named = list(read(out))
     assert sorted(path for path in named if ".." not in path) == sorted(path for path in originals if path in named)
     store = ImageStore(root)

@@ -21,13 +21,13 @@ QRELS6 = "qrels/val/mbeir_oven_task6_val_qrels.txt"
 
 def found(root: Path, **options: Any) -> dict[str, list[Finding]]:
     result: dict[str, list[Finding]] = {}
-    for finding in check(root, quiet=True, **options).findings:
+    for finding in check(root, **options).findings:
         result.setdefault(finding.code, []).append(finding)
     return result
 
 
 def test_the_quirks_of_the_real_benchmark_are_not_errors(mbeir: Path) -> None:
-    report = check(mbeir, decode=True, quiet=True)
+    report = check(mbeir, decode=True)
     assert report.ok, [f for f in report.findings if f.severity == "error"]
     assert {f.code for f in report.findings} == {"positives_outside_local_pool", "repeated_rows"}
     assert {f.severity for f in report.findings} == {"note"}

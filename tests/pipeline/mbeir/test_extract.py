@@ -54,7 +54,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_parts_are_read_as_one_stream(tmp_path: Path) -> None:
     contents = pictures(60)
     write_parts(tmp_path, archive(contents), 4)
-    summary = extract_images(find_parts(tmp_path), tmp_path, quiet=True)
+    summary = extract_images(find_parts(tmp_path), tmp_path)
     assert tree(tmp_path / "mbeir_images") == contents
     assert (summary.files, summary.written, summary.size) == (60, 60, sum(map(len, contents.values())))
     assert not list(tmp_path.glob("*.tar.gz"))
@@ -63,24 +63,24 @@ def test_parts_are_read_as_one_stream(tmp_path: Path) -> None:
 def test_only_wanted_folders_are_extracted(tmp_path: Path) -> None:
     contents = pictures(30)
     parts = write_parts(tmp_path, archive(contents))
-    extract_images(parts, tmp_path, folders=frozenset({"oven_images"}), quiet=True)
+    extract_images(parts, tmp_path, folders=frozenset({"oven_images"}))
     assert tree(tmp_path / "mbeir_images") == {name: data for name, data in contents.items() if "oven" in name}
-    extract_images(parts, tmp_path, quiet=True)  # the rest, later
+    extract_images(parts, tmp_path)  # the rest, later
     assert tree(tmp_path / "mbeir_images") == contents
 
 
 def test_a_second_run_does_nothing_and_a_third_only_repairs(tmp_path: Path) -> None:
     contents = pictures(20)
     parts = write_parts(tmp_path, archive(contents))
-    extract_images(parts, tmp_path, quiet=True)
+    extract_images(parts, tmp_path)
     marker = (tmp_path / MARKER).stat().st_mtime_ns
-    extract_images(parts, tmp_path, quiet=True)
+    extract_images(parts, tmp_path)
     assert (tmp_path / MARKER).stat().st_mtime_ns == marker
     (tmp_path / MARKER).unlink()
     lost, cut, *_ = contents
     (tmp_path / lost).unlink()
     (tmp_path / cut).write_bytes(b"half")
-    assert extract_images(parts, tmp_path, quiet=True).written == 2
+    assert extract_images(parts, tmp_path).written == 2
     assert tree(tmp_path / "mbeir_images") == contents
 
 
@@ -107,7 +107,7 @@ def test_evil_members_stop_the_extraction(tmp_path: Path, name: str, kind: bytes
     dest = tmp_path / "deep" / "dest"
     parts = write_parts(dest, archive(pictures(3), extra=lambda tar: _stop(tar, name, kind, link)))
     with pytest.raises(CotError, match="not below mbeir_images|link or device"):
-        extract_images(parts, dest, quiet=True)
+        extract_images(parts, dest)
     assert not list(tmp_path.rglob("evil*"))
     assert len(tree(dest / "mbeir_images")) == 3
     assert not (dest / MARKER).exists()
@@ -128,10 +128,10 @@ def test_a_truncated_last_part_is_named_and_extracted_images_stay(tmp_path: Path
     whole = parts[-1].read_bytes()
     parts[-1].write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CotError, match=r"part-02.*\n.*download that part again"):
-        extract_images(parts, tmp_path, quiet=True)
+        extract_images(parts, tmp_path)
     assert 0 < len(tree(tmp_path / "mbeir_images")) < 50
     parts[-1].write_bytes(whole)
-    assert 0 < extract_images(parts, tmp_path, quiet=True).written < 50
+    assert 0 < extract_images(parts, tmp_path).written < 50
     assert tree(tmp_path / "mbeir_images") == contents
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     parts[1].write_bytes(data)
     with pytest.raises(CotError, match="damaged"):
-        extract_images(parts, tmp_path, quiet=True)
+        extract_images(parts, tmp_path)
     assert not (tmp_path / MARKER).exists()
 
 
@@ -149,7 +149,7 @@ def test_too_little_space_is_an_error_before_anything_is_written(tmp_path: Path,
     parts = write_parts(tmp_path, archive(pictures(3)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(CotError, match="are free at"):
-        extract_images(parts, tmp_path, quiet=True)
+        extract_images(parts, tmp_path)
     assert not (tmp_path / "mbeir_images").exists()
 
 
@@ -159,7 +159,7 @@ def test_kill_at_random_moments_then_resume(tmp_path: Path) -> None:
     parts = write_parts(tmp_path, archive(contents))
     code = (
         "import sys; from pathlib import Path; from pipeline.mbeir.extract import *; d = Path(sys.argv[1]);"
-        "print('go', flush=True); extract_images(find_parts(d), d, quiet=True)"
+        "print('go', flush=True); extract_images(find_parts(d), d)"
     )
     rng = random.Random(9)
     finished: dict[Path, tuple[int, int]] = {}
@@ -180,6 +180,6 @@ def test_kill_at_random_moments_then_resume(tmp_path: Path) -> None:
         done = list((tmp_path / "mbeir_images").rglob("[!.]*.jpg"))
         finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done}
     assert kills
-    extract_images(parts, tmp_path, quiet=True)
+    extract_images(parts, tmp_path)
     assert tree(tmp_path / "mbeir_images") == contents
     assert all((path.stat().st_ino, path.stat().st_mtime_ns) == identity for path, identity in finished.items())

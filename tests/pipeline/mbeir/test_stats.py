@@ -15,7 +15,7 @@ from tests.support.cli import mbeir_cot
 
 def test_counts_per_split_and_dataset_task(mbeir: Path, cache: Path) -> None:
     (mbeir / COCO / "COCO_2.jpg").unlink()
-    stats = collect_stats(mbeir, cache_dir=cache, quiet=True)
+    stats = collect_stats(mbeir, cache_dir=cache)
     tasks = {(t.split, t.dataset_task): t for t in stats.tasks}
     assert len(tasks) == 3 + 3 + 3 + 3
     oven = tasks["val", "oven_task6"]
@@ -32,13 +32,13 @@ def test_counts_per_split_and_dataset_task(mbeir: Path, cache: Path) -> None:
 
 
 def test_images_may_be_missing(mbeir: Path, cache: Path) -> None:
-    stats = collect_stats(mbeir, images=False, cache_dir=cache, quiet=True)
+    stats = collect_stats(mbeir, images=False, cache_dir=cache)
     assert {t.missing_images for t in stats.tasks} == {None}
 
 
 def test_the_table_is_legible_at_80_columns(mbeir: Path, cache: Path) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(render(collect_stats(mbeir, cache_dir=cache, quiet=True)))
+    console.print(render(collect_stats(mbeir, cache_dir=cache)))
     text = console.export_text()
     assert "…" not in text
     assert "oven_task6" in text
@@ -48,7 +48,7 @@ def test_the_table_is_legible_at_80_columns(mbeir: Path, cache: Path) -> None:
 def test_malformed_files_are_an_error(mbeir: Path, cache: Path) -> None:
     write_lines(mbeir / "query/val/mbeir_oven_task6_val.jsonl", ["{"])
     with pytest.raises(MalformedInput):
-        collect_stats(mbeir, cache_dir=cache, quiet=True)
+        collect_stats(mbeir, cache_dir=cache)
 
 
 def test_the_command_prints_pure_json(mbeir: Path, cache: Path) -> None:

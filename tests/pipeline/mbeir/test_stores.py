@@ -74,9 +74,9 @@ def test_check_names_the_option_that_helps(linked: Path) -> None:
 
 def test_check_and_stats_count_images_elsewhere(linked: Path, cache: Path) -> None:
     roots = (linked.parent / "disk",)
-    assert not check(linked, quiet=True).ok
-    assert check(linked, decode=True, image_roots=roots, quiet=True).ok
-    assert {pool.missing_images for pool in collect_stats(linked, image_roots=roots, cache_dir=cache, quiet=True).pools} == {0}
+    assert not check(linked).ok
+    assert check(linked, decode=True, image_roots=roots).ok
+    assert {pool.missing_images for pool in collect_stats(linked, image_roots=roots, cache_dir=cache).pools} == {0}
 
 
 BUILD = "mbeir: {root}\nout: out\nteacher:\n  hosting: external\n  endpoints: [{{url: 'http://x/v1', model: m}}]\n"

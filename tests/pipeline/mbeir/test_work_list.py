@@ -29,7 +29,7 @@ def write(root: Path, name: str, rows: list[dict[str, object] | str], ending: st
 
 
 def work(root: Path, **config: object) -> WorkList:
-    return collect(Layout.open(root), InputConfig.model_validate(config), rejects=root / "rejects.jsonl", quiet=True)
+    return collect(Layout.open(root), InputConfig.model_validate(config), rejects=root / "rejects.jsonl")
 
 
 def ids(found: WorkList) -> list[str]:

@@ -69,13 +69,13 @@ def skipping(config: TrainConfig) -> TrainConfig:
 
 def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
     config, thin, qid = damaged
-    with Evaluation(config, None, tmp_path / "eval", quiet=True) as evaluation:
+    with Evaluation(config, None, tmp_path / "eval") as evaluation:
         with pytest.raises(InputError) as caught:
             evaluation.embed_pools("base")
         for said in (f"candidate {thin}", "thin.png", "3000x10", "data.skip_unreadable=true"):
             assert said in str(caught.value)
 
-    with Evaluation(skipping(config), None, tmp_path / "eval", quiet=True) as evaluation:
+    with Evaluation(skipping(config), None, tmp_path / "eval") as evaluation:
         evaluation.embed_pools("base")
         (notice,) = evaluation.notices
         assert notice.startswith(
@@ -104,9 +104,7 @@ def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, st
 
         (tmp_path / "index").mkdir()
         (tmp_path / "index" / "embed-0.log").write_text("an actor's, which starts before the index\n")
-        index = build_index(
-            tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers, skip=True, quiet=True
-        )
+        index = build_index(tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers, skip=True)
         assert sorted(index.ids.tolist()) == sorted(ids.tolist())
         assert [one.name for one in load_exclusions(tmp_path / "index" / "unreadable.json")] == [thin]
 
@@ -118,7 +116,7 @@ def test_ray_actors_leave_out_the_same(damaged: tuple[TrainConfig, str, str], tm
     for workers in (1, 2):
         directory = tmp_path / f"eval{workers}"
         settings = config.evaluation.model_copy(update={"workers": workers})
-        with Evaluation(config.model_copy(update={"evaluation": settings}), None, directory, quiet=True) as evaluation:
+        with Evaluation(config.model_copy(update={"evaluation": settings}), None, directory) as evaluation:
             evaluation.embed_pools("base")
             result, _ = evaluation.run("base", "base", "always-direct")
         lists = {path.relative_to(directory): path.read_text() for path in directory.rglob("*unreadable*.json")}
@@ -154,7 +152,7 @@ def card_of(config: TrainConfig, directory: Path) -> IndexMetadata:
 
 def test_mbeir_check_applies_the_processors_rule(damaged: tuple[TrainConfig, str, str]) -> None:
     config, _, _ = damaged
-    found = {one.code: one for one in check(config.data.mbeir, decode=True, quiet=True).findings}
+    found = {one.code: one for one in check(config.data.mbeir, decode=True).findings}
     assert "mbeir_images/thin.png: 3000x10 pixels" in str(found["image_aspect_ratio"])
     assert "mbeir_images/damaged.jpg" in str(found["image_not_an_image"])
     images, processor = training_store(config), fresh(config).processor.image_processor
@@ -194,7 +192,7 @@ def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_
         assert who in str(caught.value)
         assert "data.skip_unreadable=true" in str(caught.value)
 
-    kept = readable_records(skipping(config), records, candidates, quiet=True)
+    kept = readable_records(skipping(config), records, candidates)
     left_out = load_exclusions(tmp_path / "run" / "unreadable.json")
     assert {query["id"], positive["id"]} <= {one.name for one in left_out}
     assert len(kept) == len(records) - len(left_out)
@@ -208,7 +206,7 @@ def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_
     source = StudentBatches(config, "trace", kept, traces=kept.traces(), encoder=fresh(config).encoder(), candidates=candidates)
     assert len(source.make_batch(0).ids) == config.batch.global_batch_size
     shutil.rmtree(mbeir / "mbeir_images")  # a resumed run checks no image again
-    assert readable_records(skipping(config), records, candidates, quiet=True).table.equals(kept.table)
+    assert readable_records(skipping(config), records, candidates).table.equals(kept.table)
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ def test_vectors_equal_those_of_an_evaluation(
     overrides = [f"data.mbeir={tiny_world}", "evaluation.split=val", "evaluation.base=false", "variants=[trace]"]
     settings = load_settings(finished, [*overrides, f"out={tmp_path}"])
     with pytest.raises(InputError, match="missing or not finished"):
-        evaluate_run(settings, quiet=True)
-    results = evaluate_run(settings, model=finished / "trace" / "model", quiet=True)
+        evaluate_run(settings)
+    results = evaluate_run(settings, model=finished / "trace" / "model")
     names = ["trace", "trace, routed by modality", "trace, routed at random"]
     assert [one.name for one in results] == names
     assert [one["name"] for one in json.loads((tmp_path / "eval" / "results_val.json").read_text())] == names

@@ -127,7 +127,7 @@ def test_vectors_of_other_weights_are_recomputed(config: TrainConfig, finished: 
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     model = run / "trace" / "model"
-    evaluation = Evaluation(config, model, run / "eval", quiet=True)
+    evaluation = Evaluation(config, model, run / "eval")
     vectors = run / "eval" / "embed" / "trace" / "cand_pool" / "x_embed.npy"
     for changed in (False, False, True):
         if changed:
@@ -154,7 +154,7 @@ def test_queries_without_a_positive_in_the_pool_are_noticed(config: TrainConfig,
 
     def notices(lost: set[str]) -> list[str]:
         path.write_text("\n".join(line for line in whole if json.loads(line)["did"] not in lost) + "\n")
-        evaluation = Evaluation(settings, None, tmp_path / "eval", quiet=True)
+        evaluation = Evaluation(settings, None, tmp_path / "eval")
         with CandidatePool.open(path, config.data.candidate_cache) as pool:
             evaluation.check_positives(task, pool)
         return evaluation.notices

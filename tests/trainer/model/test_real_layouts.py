@@ -194,12 +194,12 @@ def test_the_7b_recipe_takes_its_steps_in_bfloat16(config: TrainConfig, tmp_path
             "checkpoint": shipped.checkpoint.model_copy(update={"save_every": 2}),
         }
     )
-    done = train(recipe, "trace", quiet=True)
+    done = train(recipe, "trace")
     undisturbed = (recipe.out / "trace" / "metrics.jsonl").read_text().splitlines()
     shutil.rmtree(done)
     for left in (recipe.out / "trace" / "checkpoints").glob("*3"):
         shutil.rmtree(left)
-    assert train(recipe, "trace", quiet=True) == done
+    assert train(recipe, "trace") == done
     resumed = (recipe.out / "trace" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["total"] for line in resumed] == [json.loads(line)["total"] for line in undisturbed]
 

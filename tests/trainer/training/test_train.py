@@ -91,7 +91,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(train_file: Path,
 def test_controls_train_on_the_same_queries(train_file: Path, tmp_path: Path) -> None:
     config = with_settings(train_file, f"out={tmp_path}", "optimiser.max_steps=2")
     for variant in ("direct", "always-reason", "trace"):
-        train(config, variant, quiet=True)
+        train(config, variant)
     direct, always, trace = (metrics(tmp_path, variant) for variant in ("direct", "always-reason", "trace"))
     assert [line["reasoning"] for line in direct] == [0, 0]
     assert (
@@ -110,7 +110,7 @@ def test_token_rows_have_their_own_learning_rate(train_file: Path, tmp_path: Pat
         config = with_settings(
             train_file, out, "optimiser.max_steps=1", "optimiser.lr=0.001", f"optimiser.token_lr_multiplier={factor}"
         )
-        embedder = Embedder.load(train(config, "trace", quiet=True), config.model)
+        embedder = Embedder.load(train(config, "trace"), config.model)
         return next(p for name, p in embedder.named_parameters() if "trainable_tokens" in name).detach()
 
     assert float((rows(0.3) - rows(0.1)).abs().max()) == pytest.approx(2e-4, rel=0.02)
@@ -206,7 +206,7 @@ def test_datasets_without_what_a_variant_needs_are_refused(train_file: Path, sma
     bare = write_dataset(tmp_path / "bare", plain)
     config = with_settings(train_file, f"data.dataset={bare}", f"out={tmp_path / 'run'}")
     with pytest.raises(InputError, match="no record with a trace"):
-        train(config, "trace", quiet=True)
+        train(config, "trace")
     stray = write_dataset(tmp_path / "stray", [records[0] | {"positives": ["9:9999999"]}])
     loaded = Records.load(str(stray))
     candidates = Candidates(small_world, loaded.split, config.data.candidate_cache)
@@ -236,7 +236,7 @@ def test_an_unreadable_image_is_named_from_any_process(
     lost = write_dataset(tmp_path / "lost", records)
     config = with_settings(train_file, f"data.dataset={lost}", f"out={tmp_path / 'run'}", f"data.workers={workers}")
     with pytest.raises(InputError, match="mbeir_images/nowhere.jpg") as caught:
-        train(config, "direct", quiet=True)
+        train(config, "direct")
     assert "Traceback" not in str(caught.value)
 
 
@@ -254,7 +254,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
 
     monkeypatch.setattr("trainer.training.train.nn.utils.clip_grad_norm_", clip)
     with pytest.raises(DivergedError, match="step 1: the gradient is not finite"):
-        train(config, "direct", quiet=True)
+        train(config, "direct")
     assert [place.name for place in checkpoint.list_checkpoints(tmp_path / "direct" / "checkpoints")] == ["step-00000001"]
     log = (tmp_path / "train.log").read_text()
     for wanted in ("INFO .*direct: steps 0 to ", "INFO .*step 1: checkpoint .*step-00000001", "ERROR .*DivergedError.*step 1"):

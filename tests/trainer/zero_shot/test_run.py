@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_public_embedders_vectors_and_are_kept(
     paint(root)
     there = tasks(root)
     store = SuiteStore(root)
-    with SuiteRun(config, None, root=root, out=tmp_path / "out", quiet=True) as suite:
+    with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         done = {name: suite.score(there[name], "bypass") for name in NAMES}
     for name in NAMES:
         task, one = there[name], done[name]
@@ -93,12 +93,12 @@ def test_scores_are_those_of_the_public_embedders_vectors_and_are_kept(
         }, name
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("task.json")}
     shutil.rmtree(root / "M-BEIR")  # its images: what is kept needs none
-    with SuiteRun(config, None, root=root, out=tmp_path / "out", quiet=True) as suite:
+    with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         again = suite.score(there["mt-fiq"], "bypass")
     assert again.about == done["mt-fiq"].about
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("task.json")}
     with (
-        SuiteRun(config, None, root=root, out=tmp_path / "other", quiet=True) as suite,
+        SuiteRun(config, None, root=root, out=tmp_path / "other") as suite,
         pytest.raises(InputError, match="can be read"),
     ):
         suite.score(there["mt-fiq"], "bypass")
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_a_miss_and_counted(config: TrainConfig, root: Pa
     gone = next(one for one in task.candidates() if one.id == lost.positives[0])
     (root / find(store, gone.pictures[0])).unlink()
     shows_it = {query.id for query in queries for picture in query.pictures if picture == gone.pictures[0]}
-    with SuiteRun(config, None, root=root, out=tmp_path / "out", quiet=True) as suite:
+    with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         found = suite.score(task, "bypass")
     assert found.about.unreadable_candidates == 1
     assert found.about.unreadable_queries == len(shows_it)
@@ -167,7 +167,7 @@ def test_means_of_groups() -> None:
 def test_a_task_of_nothing_is_refused(config: TrainConfig, root: Path, tmp_path: Path) -> None:
     empty = replace(tasks(root)["vist"], queries=lambda: iter(()), measure=Measure.HITS)
     with (
-        SuiteRun(config, None, root=root, out=tmp_path, quiet=True) as suite,
+        SuiteRun(config, None, root=root, out=tmp_path) as suite,
         pytest.raises(InputError, match="no queries or no candidates"),
     ):
         suite.score(empty)
