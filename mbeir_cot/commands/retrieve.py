@@ -105,13 +105,14 @@ def search(
 
     if not text and image is None:
         raise ConfigError("nothing to search for", "give a text, --image, or both")
+    chosen = choose("--route", route, get_args(RouteChoice))
     opened = Index.open(where)
     ((one, hits),) = opened.find(
         [(text, image)],
         opened.embedder(),
         k=k,
         instruction=instruction if instruction is not None else DEFAULT_INSTRUCTION,
-        route=choose("--route", route, get_args(RouteChoice)),
+        route=chosen,
         approximate=approximate,
     )
     said = "reasons" if one.reasoned else "goes straight to its embedding"

@@ -73,7 +73,7 @@ class Dispatcher:
         self._teachers = Teachers(config, logs, ledger)
         self._stats: dict[int, WorkerStats] = {}
         self._watched = 0.0
-        self._answered = 0
+        self._answered = self._answered_before = 0
         self._told = ""
 
     def run(self) -> None:
@@ -132,6 +132,8 @@ class Dispatcher:
             stats = self._collect_stats(workers)
             self._board.update(stats, done)
             self._give_up(stats)  # a short build may be over before anybody has looked
+            self._answered_before += _count_answers(stats)
+            self._stats.clear()  # the next pass has workers of its own
         except BaseException:
             self._dismiss(workers, list(running))
             raise
@@ -176,7 +178,7 @@ class Dispatcher:
                     actor.connect.remote(endpoints)
                 self._board.state("running")
         failures = self._teachers.failures() if self._teachers.endpoints is not None and int(now) % int(_WATCH_S) == 0 else []
-        answered = sum(tally.asked - tally.failed for tally in stats)
+        answered = self._answered_before + _count_answers(stats)
         for failure in failures:
             logger.error("a server was given up: %s", failure)
         if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
@@ -273,3 +275,7 @@ def _got(reference: Any) -> Any:
             f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
             "look at Ray's logs (memory?), fix it and run again; every answer so far is kept",
         ) from None
+
+
+def _count_answers(stats: list[WorkerStats]) -> int:
+    return sum(tally.asked - tally.failed for tally in stats)

@@ -95,7 +95,7 @@ def test_a_dataset_that_is_not_there(finished: Path, train_file: Path, dataset: 
     [
         (("eval", "--set", "evaluation.spilt=val"), r"did you mean (split)\?"),
         (("mbeir", "fetch", "DIR", "--datasets", "cir"), r"did you mean (cirr)\?"),
-        (("score", "--uniir-dir", "D", "--mbeir-dir", "D", "--suffix", "s", "--split", "train"), r"(test) or val"),
+        (("score", "--uniir-dir", "D", "--mbeir-dir", "D", "--suffix", "s", "--split", "train"), r"(val) or test"),
         (("score", "--uniir-dir", "D", "--mbeir-dir", "D", "--suffix", "s", "--device", "tpu"), r"auto, (cpu) or cuda"),
         (("search", "INDEX", "--route", "often"), r"(learned), always-direct"),
         (("search", "INDEX"), r"give a (text), --image"),
