@@ -1,1 +1,1 @@
-"""The program: commands, and nothing that another package imports."""
+"""The command-line program. No other package imports it."""

@@ -36,7 +36,7 @@ from pipeline.files.run_log import DEBUG_VARIABLE, debug_wanted
 from schemas import __version__
 
 _STARTED: Final = "MBEIR_COT_UTF8"
-"""Set once Python was started again: a machine whose Python has no such mode is not asked twice."""
+"""Set when Python has been restarted in UTF-8 mode, so that it is not restarted twice."""
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,6 +1,6 @@
-"""What becomes of an exception that no command has dealt with: one line for known causes, a report for a fault of ours.
+"""Turns uncaught exceptions into one line for known causes, and into a fault report for bugs of the program.
 
-An exception of a library is known by where it comes from: the module of its class, or the library whose code raised it.
+An exception of a library is recognised by the module of its class, or by the library whose code raised it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _BY_ERRNO: Final = {
 
 
 def explained(error: BaseException) -> CotError | None:
-    """The error as one that says what to do; None for a fault of the program."""
+    """The error with a remedy; None for a bug of the program."""
     cause: BaseException | None = error
     while cause is not None:  # ours may have crossed Ray or a pool
         if isinstance(cause, CotError):
@@ -95,7 +95,7 @@ def _library(error: BaseException) -> str | None:
     """The library that an exception is of, or whose code raised it."""
     package = type(error).__module__.split(".")[0]
     if package == "pyarrow" and type(error).__name__ not in _OF_FILES:
-        return None  # a wrong type or name is of our making
+        return None  # a wrong type or name is our bug
     if package in _LIBRARIES:
         return package
     raised = _raised_in(error.__traceback__)
@@ -122,7 +122,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def report_fault(error: BaseException) -> Path | None:
-    """Writes the traceback and what helps to find the fault; None where nothing can be written."""
+    """Writes a fault report with the traceback. Returns its path, or None if nothing can be written."""
     from schemas import __version__  # noqa: PLC0415
 
     lines = [

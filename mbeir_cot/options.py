@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ImageRoots = Annotated[
 
 
 def choose(option: str, given: str, names: Sequence[Name]) -> Name:
-    """`given` as the one of the names that it is. Raises ConfigError, naming the option, for any other."""
+    """Returns `given` if it is one of the names. Raises ConfigError, naming the option, otherwise."""
     for name in names:
         if name == given:
             return name

@@ -1,4 +1,4 @@
-"""Consoles for commands: markup is ours alone, so texts of others go through `escape`; no emoji codes, no folding."""
+"""Consoles for commands. Texts that are not ours go through `escape`; emoji codes and line folding are off."""
 
 from __future__ import annotations
 

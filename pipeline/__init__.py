@@ -1,10 +1,10 @@
 """M-BEIR in, M-BEIR-CoT out. `build` is the driver; `docs/architecture.md` shows the order of the sub-packages.
 
-Its public face, imported when it is first asked for:
+Its public face, imported on first use:
 
     open_dataset        a built dataset: records, rejections, manifest
     export_dataset      a built dataset in another project's format
-    annotate_queries    what a build would make of some queries, without a build
+    annotate_queries    the annotations of some queries, without a build
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                                                  │ chunks, in any order
                                               staging ─► assemble ─► publish
 
-Everything that must survive is in the ledger, so there is nothing to save when it stops and nothing to load when it goes on:
-the same annotations are made again and find their answers.
+Everything that must survive is in the ledger. Nothing is saved when a build stops and nothing is loaded when it resumes: the
+same annotations are made again from the stored answers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _OLD_WRITER_S: Final = 30.0
 def build(config: BuildConfig, *, replace: bool = False) -> tuple[Manifest, bool]:
     """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
 
-    replace: also a dataset that keeps much less than the one in its place (see `publication_guard`) is published.
+    replace: publishes even a dataset that keeps much less than the one it replaces (see `publication_guard`).
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
     """
     places = Places(config.out)
@@ -87,13 +87,13 @@ def build(config: BuildConfig, *, replace: bool = False) -> tuple[Manifest, bool
 
 
 def _refuse_nothing(manifest: Manifest) -> None:
-    """A dataset that keeps nothing is a failure also where it was published because that was asked for."""
+    """An empty dataset is a failure, even if it was published on request."""
     if (nothing := nothing_kept(manifest)) is not None:
         raise BuildError(nothing, "fix the cause and run again")
 
 
 class _Inputs(NamedTuple):
-    """The queries of a build, and what they were read from."""
+    """The queries of a build and the files that they were read from."""
 
     work: WorkList
     files: list[InputDigest]
@@ -171,7 +171,7 @@ class _Build:
         dispatcher.run()
 
     def _publish(self, inputs: _Inputs, staging: Staging) -> Manifest:
-        """Writes the whole dataset beside the old one, then puts it in its place."""
+        """Writes the complete dataset beside the old one, then replaces the old one."""
         self.board.state("writing")
         dataset, new = self.places.dataset, staging_path(self.places.dataset)
         shutil.rmtree(new, ignore_errors=True)
@@ -221,7 +221,7 @@ class _Build:
         return manifest
 
     def _check(self) -> None:
-        """What can be known to be wrong before any work."""
+        """Checks what can be checked before any work."""
         if self.places.dataset.is_symlink():  # the new one would take the link's place, on the link's disk
             raise BuildError(
                 f"{self.places.dataset} is a link to {self.places.dataset.readlink()}, which cannot be replaced in one step",
@@ -236,7 +236,7 @@ class _Build:
                 check_model(teacher.server)
 
     def _pools(self, layout: Layout, work: WorkList) -> list[InputDigest]:
-        """Converts the pools that are needed (once, before annotators all try to)."""
+        """Converts the needed pools once, before all workers try to."""
         wanted = set(work.tasks)
         found: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
@@ -263,7 +263,7 @@ class _Build:
         return hashlib.sha256(orjson.dumps(state)).hexdigest()
 
     def _finished(self, key: str) -> Manifest | None:
-        """The manifest of the dataset that is there, if it is what this build would give."""
+        """The manifest of the existing dataset, if this build would produce the same."""
         try:
             finished = orjson.loads(self.places.finished.read_bytes())
             if finished["key"] != key or not unchanged(self._images(), finished["unread"]):

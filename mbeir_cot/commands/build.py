@@ -63,9 +63,9 @@ def build(
 ) -> None:
     """Builds the dataset: assess, route, reason, screen, verify, write.
 
-    Run it again after any interruption: what was answered is not asked again. With other thresholds, screens or routing it
-    builds another dataset from the same answers. DIR/dataset is replaced only by a whole new one that keeps about
-    as much (see publish.least_share).
+    Run it again after any interruption: no request that has an answer is sent again. With other thresholds, screens or routes
+    it builds another dataset from the same answers. DIR/dataset is replaced only by a complete dataset that keeps about as many
+    records (publish.least_share).
     """
     from pipeline.build import build as run
     from schemas.errors import BuildStopped
@@ -89,13 +89,13 @@ def reroute(
     replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Builds again with another threshold on P(complex): nothing that the ledger knows is asked again."""
+    """Builds again with another threshold on P(complex). Answers in the ledger are reused."""
     given = [*(overrides or ()), f"route.threshold={threshold}"]
     build(config, out=out, overrides=given, replace=replace, image_roots=image_roots)
 
 
 def stats(directory: Dir, as_json: Json = False) -> None:
-    """What is in a finished dataset: counts by dataset-task, route and reason."""
+    """Shows what a finished dataset contains: counts by dataset-task, route and reason."""
     manifest = _manifest(directory)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=1))
@@ -104,7 +104,7 @@ def stats(directory: Dir, as_json: Json = False) -> None:
 
 
 def status(directory: Dir, as_json: Json = False) -> None:
-    """How far a running, stopped or finished build is."""
+    """Shows the progress of a running, stopped or finished build."""
     from pipeline.annotate.build_progress import BuildProgress, facts
     from pipeline.files.locks import is_held
     from schemas.errors import InputError
@@ -137,7 +137,7 @@ def preview(
     out: Out = None,
     image_roots: ImageRoots = None,
 ) -> None:
-    """The annotations of a few queries, step by step: images, prompts, answers, what each screen says. Writes nothing."""
+    """Annotates a few queries and shows every step: images, prompts, answers, the result of each screen. Writes nothing."""
     from mbeir_cot.commands.teacher import told
     from pipeline.annotate.preview import annotate_queries
 
@@ -156,7 +156,7 @@ def estimate(
     as_json: Json = False,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Asks a small sample and predicts calls, tokens, time and GPU-hours of the whole build."""
+    """Annotates a small sample and predicts requests, tokens, time and GPU-hours of the whole build."""
     from mbeir_cot.commands.teacher import told
     from pipeline.annotate.estimate import estimate as run
     from pipeline.serving.hosted import hosted_pair

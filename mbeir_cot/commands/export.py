@@ -32,7 +32,7 @@ def export(
     negatives: Annotated[int, typer.Option(min=0, help="Hard negatives for each record, as far as it lists them.")] = 1,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Writes the records as a training project reads them, joined with M-BEIR's candidates, and a README on how to use them."""
+    """Writes the records in a training project's format, joined with M-BEIR's candidates, with a README on how to use them."""
     from pipeline.dataset.open_dataset import open_dataset
     from pipeline.export.export_dataset import export_dataset
 

@@ -43,10 +43,10 @@ def push(
 ) -> None:
     """Publishes a finished dataset on the Hugging Face Hub.
 
-    First everything is checked: every row against the schema, files against the manifest, the card, no path of this machine,
-    nothing like a token. A dataset that keeps much less than the one there (publish.least_share) is refused. Then what the
-    repository lacks is uploaded; run it again after an interruption and it continues. The token comes from HF_TOKEN or
-    `hf auth login`; HF_ENDPOINT is honoured. The local dataset is not touched.
+    Checks everything first: rows against the schema, files against the manifest, the card, and that no text holds a path of
+    this machine or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads what
+    the repository lacks; after an interruption, run it again. The token comes from HF_TOKEN or `hf auth login`; HF_ENDPOINT is
+    used if set. The local dataset is not changed.
     """
     from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.hub.check import check
@@ -98,7 +98,7 @@ def _push(
     dry_run: bool,
     guard: Callable[[], None] | None = None,
 ) -> None:
-    """guard: raises where what is there must not be replaced by this."""
+    """guard: raises an error if the repository's content must not be replaced."""
     from pipeline.hub.push import Unreachable
     from pipeline.meter import Meter
 

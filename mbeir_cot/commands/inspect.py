@@ -1,4 +1,4 @@
-"""`mbeir-cot report` and `mbeir-cot show`: what is in a build or a run, for people."""
+"""`mbeir-cot report` and `mbeir-cot show`: look at a build or a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report(
     price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Writes one HTML file to look at: figures, tables, and examples with their images, prompts and raw answers.
+    """Writes one HTML file with figures, tables, and examples with their images, prompts and raw answers.
 
     The file needs no network. Of a build: think rates, yields, rejections, lengths, a browsable sample. Of a training run:
     learning curves, the table with controls, and where TRACE wins and loses against the direct embedding.
@@ -50,7 +50,7 @@ def report(
         dataset = BuiltDataset.open(directory)
         prices = (price_in or 0.0, price_out or 0.0) if price_in is not None or price_out is not None else None
         page = build_page(dataset, records=records, rejections=rejections, prices=prices, image_roots=image_roots or ())
-        # beside the dataset and never in it: what is pushed is the dataset alone
+        # beside the dataset, so that it is never pushed
         target = out or (dataset.build or dataset.directory.parent) / "report.html"
     html = render(page)
     replace_text(target, html)
@@ -61,7 +61,7 @@ def show(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory or a dataset's.")],
     identifier: Annotated[str, typer.Argument(metavar="ID", help="A row's id, such as train/cirr/task7/8:1.")],
 ) -> None:
-    """One record or rejection and everything about it: images, trace, judgements, provenance, prompts and raw answers."""
+    """Shows everything about one record or rejection: images, trace, judgements, provenance, prompts and raw answers."""
     from pipeline.annotate.replay import replay
     from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.mbeir.candidates import first_positives

@@ -1,4 +1,4 @@
-"""`mbeir-cot ledger …`: the log of every answer."""
+"""`mbeir-cot ledger …`: the log of all teacher answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ console = printing.console()
 
 @app.command()
 def stats(place: Place, journals: Journals = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Answers, failures, tokens and bytes, by kind of request."""
+    """Shows answers, failures, tokens and bytes by kind of request."""
     from pipeline.ledger.maintenance import ledger_stats
 
     found = ledger_stats(_location(place), journals)
@@ -47,7 +47,7 @@ def stats(place: Place, journals: Journals = None, as_json: Annotated[bool, type
 
 @app.command()
 def verify(place: Place, journals: Journals = None) -> None:
-    """Reads every byte and tells what is damaged; exits with 1 if anything is."""
+    """Reads every byte and lists what is damaged. Exits with 1 if anything is."""
     from pipeline.ledger.maintenance import verify_ledger
 
     found = verify_ledger(_location(place), journals)
@@ -60,7 +60,7 @@ def verify(place: Place, journals: Journals = None) -> None:
 
 @app.command()
 def compact(place: Place) -> None:
-    """Many small segments into few. Not while a build is at work."""
+    """Merges many small segments into a few. Do not run it during a build."""
     from pipeline.ledger.maintenance import compact as run
 
     before, after = run(_location(place))

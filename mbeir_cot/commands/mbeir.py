@@ -1,4 +1,4 @@
-"""`mbeir-cot mbeir …`: M-BEIR as it lies on disk."""
+"""`mbeir-cot mbeir …`: M-BEIR's files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def stats(
 ) -> None:
     """Counts queries, positives, pools and missing images per split and dataset-task.
 
-    Works on partial directories. Candidate pools are converted on first use (some 5 s per million candidates), then
-    looked up on disk.
+    Works on partial directories. Candidate pools are converted on first use (about 5 s per million candidates).
     """
     from pipeline.mbeir.stats import collect_stats, render
 
@@ -78,9 +77,9 @@ def fetch(
 ) -> None:
     """Downloads M-BEIR from the Hugging Face Hub and extracts its images.
 
-    Run it again after an interruption, or where images were lost or damaged: downloads resume, and extraction writes only
-    what is missing or of another size. All parts of the image
-    archive are needed even for one dataset. HF_TOKEN and HF_ENDPOINT are honoured.
+    Run it again after an interruption, or if images were lost or damaged: downloads resume, and only images that are missing or
+    have another size are extracted. All parts of the image archive are needed even for one dataset. HF_TOKEN and HF_ENDPOINT
+    are used if set.
     """
     from pipeline.mbeir.fetch import fetch_mbeir
 

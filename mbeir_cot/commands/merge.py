@@ -20,7 +20,7 @@ def merge(
     overrides: Set = None,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Exports whole weights with tokenizer and pooling rule, after a real vLLM server has reproduced embeddings and routes.
+    """Exports merged weights with tokenizer and pooling, if a real vLLM server reproduces the embeddings and routes.
 
     The sample is drawn from the run's own dataset: a query of every dataset-task, its trace, and some candidates.
     """

@@ -24,8 +24,8 @@ def mteb(
 ) -> None:
     """Scores an embedder with MTEB (`pip install mteb`, which is not installed with this program).
 
-    Queries get the task's own prompt as instruction. Tasks that OUT has results of are not run again. What MTEB downloads for a
-    task lies where it always does (HF_HOME).
+    Queries get the task's own prompt as instruction. Tasks with results in OUT are not run again. MTEB downloads to its usual
+    place (HF_HOME).
     """
     import json
 

@@ -60,7 +60,7 @@ def sheet(
     picture: Annotated[Path, typer.Argument(metavar="PNG", help="The picture to write.")],
     skip: Annotated[int, typer.Option(min=0, help="Which query of each test file.")] = 1,
 ) -> None:
-    """Draws one query of each dataset-task with its positive, to look at."""
+    """Draws one query of each dataset-task with its positive."""
     from pocket.world.contact_sheet import draw_sheet
 
     draw_sheet(root, skip=skip).save(picture)
@@ -95,7 +95,7 @@ def long_course(
     optimiser: Annotated[str | None, typer.Option(help="adamw or muon [default: the course's].")] = None,
     edits: Annotated[float, typer.Option(min=0, max=1, help="Share of the lessons that are changes to scenes.")] = 0,
 ) -> None:
-    """Goes on with a pocket checkpoint: every skill at once, for some minutes of a GPU. training.jsonl shows the losses."""
+    """Trains a pocket checkpoint further, on all skills at once. training.jsonl shows the losses."""
     from dataclasses import replace
 
     from pocket.training.train_models import EDITS, LONG, Role, Stressed, train_long

@@ -34,7 +34,7 @@ def index(
     image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Embeds a corpus with a trained embedder. Run it again after an interruption: parts that are written are kept."""
+    """Embeds a corpus with a trained embedder. After an interruption, run it again: finished parts are kept."""
     from contextlib import nullcontext
 
     from pipeline.mbeir.layout import Layout
@@ -97,7 +97,7 @@ def search(
     route: Annotated[str, typer.Option(help="learned, always-direct or always-reason.")] = "learned",
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
 ) -> None:
-    """Embeds one query, adaptively, and shows how it was routed, the trace it wrote, and what it found."""
+    """Embeds one query adaptively and shows its route, its trace and the results."""
     from schemas.errors import ConfigError
     from schemas.training import RouteChoice
     from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION

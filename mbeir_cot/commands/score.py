@@ -1,4 +1,4 @@
-"""`mbeir-cot score`: embeddings in UniIR's layout, whoever made them, into UniIR's numbers."""
+"""`mbeir-cot score`: UniIR's scores for embeddings in UniIR's layout, from any model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def score(
 ) -> None:
     """Scores saved embeddings as UniIR does: exact search, hit rates, local and union pools, run files and the table.
 
-    Pools are streamed from disk, the union once for all tasks; order and choice of equal scores are those of CPU faiss.
-    Embeddings with NaN or inf are refused. Writes
-    retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
+    Pools are streamed from disk, the union once for all tasks. Ties are broken as CPU faiss breaks them. Embeddings with NaN or
+    inf are refused. Writes retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
     """
     from pipeline.mbeir.layout import Layout
     from schemas.mbeir import EVALUATION_SPLITS

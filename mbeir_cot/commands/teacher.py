@@ -1,4 +1,4 @@
-"""`mbeir-cot serve` and `mbeir-cot teacher …`: the teacher by itself."""
+"""`mbeir-cot serve` and `mbeir-cot teacher …`: the teacher without a build."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def check(
     skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Starts (or reaches) teacher and verifier, asks them what a build would ask, and shows one worked answer per task family.
+    """Starts (or reaches) teacher and verifier, sends the requests of a build, and shows one example per task family.
 
-    Exits with 1 if anything does not go, and names the setting that mends it.
+    Exits with 1 if a request fails, and names the setting that fixes it.
     """
     from pipeline.config import load_config
     from pipeline.serving.hosted import hosted
@@ -61,7 +61,7 @@ def check(
         ("teacher", "verifier") if settings.verifier is not None and settings.verify.enabled else ("teacher",)
     )
     ok = True
-    for who in whose:  # one after the other: managed ones may not fit beside each other
+    for who in whose:  # one after the other: two managed servers may not fit on the GPUs
         with told() as tell, hosted(settings, who, tell=tell) as endpoints:
             ok &= asyncio.run(_check(settings, who, endpoints, questions, examples))
     for example in examples:
@@ -71,9 +71,9 @@ def check(
 
 @app.command()
 def fetch(config: Config, overrides: Set = None) -> None:
-    """Downloads the models of the config's managed servers, teacher's and verifier's, into Hugging Face's cache.
+    """Downloads the models of the config's managed teacher and verifier into Hugging Face's cache.
 
-    `build` does so by itself, on each node that runs a server. A local directory is only looked at.
+    `build` does this itself on each node that runs a server. A local model directory is only checked.
     """
     from pipeline.config import load_config
     from pipeline.serving.weights import fetch_model
@@ -114,7 +114,7 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 @contextmanager
 def told() -> Iterator[Tell]:
-    """Shows on standard error what is being waited for, as long as something is."""
+    """Shows on standard error what the command is waiting for."""
     status = errors.status("")
 
     def tell(doing: str) -> None:
@@ -136,7 +136,7 @@ def told() -> Iterator[Tell]:
 async def _check(
     settings: BuildConfig, who: Who, endpoints: tuple[Endpoint, ...], questions: Questions, examples: list[Example]
 ) -> bool:
-    """Whether all goes. The first endpoint's answers are those that are shown."""
+    """Whether all requests succeed. The answers of the first endpoint are shown."""
     from pipeline.serving.preflight import Example, preflight
 
     shown = [examples, *([Example(example.sample, reasoned=example.reasoned) for example in examples] for _ in endpoints[1:])]

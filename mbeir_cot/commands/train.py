@@ -66,9 +66,9 @@ def train(
 ) -> None:
     """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
 
-    Run it again after any interruption: it goes on from the last checkpoint, with the losses of an uninterrupted run. It is
-    distributed over this machine with --processes, over a cluster under torchrun or accelerate, or on Ray with --ray-workers.
-    Each variant ends in OUT/VARIANT/model.
+    After any interruption, run it again: it resumes from the last checkpoint, with the losses of an uninterrupted run. Use
+    --processes to distribute it on this machine, torchrun or accelerate on a cluster, --ray-workers on Ray. Each variant is
+    saved in OUT/VARIANT/model.
     """
     from schemas.errors import ConfigError
 
@@ -117,8 +117,8 @@ def train(
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
     """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
-    TRACE is also scored with other routes: by modality, and at random at the same think rate; and with the teacher's traces
-    given, where the config names them. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
+    TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
+    the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from schemas.errors import ConfigError
     from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run
@@ -175,7 +175,7 @@ def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> 
 
 
 def _show_diagnostics(file: Path) -> None:
-    """What explains the table: see `trainer.evaluation.diagnostics`."""
+    """Shows what explains the table (`trainer.evaluation.diagnostics`)."""
     from trainer.evaluation.diagnostics import Diagnostics
 
     if not file.is_file():

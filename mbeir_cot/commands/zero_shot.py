@@ -27,7 +27,7 @@ def list_datasets(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Says what each of the thirteen columns is: question, metric, source, licence, files."""
+    """Describes each of the thirteen columns: question, metric, source, licence, files."""
     import json
 
     from trainer.zero_shot.suite import DATASETS
@@ -62,10 +62,10 @@ def check(
     images: Annotated[bool, typer.Option("--images/--no-images", help="Look whether each image file is there.")] = True,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Reads what lies below ROOT: queries, candidates and missing images of each task.
+    """Reads the data sets below ROOT: queries, candidates and missing images of each task.
 
-    Exits with 1 where a task cannot be read whole, images are missing, or nothing is found; data sets that are not there and
-    counts that differ from the published ones are told and do not count.
+    Exits with 1 if a task cannot be read completely, images are missing, or nothing is found. Absent data sets and counts that
+    differ from the published ones are only reported.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -130,10 +130,10 @@ def run_suite(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Embeds and scores what lies below ROOT: each part, macro and micro means, for all, seen and unseen queries.
+    """Embeds and scores the data sets below ROOT: each part, macro and micro means, for all, seen and unseen queries.
 
-    Run it again after an interruption: tasks that are done are kept. What shows an image that cannot be read is left out and
-    counted. OUT/results.json has every metric of every part; OUT/tasks/NAME/values.npz each query's.
+    After an interruption, run it again: finished tasks are kept. Unreadable images are counted; their queries are misses.
+    OUT/results.json has every metric of every part, OUT/tasks/NAME/values.npz each query's value.
     """
     import json
 
@@ -236,7 +236,7 @@ def contamination(
     image_roots: ImageRoots = None,
     as_json: Json = False,
 ) -> None:
-    """Tells which queries of a zero-shot task a training on DATASET has seen: the same pair, picture or text."""
+    """Lists the queries of a zero-shot task that training on DATASET has seen: the same pair, image or text."""
     import json
 
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""Takes each query through its steps (assess, route, reason, screen, verify), many at once, under Ray."""
+"""Annotates queries (assess, route, reason, screen, verify), many at once, under Ray."""

@@ -1,4 +1,4 @@
-"""One query and everything that happened to it on its way through the steps: plain data."""
+"""One query and everything that happened to it in the steps, as plain data."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Annotation:
     attempts: list[Attempt] = field(default_factory=list)
     refusal: RejectionCause | None = None
     asked: int = 0
-    """Requests that went to a teacher now; the others were in the ledger."""
+    """Requests sent to a teacher; the other answers came from the ledger."""
     unread: ImageProblem | None = None
-    """The image that could not be used, if that is why it ended."""
+    """The unusable image, if that is why the annotation ended."""
 
     @property
     def accepted(self) -> Attempt | None:
-        """The attempt whose trace is kept."""
+        """The attempt whose trace was accepted."""
         return self.attempts[-1] if self.attempts and self.refusal is None else None
 
     @property

@@ -1,4 +1,4 @@
-"""What a build shows while it runs, and the file from which `mbeir-cot status` reads the same."""
+"""The progress display of a build, and the file that `mbeir-cot status` reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FILE_S: Final = 2.0
 
 
 class BuildProgress(BaseModel):
-    """A moment of a build."""
+    """The state of a build at one moment."""
 
     model_config = ConfigDict(extra="forbid")
 

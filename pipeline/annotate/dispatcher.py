@@ -1,7 +1,7 @@
-"""The annotators of a build: given work, watched, stopped.
+"""Distributes a build's work to annotation workers, and watches and stops them.
 
-Chunks of the work list go to Ray actors and come back in any order; servers are started when a query first finds no answer in
-the ledger; a teacher that is down or wrong ends the build early, with a diagnosis.
+Chunks of the work list go to Ray actors and come back in any order. Servers are started when the first query has no answer in
+the ledger. A teacher that is down or unusable ends the build early, with a diagnosis.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RESTARTS: Final = 10
 
 
 class Dispatcher:
-    """The annotators of a build, and what they are given to do."""
+    """The annotation workers of a build and their chunks."""
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ class Dispatcher:
         try:
             self._annotate(list(range(chunks)), self._count, self._config)
             suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
-            if suspected:  # a server died: which of the questions that it had was it?
+            if suspected:  # a server died: which of the requests in flight killed it?
                 logger.warning(
                     "%d chunks had questions in flight when a server died: asked again, one at a time", len(suspected)
                 )
                 self._annotate(suspected, 1, once, alone=True)
             disputed = self._disputed()
-            if disputed:  # two annotators asked the same at once: all go by the ledger's choice
+            if disputed:  # two workers sent the same request at once: all use the answer that the ledger chose
                 logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
                 self._annotate(disputed, 1, once)
         finally:
@@ -230,7 +230,7 @@ class Dispatcher:
         return [self._stats[number] for number in sorted(self._stats) if number < len(workers)]
 
     def _dismiss(self, workers: list[Any], running: list[Any]) -> None:
-        """Lets what is in flight come in, seals, and ends the annotators."""
+        """Waits for answers in flight, seals the ledger, and ends the workers."""
         self._board.state("stopping", "waiting for the answers in flight; Ctrl-C again to leave at once")
         with contextlib.suppress(ray.exceptions.RayError):
             drained = [actor.drain.remote() for actor in workers]

@@ -1,4 +1,4 @@
-"""What a whole build will cost, from a sample that is asked for real."""
+"""Predicts the cost of a whole build from a sample of real requests."""
 
 from __future__ import annotations
 

@@ -22,18 +22,18 @@ from schemas.mbeir import Query
 def annotate_queries(
     config: BuildConfig, queries: Sequence[Query] | None = None, *, limit: int | None = None, tell: Tell = silent
 ) -> list[Annotation]:
-    """Asks about some queries what a build would ask: assess, route, reason, screen, verify. Keeps no answer.
+    """Annotates some queries as a build would: assess, route, reason, screen, verify. Stores no answer.
 
     config: a build's settings (`pipeline.config.load_config`). Managed teachers and verifiers are started, or reused where
         they run, and stopped at the end.
     queries: rows of M-BEIR's query files, of the split `input.split`.
     limit: instead of `queries`: so many of the split, evenly drawn.
-    tell: told what is being waited for.
+    tell: called with what the function is waiting for.
 
     An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `refusal` where it would be
     rejected. In the order given (of the dataset, for `limit`). Raises ConfigError for both or neither of `queries` and
     `limit`; InputError for an M-BEIR directory that lacks what is asked for; HostingError for a server that does not start.
-    Not to be called where an event loop runs.
+    Do not call it from a running event loop.
     """
     if (queries is None) == (limit is None):
         raise ConfigError("annotate_queries takes queries or a limit", "give one of them")

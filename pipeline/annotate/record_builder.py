@@ -1,4 +1,4 @@
-"""A finished annotation as rows: a record, a rejection, or (with `on_reject: bypass`) both."""
+"""Turns a finished annotation into rows: a record, a rejection, or (with `on_reject: bypass`) both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.mbeir import Query
 from schemas.record import EMB_TOKEN, Record, Rejection, Route, Stage
 
 _DIGITS: Final = 6
-"""Of probabilities: more would only show the noise of the server's arithmetic."""
+"""Digits of probabilities; more would only show the noise of the server's arithmetic."""
 
 _RAW_CHARACTERS: Final = 4000
 

@@ -1,4 +1,4 @@
-"""Annotations of a finished build again, from its ledger alone: the prompts and raw answers behind its rows."""
+"""Reconstructs annotations of a finished build from its ledger: the prompts and raw answers behind its rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.teacher_config import TeacherConfig
 
 
 def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Annotation]:
-    """Row id -> its annotation, for rows of a dataset (or rejections). Asks nobody: those with unknown answers are left out."""
+    """Row id -> annotation, for records or rejections. Sends no request; rows without answers in the ledger are left out."""
     store = build_store(settings)
     ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"))
 

@@ -1,7 +1,7 @@
 """A query's annotation: assess, route, reason, screen, verify, with repairs between, as one coroutine.
 
-It decides nothing but the order: each step is a module of its own. What happened on the way is kept, attempt by attempt, so
-that `mbeir-cot preview` shows the very annotation that a build makes.
+This module decides only the order; each step has its own module. Every attempt is kept, so `mbeir-cot preview` shows exactly
+the annotation that a build makes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schemas.trace import Malformed
 
 
 class Annotator:
-    """Takes queries through the steps; holds what all of them share."""
+    """Takes queries through the steps; holds what they share."""
 
     def __init__(
         self, config: BuildConfig, teacher: CachedTeacherClient, verifier: CachedTeacherClient, count: CountTokens
@@ -45,7 +45,7 @@ class Annotator:
         self._reason_fields: dict[tuple[str, int], dict[str, Any]] = {}
 
     def own_words(self, template: str) -> frozenset[str]:
-        """N-grams of a template's own words, for the rule against copying them."""
+        """N-grams of a template's own words, for the screen against copying the prompt."""
         if template not in self._own_words:
             self._own_words[template] = word_ngrams(self.prompts.own_text(template), self.config.screen.copied_words)
         return self._own_words[template]

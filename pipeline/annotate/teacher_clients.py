@@ -1,4 +1,4 @@
-"""The clients of a worker: made when they are first needed, once the driver has told where the servers are."""
+"""The clients of a worker, created on first use, once the driver has sent the servers' addresses."""
 
 from __future__ import annotations
 

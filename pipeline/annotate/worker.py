@@ -1,7 +1,7 @@
-"""An annotator: the annotations of some queries, many at once, in one process.
+"""An annotation worker: annotates many queries at once in one process.
 
-A build runs one or more of them as Ray actors. Each has a client, a view of the ledger and a journal of its own, so nothing
-is shared but files; a chunk of queries goes in, its rows come out.
+A build runs one or more as Ray actors. Each has its own client, view of the ledger and journal, so they share only files. A
+chunk of queries goes in, its rows come out.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _is_lost(annotation: Annotation) -> bool:
 class AnnotationWorker:
     """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews).
 
-    alone: it asks one question at a time, while nobody else asks: those that were in flight when a server died.
+    alone: sends one request at a time while no other worker sends any: for the requests in flight when a server died.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class AnnotationWorker:
     # The driver's end
 
     async def connect(self, endpoints: Endpoints) -> None:
-        """Tells where the servers are; annotations that wait for them go on."""
+        """Sets the servers' addresses; annotations that wait for them continue."""
         self.clients.connect(endpoints)
 
     async def annotate(self, items: list[WorkItem]) -> Chunk | None:
-        """The rows of these queries; None if the build was stopped meanwhile (what was answered is in the ledger)."""
+        """The rows of these queries; None if the build was stopped meanwhile (the answers are in the ledger)."""
         if self._upkeep is None:
-            gc.freeze()  # modules and templates: looked at by no collection any more
+            gc.freeze()  # excludes modules and templates from garbage collection
             gc.set_threshold(100_000, 20, 100)  # annotations make no cycles; full collections cost a tenth of a second each
             self._upkeep = asyncio.create_task(self._keep_up())
         annotations = self.annotations(items)
@@ -135,7 +135,7 @@ class AnnotationWorker:
                 raise self._trouble from None
             return None
         except BaseException:
-            self._stopping = True  # the other chunks ask nothing more either
+            self._stopping = True  # the other chunks send nothing more either
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -168,12 +168,12 @@ class AnnotationWorker:
         return tally
 
     async def drain(self) -> None:
-        """Asks nothing more; what is in flight is still recorded."""
+        """Sends no more requests; answers in flight are still recorded."""
         self._stopping = True
         self.clients.refuse(Stopped())
 
     async def close(self) -> None:
-        """Seals the ledger and lets go of the clients."""
+        """Seals the ledger and closes the clients."""
         try:
             if self._upkeep is not None:
                 self._upkeep.cancel()
@@ -266,7 +266,7 @@ class AnnotationWorker:
         return targets
 
     async def _keep_up(self) -> None:
-        """Makes answers durable and takes sealed segments in, now and then."""
+        """Periodically syncs answers to disk and reads newly sealed segments."""
         waited = 0.0
         while True:
             await asyncio.sleep(_TICK_S)
@@ -278,7 +278,7 @@ class AnnotationWorker:
                 if waited >= self.config.ledger.fsync_s:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
-            except Exception as error:  # whatever it is, nothing more may be asked
+            except Exception as error:  # whatever the cause, no request may be sent any more
                 known = error if isinstance(error, CotError) else None
                 self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "fix the cause and run again")
                 self._stopping = True

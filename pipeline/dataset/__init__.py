@@ -1,1 +1,1 @@
-"""Annotated queries as files: Arrow schema, shards, manifest, data card, and a built dataset as later steps see it."""
+"""The dataset's files: Arrow schema, shards, manifest and data card; and a built dataset as later steps read it."""

@@ -1,4 +1,4 @@
-"""Where the parts of a build lie in its directory."""
+"""The layout of a build's directory."""
 
 from __future__ import annotations
 

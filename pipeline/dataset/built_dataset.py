@@ -1,4 +1,4 @@
-"""A finished dataset on disk, as everything after the build sees it."""
+"""A finished dataset on disk, as every step after the build reads it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BuiltDataset:
         return self.table("data", columns)
 
     def rejections(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The queries that did not, each with `stage` and `reason`."""
+        """The rejected queries, each with `stage` and `reason`."""
         return self.table("rejected", columns)
 
     def rows(self, part: Part = "data", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -93,7 +93,7 @@ class BuiltDataset:
         return found.model_copy(update={"input": choice})
 
     def mismatches(self) -> Iterator[str]:
-        """What is not as the manifest says, in words."""
+        """Describes how the files differ from the manifest."""
         listed = {file.path for file in self.manifest.files}
         for file in self.manifest.files:
             path = self.directory / file.path

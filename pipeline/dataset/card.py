@@ -1,4 +1,4 @@
-"""What a data card shows beside counts: distributions over the records, and one example of each task family."""
+"""The parts of a data card beyond counts: distributions over the records, and one example of each task family."""
 
 from __future__ import annotations
 

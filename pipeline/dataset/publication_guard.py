@@ -1,4 +1,4 @@
-"""Nothing good is replaced by something worse unasked: what a new dataset keeps, beside the one in its place."""
+"""Guards a good dataset against being replaced by a much smaller one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schemas.errors import BuildError
 from schemas.manifest import Manifest, TaskCounts
 
 _TRACES = 20
-"""Refused traces from which a dataset without a single one is taken for a failure."""
+"""Number of rejected traces from which a dataset without any trace counts as a failure."""
 
 
 def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) -> None:

@@ -1,4 +1,4 @@
-"""Parquet files of a fixed number of rows, with the same bytes for the same rows however they arrive."""
+"""Parquet files with a fixed number of rows; the same rows give the same bytes, in whatever pieces they arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished chunks, as they come, until all of them are there. Derived from the ledger, so nothing here need survive."""
+"""Holds finished chunks until all have arrived. Everything here derives from the ledger and need not survive."""
 
 from __future__ import annotations
 

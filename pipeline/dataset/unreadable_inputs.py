@@ -1,6 +1,6 @@
 """Image files that a build could not use, and whether one of them is another file by now.
 
-A finished build rests on them as on its inputs: once a disk is mounted or an image is repaired, the build has work to do again.
+A finished build depends on them as on its inputs: when a disk is mounted or an image is repaired, it is no longer up to date.
 """
 
 from __future__ import annotations

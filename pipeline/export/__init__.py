@@ -1,1 +1,1 @@
-"""A dataset in the formats of projects that train on it."""
+"""Exports a dataset in the formats of other training projects."""

@@ -1,4 +1,4 @@
-"""Pictures of an export that names them by path: a plain file beside it where decoders differ."""
+"""Images of exports that name them by path: where decoders differ, a plain copy is written beside the export."""
 
 from __future__ import annotations
 

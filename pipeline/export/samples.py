@@ -1,4 +1,4 @@
-"""Records joined with M-BEIR's candidates: what every export is made of.
+"""Records joined with M-BEIR's candidates: the input of every export.
 
 Texts are as `defused` leaves them: the marks by which a project places pictures are its own, never a query's.
 """

@@ -1,4 +1,4 @@
-"""What a writer leaves beside its files: counts, the dataset's header, and words for the README."""
+"""What a writer returns beside its files: counts, the dataset's header, and text for the README."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files that survive a power cut, and directories that are replaced whole."""
+"""Durable files, and directories that are replaced in one step."""

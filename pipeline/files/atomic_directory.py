@@ -1,4 +1,4 @@
-"""Puts a finished directory in the place of an older one: whoever looks sees the old dataset or the whole new one."""
+"""Replaces a directory by a finished one in one step: readers see either the old or the complete new one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def replace_directory(new: Path, place: Path) -> None:
 
 
 def recover_directory(place: Path) -> None:
-    """After a kill between the two renames: the old dataset back in its place; scratch directories away."""
+    """Recovers from a kill between the two renames: restores the old dataset and removes scratch directories."""
     old = _aside(place)
     if old.exists():
         if place.exists():
@@ -44,7 +44,7 @@ def recover_directory(place: Path) -> None:
 
 
 def staging_path(place: Path) -> Path:
-    """Where the next version is written."""
+    """The path where the next version is written."""
     return place.with_name(f".{place.name}.new")
 
 

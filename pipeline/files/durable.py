@@ -1,4 +1,4 @@
-"""Files that are to outlive a power cut."""
+"""Files that survive a power cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync(path: Path | str) -> None:
-    """Makes a file or a directory durable."""
+    """Flushes a file or a directory to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -27,7 +27,7 @@ def sha256_file(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a whole file in the place of an older one."""
+    """Replaces a file by a new one in one step."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     sync(new)

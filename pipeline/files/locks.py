@@ -1,4 +1,4 @@
-"""Locks of files, which end with their process. A file system without locks is told apart from a lock that is held."""
+"""File locks, which end with their process. Distinguishes a file system without locks from a lock that is held."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.os_errors import HELD, NO_LOCKS, explained, number_of
 
 
 class LockError(CotError):
-    """A lock that cannot be had for another reason than that somebody has it."""
+    """A lock that cannot be taken although nobody holds it."""
 
 
 def try_lock(file: int, path: Path | str, remedy: str) -> bool:

@@ -1,1 +1,1 @@
-"""Publishing to the Hugging Face Hub: what is checked before, and an upload that can be interrupted anywhere."""
+"""Publishes to the Hugging Face Hub: the checks before, and an upload that can be interrupted at any point."""

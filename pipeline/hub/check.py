@@ -1,4 +1,4 @@
-"""What must hold of a dataset before others may see it."""
+"""Checks a dataset before it is published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNKNOWN_LICENCES: Final = frozenset({"", "unknown", "none", "todo", "tbd"})
 
 
 class NotPublishable(CotError):
-    """A dataset that must not be pushed as it is."""
+    """A dataset that must not be published as it is."""
 
 
 @dataclass(frozen=True, slots=True)
