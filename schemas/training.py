@@ -113,13 +113,13 @@ class BatchSettings(_Settings):
     global_batch_size: PositiveInt = 1024
     """Global: over all processes."""
     micro_batch_size: PositiveInt | Literal["auto"] = 16
-    """Rows (queries and candidates) whose activations are held at once; memory depends on this and not on `queries`. `auto`: as
-    many as `memory_share` of the GPU holds, tried at the start with the largest of some rows of the data, and kept when the run
-    is gone on with; 16 on CPU."""
+    """Rows (queries and candidates) whose activations are held at once: this decides the memory, `global_batch_size` does not.
+    `auto`: as many as fit into `memory_share` of the GPU, tried at the start with large rows of the data, and kept when the run
+    is resumed; 16 on CPU."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Of a GPU's memory, for `chunk: auto`. The rest is for fragments, rows larger than those tried, and other libraries."""
+    """Of a GPU's memory, for `micro_batch_size: auto`. The rest is for fragmentation, larger rows, and other libraries."""
     forward_batch_size: PositiveInt | None = None
-    """Rows in a forward pass [default: `chunk`]. Fewer rows are padded less."""
+    """Rows in a forward pass [default: `micro_batch_size`]. Fewer rows are padded less."""
     micro_batch_patches: PositiveInt = 65_536
     """Image patches in a forward pass at most (a single row may have more)."""
     vision_cache_gib: NonNegativeFloat = 4.0

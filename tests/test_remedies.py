@@ -14,8 +14,9 @@ import typer.main
 from pydantic import BaseModel
 
 from pipeline.config import load_config
-from schemas.config import BuildConfig
+from schemas.config import BuildConfig, StopConfig
 from schemas.errors import ConfigError
+from schemas.renamed import RENAMED
 from schemas.training import TrainConfig
 from tests.pipeline.mbeir.conftest import mbeir  # noqa: F401 (a fixture)
 from tests.pipeline.mbeir.test_extract import archive, write_parts
@@ -58,6 +59,14 @@ def test_every_command_that_is_named_exists_with_its_options() -> None:
             wrong.append(f"{where}: `mbeir-cot {line}`: no command {words[0]}")
         wrong += [f"{where}: `mbeir-cot {line}`: no option {w}" for w in words if w.startswith("--") and w not in options]
     assert not wrong
+
+
+def test_no_text_names_a_setting_by_its_old_name() -> None:
+    dotted = [old for old in RENAMED if "." in old] + [f"stop.{field}" for field in StopConfig.model_fields]
+    old = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, dotted))})(?!\w)")
+    pages = [(str(path), path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
+    given = [(where, text) for where, text in texts() if not where.startswith("schemas/renamed.py")]
+    assert not [f"{where}: {found[0]}" for where, text in [*given, *pages] if (found := old.search(text))]
 
 
 def keys(model: type[BaseModel], before: str = "") -> Iterator[str]:

@@ -44,9 +44,9 @@ def push(
     """Publishes a finished dataset on the Hugging Face Hub.
 
     Checks everything first: rows against the schema, files against the manifest, the card, and that no text holds a path of
-    this machine or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads what
-    the repository lacks; after an interruption, run it again. The token comes from HF_TOKEN or `hf auth login`; HF_ENDPOINT is
-    used if set. The local dataset is not changed.
+    this machine or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads
+    what the repository lacks; after an interruption, run it again. The token comes from HF_TOKEN or `hf auth login`;
+    HF_ENDPOINT is used if set. The local dataset is not changed.
     """
     from pipeline.dataset.built_dataset import BuiltDataset
     from pipeline.hub.check import check

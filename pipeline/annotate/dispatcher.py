@@ -201,7 +201,7 @@ class Dispatcher:
                 f"more than {stop.inputs:.0%} of the last queries were refused for {unread.unread_reason}; the last: "
                 f"{unread.unread_last}",
                 f"are the images below {self._config.mbeir} all there, and the disk they lie on mounted? Then run again; leave "
-                "datasets out with input.datasets, or raise stop.inputs to go on",
+                "datasets out with input.datasets, or raise early_stop.inputs to go on",
             )
         if any(tally.unreachable_s > stop.unreachable_s for tally in stats):
             raise BuildError(
