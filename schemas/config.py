@@ -87,7 +87,7 @@ class VerifyConfig(Settings):
 
 
 class RepairConfig(Settings):
-    """How a trace that was refused is asked for again."""
+    """How a new trace is requested after a rejected one."""
 
     attempts: PositiveInt = 3
     """Traces asked for in all. The second shows the teacher why the first was refused; later ones are hotter as well."""
@@ -113,7 +113,7 @@ class StopConfig(Settings):
 
 
 class PublishConfig(Settings):
-    """What may take the place of an older dataset."""
+    """When a new dataset may replace an older one."""
 
     least_share: Annotated[float, Field(ge=0, le=1)] = 0.9
     """A dataset with fewer than this share of the records of the one in its place is not published, nor one that has no record
@@ -133,7 +133,7 @@ class LedgerConfig(Settings):
     fsync_s: NonNegativeFloat = 1.0
     """Answers are on disk for good after this many seconds (a killed process loses none; a power cut at most these)."""
     retry_failed: bool = False
-    """Ask again what failed for good (a 4xx, an answer that was cut off): otherwise such a failure stands."""
+    """Send permanently failed requests again (a 4xx, an answer that was cut off). Otherwise such failures stay."""
 
 
 class OutputConfig(Settings):

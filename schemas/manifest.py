@@ -1,4 +1,4 @@
-"""What a dataset directory says of itself: `manifest.json`, written last."""
+"""The description of a dataset directory: `manifest.json`, written last."""
 
 from __future__ import annotations
 

@@ -175,13 +175,13 @@ class Record(_Identity):
 
 
 class Rejection(_Identity):
-    """A query that gave no record, and why."""
+    """A query without a record, and the reason."""
 
     stage: Stage
     reason: str
     detail: str
     raw_answer: str
-    """The last that the teacher wrote; empty where it wrote nothing."""
+    """The teacher's last output; empty if there was none."""
     assessment: Probability | None
     attempts: NonNegativeInt
 

@@ -1,4 +1,4 @@
-"""Keys of configs that had another name before 0.2: an old one is refused with its new name."""
+"""Config keys that had another name before 0.2. An old key is refused with its new name."""
 
 from __future__ import annotations
 

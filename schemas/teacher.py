@@ -1,4 +1,4 @@
-"""Settings of the teacher's client, and what comes back from it."""
+"""Settings of the teacher's client, and its answers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Outcome(StrEnum):
 
 
 class TeacherAnswer(BaseModel):
-    """One request's answer, whatever became of it. Data, not an exception."""
+    """The answer to one request, also if it failed. Data, not an exception."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Settings of a teacher: where it comes from, what it is sent, how it samples."""
+"""Settings of a teacher: hosting, request fields, sampling."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TeacherConfig(Settings):
 
     @model_validator(mode="after")
     def _sayable(self) -> Self:
-        """What the dialect has no words for is refused here, not left out in silence."""
+        """Refuses settings that the dialect cannot express, instead of dropping them."""
         if self.dialect != "openai":
             return self
         if self.hosting != "external":

@@ -89,7 +89,7 @@ class DataSettings(_Settings):
     hard_negatives: NonNegativeInt = 0
     """Listed negatives added per query."""
     upsample: bool = False
-    """Repeat rows as often as the up-sampled union file has them."""
+    """Repeat records as often as the up-sampled union file does."""
     hold_out: tuple[str, ...] = ()
     """Dataset-tasks (such as nights_task4) whose rows are left out of training. `eval` scores them in a group of their own."""
     skip_unreadable: bool = False
@@ -119,9 +119,9 @@ class BatchSettings(_Settings):
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Of a GPU's memory, for `micro_batch_size: auto`. The rest is for fragmentation, larger rows, and other libraries."""
     forward_batch_size: PositiveInt | None = None
-    """Rows in a forward pass [default: `micro_batch_size`]. Fewer rows are padded less."""
+    """Rows in a forward pass [default: `micro_batch_size`]. Fewer rows need less padding."""
     micro_batch_patches: PositiveInt = 65_536
-    """Image patches in a forward pass at most (a single row may have more)."""
+    """Most image patches in a forward pass (a single row may have more)."""
     vision_cache_gib: NonNegativeFloat = 4.0
     """GiB of a device that may hold, from the first pass of a step to the second, what the vision tower gave: the same while
     nothing but its projector is trained. A 7B's picture of 341x256 takes 1.1 MB; what does not fit is computed again."""
@@ -176,7 +176,7 @@ class CheckpointSettings(_Settings):
     save_every: PositiveInt = 200
     """Steps."""
     keep: PositiveInt = 2
-    """Last ones kept."""
+    """How many of the last checkpoints are kept."""
 
 
 class AdaptiveSettings(_Settings):

@@ -1,8 +1,8 @@
-"""Uploads a set of files as a Hub repository, in commits that can be interrupted anywhere and continued.
+"""Uploads files as a Hub repository, in commits that can be interrupted at any point and resumed.
 
-What is already there with the same content is not sent again. Large files go first, some to a commit; the last commit brings
-the small files that tell what the repository is, and takes away what no longer belongs to it. So a repository is what it was,
-or on its way and without the manifest of its new state, or complete.
+Files that are already there with the same content are not sent again. Large files go first, several per commit. The last commit
+adds the small files that describe the repository and deletes what no longer belongs to it. So a repository is either unchanged,
+or incomplete and without its new manifest, or complete.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OURS_TO_LEAVE: Final = frozenset({".gitattributes"})
 
 
 class PushError(CotError):
-    """A push that cannot be done or finished."""
+    """A push that cannot start or finish."""
 
 
 class Unreachable(PushError):
@@ -134,7 +134,7 @@ class Target:
             return bytes(answer.content)
 
     def unseen(self, uploads: Sequence[Upload], *, final: Sequence[str]) -> Plan:
-        """The plan as if the repository held nothing: for when it cannot be looked at."""
+        """The plan as if the repository were empty, for when it cannot be read."""
         large, last = [u for u in uploads if u.path not in final], [u for u in uploads if u.path in final]
         return Plan(self.repo, self.kind, self.revision, True, large, last, (), 0)
 
@@ -175,7 +175,7 @@ class Target:
         )
 
     def carry_out(self, plan: Plan, *, private: bool, message: str, advance: Callable[[int], None]) -> str:
-        """Creates what is missing and uploads; `advance` is told of files after each commit. Returns the address."""
+        """Creates the repository if needed and uploads. `advance` is called after each commit. Returns the address."""
         with understood(self.repo):
             if plan.exists and private and not self.api.repo_info(self.repo, repo_type=self.kind).private:
                 raise PushError(
@@ -293,7 +293,7 @@ def _of_status(repo: str, error: HfHubHTTPError) -> PushError:
 
 
 def _clean(text: str) -> str:
-    """Without what might be a token."""
+    """The text without anything that may be a token."""
     token = os.environ.get("HF_TOKEN") or get_token() or ""
     shown = text.replace(token, "…") if token else text
     shown = re.sub(r"\?\S+", "?…", shown)  # addresses may be signed

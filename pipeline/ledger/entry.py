@@ -1,4 +1,4 @@
-"""One answer in the ledger: its Arrow columns, and the way there and back from a `TeacherAnswer`."""
+"""One answer in the ledger: its Arrow columns, and conversion from and to a `TeacherAnswer`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ANSWER_COLUMNS: Final = [name for name in SCHEMA.names if name not in ("kind", "
 """What `to_answer` takes."""
 
 TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER})
-"""Outcomes that say nothing of the question: they are recorded for the account, and the question is owed again."""
+"""Outcomes that say nothing about the request: they are recorded, and the request is owed again."""
 
 _FIELDS: Final = set(TeacherAnswer.model_fields)
 _OUTCOMES: Final = {str(outcome): outcome for outcome in Outcome}
@@ -75,7 +75,7 @@ def to_entry(answer: TeacherAnswer, fingerprint: bytes, kind: str, attempt: int,
 
 
 def to_answer(entry: Entry) -> TeacherAnswer:
-    """The answer as it was, but for the endpoint (addresses are not kept) and for masked log-probabilities."""
+    """The original answer, without the endpoint (addresses are not stored) and without masked log-probabilities."""
     answer = TeacherAnswer.__new__(TeacherAnswer)  # what `model_construct` does, in a tenth of its time
     fields = {
         "key": entry["subject"],

@@ -1,7 +1,7 @@
 """Answers as they arrive: one append-only file per writer, one checksummed line per answer.
 
-An append is one write to the file, so a killed process loses nothing that it was given; `sync` makes it safe from power
-cuts. A torn last line is what was in flight and is passed over; so is a damaged line, which is then owed again.
+An append is a single write, so a killed process loses no recorded answer; `sync` protects against power cuts. A torn last line
+is skipped; so is a damaged line, and its request is owed again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Journal:
         self._closing = threading.Lock()
 
     def append(self, entry: Entry) -> None:
-        """Raises LedgerError where the file cannot take it (the file then ends with the line before)."""
+        """Raises LedgerError if the line cannot be written (the file then ends with the previous line)."""
         line = encode(entry)
         try:
             written = os.write(self._file, line)
@@ -76,7 +76,7 @@ class Journal:
 
 
 def check_journals(directory: Path) -> None:
-    """Raises LedgerError where no journal can be written and locked: before anything is asked."""
+    """Raises LedgerError if no journal can be written and locked. Called before any request is sent."""
     journal = Journal(directory / f".probe-{os.getpid()}")
     try:
         journal.append({"fingerprint": ""})
@@ -97,7 +97,7 @@ def encode(entry: Entry) -> bytes:
 
 
 def read_journal(path: Path) -> Recovered:
-    """All whole lines of a journal that nobody writes any more."""
+    """All complete lines of a journal without a living writer."""
     entries, damaged = [], 0
     for line in path.read_bytes().split(b"\n"):
         if not line:

@@ -1,7 +1,7 @@
-"""Look-ups by fingerprint, and a writer's end of the ledger.
+"""Reads answers by fingerprint and records new ones.
 
-Several processes write at once, each to a journal and segments of its own; each sees all segments that were there when it
-began, and its own. Of two answers to one fingerprint a usable one counts before a failure, then the one in the first segment.
+Several processes write at once, each to its own journal and segments. Each sees the segments that existed when it began, and
+its own. Of two answers to one fingerprint, a usable one wins over a failure, then the one in the first segment.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Ledger:
         self._writer = f"{int(time.time()):011d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._number = 0
         self.failure: LedgerError | None = None
-        """Why the last answer could not be kept, if it could not: nothing more should be asked then."""
+        """Why the last answer could not be recorded, if so: no more requests should be sent then."""
         self.suspects: set[bytes] = set()
         """Requests that were in flight when a server died. Whether one has been answered since, `get` tells."""
         self._journal: Journal | None = None
@@ -81,7 +81,7 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks at the location again: for segments that others have sealed."""
+        """Reads the location again, for segments that other processes have sealed."""
         known = set(self._segments)
         new = [name for name in self.store.names() if name not in known]
         if new:
@@ -226,7 +226,7 @@ def journals_directory(store: SegmentStore, journals: Path | None) -> Path:
 
 
 class Recovery:
-    """What was found of writers that died."""
+    """What was recovered from writers that died."""
 
     def __init__(self) -> None:
         self.journals = self.answers = self.damaged = 0

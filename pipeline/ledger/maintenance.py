@@ -1,4 +1,4 @@
-"""What a ledger holds, whether it is whole, and one with fewer files."""
+"""Counts, verifies and compacts a ledger."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
 
 
 def verify_ledger(location: str | Path, journals: Path | None = None) -> list[str]:
-    """Everything that is wrong, in words. Reads every byte."""
+    """Descriptions of everything that is damaged. Reads every byte."""
     store = SegmentStore(location)
     found = []
     for name in store.names():
@@ -103,9 +103,10 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
 
 
 def compact(location: str | Path) -> tuple[int, int]:
-    """Many small segments into few: (before, after). Of several answers to a fingerprint the one that counts stays.
+    """Merges many small segments into a few; returns their numbers (before, after). Of several answers to a fingerprint it keeps
+    the one that counts.
 
-    The new segments are written before the old ones are deleted; whatever interrupts it, every answer is in at least one.
+    New segments are written before the old ones are deleted, so an interruption loses no answer.
     """
     store = SegmentStore(location)
     names = store.names()

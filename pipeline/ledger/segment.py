@@ -17,7 +17,7 @@ from pipeline.ledger.journal import LedgerError
 from schemas.os_errors import explained, refused_by_system
 
 ROW_GROUP: Final = 512
-"""Answers that are read together by a look-up."""
+"""Answers that a look-up reads together."""
 
 _NAME: Final = re.compile(r"^segment-[0-9A-Za-z_.-]+\.parquet$")
 
@@ -53,7 +53,7 @@ class SegmentStore:
         return f"{self.root}/{name}"
 
     def write(self, name: str, entries: list[Entry]) -> None:
-        """Seals answers: written beside, made durable, renamed. On disk there is the whole segment or none."""
+        """Seals answers: writes a temporary file, syncs it, renames it. A segment is on disk completely or not at all."""
         rows = [entry | {"fingerprint": bytes.fromhex(entry["fingerprint"])} for entry in entries]
         self.write_table(name, pa.Table.from_pylist(rows, schema=SCHEMA))
 
@@ -83,7 +83,7 @@ class SegmentStore:
             ) from error
 
     def open(self, name: str) -> pq.ParquetFile:
-        """Raises LedgerError for a file that is no whole segment."""
+        """Raises LedgerError for a file that is not a complete segment."""
         try:
             return pq.ParquetFile(self.path(name), filesystem=self.filesystem)
         except (pa.ArrowInvalid, OSError) as error:

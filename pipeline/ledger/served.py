@@ -1,4 +1,4 @@
-"""What external servers told of the model behind a name, kept beside the answers: a name may come to serve another model."""
+"""What external servers report about the model behind a name, kept beside the answers: a name may later serve another model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Finds every problem of an M-BEIR directory in one pass over its files.
 
-An *error* makes rows unusable or scores wrong; a *warning* is something missing that only part of the work needs; a *note*
-is a quirk of the real benchmark that is normal and good to know.
+An *error* makes rows unusable or scores wrong. A *warning* is something missing that only part of the work needs. A *note* is a
+normal quirk of the real benchmark.
 """
 
 from __future__ import annotations

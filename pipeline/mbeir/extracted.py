@@ -1,4 +1,4 @@
-"""What an extraction has left on disk: its marker, and the list of its files with their sizes: what is lost?"""
+"""The record of an extraction: its marker, and the list of its files with their sizes, to find lost images."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def fetch_mbeir(
     revision: str | None = None,
     repo_id: str = REPO_ID,
 ) -> FetchSummary:
-    """Brings M-BEIR to `dest`.
+    """Downloads M-BEIR to `dest`.
 
     Args:
         datasets: dataset names; None for all ten.

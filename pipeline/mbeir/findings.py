@@ -1,4 +1,4 @@
-"""What a check found: each kind of problem per file with its exact count and a few examples."""
+"""The findings of a check: each kind of problem per file, with its exact count and a few examples."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Images of M-BEIR: found strictly inside the root, opened lazily, safe to decode.
+"""M-BEIR's images: strictly inside the root, opened lazily, safe to decode.
 
-A picture that cannot be used is an `ImageProblem` whose `reason` becomes the code of a rejection.
+An unusable image raises `ImageProblem`, whose `reason` becomes the code of a rejection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schemas.record import ImageReason
 T = TypeVar("T")
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Decoders that are let near a file; Pillow knows many more, which M-BEIR never uses."""
+"""The allowed decoders; Pillow has many more, which M-BEIR never uses."""
 
 MAX_PIXELS: Final = 64_000_000
 """M-BEIR's images have a shorter side of 256 pixels; a picture a thousand times as large is a decompression bomb."""

@@ -1,4 +1,4 @@
-"""What a picture's file shows: the one rule by which teacher, student, exports and pages see the same pixels.
+"""What an image file shows: one rule, so that teacher, student, exports and pages see the same pixels.
 
 orientation   a photograph is turned as its EXIF tag says
 transparency  lies on white (alpha channels, palettes with transparent entries, a transparent colour)

@@ -1,4 +1,4 @@
-"""Where images may lie: every command opens M-BEIR's images through one of these.
+"""Where images may lie: every command opens M-BEIR's images through one of these stores.
 
 Images are opened below the M-BEIR root and below the directories that were named beside it, where links may lead:
 ``input.image_roots`` of a build, ``data.image_roots`` of a training, ``--image-root`` of any command. A training on a build's

@@ -1,1 +1,1 @@
-"""Reports: one self-contained HTML file that tells what a build or a training run is worth."""
+"""Reports: one self-contained HTML file about a build or a training run."""

@@ -1,4 +1,4 @@
-"""The report of a build: what is in the dataset, what was refused and why, and examples to look at."""
+"""The report of a build: the dataset's content, rejections with their reasons, and examples."""
 
 from __future__ import annotations
 

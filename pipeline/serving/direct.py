@@ -1,4 +1,4 @@
-"""Requests to servers of our own: straight to them, whatever proxy the shell names for the world outside."""
+"""Requests to our own servers, which bypass any proxy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def opened(request: str | urllib.request.Request, *, timeout: float) -> HTTPResp
 
 
 def health(url: str, *, timeout: float = 5.0) -> str | None:
-    """None for a server that is well; else why not: `HTTP …` where it answers, else the connection's error."""
+    """None for a healthy server; otherwise why not: `HTTP …` if it answers, else the connection error."""
     try:
         with opened(url, timeout=timeout) as answer:
             return None if answer.status == 200 else f"HTTP {answer.status}"

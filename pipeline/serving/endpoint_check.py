@@ -1,4 +1,4 @@
-"""A build's look at external endpoints before anything is asked of them in earnest."""
+"""Checks external endpoints before a build sends its requests."""
 
 from __future__ import annotations
 

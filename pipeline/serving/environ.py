@@ -1,4 +1,4 @@
-"""What the driver's shell says to servers and annotators, wherever Ray puts them.
+"""Passes the driver's environment variables to servers and workers on any node.
 
 Workers of a cluster that runs already have the environment of `ray start`, not the driver's: a token, a mirror or a proxy set
 in the user's shell would not be there. They get it as an argument of their actor. Ray's `runtime_env` would do it too, but it

@@ -1,4 +1,4 @@
-"""The servers of a config for as long as somebody needs them: reached, reused or started. No build, no Ray for one server."""
+"""The servers of a config, for the time of a context: reached, reused or started. No build; no Ray for a single server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
 
 Tell = Callable[[str], None]
-"""Told what is being waited for; "" when nothing is any more."""
+"""Called with what is being waited for; "" when the wait is over."""
 
 
 def silent(doing: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be known to go wrong with a model before a server is started, from its files alone."""
+"""Checks a model's files for known problems before a server is started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks an endpoint what the work will ask it, and tells all that does not go at once, with the setting that mends it."""
+"""Sends an endpoint the requests of the work, and reports every failure with the setting that fixes it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def preflight(
 
 
 class _Asking:
-    """What became of each kind of request, family by family."""
+    """The result of each kind of request, by family."""
 
     def __init__(
         self, who: Who, settings: TeacherConfig, config: BuildConfig, questions: Questions, client: TeacherClient

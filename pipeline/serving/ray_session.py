@@ -1,7 +1,7 @@
-"""Ray as our commands use it: the cluster of ``RAY_ADDRESS``, or one of this process's own.
+"""Starts Ray: the cluster of ``RAY_ADDRESS``, or one of this process's own.
 
-What is wrong with an address is said here, in seconds: Ray itself waits more than a minute for a cluster that is gone, and then
-ends the process.
+A wrong address is reported here within seconds. Ray itself waits more than a minute for a missing cluster, and then ends the
+process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers that run already: `mbeir-cot serve` registers its own, and another command may use it when asked (`reuse`).
+"""Running servers: `mbeir-cot serve` registers its server, and other commands may use it (`reuse`).
 
 An entry is named by the settings' digest, so only a server with the very same settings is found; it counts only while its
 process lives and it answers.

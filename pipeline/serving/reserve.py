@@ -1,4 +1,4 @@
-"""GPUs held for servers before any is started, so that what cannot be had is said and not waited for."""
+"""Reserves GPUs before any server is started, so that impossible demands are refused instead of waited for."""
 
 from __future__ import annotations
 

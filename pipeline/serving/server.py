@@ -32,7 +32,7 @@ _STOP_SECONDS: Final = 12.0
 _TAIL_LINES: Final = 25
 _SERVES: Final = re.compile(rb"Application startup complete|Uvicorn running on")
 _SERVES_SECONDS: Final = 30.0
-"""So long may a server that says that it serves be out of reach."""
+"""How long a server that reports itself ready may be unreachable."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
 
 _CAUSES: Final = (
@@ -50,7 +50,7 @@ _CAUSES: Final = (
 
 
 class HostingError(CotError):
-    """A server that does not come up or stay up."""
+    """A server that does not start or keeps dying."""
 
 
 class ManagedServer:
@@ -123,7 +123,7 @@ class ManagedServer:
         return self._health() is None
 
     def stop(self) -> None:
-        """Ends the server and all its processes. Safe to call again."""
+        """Stops the server and all its processes. May be called again."""
         self._stopped.set()
         with self._launching:
             process, self._process = self._process, None

@@ -130,7 +130,7 @@ class ServerPool:
             raise (error.cause if isinstance(error.cause, CotError) else error.as_instanceof_cause()) from None
 
     def failures(self) -> list[str]:
-        """What went wrong with servers that were given up."""
+        """The failures of servers that were given up."""
         found = []
         for asked in [actor.failure.remote() for actor in self.actors]:
             try:
@@ -141,12 +141,12 @@ class ServerPool:
         return found
 
     def revive(self) -> None:
-        """Starts the servers that were given up once more; restarts are counted anew."""
+        """Restarts the servers that were given up, with a new count of restarts."""
         logger.warning("servers that were given up are started once more")
         ray.wait([actor.revive.remote() for actor in self.actors], num_returns=len(self.actors), timeout=_ANSWER_S)
 
     def stop(self) -> None:
-        """Stops the servers and gives their GPUs back. Safe to call again."""
+        """Stops the servers and releases their GPUs. May be called again."""
         actors, self.actors = self.actors, []
         if actors:
             logger.info("stops %d servers", len(actors))

@@ -1,4 +1,4 @@
-"""Runs a server and makes sure that nothing of it outlives whoever asked for it.
+"""Runs a server and makes sure that none of its processes outlives its parent.
 
     python -m pipeline.serving.supervise PARENT_PID -- ARGUMENTS OF THE SERVER
 

@@ -1,4 +1,4 @@
-"""A model's files, brought to this machine before a server is started: then its start-up time counts loading alone."""
+"""Downloads a model to this machine before a server is started, so that its start-up time counts only loading."""
 
 from __future__ import annotations
 

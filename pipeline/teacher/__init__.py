@@ -1,1 +1,1 @@
-"""Asking a teacher: requests, the client, and the client that asks through the ledger. Hosting it is `pipeline.serving`."""
+"""Requests to a teacher: their content, the client, and the client that caches in the ledger. `pipeline.serving` hosts it."""

@@ -1,9 +1,9 @@
-"""Asks a teacher through the ledger: what was answered once is never asked again.
+"""A client with the ledger as its cache: no request that has an answer is sent again.
 
     prompt, images ─► fingerprint ─► ledger ─► answer
                                        └─ none ─► client ─► journal ─► answer
 
-Two requests of one fingerprint at the same time are one request.
+Two simultaneous requests with one fingerprint are sent once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SUSPECT: Final = "in flight when a server died; it is asked again alone, at the
 
 
 class Stopped(Exception):
-    """The build is stopping: nothing new is asked."""
+    """The build is stopping: no new request is sent."""
 
 
 class Asked(NamedTuple):
@@ -121,7 +121,7 @@ class CachedTeacherClient:
         self._encoder.encode(path)
 
     def _record(self, client: TeacherClient, entry: Entry) -> None:
-        """An answer that cannot be kept is the last that is asked for."""
+        """After an answer that cannot be recorded, no more requests are sent."""
         assert self._ledger is not None
         try:
             self._ledger.append(entry)

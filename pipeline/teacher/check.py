@@ -1,7 +1,6 @@
-"""The work's own requests for a few real queries: what `mbeir-cot teacher check` and a build's preflight ask.
+"""Sample requests for a few real queries, for `mbeir-cot teacher check` and a build's preflight.
 
-They are made by the functions that a build makes its requests by, images included, so what a server does with them is what it
-will do with the work.
+They are made by the same functions as a build's requests, images included, so a server treats them as it will treat the work.
 """
 
 from __future__ import annotations

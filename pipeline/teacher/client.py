@@ -1,4 +1,4 @@
-"""The teacher's client: many requests in flight, to several endpoints, through all that servers do.
+"""The teacher's client: many requests in flight, to several endpoints, robust against every server failure.
 
 `ask` never raises for what a server does: a failure is an answer with its outcome. Where and when a request is sent:
 `endpoint_places`.
@@ -99,11 +99,11 @@ class TeacherClient:
             await self._session.close()
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
-        """What requests to this endpoint carry, its key included: for the wire only."""
+        """The headers of requests to this endpoint, with its key: never log them."""
         return dict(next(server.headers for server in self._places.servers if server.endpoint == endpoint))
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
-        """The answer to one request; see `Outcome` for what may have become of it."""
+        """The answer to one request; `Outcome` lists what can happen to it."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.config.deadline_s):
@@ -125,7 +125,7 @@ class TeacherClient:
         return answer
 
     def refuse(self, error: Exception) -> None:
-        """Sends nothing more: who waits for a place, or asks from now on, gets this error. Requests in flight go on."""
+        """Sends no more requests: waiting and later requests fail with this error. Requests in flight continue."""
         self._places.refuse(error)
 
     def failure_share(self) -> float:
@@ -257,7 +257,7 @@ class TeacherClient:
 
 
 async def _is_gone(url: str) -> bool:
-    """Whether nobody listens there any more: a broken connection alone may be an idle one that the server closed."""
+    """Whether nothing listens there any more. A broken connection alone may be an idle one that the server closed."""
     parts = urlsplit(url)
     for pause in _LOOKS_S:  # a process that ends lets go of what it listens on last
         await asyncio.sleep(pause)

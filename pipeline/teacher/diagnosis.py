@@ -1,4 +1,4 @@
-"""What a server's answer to a try says of the settings: what is wrong, and which setting fixes it."""
+"""Derives from a server's answer to a trial request what is wrong with the settings, and which setting fixes it."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _set(who: str, detail: str, sets: Mapping[str, Any], also: str = "", *, stop
 
 
 def _yaml(value: Any) -> str:
-    """As one would write it in the config."""
+    """The value as written in a config."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)

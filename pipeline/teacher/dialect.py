@@ -1,4 +1,4 @@
-"""What a request says to this or that kind of server: vLLM's own fields, or only those that OpenAI's API takes.
+"""The request fields for each kind of server: vLLM's own fields, or only those that OpenAI's API takes.
 
 Fields are translated before a request's fingerprint is taken, so that it is of what was really sent. Images are no part of
 that: a server gets the same picture with a cache key beside it or without.

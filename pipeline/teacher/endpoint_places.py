@@ -1,4 +1,4 @@
-"""Places at endpoints: who may send, and where, in the order of asking.
+"""Assigns waiting requests to endpoints, in the order in which they were made.
 
 Each request goes to the least loaded endpoint with room; see `concurrency_limit` for how much room there is.
 """
@@ -60,7 +60,7 @@ class Places:
             self._wake.cancel()
 
     def refuse(self, error: Exception) -> None:
-        """Gives no more places: who waits for one, or asks from now on, gets this error."""
+        """Assigns no more places: waiting and later requests fail with this error."""
         self._refusal = error
 
     async def acquire(self) -> Server:

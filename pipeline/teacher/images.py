@@ -1,4 +1,4 @@
-"""Images as a teacher gets them: by path where it may read them, else within the request, within a pixel budget."""
+"""Images in requests: by path if the teacher may read it, otherwise embedded, within a pixel budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question to the teacher, and the exact bytes that are sent for it."""
+"""One request to the teacher, and the exact bytes that are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher's three tasks: to assess a query, to reason about it, to verify an answer.
+"""The teacher's three kinds of request: assess a query, reason about it, verify an answer.
 
 Each takes a prompt and gives the server's answer together with what it means: a trace or why it is none, a judgement or why
 it is none. An answer that did not arrive (see `Outcome`) means neither.

@@ -1,4 +1,4 @@
-"""An HTTP answer of a chat endpoint, taken apart."""
+"""Parses the HTTP response of a chat endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN: Final = 60
 
 
 class Completion(NamedTuple):
-    """What a well-formed chat completion holds.
+    """The content of a well-formed chat completion.
 
     first_token_logprobs: empty where the first token is one of thinking, which says nothing of the answer.
     note: what stands beside the answer or in its place, in words; empty for an ordinary one.

@@ -1,1 +1,1 @@
-"""What is said to a teacher and what it may answer: task families, prompts, grammar, parser. Pure functions."""
+"""Prompts and traces as pure functions: task families, prompting, grammar, parser."""

@@ -1,4 +1,4 @@
-"""Teacher output into a `Trace`, or the reason why it is none.
+"""Parses teacher output into a `Trace`, or gives the reason why it is none.
 
 Outputs held by the grammar parse as they are; unconstrained ones may differ in case of labels, blank lines, bold marks around
 labels, and a ``<think>…</think>`` block before the trace. Nothing else is overlooked: text is never dropped to make it fit.

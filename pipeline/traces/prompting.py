@@ -1,4 +1,4 @@
-"""A query of M-BEIR as a question to the teacher: which template, which variables, which images."""
+"""Turns a query into a teacher prompt: the template, its variables and its images."""
 
 from __future__ import annotations
 

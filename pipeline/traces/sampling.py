@@ -1,4 +1,4 @@
-"""How an answer is drawn: every field that decides it is sent with every request.
+"""Sampling: every field that decides an answer is sent with every request.
 
 A server fills what a request leaves open from the model's own generation_config.json: Qwen2.5-VL brings a repetition penalty
 (over the prompt's words too, which a trace is told to use again), Qwen3-VL brings top-k, top-p and a presence penalty. Fields

@@ -1,4 +1,4 @@
-"""Lengths in the teacher's tokens, by its tokenizer alone (no model is loaded).
+"""Text lengths in the teacher's tokens, from its tokenizer alone (no model is loaded).
 
 The tokenizers of GPT-2 and of Qwen cut a text before every single space, so the tokens of a text are those of its words, one by
 one. Words come again and again: their lengths are remembered, which takes a fifth of the time of the whole text's.
