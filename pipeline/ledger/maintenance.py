@@ -103,8 +103,9 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
 
 
 def compact(location: str | Path) -> tuple[int, int]:
-    """Merges many small segments into a few; returns their numbers (before, after). Of several answers to a fingerprint it keeps
-    the one that counts.
+    """Merges many small segments into a few; returns their numbers (before, after).
+
+    Of several answers to a fingerprint it keeps the one that counts.
 
     New segments are written before the old ones are deleted, so an interruption loses no answer.
     """
