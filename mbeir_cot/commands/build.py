@@ -242,9 +242,9 @@ def _show(annotation: Annotation, settings: BuildConfig) -> None:
         console.print(f"[bold]route: {escape(annotation.route)}[/]")
     for number, attempt in enumerate(annotation.attempts, 1):
         _show_attempt(number, attempt, settings)
-    if annotation.refusal is not None:
-        refusal = annotation.refusal
-        console.print(f"[red]rejected at {escape(refusal.stage)}: {escape(refusal.reason)}[/] ({escape(refusal.detail)})")
+    if annotation.rejection is not None:
+        cause = annotation.rejection
+        console.print(f"[red]rejected at {escape(cause.stage)}: {escape(cause.reason)}[/] ({escape(cause.detail)})")
     else:
         console.print("[green]a record[/]")
 

@@ -33,7 +33,7 @@ class Attempt:
     verify_prompt: Prompt | None = None
     verify_answer: TeacherAnswer | None = None
     confidence: float | None = None
-    refusal: RejectionCause | None = None
+    rejection: RejectionCause | None = None
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Annotation:
     assessment: float | None = None
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
-    refusal: RejectionCause | None = None
+    rejection: RejectionCause | None = None
     asked: int = 0
     """Requests sent to a teacher; the other answers came from the ledger."""
     unread: ImageProblem | None = None
@@ -60,7 +60,7 @@ class Annotation:
     @property
     def accepted(self) -> Attempt | None:
         """The attempt whose trace was accepted."""
-        return self.attempts[-1] if self.attempts and self.refusal is None else None
+        return self.attempts[-1] if self.attempts and self.rejection is None else None
 
     @property
     def answers(self) -> list[TeacherAnswer]:

@@ -57,7 +57,7 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
     calls = np.array([annotation.asked for annotation in found], float)
     read = np.array([sum(answer.prompt_tokens for answer in annotation.answers) for annotation in found], float)
     written = np.array([sum(answer.completion_tokens for answer in annotation.answers) for annotation in found], float)
-    kept = np.array([annotation.refusal is None for annotation in found], float)
+    kept = np.array([annotation.rejection is None for annotation in found], float)
     # each group of GPUs has a server of its own, and the sample was asked of one
     size = config.teacher.server.tensor_parallel_size if config.teacher.server is not None else 1
     managed = config.teacher.hosting == "managed" and gpus

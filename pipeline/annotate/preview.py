@@ -30,7 +30,7 @@ def annotate_queries(
     limit: instead of `queries`: so many of the split, evenly drawn.
     tell: called with what the function is waiting for.
 
-    An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `refusal` where it would be
+    An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `rejection` where it would be
     rejected. In the order given (of the dataset, for `limit`). Raises ConfigError for both or neither of `queries` and
     `limit`; InputError for an M-BEIR directory that lacks what is asked for; HostingError for a server that does not start.
     Do not call it from a running event loop.

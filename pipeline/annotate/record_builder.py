@@ -32,11 +32,11 @@ class RecordBuilder:
         self._places = Places.of(annotator.config)
 
     def rows(self, annotation: Annotation) -> tuple[Record | None, Rejection | None]:
-        refusal = annotation.refusal
-        if refusal is None:
+        cause = annotation.rejection
+        if cause is None:
             return self._record(annotation, bypass=annotation.route is Route.BYPASS), None
-        rejection = self._rejection(annotation, refusal)
-        spared = self._config.on_reject == "bypass" and refusal.stage not in (Stage.INPUT, Stage.ASSESS)
+        rejection = self._rejection(annotation, cause)
+        spared = self._config.on_reject == "bypass" and cause.stage not in (Stage.INPUT, Stage.ASSESS)
         return (self._record(annotation, bypass=True) if spared else None), rejection
 
     def rejected(self, annotation: Annotation, stage: Stage, reason: str, detail: str) -> Rejection:
@@ -111,15 +111,15 @@ class RecordBuilder:
             self._shas[key] = "+".join(sha[:16] for sha in shas)
         return self._shas[key]
 
-    def _rejection(self, annotation: Annotation, refusal: RejectionCause) -> Rejection:
+    def _rejection(self, annotation: Annotation, cause: RejectionCause) -> Rejection:
         raw = next((attempt.answer.text for attempt in reversed(annotation.attempts) if attempt.answer.text), "")
         if not raw and annotation.assess_answer is not None:
             raw = annotation.assess_answer.text
         return Rejection(
             **self._identity(annotation),
-            stage=refusal.stage,
-            reason=str(refusal.reason),
-            detail=self._places.scrubbed(refusal.detail),
+            stage=cause.stage,
+            reason=str(cause.reason),
+            detail=self._places.scrubbed(cause.detail),
             raw_answer=raw[:_RAW_CHARACTERS],
             assessment=_rounded(annotation.assessment) if annotation.assessment is not None else None,
             attempts=len(annotation.attempts),

@@ -53,9 +53,9 @@ class Annotator:
     async def annotate(self, annotation: Annotation) -> Annotation:
         """Takes an annotation to its end. Raises only what stops a build (LedgerError, Stopped, ConfigError)."""
         try:
-            annotation.refusal = await self._steps(annotation)
+            annotation.rejection = await self._steps(annotation)
         except ImageProblem as problem:
-            annotation.refusal = RejectionCause(Stage.INPUT, problem.reason, problem.detail)
+            annotation.rejection = RejectionCause(Stage.INPUT, problem.reason, problem.detail)
             annotation.unread = problem
         return annotation
 
@@ -63,8 +63,8 @@ class Annotator:
         query = annotation.query
         if query.defects:
             return RejectionCause(Stage.INPUT, query.defects[0], f"the query is {query.query_modality} and lacks it")
-        if needs_assessment(self.config.route) and (refusal := await self._assess(annotation)) is not None:
-            return refusal
+        if needs_assessment(self.config.route) and (cause := await self._assess(annotation)) is not None:
+            return cause
         annotation.route = route(query.dataset_task, annotation.assessment, self.config.route)
         if annotation.route is Route.BYPASS:
             if query.query_img_path and annotation.assess_answer is None:  # nobody has looked at the image yet
@@ -93,11 +93,11 @@ class Annotator:
         complaint = ""
         for number in range(repair.attempts):
             attempt = await self._attempt(annotation, number, complaint)
-            refusal = attempt.refusal
-            if refusal is None or refusal.stage not in repair.after or not attempt.answer.ok:
+            cause = attempt.rejection
+            if cause is None or cause.stage not in repair.after or not attempt.answer.ok:
                 break
-            complaint = f"{refusal.reason.replace('_', ' ')}: {refusal.detail}"
-        return refusal
+            complaint = f"{cause.reason.replace('_', ' ')}: {cause.detail}"
+        return cause
 
     async def _attempt(self, annotation: Annotation, number: int, complaint: str) -> Attempt:
         config, query = self.config, annotation.query
@@ -114,7 +114,7 @@ class Annotator:
         annotation.asked += not asked.known
         attempt = Attempt(prompt, asked.answer)
         annotation.attempts.append(attempt)
-        attempt.refusal = self._read(annotation, attempt) or await self._verify(annotation, attempt)
+        attempt.rejection = self._read(annotation, attempt) or await self._verify(annotation, attempt)
         return attempt
 
     def _read(self, annotation: Annotation, attempt: Attempt) -> RejectionCause | None:

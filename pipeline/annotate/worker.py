@@ -205,16 +205,18 @@ class AnnotationWorker:
             raise
         except Exception as error:
             logger.exception("%s: a fault of this program", annotation.id)
-            annotation.refusal = RejectionCause(Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}")
+            annotation.rejection = RejectionCause(
+                Stage.INPUT, InputReason.INTERNAL_ERROR, f"a fault of this program: {error!r}"
+            )
         tally = self._collect_stats
         tally.done += 1
         unread = annotation.unread
         self._recent_unread.append(str(unread.reason) if unread is not None else "")
         tally.unread_last = str(unread).splitlines()[0] if unread is not None else tally.unread_last
-        if annotation.refusal is not None:
-            tally.rejected[f"{annotation.refusal.stage}: {annotation.refusal.reason}"] += 1
-            tally.trouble = annotation.refusal.detail
-            logger.debug("%s: rejected: %s", annotation.id, annotation.refusal)
+        if annotation.rejection is not None:
+            tally.rejected[f"{annotation.rejection.stage}: {annotation.rejection.reason}"] += 1
+            tally.trouble = annotation.rejection.detail
+            logger.debug("%s: rejected: %s", annotation.id, annotation.rejection)
         elif annotation.route is Route.REASONING:
             tally.reasoning += 1
         else:
@@ -222,9 +224,9 @@ class AnnotationWorker:
         if (
             annotation.asked
             and not _is_lost(annotation)
-            and (annotation.refusal is not None or annotation.route is Route.REASONING)
+            and (annotation.rejection is not None or annotation.route is Route.REASONING)
         ):
-            self._recent.append(annotation.refusal is not None)
+            self._recent.append(annotation.rejection is not None)
 
     def _chunk(self, items: list[WorkItem], annotations: list[Annotation]) -> Chunk:
         records: list[Record] = []
@@ -239,7 +241,7 @@ class AnnotationWorker:
                 rejections.append(rejection)
             if item.conflict is not None and rejection is None:
                 rejections.append(self._conflict(annotation, item.conflict))
-            owed += annotation.refusal is not None and any(answer.is_owed for answer in annotation.answers[-1:])
+            owed += annotation.rejection is not None and any(answer.is_owed for answer in annotation.answers[-1:])
             prompt_tokens += sum(answer.prompt_tokens for answer in annotation.answers)
             completion_tokens += sum(answer.completion_tokens for answer in annotation.answers)
         return Chunk(
@@ -249,7 +251,7 @@ class AnnotationWorker:
             owed,
             {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
-            sum(annotation.refusal is not None and _is_lost(annotation) for annotation in annotations),
+            sum(annotation.rejection is not None and _is_lost(annotation) for annotation in annotations),
         )
 
     def _conflict(self, annotation: Annotation, line: bytes) -> Rejection:
