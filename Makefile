@@ -64,7 +64,7 @@ test: setup ## every test
 	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: setup ## the inner loop: no slow tests
-	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 2 -m "not slow and not vllm"
+	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not vllm"
 
 test-one: setup ## some tests by name: make test-one T=tests/trainer/retrieval/test_topk.py [ARGS="-k ties"]
 	@test -n "$(T)" || { echo "name a test: make test-one T=tests/trainer/retrieval/test_topk.py [ARGS=\"-k ties\"]"; exit 2; }

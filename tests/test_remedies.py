@@ -43,6 +43,7 @@ def named_commands() -> list[tuple[str, str]]:
     return sorted({(where, found) for where, text in texts() for found in re.findall(r"`mbeir-cot ([^`]+)`", text)})
 
 
+@pytest.mark.slow
 def test_every_command_that_is_named_exists_with_its_options() -> None:
     from mbeir_cot.app import app
 

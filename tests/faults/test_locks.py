@@ -66,6 +66,7 @@ def test_other_errors_of_locks_are_named(tmp_path: Path, monkeypatch: pytest.Mon
         pass
 
 
+@pytest.mark.slow
 def test_a_dataset_that_is_a_link_is_refused_before_anything_is_asked(small_world: Path, tmp_path: Path) -> None:
     oracle = Oracle(tmp_path / "oracle.log")  # never started
     config = load_config(oracle.config(tmp_path, small_world, input__limit=10), BuildConfig)

@@ -103,6 +103,7 @@ def test_it_starts_answers_and_leaves_no_process(started: ManagedServer) -> None
     started.stop()  # a second time
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_restarted_on_its_port(started: ManagedServer) -> None:
     url = started.endpoint.url
     for round_number in (1, 2):
@@ -124,6 +125,7 @@ def test_a_server_that_dies_is_restarted_on_its_port(started: ManagedServer) -> 
     assert "died again after 2 restarts" in str(started.failure)
 
 
+@pytest.mark.slow
 def test_an_unresponsive_server_is_restarted(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_LOOK_SECONDS", 0.1)
     settings = config.model_copy(update={"unresponsive_timeout_s": 1.0, "startup_timeout_s": 10.0, "restarts": 1})
@@ -163,6 +165,7 @@ def test_a_server_that_fails_reports_its_cause_first(
         ManagedServer(config, log=tmp_path / "server.log").start()
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_killed(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "hang")
     server = ManagedServer(config.model_copy(update={"startup_timeout_s": 1.5}), log=tmp_path / "server.log")
@@ -182,6 +185,7 @@ def test_a_server_that_cannot_be_reached_is_reported(
         ManagedServer(config, log=tmp_path / "server.log").start()
 
 
+@pytest.mark.slow
 def test_an_earlier_servers_log_is_ignored(config: ServerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "hang")
     monkeypatch.setattr(server_module, "_SERVES_SECONDS", 0.1)
@@ -199,6 +203,7 @@ def test_a_port_in_use_is_an_immediate_error(config: ServerConfig, tmp_path: Pat
             ManagedServer(config.model_copy(update={"port": port}), log=tmp_path / "server.log").start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
 def test_no_process_outlives_a_kill(config: ServerConfig, tmp_path: Path, victim: str) -> None:
     code = (

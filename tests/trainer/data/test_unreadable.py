@@ -150,6 +150,7 @@ def card_of(config: TrainConfig, directory: Path) -> IndexMetadata:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mbeir_check_applies_the_processors_rule(damaged: tuple[TrainConfig, str, str]) -> None:
     config, _, _ = damaged
     found = {one.code: one for one in check(config.data.mbeir, decode=True).findings}

@@ -64,6 +64,7 @@ def test_on_cpu_it_is_a_fixed_value_and_a_resumed_run_keeps_its_own(config: Trai
     assert settle_chunk(embedder, source_of(config, embedder), run, ONE) is None, "a number stays one"
 
 
+@pytest.mark.slow
 def test_a_training_prints_and_records_its_chunk(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
