@@ -11,7 +11,7 @@ import os
 import threading
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -21,6 +21,10 @@ from schemas.errors import CotError
 from schemas.os_errors import explained
 
 _LOCKS = "set `ledger.journal` to a directory on a local disk of each node"
+
+
+UNLOCKED: Final = ".new"
+"""After the name of a journal that its writer has not locked yet."""
 
 
 class LedgerError(CotError):
@@ -33,15 +37,10 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[Entry] = []
-        unlocked = path.with_name(f"{path.name}.new")  # nobody takes it for one that was left behind
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-            try_lock(self._file, path, _LOCKS)
-            unlocked.rename(path)
+            self._file = _create_locked(path)
         except LockError as error:
-            os.close(self._file)
-            unlocked.unlink()
             raise LedgerError(error.problem, error.remedy) from error
         except OSError as error:
             raise _explained(error, path) from error
@@ -110,6 +109,32 @@ def read_journal(path: Path) -> Recovered:
         except ValueError:
             damaged += 1
     return Recovered(entries, damaged)
+
+
+def _create_locked(path: Path) -> int:
+    """Creates a journal under another name, which it loses once it is locked: recovery never sees it without its lock."""
+    unlocked = path.with_name(f"{path.name}{UNLOCKED}")
+    while True:
+        file = os.open(unlocked, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        try:
+            if try_lock(file, path, _LOCKS):
+                unlocked.rename(path)
+                return file
+        except FileNotFoundError:
+            pass  # recovery removed it between opening and locking
+        except BaseException:
+            os.close(file)
+            unlocked.unlink(missing_ok=True)
+            raise
+        os.close(file)
+
+
+def remove_unlocked(path: Path) -> None:
+    """Removes a journal whose writer died while creating it: it holds no answer. Leaves that of a living writer alone."""
+    lock = take_lock(path)
+    if lock is not None:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def take_lock(path: Path) -> int | None:

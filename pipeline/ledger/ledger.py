@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
-from pipeline.ledger.journal import Journal, LedgerError, read_journal, take_lock
+from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock
 from pipeline.ledger.segment import SegmentStore
 from schemas.errors import ConfigError
 from schemas.teacher import Outcome, TeacherAnswer
@@ -261,6 +261,8 @@ def recover(location: str | Path, journals: Path | None = None, *, wait_s: float
             path.unlink()
         finally:
             os.close(lock)
+    for path in directory.glob(f"*{_SUFFIX}{UNLOCKED}"):
+        remove_unlocked(path)
     return found
 
 

@@ -269,3 +269,32 @@ def test_a_journal_gets_its_name_only_after_it_is_locked(tmp_path: Path, monkeyp
     assert seen == [[]]
     assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
     assert len(read_journal(tmp_path / "a.journal").entries) == 1
+
+
+def test_recovery_removes_journals_whose_writer_died_while_creating_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a writer whose file is taken for such a one creates it again."""
+    directory = tmp_path / "journals"
+    directory.mkdir()
+    abandoned = directory / "1-2-3.journal.new"
+    abandoned.touch()
+    recover(tmp_path)
+    assert not abandoned.exists()
+
+    rename, taken = Path.rename, []
+
+    def raced(self: Path, target: Path) -> Path:
+        if not taken:
+            taken.append(self)
+            self.unlink()  # as recovery does between opening and locking
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    journal = Journal(directory / "4-5-6.journal")
+    journal.append(entry(1))
+    assert taken
+    assert [path.name for path in directory.iterdir()] == ["4-5-6.journal"]
+    recover(tmp_path)
+    assert journal.path.exists()  # its writer lives
+    assert len(read_journal(journal.path).entries) == 1

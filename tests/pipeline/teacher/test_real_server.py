@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +44,7 @@ from tests.pocket.test_shipped import assert_vllm_agrees_with_transformers
 from tests.support.shared_ray import share_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[3]
 BY_PATH = TeacherConfig(hosting="external", endpoints=(Endpoint(url="http://a/v1", model="teacher"),), images="path")
 TEXT = "What is left of the red circle?"
 
@@ -232,3 +237,31 @@ def test_a_pool_under_ray_serves_and_nothing_of_vllm_outlives_its_killed_actor(
     assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     (failure,) = pool.failures()
     assert "actor was lost" in failure
+
+
+def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
+        "from schemas.hosting import ServerConfig\n"
+        "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
+        "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "log")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert parent.stdout is not None
+        supervisor = psutil.Process(int(parent.stdout.readline()))
+        processes = [supervisor, *supervisor.children(recursive=True)]
+        assert len(processes) >= 3  # supervisor, API server, engine
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        parent.kill()
+        parent.communicate()
