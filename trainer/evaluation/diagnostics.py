@@ -1,4 +1,6 @@
-"""Why a table comes out as it does, by means that need no truth: on real data as on the pocket world's.
+"""Explains a table by means that need no truth: on real data as on the pocket world's.
+
+Queries that could not be read have no route and are in no group.
 
 by difficulty   hit rates and think rates by the teacher's P(complex) for the same queries
 by agreement    hit rates of the queries that reasoned, by how far their trace's answer agrees with the teacher's

@@ -11,7 +11,7 @@ from pipeline.mbeir.qrels import read_qrels
 from schemas.mbeir import DatasetTask, EvaluationSplit
 from schemas.record import record_id
 from trainer.embedding.files import EmbeddingFiles
-from trainer.evaluation.uniir import Pool, metric_ks, qrels_name
+from trainer.evaluation.uniir import Pool, qrels_name, run_name
 
 
 class Ranked(NamedTuple):
@@ -23,7 +23,7 @@ class Ranked(NamedTuple):
 
 def run_file(files: EmbeddingFiles, task: DatasetTask, pool: Pool, split: EvaluationSplit) -> Path:
     """Where `uniir.score_directory` writes the hits of a task's queries."""
-    return files.runs / f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}_run.txt"
+    return files.runs / f"{run_name(task, pool, split)}_run.txt"
 
 
 def read_ranks(

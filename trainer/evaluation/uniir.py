@@ -117,6 +117,11 @@ def score_tasks(
         yield task, TaskHits([Score(task, split, pool, k, value) for k, value in rates.items()], result, ids_QK)
 
 
+def run_name(task: DatasetTask, pool: Pool, split: EvaluationSplit) -> str:
+    """A run's id, and its file's name before ``_run.txt``."""
+    return f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
+
+
 def qrels_name(task: DatasetTask, split: EvaluationSplit) -> str:
     return f"mbeir_{task.name}_{split}_qrels.txt"
 
@@ -198,7 +203,7 @@ def score_directory(
     for pool, of_search, candidates in searches:
         searched = {task: queries[task] for task in of_search}
         for task, hits in score_tasks(searched, split, pool, candidates=candidates, qrels=qrels, device=device):
-            run = f"mbeir_{task.name}_{pool}_pool_{split}_k{max(metric_ks(task))}"
+            run = run_name(task, pool, split)
             path = files.runs / f"{run}_run.txt"
             path.write_text("\n".join(format_run(task, hits.top_k, hits.ids, queries[task].ids, run)) + "\n", encoding="utf-8")
             yield hits.scores, path
