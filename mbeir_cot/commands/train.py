@@ -121,7 +121,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from schemas.errors import ConfigError
-    from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run
+    from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run, results_file
     from trainer.model.location import is_checkpoint, locate
 
     config = locate(config)
@@ -139,7 +139,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     _show_diagnostics(diagnostics_file(settings))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
-    console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; results_{escape(split)}.json")
+    files = ", ".join(file.name for file in (results_file(settings), diagnostics_file(settings)) if file.is_file())
+    console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; {escape(files)}")
 
 
 def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> None:

@@ -103,6 +103,7 @@ def _evaluate_models(config: TrainConfig, model: Path | None) -> tuple[list[Resu
             if variant == "trace":
                 embedded = evaluated.embedded
                 swaps = _run_swap_test(evaluation, embedded)
+    diagnostics_file(config).unlink(missing_ok=True)  # an earlier evaluation's
     if embedded:
         replace_text(diagnostics_file(config), _diagnose(config, embedded, teacher, swaps).model_dump_json(indent=1) + "\n")
     return results, notices
@@ -115,7 +116,7 @@ class _VariantResults(NamedTuple):
 
 
 def _evaluate_variant(evaluation: Evaluation, variant: Variant, teacher: TeacherTraces | None) -> _VariantResults:
-    answers = teacher.answers if teacher is not None else None
+    answers = teacher.answers if teacher is not None and variant != "direct" else None  # which writes none
     result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
     results = [result]
     if variant != "trace":

@@ -65,9 +65,11 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     # Ray actors write the same files
     pool = run / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_embed.npy"
     one = pool.read_bytes()
-    shutil.rmtree(run / "eval")
+    shutil.rmtree(run / "eval" / "embed")
     again = mbeir_cot("eval", run, *settings, "--set", "evaluation.workers=2", "--set", "variants=[]", timeout=280)
     assert again.returncode == 0, again.stderr
+    assert not (run / "eval" / "diagnostics_val.json").exists()  # it explained the table before
+    assert "swap test" not in again.stdout
     assert np.abs(np.load(pool).astype(float) - np.load(io.BytesIO(one)).astype(float)).max() < 2e-3
 
 
