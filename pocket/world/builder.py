@@ -10,9 +10,15 @@ from typing import Any, Final
 from PIL import Image
 
 from pocket.world.draw import jpeg
-from pocket.world.ground_truth import CandidateTruth, ImageTruth, QueryTruth
+from pocket.world.ground_truth import CandidateTruth, ImageTruth, QueryTruth, Unseen
 from pocket.world.reasoning_kinds import ReasoningKind
 from schemas.mbeir import DATASET_IDS, DATASET_TASKS, SPLITS, DatasetTask, Modality, Split
+
+ABOUT_ENTITIES: Final = ("oven", "infoseek", "webqa")
+"""Datasets whose queries are about the entities of the encyclopedia; those of the others are about content drawn for them."""
+
+VOLUME_NUMBERS: Final = 100_000
+"""The ids of each further volume begin at a multiple of this."""
 
 LEAST_POOL: Final = 220
 """Smallest number of candidates in a local pool, so that five of them are 2.3%."""
@@ -32,11 +38,16 @@ class Target:
     why: ReasoningKind = ReasoningKind.NONE
     answer: str = ""
     steps: tuple[str, ...] = ()
+    unseen: Unseen = ""
 
 
 @dataclass
 class Book:
-    """The contents of one world. Rows are dictionaries in M-BEIR's format; ids are assigned in the order of writing."""
+    """The contents of one world. Rows are dictionaries in M-BEIR's format; ids are assigned in the order of writing.
+
+    A world of more than DEFAULT_QUERIES training queries is the default world with further volumes of training queries. What a
+    volume adds is for training only, so pools and evaluation queries do not depend on the number of training queries.
+    """
 
     rng: random.Random
     train_queries: int
@@ -48,19 +59,42 @@ class Book:
     query_truths: list[QueryTruth] = field(default_factory=list)
     candidate_truths: list[CandidateTruth] = field(default_factory=list)
     image_truths: list[ImageTruth] = field(default_factory=list)
-    _qids: dict[tuple[Split, str], int] = field(default_factory=dict)
-    _dids: dict[str, int] = field(default_factory=dict)
+    volume: int = 0
+    _qids: dict[tuple[Split, str, int], int] = field(default_factory=dict)
+    _dids: dict[tuple[str, int], int] = field(default_factory=dict)
+    _known: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    _evaluated: set[tuple[DatasetTask, str | None, str]] = field(default_factory=set)
+
+    def open_volume(self, rng: random.Random, train_queries: int) -> None:
+        """Begins a further volume of training queries."""
+        self.volume += 1
+        self.rng, self.train_queries = rng, train_queries
 
     def count(self, task: DatasetTask, split: Split) -> int:
-        """Returns the number of queries of this dataset-task in this split."""
+        """Returns the number of queries of this dataset-task in this split of the present volume."""
         if split == "train":
             weight = _TRAIN_WEIGHTS.get(task.dataset, _OTHER_WEIGHT)
             return max(4, round(self.train_queries * weight / DEFAULT_QUERIES))
+        if self.volume:
+            return 0
         return VAL_QUERIES if split == "val" else TEST_QUERIES
+
+    def known(self, pool: str, content: str) -> list[str]:
+        """Returns the dids with this content that were added for this pool, of whatever volume."""
+        return self._known.get((pool, content), [])
+
+    def evaluated_texts(self, task: DatasetTask) -> set[str]:
+        """Returns the texts of a dataset-task's validation and test queries."""
+        return {text for other, text, _ in self._evaluated if other == task and text is not None}
+
+    def evaluated_contents(self, task: DatasetTask) -> set[str]:
+        """Returns the targets of a dataset-task's validation and test queries."""
+        return {content for other, _, content in self._evaluated if other == task}
 
     def image(self, path: str, picture: Image.Image, content: str) -> str:
         """Stores a picture below ``mbeir_images/`` and returns its path from the root."""
-        full = f"mbeir_images/{path}"
+        top, _, rest = path.partition("/")
+        full = f"mbeir_images/{top}/volume{self.volume}/{rest}" if self.volume else f"mbeir_images/{path}"
         if full in self.images:
             raise ValueError(f"two pictures at {full}")
         self.images[full] = jpeg(picture)
@@ -79,8 +113,7 @@ class Book:
         src_content: str | None = None,
     ) -> str:
         """Adds a candidate and returns its did. `pool` names its local pool; None: for training only."""
-        number = self._dids[dataset] = self._dids.get(dataset, 0) + 1
-        did = f"{DATASET_IDS[dataset]}:{number}"
+        did = f"{DATASET_IDS[dataset]}:{self._number(self._dids, (dataset, self.volume))}"
         row: dict[str, Any] = {
             "txt": txt,
             "img_path": img_path,
@@ -94,7 +127,9 @@ class Book:
             del row["img_path"]
         self.candidates[did] = row
         self.candidate_truths.append(CandidateTruth(did=did, content=content))
-        if pool is None:
+        if pool is not None:
+            self._known.setdefault((pool, content), []).append(did)
+        if pool is None or self.volume:
             self.train_only.append(did)
         else:
             self.pools.setdefault(pool, []).append(did)
@@ -111,10 +146,16 @@ class Book:
         img_path: str | None = None,
         negatives: Sequence[str] = (),
         src_content: str | None = None,
-    ) -> str:
-        """Adds a query and returns its qid; numbers start again for each (split, dataset), as in M-BEIR."""
-        number = self._qids[split, task.dataset] = self._qids.get((split, task.dataset), 0) + 1
-        qid = f"{DATASET_IDS[task.dataset]}:{number}"
+    ) -> None:
+        """Adds a query; its qid counts from 1 in each (split, dataset), as in M-BEIR.
+
+        In a further volume a query about new content is left out if a validation or test query has the same text and target.
+        """
+        if self.volume and task.dataset not in ABOUT_ENTITIES and (task, txt, target.content) in self._evaluated:
+            return
+        qid = f"{DATASET_IDS[task.dataset]}:{self._number(self._qids, (split, task.dataset, self.volume))}"
+        if split != "train":
+            self._evaluated.add((task, txt, target.content))
         self.queries[split].append(
             {
                 "qid": qid,
@@ -136,9 +177,14 @@ class Book:
                 target=target.content,
                 answer=target.answer or target.content,
                 steps=target.steps,
+                unseen=target.unseen,
             )
         )
-        return qid
+
+    def _number(self, counters: dict[Any, int], key: Any) -> int:
+        """Counts from 1, in each volume in a range of its own."""
+        counters[key] = counters.get(key, 0) + 1
+        return self.volume * VOLUME_NUMBERS + counters[key]
 
     def pool_size(self, pool: str) -> int:
         return len(self.pools.get(pool, ()))

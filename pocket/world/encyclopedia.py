@@ -27,6 +27,9 @@ INNER_SHAPES: Final = ("circle", "square", "triangle", "cross", "ring")
 PICTURED: Final = 64
 """Number of entities that query images show; the others are in passages and pools only."""
 
+HELD_OUT: Final = 16
+"""Number of pictured entities that only test queries are about."""
+
 ENTITIES: Final = 224
 _UNIVERSE_SEED: Final = 20_260_302  # a constant, because the pocket models have learnt this encyclopedia
 
@@ -87,6 +90,16 @@ class Encyclopedia:
     @property
     def pictured(self) -> list[Entity]:
         return [entity for entity in self.entities.values() if entity.pictured]
+
+    @property
+    def held_out(self) -> list[Entity]:
+        """Pictured entities that only test queries are about."""
+        return self.pictured[:: PICTURED // HELD_OUT]
+
+    @property
+    def familiar(self) -> list[Entity]:
+        """Pictured entities that training queries are about too."""
+        return [entity for number, entity in enumerate(self.pictured) if number % (PICTURED // HELD_OUT)]
 
     def home_of(self, entity: Entity) -> Town:
         return self.towns[entity.home]

@@ -6,7 +6,7 @@ For tests and quality measurements only. No module of the pipeline or the traine
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,9 @@ CANDIDATES: Final = "candidates.jsonl"
 IMAGES: Final = "images.jsonl"
 
 
+Unseen = Literal["", "entity", "question"]
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +30,7 @@ class QueryTruth(_Row):
     target: canonical content of the target; candidates with this content are correct.
     answer: the short answer (an entity, a fact) or, for pictures, their canonical description.
     steps: the steps of a correct trace: reference, operation, or the facts on the way.
+    unseen: what no training query has: this entity, or (for a known entity) this question. Empty: neither.
     """
 
     split: Split
@@ -36,6 +40,7 @@ class QueryTruth(_Row):
     target: str
     answer: str
     steps: tuple[str, ...] = ()
+    unseen: Unseen = ""
 
     @property
     def needs_reasoning(self) -> bool:

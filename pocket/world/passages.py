@@ -117,17 +117,21 @@ def one_hop(entity: Entity, who: str, rng: random.Random) -> Question:
     return Question(rng.choice(texts), entity.name, topic, answer, ReasoningKind.NONE, (f"{entity.name}: {topic}: {answer}",))
 
 
-def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, *, towns_only: bool = False) -> Question:
-    """Draws a question about the entity's home town or finder, which another subject's passage answers."""
+def two_hops(
+    entity: Entity, who: str, world: Encyclopedia, rng: random.Random, *, towns_only: bool = False, rulers: bool = True
+) -> Question:
+    """Draws a question about the entity's home town or finder, which another subject's passage answers.
+
+    `rulers`: whether it may ask who rules the town.
+    """
     town, person = world.home_of(entity), world.finder_of(entity)
     if towns_only or rng.random() < 0.65:
-        answer, text = rng.choice(
-            (
-                (town.region, f"In which part of the land is the home of {who}?"),
-                (town.river, f"Which river passes the home town of {who}?"),
-                (town.ruler, f"Who rules the town where {who} is at home?"),
-            )
+        choices = (
+            (town.region, f"In which part of the land is the home of {who}?"),
+            (town.river, f"Which river passes the home town of {who}?"),
+            (town.ruler, f"Who rules the town where {who} is at home?"),
         )
+        answer, text = rng.choice(choices if rulers else choices[:2])
         hops = (f"{entity.name}: home: {town.name}", f"{town.name}: {answer}")
         return Question(text, town.name, "town", answer, ReasoningKind.MULTI_HOP, hops)
     answer, text = rng.choice(
@@ -140,17 +144,16 @@ def two_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, 
     return Question(text, person.name, "person", answer, ReasoningKind.MULTI_HOP, hops)
 
 
-def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random) -> Question:
-    """Draws a question about the town where the entity's finder was born."""
+def three_hops(entity: Entity, who: str, world: Encyclopedia, rng: random.Random, *, rulers: bool = True) -> Question:
+    """Draws a question about the town where the entity's finder was born. `rulers`: whether it may ask who rules it."""
     person = world.finder_of(entity)
     town = world.towns[person.birthplace]
-    answer, text = rng.choice(
-        (
-            (town.region, f"In which part of the land was the one who first described {who} born?"),
-            (town.river, f"Which river passes the town where the one who first described {who} was born?"),
-            (town.ruler, f"Who rules the town where the one who made {who} known was born?"),
-        )
+    choices = (
+        (town.region, f"In which part of the land was the one who first described {who} born?"),
+        (town.river, f"Which river passes the town where the one who first described {who} was born?"),
+        (town.ruler, f"Who rules the town where the one who made {who} known was born?"),
     )
+    answer, text = rng.choice(choices if rulers else choices[:2])
     hops = (f"{entity.name}: finder: {person.name}", f"{person.name}: {town.name}", f"{town.name}: {answer}")
     return Question(text, town.name, "town", answer, ReasoningKind.MULTI_HOP, hops)
 

@@ -35,7 +35,7 @@ from schemas.errors import CotError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, DATASET_TASKS, SPLITS, DatasetTask, Split, hash_did, hash_qid
 from schemas.os_errors import explained
 
-GENERATOR_VERSION: Final = 1
+GENERATOR_VERSION: Final = 2
 DEFAULT_SEED: Final = 7
 UP_SAMPLED: Final = ("webqa", "edis", "nights", "fashioniq", "cirr")
 """Datasets whose training rows are repeated in the union file, as in M-BEIR."""
@@ -53,8 +53,20 @@ class WorldInfo(BaseModel):
 
 
 def make_world(seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES) -> Book:
-    """Draws a complete world in memory."""
-    book = Book(random.Random(f"world:{GENERATOR_VERSION}:{seed}:{train_queries}"), train_queries)  # noqa: S311
+    """Draws a complete world in memory: the default number of training queries, then further volumes of as many."""
+    first = min(train_queries, DEFAULT_QUERIES)
+    book = Book(random.Random(f"world:{GENERATOR_VERSION}:{seed}:{first}"), first)  # noqa: S311
+    _add_all(book)
+    remaining = train_queries - first
+    while remaining > 0:
+        name = f"world:{GENERATOR_VERSION}:{seed}:{first}:volume {book.volume + 1}"
+        book.open_volume(random.Random(name), min(remaining, DEFAULT_QUERIES))  # noqa: S311
+        _add_all(book)
+        remaining -= DEFAULT_QUERIES
+    return book
+
+
+def _add_all(book: Book) -> None:
     for add in (
         add_visualnews,
         add_mscoco,
@@ -66,7 +78,6 @@ def make_world(seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES) -
         add_composed,
     ):
         add(book)
-    return book
 
 
 def write_world(out: Path, *, seed: int = DEFAULT_SEED, train_queries: int = DEFAULT_QUERIES, force: bool = False) -> bool:

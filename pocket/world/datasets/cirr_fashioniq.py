@@ -7,11 +7,17 @@ from typing import Any
 
 from pocket.world.builder import LEAST_POOL, Book, Target, until
 from pocket.world.draw import draw_garment, draw_scene
-from pocket.world.edits import Edit, sample_edit
+from pocket.world.edits import Edit, sample_edit, sample_edits
 from pocket.world.garment import sample_garment
 from pocket.world.garment_edits import GarmentEdit, sample_garment_edit
 from pocket.world.scene import sample_scene
 from schemas.mbeir import SPLITS, DatasetTask, Modality, Split
+
+CHANGES = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3)
+"""Number of changes in a request about a scene, drawn from these: CIRR's requests often ask for more than one."""
+
+ATTRIBUTES = (1, 1, 2, 2, 3)
+"""Number of attributes that a request about a garment changes, drawn from these."""
 
 NEAR_MISSES = 1
 """Other edits of the same reference in the pool, besides the reference itself."""
@@ -22,7 +28,8 @@ class _Composed:
 
     def __init__(self, book: Book, task: DatasetTask) -> None:
         self.book, self.task = book, task
-        self.seen: set[str] = set()
+        self.seen = book.evaluated_contents(task)
+        """Contents that may not be drawn again; in a further volume also the evaluation queries' targets."""
         self.number = 0
 
     def path(self, split: Split) -> str:
@@ -35,6 +42,9 @@ class _Composed:
     def candidate(self, content: Any, split: Split) -> tuple[str, str]:
         """Returns (did, image path) of a candidate with this content."""
         self.seen.add(content.canonical)
+        if self.book.volume and (known := self.book.known(self.task.name, content.canonical)):
+            did = known[0]  # one did for one content: another volume's would be a false negative
+            return did, self.book.candidates[did]["img_path"]
         draw: Any = draw_scene if self.task.dataset == "cirr" else draw_garment
         path = self.book.image(self.path(split), draw(content, self.book.rng), content.canonical)
         source = json.dumps({"id": path.rsplit("/", 1)[1].removesuffix(".jpg")})
@@ -52,11 +62,18 @@ class _Composed:
     def edit(self, content: Any, simple: float = 0.3) -> Edit | GarmentEdit:
         """Draws an edit whose target is not in the pool yet."""
         rng = self.book.rng
-        draw: Any = sample_edit if self.task.dataset == "cirr" else sample_garment_edit
 
-        def drawn() -> Any:
-            edit = draw(content, rng, simple=simple)
-            return edit if edit.target.canonical not in self.seen else None
+        def drawn() -> Edit | GarmentEdit | None:
+            edit: Edit | GarmentEdit
+            if self.task.dataset == "fashioniq":
+                edit = sample_garment_edit(content, rng, simple=simple, attributes=ATTRIBUTES)
+            elif rng.random() < simple:
+                edit = sample_edit(content, rng, simple=1)
+            elif (changes := rng.choice(CHANGES)) == 1:
+                edit = sample_edit(content, rng, simple=0)
+            else:
+                edit = sample_edits(content, rng, changes)
+            return edit if edit.target.canonical not in self.seen and edit.target != content else None
 
         edit: Edit | GarmentEdit = until(drawn, f"{self.task.dataset} edit")
         return edit

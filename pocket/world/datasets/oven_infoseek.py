@@ -7,7 +7,8 @@ import random
 
 from PIL import Image
 
-from pocket.world.builder import Book, Target
+from pocket.world.builder import Book, Target, until
+from pocket.world.datasets.subjects import sample_entity, unseen
 from pocket.world.draw import draw_banner, draw_emblems
 from pocket.world.encyclopedia import Entity, Town, encyclopedia
 from pocket.world.lexicon import SETTINGS
@@ -18,6 +19,7 @@ from pocket.world.passages import (
     one_hop,
     person_passage,
     summary,
+    three_hops,
     title,
     topic_passage,
     town_passage,
@@ -31,8 +33,11 @@ from schemas.mbeir import SPLITS, DatasetTask, Modality, Split
 GROUNDED = 0.55
 """Share of OVEN's queries that show two entities and ask for one of them."""
 
-TWO_HOPS = 0.6
+TWO_HOPS = 0.45
 """Share of InfoSeek's queries whose answer is in another subject's passage."""
+
+THREE_HOPS = 0.15
+"""Share of InfoSeek's queries whose answer is in the passage of the town where the entity's finder was born."""
 
 _PLACES = {"left": (0.26, 0.5), "right": (0.74, 0.5), "upper": (0.5, 0.26), "lower": (0.5, 0.74)}
 _OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
@@ -100,9 +105,17 @@ class _Paired:
         self.book, self.library = book, library
         self.infoseek, self.oven = infoseek, oven
         self.modality = oven.cand_modality
-        self.dids: dict[tuple[str, str], str] = {}
 
     def write(self) -> None:
+        if not self.book.volume:
+            self._add_pools()
+        for split in SPLITS:
+            for _ in range(self.book.count(self.oven, split)):
+                self._ask_oven(split)
+            for _ in range(self.book.count(self.infoseek, split)):
+                self._ask_infoseek(split)
+
+    def _add_pools(self) -> None:
         rng, world = self.book.rng, encyclopedia()
         for entity in world.entities.values():
             self._add(self.oven, self.library.summaries[entity.name], entity)
@@ -117,14 +130,9 @@ class _Paired:
                 self._add(self.infoseek, person_passage(person, rng), None)
         for entity in world.pictured:  # the same summaries in both datasets
             self._add(self.infoseek, self.library.summaries[entity.name], entity)
-        for split in SPLITS:
-            for _ in range(self.book.count(self.oven, split)):
-                self._ask_oven(split)
-            for _ in range(self.book.count(self.infoseek, split)):
-                self._ask_infoseek(split)
 
     def _add(self, task: DatasetTask, passage: Passage, pictured: Entity | Town | None) -> None:
-        self.dids[f"{task.dataset}/{passage.subject}", passage.topic] = self.book.candidate(
+        self.book.candidate(
             task.dataset,
             self.modality,
             passage.canonical,
@@ -134,45 +142,49 @@ class _Paired:
             src_content=self.library.source(passage.subject),
         )
 
-    def _did(self, dataset: str, subject: str, topic: str) -> str:
-        return self.dids[f"{dataset}/{subject}", topic]
+    def _did(self, task: DatasetTask, subject: str, topic: str) -> str:
+        return self.book.known(task.name, f"{subject}, {topic}")[0]
 
     def _ask_oven(self, split: Split) -> None:
-        rng, world = self.book.rng, encyclopedia()
-        entity = rng.choice(world.pictured)
+        rng = self.book.rng
+        entity = sample_entity(split, rng)
         if rng.random() < GROUNDED:
             place = rng.choice(list(_PLACES))
-            second = rng.choice([e for e in world.pictured if e is not entity])
+            second = until(lambda: e if (e := sample_entity(split, rng)) is not entity else None, "second entity")
             question = which_of_two(entity, place, rng)
             picture = self.library.query_picture({place: entity, _OPPOSITE[place]: second})
         else:
             question = what_is(entity, rng)
             picture = self.library.query_picture({"": entity})
         # As in M-BEIR, every InfoSeek passage of the same subject is a further positive.
-        further = [self._did("infoseek", entity.name, topic) for topic in (*TOPICS, "summary")]
-        positives = [self._did("oven", entity.name, "summary"), *further]
+        further = [self._did(self.infoseek, entity.name, topic) for topic in (*TOPICS, "summary")]
+        positives = [self._did(self.oven, entity.name, "summary"), *further]
         self._write((split, self.oven), question, positives, picture, entity)
 
     def _ask_infoseek(self, split: Split) -> None:
         rng, world = self.book.rng, encyclopedia()
-        entity = rng.choice(world.pictured)
-        who = f"this {entity.kind}"
-        if rng.random() < TWO_HOPS:
-            question = two_hops(entity, who, world, rng, towns_only=self.modality is Modality.IMAGE_TEXT)
-        elif rng.random() < _KIND_SHARE / (1 - TWO_HOPS):
+        entity = sample_entity(split, rng)
+        who, rulers, chance = f"this {entity.kind}", split == "test", rng.random()
+        if chance < TWO_HOPS:
+            towns_only = self.modality is Modality.IMAGE_TEXT
+            question = two_hops(entity, who, world, rng, towns_only=towns_only, rulers=rulers)
+        elif chance < TWO_HOPS + THREE_HOPS:
+            question = three_hops(entity, who, world, rng, rulers=rulers)
+        elif chance < TWO_HOPS + THREE_HOPS + _KIND_SHARE:
             question = Question(
                 f"What is the name of {who}?", entity.name, "summary", entity.name, ReasoningKind.NONE, (entity.name,)
             )
         else:
             question = one_hop(entity, who, rng)
-        positives = [self._did("infoseek", question.subject, question.topic)]
+        positives = [self._did(self.infoseek, question.subject, question.topic)]
         if question.topic == "summary":
-            positives.append(self._did("oven", entity.name, "summary"))
+            positives.append(self._did(self.oven, entity.name, "summary"))
         self._write((split, self.infoseek), question, positives, self.library.query_picture({"": entity}), entity)
 
     def _write(
         self, place: tuple[Split, DatasetTask], question: Question, positives: list[str], picture: str, entity: Entity
     ) -> None:
-        target = Target(f"{question.subject}, {question.topic}", question.why, question.answer, question.hops)
+        content, new = f"{question.subject}, {question.topic}", unseen(entity, question)
+        target = Target(content, question.why, question.answer, question.hops, new)
         source = json.dumps({"entity_id": self.library.ids[entity.name]})
         self.book.query(*place, target, positives, txt=question.text, img_path=picture, src_content=source)
