@@ -21,7 +21,7 @@ def world(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets mbeir/ (the benchmark) and truth/ (for measuring only).")],
     seed: Annotated[int, typer.Option(help="Decides every byte, together with --queries.")] = 7,
     queries: Annotated[
-        int, typer.Option(min=64, max=4000, help="Training queries, about; test and pools keep their size.")
+        int, typer.Option(min=64, max=100_000, help="Training queries, about; test and pools keep their size.")
     ] = 2000,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it holds something else.")] = False,
 ) -> None:

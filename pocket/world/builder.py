@@ -17,8 +17,8 @@ from schemas.mbeir import DATASET_IDS, DATASET_TASKS, SPLITS, DatasetTask, Modal
 ABOUT_ENTITIES: Final = ("oven", "infoseek", "webqa")
 """Datasets whose queries are about the entities of the encyclopedia; those of the others are about content drawn for them."""
 
-VOLUME_NUMBERS: Final = 100_000
-"""The ids of each further volume begin at a multiple of this."""
+VOLUME_NUMBERS: Final = 10_000
+"""The ids of each further volume begin at a multiple of this. UniIR's hash takes query numbers below 500,000: 49 volumes."""
 
 LEAST_POOL: Final = 220
 """Smallest number of candidates in a local pool, so that five of them are 2.3%."""
@@ -60,6 +60,8 @@ class Book:
     candidate_truths: list[CandidateTruth] = field(default_factory=list)
     image_truths: list[ImageTruth] = field(default_factory=list)
     volume: int = 0
+    reserved: dict[DatasetTask, set[str]] = field(default_factory=dict)
+    """Contents drawn for validation and test, where a further volume must not draw them again."""
     _qids: dict[tuple[Split, str, int], int] = field(default_factory=dict)
     _dids: dict[tuple[str, int], int] = field(default_factory=dict)
     _known: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -86,10 +88,6 @@ class Book:
     def evaluated_texts(self, task: DatasetTask) -> set[str]:
         """Returns the texts of a dataset-task's validation and test queries."""
         return {text for other, text, _ in self._evaluated if other == task and text is not None}
-
-    def evaluated_contents(self, task: DatasetTask) -> set[str]:
-        """Returns the targets of a dataset-task's validation and test queries."""
-        return {content for other, _, content in self._evaluated if other == task}
 
     def image(self, path: str, picture: Image.Image, content: str) -> str:
         """Stores a picture below ``mbeir_images/`` and returns its path from the root."""

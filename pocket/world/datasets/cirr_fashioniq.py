@@ -28,8 +28,9 @@ class _Composed:
 
     def __init__(self, book: Book, task: DatasetTask) -> None:
         self.book, self.task = book, task
-        self.seen = book.evaluated_contents(task)
-        """Contents that may not be drawn again; in a further volume also the evaluation queries' targets."""
+        self.reserved = book.reserved.setdefault(task, set())
+        self.seen = set(self.reserved)
+        """Contents that may not be drawn again."""
         self.number = 0
 
     def path(self, split: Split) -> str:
@@ -42,6 +43,8 @@ class _Composed:
     def candidate(self, content: Any, split: Split) -> tuple[str, str]:
         """Returns (did, image path) of a candidate with this content."""
         self.seen.add(content.canonical)
+        if split != "train":
+            self.reserved.add(content.canonical)
         if self.book.volume and (known := self.book.known(self.task.name, content.canonical)):
             did = known[0]  # one did for one content: another volume's would be a false negative
             return did, self.book.candidates[did]["img_path"]
