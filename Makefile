@@ -9,7 +9,7 @@ PROCESSES ?= 1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup lock lock-gpu lint test test-fast test-one bench bench-build bench-train pocket-world build-dataset pocket-models train eval push report
+.PHONY: help setup lock lock-gpu lint test test-fast test-one bench bench-build bench-train pocket-world build-dataset pocket-models train eval pocket-long eval-shipped push report
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,15 @@ train: setup $(TRAIN_DATA) ## train TRACE and its controls on the built dataset 
 
 eval: setup $(TRAIN_DATA) ## score the trained models: M-BEIR's table with controls and costs
 	@$(BIN)/mbeir-cot eval $(TRAIN) $(ARGS)
+
+pocket-long: setup ## build pocket-long and train the models in pocket/models on it (hours on CPU; run again, it goes on where it was)
+	@$(BIN)/mbeir-cot pocket world build/pocket-long/world --queries 20000
+	@$(BIN)/mbeir-cot build configs/pocket-long.yaml
+	@$(BIN)/mbeir-cot train configs/train-pocket-long.yaml $(ARGS)
+
+eval-shipped: setup pocket-world build/pocket-test/dataset/manifest.json ## score the shipped models, pocket/models, in build/pocket-shipped
+	@mkdir -p build/pocket-shipped && cp -r pocket/models/. build/pocket-shipped/
+	@$(BIN)/mbeir-cot eval build/pocket-shipped $(ARGS)
 
 push: setup ## publish the built dataset: make push REPO=org/name [DIR=build/pocket]
 	@test -n "$(REPO)" || { echo "name the repository: make push REPO=org/name"; exit 2; }
