@@ -15,8 +15,6 @@ from mbeir_cot.options import ImageRoots
 from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
-    from pipeline.annotate.annotation import Annotation, Attempt
-    from prompts import Prompt
     from schemas.config import BuildConfig
     from schemas.manifest import Manifest
 
@@ -99,8 +97,10 @@ def stats(directory: Dir, as_json: Json = False) -> None:
     manifest = _manifest(directory)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=1))
-    else:
-        _tables(manifest)
+        return
+    from pipeline.report.terminal import render_manifest
+
+    console.print(render_manifest(manifest))
 
 
 def status(directory: Dir, as_json: Json = False) -> None:
@@ -140,12 +140,13 @@ def preview(
     """Annotates a few queries and shows every step: images, prompts, answers, the result of each screen. Writes nothing."""
     from mbeir_cot.commands.teacher import told
     from pipeline.annotate.preview import annotate_queries
+    from pipeline.report.terminal import render_annotation
 
     settings = _settings(config, overrides, out, count, image_roots=image_roots)
     with told() as tell:
-        found = annotate_queries(settings, limit=count, tell=tell)
-    for annotation in found:
-        _show(annotation, settings)
+        annotations = annotate_queries(settings, limit=count, tell=tell)
+    for annotation in annotations:
+        console.print(render_annotation(annotation, settings))
 
 
 def estimate(
@@ -163,16 +164,17 @@ def estimate(
 
     settings = _settings(config, overrides, None, image_roots=image_roots)
     with told() as tell, hosted_pair(settings, tell=tell) as endpoints:
-        found = asyncio.run(run(settings, endpoints, sample, gpus))
+        predicted = asyncio.run(run(settings, endpoints, sample, gpus))
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        typer.echo(predicted.model_dump_json(indent=1))
         return
     table = Table("", "of the sample", "of the whole", "likely range")
-    for row in found.rows:
+    for row in predicted.rows:
         table.add_row(*map(escape, (row.what, row.sample, row.whole, row.spread)))
     console.print(table)
     console.print(
-        f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight:,} in flight. "
+        f"From {predicted.sample:,} of {predicted.queries:,} queries in {predicted.seconds:.0f} s "
+        f"at {predicted.in_flight:,} in flight. "
         "Time scales with the rate of this sample on these servers; a short sample underestimates full servers."
     )
 
@@ -188,7 +190,9 @@ def _manifest(directory: Path) -> Manifest:
 
 
 def _summary(manifest: Manifest, out: Path, done: bool) -> None:
-    _tables(manifest)
+    from pipeline.report.terminal import render_manifest
+
+    console.print(render_manifest(manifest))
     reasoning = sum(task.reasoning for task in manifest.tasks)
     bypass = sum(task.bypass for task in manifest.tasks)
     console.print(
@@ -201,77 +205,3 @@ def _summary(manifest: Manifest, out: Path, done: bool) -> None:
         console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to ask them.")
     dataset = escape(str(out / "dataset"))
     console.print(f'{"Wrote" if done else "Nothing has changed since"} {dataset}: load_dataset("{dataset}")')
-
-
-def _tables(manifest: Manifest) -> None:
-    if manifest.synthetic:
-        console.print("[bold]SYNTHETIC[/] (pocket world: invented queries and images)")
-    table = Table("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept", "first reason")
-    for number in range(1, 7):
-        table.columns[number].justify = "right"
-    for task in manifest.tasks:
-        first = max(task.rejected.items(), key=lambda item: item[1], default=None)
-        table.add_row(
-            escape(f"{task.dataset}_task{task.task_id}"),
-            f"{task.queries:,}",
-            f"{task.reasoning:,}",
-            f"{task.bypass:,}",
-            f"{task.rejections:,}",
-            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
-            f"{task.kept:.1%}" if task.kept is not None else "-",
-            f"{escape(first[0])} ({first[1]:,})" if first else "",
-        )
-    console.print(table)
-
-
-def _show(annotation: Annotation, settings: BuildConfig) -> None:
-    query = annotation.query
-    console.rule(f"[bold]{escape(annotation.id)}[/]", align="left")
-    console.print(f"[dim]instruction[/] {escape(annotation.instruction)}")
-    if query.query_txt:
-        console.print(f"[dim]text       [/] {escape(query.query_txt)}")
-    if query.query_img_path:
-        console.print(f"[dim]image      [/] {escape(str(settings.mbeir / query.query_img_path))}")
-    if annotation.target is not None:
-        image = str(settings.mbeir / annotation.target.img_path) if annotation.target.img_path else ""
-        console.print(f"[dim]target     [/] {escape(annotation.target.txt or '')} {escape(image)}")
-    if annotation.assessment is not None and annotation.assess_prompt is not None:
-        _prompt("assess", annotation.assess_prompt)
-        console.print(f"  P(complex) = {annotation.assessment:.3f}")
-    if annotation.route is not None:
-        console.print(f"[bold]route: {escape(annotation.route)}[/]")
-    for number, attempt in enumerate(annotation.attempts, 1):
-        _show_attempt(number, attempt, settings)
-    if annotation.rejection is not None:
-        cause = annotation.rejection
-        console.print(f"[red]rejected at {escape(cause.stage)}: {escape(cause.reason)}[/] ({escape(cause.detail)})")
-    else:
-        console.print("[green]a record[/]")
-
-
-def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
-    from pipeline.annotate.screens import screen_results
-
-    _prompt(f"reason, attempt {number}", attempt.prompt)
-    console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens:,} tokens)[/]")
-    console.print(escape("\n".join(f"    {line}" for line in (attempt.answer.text or attempt.answer.detail).splitlines())))
-    if attempt.trace is not None:
-        for facet in attempt.trace.facets:
-            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
-        console.print(f"  [bold cyan]Answer[/]: {escape(attempt.trace.answer)}")
-    if attempt.screened is not None:
-        for name, fault in screen_results(attempt.screened, settings.screen).items():
-            shown = "[green]pass[/]" if fault is None else f"[red]{escape(fault.reason)}[/]: {escape(fault.detail)}"
-            console.print(f"  [dim]{escape(name):<26}[/] {shown}")
-    if attempt.verify_prompt is not None:
-        _prompt("verify", attempt.verify_prompt)
-        shown = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
-        console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
-
-
-def _prompt(title: str, prompt: Prompt) -> None:
-    from pipeline.report.build_report import in_words
-
-    text = in_words(prompt)
-    console.print(f"[dim]  {escape(title)} prompt[/]")
-    console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")

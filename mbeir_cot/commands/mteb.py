@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set
+from mbeir_cot.options import choose
 
 
 def mteb(
@@ -35,8 +36,7 @@ def mteb(
     from trainer.evaluation.mteb_model import MtebModel
     from trainer.zero_shot.run import ROUTES
 
-    if route not in ROUTES:
-        raise ConfigError(f"--route {route}: unknown", " or ".join(ROUTES))
+    choose("--route", route, tuple(ROUTES))
     try:
         import mteb as library
     except ImportError as error:
@@ -48,13 +48,13 @@ def mteb(
     model = MtebModel(TraceEmbedder.load(run, variant, overrides=overrides or ()), name, route=ROUTES[route])
     results = library.evaluate(model, chosen, cache=library.ResultCache(out), show_progress_bar=False)
     replace_text(out / "routes.json", json.dumps(model.routes, indent=1) + "\n")
-    shown = Table("task", "main score", "think rate", "tokens/query", box=None)
-    for one in results.task_results:
-        count = model.routes.get(one.task_name)
-        asked = max(1, count["queries"]) if count is not None else 1
-        costs = (f"{count['reasoned'] / asked:.0%}", f"{count['tokens'] / asked:.1f}") if count is not None else ("", "")
-        shown.add_row(escape(one.task_name), f"{one.get_score():.4f}", *costs)
+    table = Table("task", "main score", "think rate", "tokens/query", box=None)
+    for result in results.task_results:
+        count = model.routes.get(result.task_name)
+        queries = max(1, count["queries"]) if count is not None else 1
+        costs = (f"{count['reasoned'] / queries:.0%}", f"{count['tokens'] / queries:.1f}") if count is not None else ("", "")
+        table.add_row(escape(result.task_name), f"{result.get_score():.4f}", *costs)
     console = printing.console()
-    console.print(shown)
+    console.print(table)
     console.print("think rate: of tasks that were run now; kept results have none")
     console.print(escape(str(out)))

@@ -20,11 +20,12 @@ from pipeline.report.build_charts import build_charts
 from pipeline.report.page import Example, Exchange, Fact, Grid, Page
 from pipeline.traces.families import family_of
 from prompts import ImageSlot, Prompt
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, TaskCounts
 from schemas.mbeir import Candidate
 
 RECORDS: Final = 300
 REJECTIONS: Final = 100
+TASK_COLUMNS: Final = ("queries", "reasoning", "bypass", "rejected", "think rate", "kept")
 _LABELS: Final = {facet.name: facet.label for i in range(9) for facet in family_of(i).facets}
 
 Row = Mapping[str, Any]
@@ -99,20 +100,21 @@ def _facts(manifest: Manifest, prices: tuple[float, float] | None) -> list[Fact]
     return found
 
 
+def task_cells(task: TaskCounts) -> tuple[str, ...]:
+    """A dataset-task's counts, in the order of `TASK_COLUMNS`."""
+    return (
+        f"{task.queries:,}",
+        f"{task.reasoning:,}",
+        f"{task.bypass:,}",
+        f"{task.rejections:,}",
+        f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
+        f"{task.kept:.1%}" if task.kept is not None else "-",
+    )
+
+
 def _tasks(manifest: Manifest) -> Grid:
-    rows = [
-        (
-            f"{task.dataset} task {task.task_id}",
-            f"{task.queries:,}",
-            f"{task.reasoning:,}",
-            f"{task.bypass:,}",
-            f"{task.rejections:,}",
-            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
-            f"{task.kept:.1%}" if task.kept is not None else "-",
-        )
-        for task in manifest.tasks
-    ]
-    return Grid("By dataset-task", ("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept"), rows)
+    rows = [(f"{task.dataset} task {task.task_id}", *task_cells(task)) for task in manifest.tasks]
+    return Grid("By dataset-task", ("dataset-task", *TASK_COLUMNS), rows)
 
 
 def _reasons(manifest: Manifest) -> list[Grid]:
