@@ -22,7 +22,8 @@ from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import BatchSampler, rng_for
 from trainer.data.dataset import Candidates, Item, Records
-from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
+from trainer.data.encoding import EncodedSequence, SequenceEncoder
+from trainer.data.micro_batch import MicroBatch
 
 CPU_CHUNK: Final = 16
 """What `batch.micro_batch_size: auto` is on CPU."""

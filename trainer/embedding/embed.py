@@ -26,8 +26,9 @@ from pipeline.mbeir.queries import read_queries
 from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
-from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
+from trainer.data.encoding import EncodedSequence, SequenceEncoder, shows_image, text_of
 from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
+from trainer.data.micro_batch import MicroBatch
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite

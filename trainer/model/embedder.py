@@ -23,7 +23,8 @@ from schemas.errors import ConfigError, InputError
 from schemas.os_errors import refused_by_system
 from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
-from trainer.data.encoding import MicroBatch, SequenceEncoder
+from trainer.data.encoding import SequenceEncoder
+from trainer.data.micro_batch import MicroBatch
 from trainer.data.tower_plan import TowerPlan, vision_tower
 from trainer.model.losses import trace_losses
 from trainer.model.metadata import EmbedderMetadata

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.data.encoding import IGNORE
+from trainer.data.micro_batch import IGNORE
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from schemas.errors import CotError
 from schemas.training import LossSettings
 from trainer.data.batches import Batch
-from trainer.data.encoding import MicroBatch
+from trainer.data.micro_batch import MicroBatch
 from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.losses import Pairing, info_nce
