@@ -1,4 +1,4 @@
-"""`mbeir-cot build` and the commands that look at builds."""
+"""`mbeir-cot build`, and the commands that preview, estimate and inspect builds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 _NARROWEST = 112
-"""Tables need this much; where output is no terminal the width is ours to choose."""
+"""Width of tables if the output is not a terminal."""
 
 console = printing.console(least_width=_NARROWEST)
 
@@ -52,10 +52,10 @@ def _settings(
 def build(
     config: Config,
     out: Out = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Build only this many queries, sampled evenly.")] = None,
     overrides: Set = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Send permanently failed requests again.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
     image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -76,7 +76,7 @@ def build(
     except BuildStopped as stopped:
         printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None
-    _summary(manifest, settings.out, done)
+    _print_summary(manifest, settings.out, done)
 
 
 def reroute(
@@ -84,7 +84,7 @@ def reroute(
     threshold: Annotated[float, typer.Option(min=0, max=1)],
     out: Out = None,
     overrides: Set = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
     image_roots: ImageRoots = None,
 ) -> None:
     """Builds again with another threshold on P(complex). Answers in the ledger are reused."""
@@ -116,10 +116,10 @@ def status(directory: Dir, as_json: Json = False) -> None:
     except (OSError, ValueError) as error:
         if (refused := refused_by_system(error)) is not None:
             raise InputError(f"{file} cannot be read: {refused.cause}", refused.remedy) from error
-        raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
+        raise InputError(f"there is no build in {directory} ({file} cannot be read)", "name a build's directory") from error
     running = progress.state not in ("finished", "stopped", "failed")
     if running and not is_held(directory):
-        progress = progress.model_copy(update={"state": "killed", "message": "run the same command again: it goes on"})
+        progress = progress.model_copy(update={"state": "killed", "message": "run the same command again to continue"})
     if as_json:
         typer.echo(progress.model_dump_json(indent=1))
         return
@@ -151,7 +151,7 @@ def preview(
 
 def estimate(
     config: Config,
-    sample: Annotated[int, typer.Option(min=10, help="Queries to ask for real.")] = 100,
+    sample: Annotated[int, typer.Option(min=10, help="Queries to annotate.")] = 100,
     overrides: Set = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs behind the endpoints, for GPU-hours.")] = 0,
     as_json: Json = False,
@@ -189,7 +189,7 @@ def _manifest(directory: Path) -> Manifest:
     raise InputError(f"{directory} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
 
-def _summary(manifest: Manifest, out: Path, done: bool) -> None:
+def _print_summary(manifest: Manifest, out: Path, done: bool) -> None:
     from pipeline.report.terminal import render_manifest
 
     console.print(render_manifest(manifest))
@@ -202,6 +202,6 @@ def _summary(manifest: Manifest, out: Path, done: bool) -> None:
     if manifest.malformed_lines:
         console.print(f"{manifest.malformed_lines:,} malformed lines are in {escape(str(out / 'work' / 'malformed.jsonl'))}.")
     if manifest.owed:
-        console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to ask them.")
+        console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to send them again.")
     dataset = escape(str(out / "dataset"))
     console.print(f'{"Wrote" if done else "Nothing has changed since"} {dataset}: load_dataset("{dataset}")')

@@ -17,13 +17,13 @@ from mbeir_cot.options import choose
 def mteb(
     run: Run,
     tasks: Annotated[list[str], typer.Option("--tasks", help="A task's name as MTEB spells it; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Gets MTEB's results, which are kept between calls, and routes.json.")],
+    out: Annotated[Path, typer.Option(help="Directory for MTEB's results, which are kept between calls, and routes.json.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     route: Annotated[str, typer.Option(help="adaptive: as the embedder decides; bypass or reason: every query.")] = "adaptive",
-    name: Annotated[str, typer.Option(help="ORG/NAME that the results are kept under.")] = "mbeir-cot/trace",
+    name: Annotated[str, typer.Option(help="ORG/NAME under which the results are kept.")] = "mbeir-cot/trace",
     overrides: Set = None,
 ) -> None:
-    """Scores an embedder with MTEB (`pip install mteb`, which is not installed with this program).
+    """Scores an embedder with MTEB, which must be installed separately (`pip install mteb`).
 
     Queries get the task's own prompt as instruction. Tasks with results in OUT are not run again. MTEB downloads to its usual
     place (HF_HOME).
@@ -56,5 +56,5 @@ def mteb(
         table.add_row(escape(result.task_name), f"{result.get_score():.4f}", *costs)
     console = printing.console()
     console.print(table)
-    console.print("think rate: of tasks that were run now; kept results have none")
+    console.print("think rate: only for tasks that were run now, not for kept results")
     console.print(escape(str(out)))

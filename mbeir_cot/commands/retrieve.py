@@ -23,12 +23,12 @@ def index(
     run: Run,
     out: Annotated[Path, typer.Option(help="The index's directory.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
-    split: Annotated[str, typer.Option(help="Whose candidate pools: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the candidate pools: train, val or test.")] = "test",
     pool: Annotated[
         list[str] | None, typer.Option(help="A local pool, e.g. cirr_task7; may be repeated [default: global].")
     ] = None,
     approximate: Annotated[
-        str | None, typer.Option(help="Also a faiss index for serving, e.g. HNSW32; recall is printed.")
+        str | None, typer.Option(help="Also build a faiss index for serving, e.g. HNSW32, and print its recall.")
     ] = None,
     overrides: Set = None,
     image_roots: ImageRoots = None,
@@ -67,8 +67,10 @@ def search(
     where: Annotated[Path, typer.Argument(metavar="INDEX", help="What `mbeir-cot index` wrote.")],
     text: Annotated[str, typer.Argument(help="The query's text.")] = "",
     image: Annotated[Path | None, typer.Option(help="The query's image.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits shown.")] = 10,
-    instruction: Annotated[str | None, typer.Option(help="What to look for [default: Find what the query describes.].")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of hits to show.")] = 10,
+    instruction: Annotated[
+        str | None, typer.Option(help="What to search for [default: Find what the query describes.].")
+    ] = None,
     route: Annotated[str, typer.Option(help="learned, always-direct or always-reason.")] = "learned",
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
 ) -> None:

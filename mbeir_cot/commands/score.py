@@ -13,19 +13,17 @@ from mbeir_cot.options import choose
 
 
 def score(
-    uniir_dir: Annotated[Path, typer.Option(help="The directory with embed/SUFFIX/… in it.")],
-    mbeir_dir: Annotated[Path, typer.Option(help="The M-BEIR root: its qrels are read.")],
+    uniir_dir: Annotated[Path, typer.Option(help="The directory that contains embed/SUFFIX/…")],
+    mbeir_dir: Annotated[Path, typer.Option(help="The M-BEIR root, for its qrels.")],
     suffix: Annotated[str, typer.Option(help="The experiment's path suffix.")],
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     union: Annotated[bool, typer.Option("--union/--no-union", help="Search the union of all pools too.")] = True,
-    device: Annotated[
-        str, typer.Option(help="Where products are made: cpu, cuda, or auto for a GPU where there is one.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where to search: cpu, cuda, or auto for a GPU if there is one.")] = "auto",
 ) -> None:
     """Scores saved embeddings as UniIR does: exact search, hit rates, local and union pools, run files and the table.
 
     Pools are streamed from disk, the union once for all tasks. Ties are broken as CPU faiss breaks them. Embeddings with NaN or
-    inf are refused. Writes retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
+    inf are an error. Writes retrieval_results/SUFFIX/{run_files,final_tsv} below the UniIR directory.
     """
     from pipeline.mbeir.layout import Layout
     from schemas.mbeir import EVALUATION_SPLITS

@@ -41,7 +41,7 @@ def teacher() -> None:
 def check(
     config: Config,
     overrides: Set = None,
-    skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
+    skip: Annotated[int, typer.Option(help="Number of queries to skip in each file.")] = 0,
     image_roots: ImageRoots = None,
 ) -> None:
     """Starts (or reaches) teacher and verifier, sends the requests of a build, and shows one example per task family.
@@ -85,7 +85,7 @@ def fetch(config: Config, overrides: Set = None) -> None:
         if model is None:
             continue
         if model.hosting != "managed" or model.server is None:
-            console.print(f"{escape(name)}: runs elsewhere, nothing to fetch")
+            console.print(f"{escape(name)}: external, nothing to fetch")
             continue
         errors.print(f"{escape(name)}: fetching {escape(model.server.model)}")
         console.print(f"{escape(name)}: {escape(str(fetch_model(model.server)))}")
@@ -100,7 +100,7 @@ def serve(config: Config, overrides: Set = None) -> None:
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()))
     if settings.teacher.hosting != "managed":
-        raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
+        raise ConfigError(f"{config} uses external endpoints", "set teacher.hosting: managed to run a server here")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with told() as tell, hosted(settings, register=True, tell=tell) as endpoints:
@@ -115,11 +115,11 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 @contextmanager
 def told() -> Iterator[Tell]:
-    """Shows on standard error what the command is waiting for."""
+    """Shows on standard error what the command waits for."""
     status = errors.status("")
 
     def tell(doing: str) -> None:
-        if doing.startswith("using "):  # worth a line: which server answers
+        if doing.startswith("using "):  # a line that stays: which server answers
             status.stop()
             errors.print(escape(doing))
         elif doing:
@@ -137,18 +137,18 @@ def told() -> Iterator[Tell]:
 async def _check(
     settings: BuildConfig, who: Who, endpoints: tuple[Endpoint, ...], questions: Questions, examples: list[Example]
 ) -> bool:
-    """Whether all requests succeed. The answers of the first endpoint are shown."""
+    """Whether all requests succeed. Stores the first endpoint's answers in `examples`."""
     from pipeline.serving.preflight import Example, preflight
 
     shown = [examples, *([Example(example.sample, reasoned=example.reasoned) for example in examples] for _ in endpoints[1:])]
-    reports = await asyncio.gather(
+    checked = await asyncio.gather(
         *(preflight(endpoint, who, settings, questions, each) for endpoint, each in zip(endpoints, shown, strict=True))
     )
     console.print(f"[bold]{escape(who)}[/]")
-    for report in reports:
-        for finding in report.findings:
+    for abilities in checked:
+        for finding in abilities.findings:
             console.print(_line(finding))
-    return all(report.ok for report in reports)
+    return all(abilities.ok for abilities in checked)
 
 
 def _line(finding: Finding) -> str:

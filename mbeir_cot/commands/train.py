@@ -41,26 +41,26 @@ def train(
     config: Config,
     out: Out = None,
     overrides: Set = None,
-    processes: Annotated[int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Train with this many processes on this machine: one per GPU.")] = 1,
     ray_workers: Annotated[
-        int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
+        int | None, typer.Option(min=1, help="Train with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
-    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group at most this often if a process fails.")] = 0,
     image_roots: ImageRoots = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what it would be: parameters, tokens, memory, steps, hours.")
+        bool, typer.Option("--dry-run", help="Only show the plan: parameters, tokens, memory, steps, hours.")
     ] = False,
     mfu: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1, help="With --dry-run: useful share of the peak (default: what was measured)."),
+        typer.Option(min=1e-6, max=1, help="With --dry-run: the share of the peak that is used [default: as measured]."),
     ] = None,
     peak: Annotated[
-        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
+        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s [default: 989, H100 SXM].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
+    """Trains TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
 
     After any interruption, run it again: it resumes from the last checkpoint, with the losses of an uninterrupted run. Use
     --processes to distribute it on this machine, torchrun or accelerate on a cluster, --ray-workers on Ray. Each variant is
@@ -70,9 +70,9 @@ def train(
 
     settings = run_settings(config, overrides, out, image_roots)
     if ray_restarts and ray_workers is None:
-        raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
+        raise ConfigError("--ray-restarts has no effect without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
-        raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
+        raise ConfigError("--processes cannot be combined with --ray-workers or torchrun", "use one of them")
     if dry_run:
         from trainer.training.cost import PEAK
         from trainer.training.dry_run import format_plan, make_plan
@@ -82,7 +82,7 @@ def train(
         console.print(planned.model_dump_json(indent=1) if as_json else format_plan(planned), markup=False)
         return
     if as_json or mfu is not None or peak is not None:
-        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
+        raise ConfigError("--json, --mfu and --peak have no effect without --dry-run", "add it, or leave them out")
     if ray_workers is not None:
         from trainer.training.launch_ray import train_on_ray
 
@@ -111,7 +111,7 @@ def train(
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
-    """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
+    """Scores what `train` trained: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
     the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
@@ -125,7 +125,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     config = locate(config)
     alone = is_checkpoint(config)
     if alone and out is None:
-        raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
+        raise ConfigError(f"{config} is a model, and no directory for its scores is given", "name one with --out")
     settings = run_settings(config, overrides, out, image_roots)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since

@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 @app.command("list")
 def list_datasets(
     root: Annotated[
-        Path | None, typer.Argument(metavar="[ROOT]", help="Tell also which annotation files are found below this directory.")
+        Path | None, typer.Argument(metavar="[ROOT]", help="Also say which annotation files exist below this directory.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +58,7 @@ def list_datasets(
 def check(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The directory with the data sets' folders in it.")],
     as_json: Json = False,
-    images: Annotated[bool, typer.Option("--images/--no-images", help="Look whether each image file is there.")] = True,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Check whether each image file exists.")] = True,
     image_roots: ImageRoots = None,
 ) -> None:
     """Reads the data sets below ROOT: queries, candidates and missing images of each task.
@@ -70,12 +70,12 @@ def check(
     from trainer.zero_shot.suite import DATASETS
     from trainer.zero_shot.tables import render_check
 
-    report = run_check(DATASETS, root, images=images, image_roots=image_roots or ())
+    result = run_check(DATASETS, root, images=images, image_roots=image_roots or ())
     if as_json:
-        typer.echo(report.model_dump_json(indent=1))
+        typer.echo(result.model_dump_json(indent=1))
     else:
-        printing.console(least_width=100).print(render_check(report, images=images))
-    raise typer.Exit(0 if report.ok else 1)
+        printing.console(least_width=100).print(render_check(result, images=images))
+    raise typer.Exit(0 if result.ok else 1)
 
 
 @app.command("convert-cc-neg")
@@ -83,9 +83,9 @@ def convert_cc_neg(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The published ccneg_preprocessed.pt.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The directory with the data sets' folders in it.")],
 ) -> None:
-    """Writes CC-Neg's evaluated entries as text, from a file that is loaded as plain values only, never unpickled.
+    """Writes CC-Neg's evaluated entries as text. The published file is loaded as plain values only, never unpickled.
 
-    Run it again for another file: the output is replaced whole.
+    Running it again replaces the output.
     """
     from trainer.zero_shot.cc_neg import CONVERTED, convert
 
@@ -99,14 +99,18 @@ def run_suite(
     root: Annotated[Path, typer.Option(help="The directory with the data sets' folders in it.")],
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", help="A data set or a task of one; may be repeated [default: all that is there]."),
+        typer.Option("--tasks", help="A data set or one of its tasks; may be repeated [default: all that exist]."),
     ] = None,
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     route: Annotated[str, typer.Option(help="adaptive: as the embedder decides; bypass or reason: every query.")] = "adaptive",
-    out: Annotated[Path | None, typer.Option(help="Gets vectors and scores [default: RUN/zero-shot/VARIANT-ROUTE].")] = None,
-    seen: Annotated[bool, typer.Option("--seen/--no-seen", help="Tell apart what the run's training data have shown.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for vectors and scores [default: RUN/zero-shot/VARIANT-ROUTE].")
+    ] = None,
+    seen: Annotated[
+        bool, typer.Option("--seen/--no-seen", help="Report queries apart that the run's training data has shown.")
+    ] = True,
     near: Annotated[
-        bool, typer.Option("--near", help="Mark near-duplicate pictures too: opens every training picture.")
+        bool, typer.Option("--near", help="Also mark near-duplicate pictures: opens every training picture.")
     ] = False,
     overrides: Set = None,
     image_roots: ImageRoots = None,
@@ -127,7 +131,7 @@ def run_suite(
     choose("--route", route, tuple(ROUTES))
     run = locate(run)
     if is_checkpoint(run) and out is None:
-        raise ConfigError(f"{run} is a model and no place for its scores", "name a directory with --out")
+        raise ConfigError(f"{run} is a model, and no directory for its scores is given", "name one with --out")
     # a model alone needs M-BEIR only for what --seen reads
     given = [*(overrides or ()), *([f"data.mbeir={root}"] if is_checkpoint(run) and not _sets_mbeir(overrides) else [])]
     settings = run_settings(run, given, None, None)
@@ -154,7 +158,7 @@ def run_suite(
 
 
 def _sets_mbeir(overrides: list[str] | None) -> bool:
-    return any(one.split("=")[0].strip() == "data.mbeir" for one in overrides or ())
+    return any(override.split("=")[0].strip() == "data.mbeir" for override in overrides or ())
 
 
 def contamination(
@@ -163,9 +167,13 @@ def contamination(
     ],
     task: Annotated[str, typer.Argument(metavar="TASK", help="A data set or a task of the zero-shot suite, such as mt-fiq.")],
     root: Annotated[Path, typer.Option(help="The directory with the suite's data sets' folders in it.")],
-    mbeir: Annotated[Path, typer.Option(help="The M-BEIR root of the dataset: its candidates are read.")],
-    hold_out: Annotated[list[str] | None, typer.Option(help="A dataset-task that is not trained on; may be repeated.")] = None,
-    near: Annotated[bool, typer.Option("--near", help="Near-duplicate pictures too: opens every picture of both.")] = False,
+    mbeir: Annotated[Path, typer.Option(help="The dataset's M-BEIR root, for its candidates.")],
+    hold_out: Annotated[
+        list[str] | None, typer.Option(help="A dataset-task that training leaves out; may be repeated.")
+    ] = None,
+    near: Annotated[
+        bool, typer.Option("--near", help="Also mark near-duplicate pictures: opens every picture of both.")
+    ] = False,
     lists: Annotated[Path | None, typer.Option(help="Write each query's marks to this file, as JSON lines.")] = None,
     image_roots: ImageRoots = None,
     as_json: Json = False,
