@@ -129,7 +129,7 @@ DID_HASH_BASE: Final = 10_000_000
 _PLAIN_ID: Final = re.compile(r"[0-9]:[1-9][0-9]{0,6}").fullmatch
 
 
-def split_id(identifier: str) -> tuple[int, int]:
+def parse_id(identifier: str) -> tuple[int, int]:
     """``"9:42"`` -> ``(9, 42)``. Raises ValueError unless it is ``<dataset id>:<n>`` with a known dataset and n >= 1."""
     if _PLAIN_ID(identifier):
         return int(identifier[0]), int(identifier[2:])
@@ -163,7 +163,7 @@ def unhash_did(hashed: int) -> str:
 
 
 def _hash(identifier: str, base: int) -> int:
-    dataset, number = split_id(identifier)
+    dataset, number = parse_id(identifier)
     if number >= base:
         raise ValueError(f"{identifier!r}: UniIR's hash holds numbers below {base:,} only")
     return dataset * base + number

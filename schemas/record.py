@@ -8,7 +8,7 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from schemas.judgement import JudgementReason, Probability
-from schemas.mbeir import DatasetTask, Id, Modality, Split
+from schemas.mbeir import DatasetTask, Id, Modality, Query, Split
 from schemas.teacher import Outcome
 from schemas.trace import FormatReason
 
@@ -196,6 +196,12 @@ class Rejection(_QueryColumns):
 
 def record_id(split: Split, dataset: str, task_id: int, qid: str) -> str:
     return f"{split}/{dataset}/task{task_id}/{qid}"
+
+
+def query_record_id(query: Query, split: Split) -> str:
+    """The id of the query's record or rejection."""
+    task = query.dataset_task
+    return record_id(split, task.dataset, task.task_id, query.qid)
 
 
 def task_of_record(identifier: str) -> DatasetTask:

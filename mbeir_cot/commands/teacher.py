@@ -19,7 +19,7 @@ from mbeir_cot.options import ImageRoots
 if TYPE_CHECKING:
     from pipeline.serving.hosted import Tell
     from pipeline.serving.preflight import Example, Finding, Who
-    from pipeline.teacher.check import Questions
+    from pipeline.teacher.trial_requests import Questions
     from schemas.config import BuildConfig
     from schemas.hosting import Endpoint
 
@@ -52,7 +52,7 @@ def check(
     from pipeline.report.terminal import render_example
     from pipeline.serving.hosted import hosted
     from pipeline.serving.preflight import Example
-    from pipeline.teacher.check import Questions
+    from pipeline.teacher.trial_requests import Questions
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())

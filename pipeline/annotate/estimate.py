@@ -20,7 +20,7 @@ from schemas.config import BuildConfig
 _CONFIDENCE = 0.9
 
 
-class Row(BaseModel):
+class EstimateLine(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     what: str
@@ -41,7 +41,7 @@ class Estimate(BaseModel):
     completion_tokens: float
     hours: float
     gpu_hours: float
-    rows: tuple[Row, ...]
+    rows: tuple[EstimateLine, ...]
 
 
 async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus: int) -> Estimate:
@@ -65,12 +65,12 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
     # time goes with the tokens, so it is known no better than they are
     low, high = (bound / max(1e-9, (read + written).mean() * whole) for bound in _interval(read + written, whole))
     spread = f"{hours * low:,.2f} to {hours * high:,.2f} h at the sample's rate"
-    rows = [_row(name, values, whole) for name, values in (("calls", calls), ("tokens in", read), ("tokens out", written))]
-    rows.append(_row("records", kept, whole))
-    rows.append(Row(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread=spread))
+    rows = [_line(name, values, whole) for name, values in (("calls", calls), ("tokens in", read), ("tokens out", written))]
+    rows.append(_line("records", kept, whole))
+    rows.append(EstimateLine(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread=spread))
     if gpus:
         spread = f"{hours * low * gpus:,.1f} to {hours * high * gpus:,.1f} at the sample's rate"
-        rows.append(Row(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread=spread))
+        rows.append(EstimateLine(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread=spread))
     return Estimate(
         queries=whole,
         sample=len(found),
@@ -85,9 +85,9 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
     )
 
 
-def _row(what: str, values: NDArray[np.float64], whole: int) -> Row:
+def _line(what: str, values: NDArray[np.float64], whole: int) -> EstimateLine:
     low, high = _interval(values, whole)
-    return Row(
+    return EstimateLine(
         what=what,
         sample=f"{values.sum():,.0f}",
         whole=f"{values.mean() * whole:,.0f}",

@@ -43,7 +43,7 @@ class RecordBuilder:
         """A rejection that comes from outside of the annotation."""
         return self._rejection(annotation, RejectionCause(stage, reason, detail))
 
-    def _identity(self, annotation: Annotation) -> dict[str, Any]:
+    def _query_columns(self, annotation: Annotation) -> dict[str, Any]:
         query = annotation.query
         task = query.dataset_task
         return {
@@ -69,7 +69,7 @@ class RecordBuilder:
         if accepted is not None and accepted.confidence is not None:
             verifier = self._annotator.verifier.identity
             verdict = {"accepted": True, "confidence": _rounded(accepted.confidence), "verifier": verifier.name}
-        row = self._identity(annotation) | {  # validated at once, with all that is in it
+        row = self._query_columns(annotation) | {  # validated at once, with all that is in it
             "route": Route.BYPASS if trace is None else Route.REASONING,
             "route_policy": self._config.route.policy,
             "assessment": _rounded(annotation.assessment) if annotation.assessment is not None else None,
@@ -116,7 +116,7 @@ class RecordBuilder:
         if not raw and annotation.assess_answer is not None:
             raw = annotation.assess_answer.text
         return Rejection(
-            **self._identity(annotation),
+            **self._query_columns(annotation),
             stage=cause.stage,
             reason=str(cause.reason),
             detail=self._places.scrubbed(cause.detail),

@@ -57,10 +57,10 @@ class TeacherClients:
                 logger.info("asks the %s at %s", who, ", ".join(endpoint.url for endpoint in servers))
         return self._clients[who]
 
-    def refuse(self, error: Exception) -> None:
+    def stop_sending(self, error: Exception) -> None:
         """Requests that are not sent yet fail with this error, also those that wait for servers."""
         for client in self._clients.values():
-            client.refuse(error)
+            client.stop_sending(error)
         future = self._endpoint_future()
         if not future.done():
             future.set_exception(error)

@@ -31,7 +31,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
-from pipeline.mbeir.work_list import WorkItem, identity
+from pipeline.mbeir.work_list import WorkItem
 from pipeline.serving.environ import Carried
 from pipeline.serving.teacher_servers import Endpoints
 from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
@@ -41,7 +41,7 @@ from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.mbeir import Candidate, Query, Split
-from schemas.record import InputReason, Record, Rejection, Route, Stage
+from schemas.record import InputReason, Record, Rejection, Route, Stage, query_record_id
 from schemas.teacher import Outcome
 from schemas.teacher_config import TeacherConfig
 
@@ -170,7 +170,7 @@ class AnnotationWorker:
     async def drain(self) -> None:
         """Sends no more requests; answers in flight are still recorded."""
         self._stopping = True
-        self.clients.refuse(Stopped())
+        self.clients.stop_sending(Stopped())
 
     async def close(self) -> None:
         """Seals the ledger and closes the clients."""
@@ -194,7 +194,9 @@ class AnnotationWorker:
         for item, query, target in zip(items, queries, targets, strict=True):
             instruction = self._instructions.for_query(query, self._choice, split=item.split)
             found.append(
-                Annotation(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
+                Annotation(
+                    query_record_id(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity
+                )
             )
         return found
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.record import Record, Rejection
 
 _TEXTS: Final = pa.list_(pa.string())
-_IDENTITY: Final = [
+_QUERY_COLUMNS: Final = [
     pa.field("id", pa.string()),
     pa.field("qid", pa.string()),
     pa.field("dataset", pa.string()),
@@ -29,7 +29,7 @@ _IDENTITY: Final = [
 
 RECORDS: Final = pa.schema(
     [
-        *_IDENTITY,
+        *_QUERY_COLUMNS,
         pa.field("route", pa.string()),
         pa.field("route_policy", pa.string()),
         pa.field("assessment", pa.float64()),
@@ -65,7 +65,7 @@ RECORDS: Final = pa.schema(
 
 REJECTIONS: Final = pa.schema(
     [
-        *_IDENTITY,
+        *_QUERY_COLUMNS,
         pa.field("stage", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),

@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
-from pipeline.dataset.near_duplicates import find_repeats, split_repeats
+from pipeline.dataset.near_duplicates import find_repeats, separate_repeats
 from pipeline.dataset.shards import ShardWriter, image_schema, with_images
 from pipeline.dataset.staging import Staging
 from pipeline.mbeir.images import ImageStore
@@ -68,9 +68,14 @@ def assemble(
             0 if bypass_duplicates else sum(map(len, repeated.values()))
         )
         data = ShardWriter(directory / "data", split, RECORDS, total=total, rows_per_shard=rows_per_shard, row_group=ROW_GROUP)
-        refused = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
+        rejection_counts = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
         rejected = ShardWriter(
-            directory / "rejected", split, REJECTIONS, total=sum(refused), rows_per_shard=rows_per_shard, row_group=ROW_GROUP
+            directory / "rejected",
+            split,
+            REJECTIONS,
+            total=sum(rejection_counts),
+            rows_per_shard=rows_per_shard,
+            row_group=ROW_GROUP,
         )
         pictured = None
         if images is not None:
@@ -83,7 +88,7 @@ def assemble(
                 row_group=IMAGE_ROW_GROUP,
                 group_bytes=image_group_bytes,
             )
-        for records, rejections in split_repeats(staging, repeated, bypass=bypass_duplicates):
+        for records, rejections in separate_repeats(staging, repeated, bypass=bypass_duplicates):
             _count(counts, records, rejections)
             data.write(records)
             rejected.write(rejections)
@@ -98,7 +103,7 @@ def assemble(
             f"{remedy} and run the same command again: the published dataset is untouched and every answer is in the ledger",
         ) from error
     tasks = tuple(_task_counts(key, counter) for key, counter in sorted(counts.items()))
-    return Assembled(tuple(file for file in files), tasks, total, sum(refused))
+    return Assembled(tuple(file for file in files), tasks, total, sum(rejection_counts))
 
 
 def _count(counts: dict[tuple[str, int], Counter[str]], records: pa.Table, rejections: pa.Table) -> None:

@@ -35,7 +35,7 @@ def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:
     return found
 
 
-def split_repeats(
+def separate_repeats(
     staging: Staging, repeated: dict[int, NDArray[np.int64]], *, bypass: bool
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(records, rejections) of each chunk: repeats become rejections, and with `bypass` bypass records as well."""

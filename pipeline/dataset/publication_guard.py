@@ -47,9 +47,9 @@ def nothing_kept(manifest: Manifest) -> str | None:
     if not manifest.records:
         return f"none of {manifest.queries:,} queries was kept: {dominant(manifest)}"
     reasoning = sum(task.reasoning for task in manifest.tasks)
-    refused = sum(count for _, count in _reasons(manifest, traces=True))
-    if not reasoning and refused >= _TRACES:
-        return f"none of {refused:,} queries that were to reason has a trace: {dominant(manifest, traces=True)}"
+    rejected = sum(count for _, count in _reasons(manifest, traces=True))
+    if not reasoning and rejected >= _TRACES:
+        return f"none of {rejected:,} queries that were to reason has a trace: {dominant(manifest, traces=True)}"
     return None
 
 
@@ -73,7 +73,7 @@ def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: 
     """
     if not records:
         return None
-    why = f"; most were refused for {dominant(new)}" if new.rejections else ""
+    why = f"; most were rejected for {dominant(new)}" if new.rejections else ""
     if new.records < least_share * records:
         return f"the build keeps {new.records:,} records, {where} has {records:,}{why}"
     kept = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}

@@ -12,7 +12,7 @@ from pipeline.export.samples import Sample, plain
 from pipeline.export.written import Written
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
-from schemas.mbeir import split_id
+from schemas.mbeir import parse_id
 
 
 def lamra(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
@@ -41,7 +41,7 @@ def lamra(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int
             )
             count += 1
     with (out / "mbeir_cot_train_cand_pool.jsonl").open("w", encoding="utf-8") as pool:
-        for did in sorted(candidates, key=split_id):
+        for did in sorted(candidates, key=parse_id):
             _line(pool, candidates[did])
     shutil.copyfile(Layout.open(images.root).instructions, out / "query_instructions.tsv")
     return Written(count)

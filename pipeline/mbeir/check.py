@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from pipeline.mbeir.findings import Findings, Report, Severity
+from pipeline.mbeir.findings import CheckResult, Findings, Severity
 from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
@@ -258,7 +258,7 @@ def check(
     decode: bool = False,
     max_examples: int = 5,
     image_roots: Sequence[Path] = (),
-) -> Report:
+) -> CheckResult:
     """Reads the whole directory and reports everything that is wrong or unusual.
 
     Args:
@@ -273,7 +273,7 @@ def check(
         store = plain_store(root, image_roots, max_ratio=MAX_RATIO)
         checker = Checker(layout, store=store, images=images, decode=decode, max_examples=max_examples, meter=meter)
         files = checker.run()
-    return Report(root=str(root), files=files, findings=list(checker.found))
+    return CheckResult(root=str(root), files=files, findings=list(checker.found))
 
 
 def _few(identifiers: tuple[str, ...] | list[str]) -> str:

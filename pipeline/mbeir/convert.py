@@ -1,6 +1,6 @@
 """A candidate pool file, converted once into a form that can be memory-mapped and searched.
 
-    <cache>/pools/<file stem>-<identity>/
+    <cache>/pools/<file stem>-<digest>/
         data.arrow    the rows in file order (Arrow IPC, many small record batches). The order decides score ties, so it stays.
         hashes.npy    UniIR's int64 hash of each did, in file order
         order.npy     argsort of the hashes (int32): the sorted way in
@@ -64,8 +64,8 @@ class PoolMeta(BaseModel):
 
 def entry_dir(path: Path, cache_dir: Path, policy: LinePolicy) -> Path:
     """The cache directory of a pool file as it is on disk now."""
-    identity = json.dumps([CONVERTER_VERSION, policy, *_identity(path)]).encode()
-    return cache_dir / "pools" / f"{path.stem}-{hashlib.sha256(identity).hexdigest()[:16]}"
+    state = json.dumps([CONVERTER_VERSION, policy, *_file_state(path)]).encode()
+    return cache_dir / "pools" / f"{path.stem}-{hashlib.sha256(state).hexdigest()[:16]}"
 
 
 def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRICT) -> Path:
@@ -102,7 +102,7 @@ def read_meta(entry: Path) -> PoolMeta | None:
     return meta if whole and meta.version == CONVERTER_VERSION else None
 
 
-def _identity(path: Path) -> tuple[Any, ...]:
+def _file_state(path: Path) -> tuple[Any, ...]:
     try:
         stat = path.stat()
     except OSError as error:
@@ -120,9 +120,9 @@ def _build(path: Path, entry: Path, policy: LinePolicy) -> None:
     temporary = entry.parent / f"{entry.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     try:
-        before = _identity(path)
+        before = _file_state(path)
         meta = _write(path, temporary, policy)
-        if _identity(path) != before:
+        if _file_state(path) != before:
             raise InputError(f"{path} changed while it was read", "wait until its download has finished, then run again")
         (temporary / "meta.json").write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for file in temporary.iterdir():

@@ -60,7 +60,7 @@ class Findings:
         return iter(sorted(self._found.values(), key=lambda f: (f.file, order.index(f.severity), f.code)))
 
 
-class Report(BaseModel):
+class CheckResult(BaseModel):
     """The outcome of `check`."""
 
     root: str
@@ -85,11 +85,11 @@ class Report(BaseModel):
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-def render(report: Report) -> RenderableType:
+def render(result: CheckResult) -> RenderableType:
     """For people: grouped by file, worst first."""
     lines: list[RenderableType] = []
     last = None
-    for finding in report.findings:
+    for finding in result.findings:
         if finding.file != last:
             lines.append(Text(f"\n{finding.file}" if lines else finding.file, style="bold"))
             last = finding.file
@@ -99,4 +99,4 @@ def render(report: Report) -> RenderableType:
         if finding.hidden:
             lines.append(Text(f"    … {finding.hidden:,} more", style="dim"))
         lines.append(Text(f"    → {finding.remedy}", style="dim"))
-    return Group(*lines, Text(f"\n{report.verdict}" if lines else report.verdict, style="bold"))
+    return Group(*lines, Text(f"\n{result.verdict}" if lines else result.verdict, style="bold"))

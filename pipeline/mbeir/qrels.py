@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.mbeir.jsonl import MAX_LISTED, LineProblem, MalformedInput, read_lines
-from schemas.mbeir import Qrel, split_id
+from schemas.mbeir import Qrel, parse_id
 
 
 class Relevant(NamedTuple):
@@ -61,7 +61,7 @@ def _parse(path: Path, number: int, line: bytes) -> Qrel | LineProblem:
     qid, _, did, relevance, task = cells
     for key, value in (("qid", qid), ("did", did)):
         try:
-            split_id(value)
+            parse_id(value)
         except ValueError as error:
             return problem(key, value, str(error))
     for key, value in (("relevance", relevance), ("task_id", task)):

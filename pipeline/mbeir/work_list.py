@@ -24,7 +24,6 @@ from pipeline.meter import Meter
 from schemas.config import InputConfig
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, Split
-from schemas.record import record_id
 
 _BLOCK: Final = 8 << 20
 _WIDTH: Final = 6
@@ -197,8 +196,3 @@ def _drawn(columns: NDArray[np.int64], keys: NDArray[np.int64], limit: int) -> N
         mixed = (mixed ^ (mixed >> np.uint64(29))) * factor
     mixed ^= mixed >> np.uint64(32)
     return columns[np.sort(np.argsort(mixed, kind="stable")[:limit])]
-
-
-def identity(query: Query, split: Split) -> str:
-    task = query.dataset_task
-    return record_id(split, task.dataset, task.task_id, query.qid)

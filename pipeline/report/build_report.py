@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.replay import replay
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.mbeir.candidates import first_positives
+from pipeline.mbeir.candidates import Row, first_positives
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.build_charts import build_charts
@@ -27,8 +27,6 @@ RECORDS: Final = 300
 REJECTIONS: Final = 100
 TASK_COLUMNS: Final = ("queries", "reasoning", "bypass", "rejected", "think rate", "kept")
 _LABELS: Final = {facet.name: facet.label for i in range(9) for facet in family_of(i).facets}
-
-Row = Mapping[str, Any]
 
 
 def build_page(
@@ -46,17 +44,17 @@ def build_page(
         "data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"]
     )
     rows = _sampled(dataset, records, numbers)
-    refused = _sampled_rejections(dataset, rejections)
+    rejected_rows = _sampled_rejections(dataset, rejections)
     annotations: dict[str, Annotation] = {}
     positives: dict[str, Candidate] = {}
     store = None
     if settings is not None and settings.mbeir.is_dir():
         store = build_store(settings)
-        annotations = replay(settings, [*rows, *refused])
-        positives = first_positives(settings, [*rows, *refused])
+        annotations = replay(settings, [*rows, *rejected_rows])
+        positives = first_positives(settings, [*rows, *rejected_rows])
     pictures = Thumbnails(store)
     examples = [_example(row, "record", annotations, positives, pictures) for row in rows]
-    examples += [_example(row, "rejected", annotations, positives, pictures) for row in refused]
+    examples += [_example(row, "rejected", annotations, positives, pictures) for row in rejected_rows]
     return Page(
         title=f"{manifest.name}: build report",
         banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)."
@@ -67,7 +65,7 @@ def build_page(
         charts=build_charts(manifest, numbers),
         grids=[_tasks(manifest), *_reasons(manifest)],
         examples=examples,
-        examples_note=_note(manifest, len(rows), len(refused), store is not None),
+        examples_note=_note(manifest, len(rows), len(rejected_rows), store is not None),
         pictures=pictures.found,
     )
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from pipeline.ledger.request_key import Identity
 from pipeline.ledger.served import same_as_before
-from pipeline.serving.preflight import Example, Report, Who, preflight
-from pipeline.teacher.check import Questions
+from pipeline.serving.preflight import Example, PreflightResult, Who, preflight
+from pipeline.teacher.trial_requests import Questions
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import SPLITS, Split
@@ -37,21 +37,21 @@ async def _check(config: BuildConfig, external: Mapping[Who, TeacherConfig], led
     except InputError:  # no query that can be asked: the build tells what is wrong with each
         return
     asked = [(who, endpoint) for who, one in external.items() for endpoint in one.endpoints]
-    reports = await asyncio.gather(
+    results = await asyncio.gather(
         *(preflight(endpoint, who, config, questions, [Example(sample) for sample in samples]) for who, endpoint in asked)
     )
-    for (who, _), report in zip(asked, reports, strict=True):
-        _require(who, report)
+    for (who, _), result in zip(asked, results, strict=True):
+        _require(who, result)
     for who, one in external.items():
-        told = [name for (whose, _), report in zip(asked, reports, strict=True) if whose == who for name in report.serves]
+        told = [name for (whose, _), result in zip(asked, results, strict=True) if whose == who for name in result.serves]
         same_as_before(ledger, who, Identity(one), told)
 
 
-def _require(who: Who, report: Report) -> None:
-    for finding in report.findings:
+def _require(who: Who, result: PreflightResult) -> None:
+    for finding in result.findings:
         found = finding.trouble
         if found is not None and found.stops and not finding.some_go:
             raise ConfigError(
-                f"the {who} at {report.endpoint.url} cannot do what the build asks: {finding.ability}: {found.detail}",
+                f"the {who} at {result.endpoint.url} cannot do what the build asks: {finding.ability}: {found.detail}",
                 f"{found.remedy}; `mbeir-cot teacher check CONFIG` shows all that it asks",
             )

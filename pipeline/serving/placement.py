@@ -102,7 +102,7 @@ def _places(
     return tuple(ones), tuple(twos)
 
 
-def refusal(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, str]:
+def explain_misfit(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, str]:
     """What to tell where the empty cluster could not hold the servers: problem and remedy."""
     gpus = {name: count for name, count in nodes.items() if count}
     have = describe(gpus)

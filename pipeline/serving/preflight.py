@@ -9,11 +9,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
 
-from pipeline.teacher.check import STAND_IN, Questions, Sample
 from pipeline.teacher.client import AGENT, TeacherClient
 from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import Judged, Reasoned, judge, reason
+from pipeline.teacher.trial_requests import STAND_IN, Questions, Sample
 from pipeline.traces.judgements import ASSESS, VERIFY, Labels, needs_assessment
 from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
@@ -59,7 +59,7 @@ class Example:
 
 
 @dataclass
-class Report:
+class PreflightResult:
     """Of one endpoint. `serves`: the model that answered, as it names it, and where its list says that it lies."""
 
     endpoint: Endpoint
@@ -77,33 +77,33 @@ class Report:
 
 async def preflight(
     endpoint: Endpoint, who: Who, config: BuildConfig, questions: Questions, examples: Sequence[Example]
-) -> Report:
+) -> PreflightResult:
     """Asks for each example all that a build asks of this teacher or verifier; the answers are put into the examples.
 
     The teacher verifies as well where there is no other verifier. Nothing is recorded.
     """
     settings = questions.verifier if who == "verifier" else config.teacher
-    report = Report(endpoint, examples=list(examples))
+    result = PreflightResult(endpoint, examples=list(examples))
     listed = await _listed(endpoint, settings)
     if isinstance(listed, str):
-        report.add("reachable", unreachable(who, settings, listed))
-        return report
-    report.add("reachable")
+        result.add("reachable", unreachable(who, settings, listed))
+        return result
+    result.add("reachable")
     names = [str(model["id"]) for model in listed] if listed is not None else [endpoint.model]
     if endpoint.model not in names:
         served = ", ".join(names) or "nothing"
         detail = f"it serves {served}, not {endpoint.model}"
-        report.add("model name", Trouble(detail, f"mend `model` of {who}.endpoints", stops=True))
-        return report
-    report.add("model name")
+        result.add("model name", Trouble(detail, f"mend `model` of {who}.endpoints", stops=True))
+        return result
+    result.add("model name")
     transport = settings.transport.model_copy(update=_TRY)
     async with TeacherClient(transport.client((endpoint,)), agent=f"{AGENT} preflight") as client:
         asking = _Asking(who, settings, config, questions, client)
         await asyncio.gather(*(asking.ask(example) for example in examples))
-    asking.tell(report)
+    asking.tell(result)
     known = next((model for model in listed or () if model["id"] == endpoint.model), {})
-    report.serves = tuple(sorted({str(value) for value in (known.get("root"), *asking.models) if value}))
-    return report
+    result.serves = tuple(sorted({str(value) for value in (known.get("root"), *asking.models) if value}))
+    return result
 
 
 class _Asking:
@@ -128,7 +128,7 @@ class _Asking:
             request = self._questions.verify(example.sample, example.answer)
             example.verified = await self._judge("verify", example, request, VERIFY)
 
-    def tell(self, report: Report) -> None:
+    def tell(self, result: PreflightResult) -> None:
         """One finding for each kind that goes, and for each remedy of what does not."""
         for kind, found in self._found.items():
             if not found:
@@ -141,9 +141,9 @@ class _Asking:
                     families.setdefault(one.remedy, {})[family] = None
             some_go = any(one is None for _, one in found)
             for remedy, one in troubles.items():
-                report.add(f"{kind} ({', '.join(families[remedy])})", one, some_go=some_go)
+                result.add(f"{kind} ({', '.join(families[remedy])})", one, some_go=some_go)
             if not troubles:
-                report.add(kind)
+                result.add(kind)
 
     async def _assess(self, example: Example) -> None:
         example.assessed = await self._judge("assess", example, self._questions.assess(example.sample), ASSESS)

@@ -10,7 +10,7 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from pipeline.serving.placement import Demand, Plan, describe, plan, refusal
+from pipeline.serving.placement import Demand, Plan, describe, explain_misfit, plan
 from pipeline.serving.server import HostingError
 
 _SETTLE_S: Final = 10.0
@@ -29,7 +29,7 @@ def reserve(demands: Sequence[Demand], timeout_s: float) -> list[list[PlacementG
         return [[None] * (demand.count or 1) for demand in demands]
     whole = plan(_gpus(), demands)
     if whole is None:
-        raise HostingError(*refusal(_gpus(), demands))
+        raise HostingError(*explain_misfit(_gpus(), demands))
     began = time.monotonic()
     while True:
         chosen = _choose(demands, whole, began, timeout_s)

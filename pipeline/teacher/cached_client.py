@@ -126,7 +126,7 @@ class CachedTeacherClient:
         try:
             self._ledger.append(entry)
         except LedgerError as error:
-            client.refuse(error)
+            client.stop_sending(error)
             raise
 
     def _count(self, answer: TeacherAnswer) -> None:

@@ -124,9 +124,9 @@ class TeacherClient:
         self._completion_tokens += answer.completion_tokens
         return answer
 
-    def refuse(self, error: Exception) -> None:
+    def stop_sending(self, error: Exception) -> None:
         """Sends no more requests: waiting and later requests fail with this error. Requests in flight continue."""
-        self._places.refuse(error)
+        self._places.stop_sending(error)
 
     def failure_share(self) -> float:
         """Share of failures among the last answers; 0 until half a window has been seen."""

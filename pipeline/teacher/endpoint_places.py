@@ -48,7 +48,7 @@ class Places:
         self.servers = [Server(endpoint, config) for endpoint in config.endpoints]
         self._waiting: deque[asyncio.Future[Server]] = deque()
         self._wake: asyncio.TimerHandle | None = None
-        self._refusal: Exception | None = None
+        self._stopped_by: Exception | None = None
 
     @property
     def waiting(self) -> int:
@@ -59,16 +59,16 @@ class Places:
         if self._wake is not None:
             self._wake.cancel()
 
-    def refuse(self, error: Exception) -> None:
+    def stop_sending(self, error: Exception) -> None:
         """Assigns no more places: waiting and later requests fail with this error."""
-        self._refusal = error
+        self._stopped_by = error
 
     async def acquire(self) -> Server:
         """A place. Checked again after waiting: the answer whose place this is may be the reason to stop."""
         server = await self._place()
-        if self._refusal is not None:
+        if self._stopped_by is not None:
             self.release(server)
-            raise self._refusal
+            raise self._stopped_by
         return server
 
     async def _place(self) -> Server:

@@ -38,7 +38,7 @@ def parse_trace(output: str, family: Family) -> Trace | Malformed:
         return Malformed(reason=FormatReason.PROMPT_LEAKAGE, detail=f"{leak[0]!r} belongs to the prompt")
     if plain := _rendered(family.name).fullmatch(text):
         return _trace(family, plain.groups())
-    pieces = _split(text)
+    pieces = _sections(text)
     if isinstance(pieces, Malformed):
         return pieces
     reasoning, answer = pieces
@@ -77,7 +77,7 @@ def _trace(family: Family, texts: tuple[str, ...]) -> Trace:
     return Trace.model_construct(family=family.name, facets=facets, answer=texts[-1])
 
 
-def _split(text: str) -> tuple[str, str] | Malformed:
+def _sections(text: str) -> tuple[str, str] | Malformed:
     """(reasoning, answer) between their tags."""
     tags = [(re.sub(r"\s", "", match[0]).lower(), match) for match in _TAG.finditer(text)]
     names = [name for name, _ in tags]

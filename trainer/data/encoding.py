@@ -214,7 +214,7 @@ class SequenceEncoder:
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].pictures), _characters(sequences[i]), i))
         return [
             self.make_chunk([sequences[i] for i in part], [places[i] for i in part])
-            for part in _split(order, [self.count_patches(sequence) for sequence in sequences], size, patches)
+            for part in _pack(order, [self.count_patches(sequence) for sequence in sequences], size, patches)
         ]
 
     def _prompt_ids(self, sequence: EncodedSequence, image_tokens: Iterator[int]) -> list[int]:
@@ -247,7 +247,7 @@ def _characters(sequence: EncodedSequence) -> int:
     return len(sequence.written) + sum(len(part) for part in sequence.prompt if isinstance(part, str))
 
 
-def _split(order: Sequence[int], patches: Sequence[int], size: int, most: int) -> Iterator[list[int]]:
+def _pack(order: Sequence[int], patches: Sequence[int], size: int, most: int) -> Iterator[list[int]]:
     part: list[int] = []
     used = 0
     for i in order:

@@ -8,14 +8,14 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.zero_shot.check import SuiteReport
+from trainer.zero_shot.check import SuiteCheck
 from trainer.zero_shot.columns import ALL, SEEN, UNSEEN, Column, Means
 from trainer.zero_shot.contamination import MARKS
 
 
-def render_check(report: SuiteReport, *, images: bool) -> RenderableType:
+def render_check(result: SuiteCheck, *, images: bool) -> RenderableType:
     """images: whether image files were looked for."""
-    return Group(_checked_tasks(report, images=images), *_remarks(report))
+    return Group(_checked_tasks(result, images=images), *_remarks(result))
 
 
 def render_columns(columns: Sequence[Column]) -> RenderableType:
@@ -44,21 +44,21 @@ def render_contamination(counts: Mapping[str, Mapping[str, int]]) -> RenderableT
     return table
 
 
-def _checked_tasks(report: SuiteReport, *, images: bool) -> Table:
+def _checked_tasks(result: SuiteCheck, *, images: bool) -> Table:
     table = Table("task", "column", "queries", "candidates", "images", "missing", box=None)
-    for task in report.tasks:
+    for task in result.tasks:
         counts = (f"{task.images:,}", f"{task.missing:,}") if images else ("", "")
         table.add_row(escape(task.task), escape(task.column), f"{task.queries:,}", f"{task.candidates:,}", *counts)
     return table
 
 
-def _remarks(report: SuiteReport) -> Iterator[RenderableType]:
-    for task in report.tasks:
+def _remarks(result: SuiteCheck) -> Iterator[RenderableType]:
+    for task in result.tasks:
         yield from (f"[bold red]error:[/] {escape(f'{task.task}: {problem}')}" for problem in task.problems)
         yield from (f"note: {escape(f'{task.task}: {note}')}" for note in task.notes)
-    for name, files in report.absent.items():
+    for name, files in result.absent.items():
         yield f"not there: {escape(name + ': ' + ', '.join(files))}"
-    if not report.tasks:
+    if not result.tasks:
         yield "nothing found: `mbeir-cot zero-shot list` names the files and where they come from"
 
 
