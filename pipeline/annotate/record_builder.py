@@ -17,13 +17,13 @@ from schemas.mbeir import Query
 from schemas.record import EMB_TOKEN, Record, Rejection, Route, Stage
 
 _DIGITS: Final = 6
-"""Digits of probabilities; more would only show the noise of the server's arithmetic."""
+"""Digits of probabilities; further ones are numerical noise of the server."""
 
 _RAW_CHARACTERS: Final = 4000
 
 
 class RecordBuilder:
-    """Turns annotations into validated rows; holds what all of them share."""
+    """Turns annotations into validated rows."""
 
     def __init__(self, annotator: Annotator) -> None:
         self._annotator = annotator
@@ -40,7 +40,7 @@ class RecordBuilder:
         return (self._record(annotation, bypass=True) if spared else None), rejection
 
     def rejected(self, annotation: Annotation, stage: Stage, reason: str, detail: str) -> Rejection:
-        """A rejection that comes from outside of the annotation."""
+        """A rejection with a cause outside the annotation."""
         return self._rejection(annotation, RejectionCause(stage, reason, detail))
 
     def _query_columns(self, annotation: Annotation) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class RecordBuilder:
         if accepted is not None and accepted.confidence is not None:
             verifier = self._annotator.verifier.identity
             verdict = {"accepted": True, "confidence": _rounded(accepted.confidence), "verifier": verifier.name}
-        row = self._query_columns(annotation) | {  # validated at once, with all that is in it
+        row = self._query_columns(annotation) | {  # validated as a whole
             "route": Route.BYPASS if trace is None else Route.REASONING,
             "route_policy": self._config.route.policy,
             "assessment": _rounded(annotation.assessment) if annotation.assessment is not None else None,
