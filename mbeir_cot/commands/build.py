@@ -186,7 +186,7 @@ def _manifest(directory: Path) -> Manifest:
     for place in (directory / "dataset", directory):
         if (place / "manifest.json").is_file():
             return Manifest.model_validate_json((place / "manifest.json").read_bytes())
-    raise InputError(f"{directory} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
+    raise InputError(f"{directory} contains no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
 
 def _print_summary(manifest: Manifest, out: Path, done: bool) -> None:

@@ -1,4 +1,4 @@
-"""Near-duplicates: records whose query and answer an earlier record has too. The first in order stays."""
+"""Near-duplicates: records with the same query and answer as an earlier record. The first one is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.trace import FacetText, Trace
 
 
 def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:
-    """Chunk -> rows whose near-duplicate key stood before."""
+    """Chunk -> rows whose near-duplicate key occurred before."""
     numbers = range(len(staging))
     lengths = [len(staging.keys[number]) for number in numbers]
     keys = np.concatenate([staging.keys[number] for number in numbers]) if lengths else np.empty(0, np.int64)
@@ -26,13 +26,13 @@ def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:
     is_repeat = np.ones(len(keys), bool)
     is_repeat[first] = False
     is_repeat[keys == 0] = False
-    found, start = {}, 0
+    repeats, start = {}, 0
     for number, length in zip(numbers, lengths, strict=True):
         rows = np.flatnonzero(is_repeat[start : start + length])
         if len(rows):
-            found[number] = rows
+            repeats[number] = rows
         start += length
-    return found
+    return repeats
 
 
 def separate_repeats(
@@ -75,7 +75,7 @@ def _as_rejections(records: pa.Table) -> pa.Table:
 
 
 def raw_answer(row: dict[str, Any]) -> str:
-    """The trace as the teacher writes it: all of it is in the record."""
+    """The trace as the teacher writes it, restored from the record."""
     family = family_of(row["task_id"])
     labels = {facet.name: facet.label for facet in family.facets}
     facets = tuple(FacetText(name=f["name"], label=labels[f["name"]], text=f["text"]) for f in row["facets"])

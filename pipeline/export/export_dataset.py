@@ -20,14 +20,14 @@ from schemas.errors import ConfigError, InputError
 
 
 class Exported(NamedTuple):
-    """Records written, and how many were left out for which reason."""
+    """What was exported: records, and how many were left out for which reason."""
 
     records: int
     skipped: dict[SkipReason, int]
     pictures: int = 0
-    """Written beside the export, because M-BEIR's own files show other decoders something else or have another name."""
+    """Pictures written beside the export, because other decoders read M-BEIR's file differently or its name differs."""
     unusable: int = 0
-    """Pictures that are named but cannot be opened."""
+    """Pictures that records name but that cannot be opened."""
 
 
 def export_dataset(
@@ -39,13 +39,13 @@ def export_dataset(
     negatives: int = 1,
     image_roots: Sequence[Path] = (),
 ) -> Exported:
-    """Writes `out`, whole or not at all.
+    """Writes `out` atomically.
 
     format: sentence-transformers, llama-factory, ms-swift, vlm2vec, lamra or tevatron.
     mbeir: the M-BEIR directory, whose candidates are joined [default: the build's].
-    negatives: hard negatives of each record, as far as it lists them.
+    negatives: hard negatives per record, if it lists that many.
 
-    Raises ConfigError for an unknown format; InputError where `out` exists or M-BEIR is not known.
+    Raises ConfigError for an unknown format; InputError if `out` exists or M-BEIR's directory is unknown.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format}: unknown", f"one of {', '.join(FORMATS)}")
