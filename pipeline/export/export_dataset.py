@@ -62,18 +62,18 @@ def export_dataset(
     pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
-        def kept() -> Iterator[Sample]:
-            for one in samples(dataset, root, cache, negatives=negatives):
+        def usable() -> Iterator[Sample]:
+            for sample in samples(dataset, root, cache, negatives=negatives):
                 meter.advance()
-                if isinstance(one, Skipped):
-                    skipped[one.reason] += 1
+                if isinstance(sample, Skipped):
+                    skipped[sample.reason] += 1
                 else:
-                    yield one if pictures is None else pictures.of(one)
+                    yield sample if pictures is None else pictures.of(sample)
 
         new.mkdir(parents=True, exist_ok=True)
-        for left in new.iterdir():  # of an export that was interrupted
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        written = FORMATS[format](kept(), images, new, negatives)
+        for path in new.iterdir():  # from an interrupted export
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        written = FORMATS[format](usable(), images, new, negatives)
     if pictures is not None and pictures.count:
         written = replace(written, said=(*written.said, f"{pictures.count:,} {BESIDE}"))
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
