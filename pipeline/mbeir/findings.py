@@ -35,20 +35,20 @@ class Finding(BaseModel):
 
 
 class Findings:
-    """Collects occurrences; memory is bounded by the examples that are kept."""
+    """Collects occurrences. Memory is bounded, since only a few examples of each are kept."""
 
     def __init__(self, root: Path, max_examples: int) -> None:
         self._root, self._max_examples = root, max_examples
-        self._found: dict[tuple[str, str], Finding] = {}
+        self._findings: dict[tuple[str, str], Finding] = {}
 
     def add(
         self, severity: Severity, code: str, file: Path, message: str, remedy: str, *, line: int | None = None, count: int = 1
     ) -> None:
         name = str(file.relative_to(self._root)) if file.is_relative_to(self._root) else str(file)
-        finding = self._found.get((name, code))
+        finding = self._findings.get((name, code))
         if finding is None:
             finding = Finding(severity=severity, code=code, file=name, count=0, remedy=remedy, examples=[])
-            self._found[name, code] = finding
+            self._findings[name, code] = finding
         finding.count += count
         if len(finding.examples) < self._max_examples:
             finding.examples.append(Example(line=line, message=message))
@@ -57,7 +57,7 @@ class Findings:
 
     def __iter__(self) -> Iterator[Finding]:
         order = list(Severity)
-        return iter(sorted(self._found.values(), key=lambda f: (f.file, order.index(f.severity), f.code)))
+        return iter(sorted(self._findings.values(), key=lambda f: (f.file, order.index(f.severity), f.code)))
 
 
 class CheckResult(BaseModel):
@@ -78,7 +78,7 @@ class CheckResult(BaseModel):
     def verdict(self) -> str:
         counts = ", ".join(f"{self.total(severity):,} {severity}s" for severity in Severity)
         return f"{self.files} files: {counts}. " + (
-            "Usable as it is." if self.ok else "Not usable until the errors are mended."
+            "Usable as it is." if self.ok else "Not usable until the errors are corrected."
         )
 
 
@@ -86,7 +86,7 @@ _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE
 
 
 def render(result: CheckResult) -> RenderableType:
-    """For people: grouped by file, worst first."""
+    """For the terminal: grouped by file, worst first."""
     lines: list[RenderableType] = []
     last = None
     for finding in result.findings:
