@@ -1,4 +1,4 @@
-"""Sends an endpoint the requests of the work, and reports every failure with the setting that fixes it."""
+"""Sends an endpoint a build's requests, and reports every failure with the setting that fixes it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Who = Literal["teacher", "verifier"]
 _TRY: Final = {"max_attempts": 2, "try_timeout_s": 120.0, "deadline_s": 240.0}
 _LISTED_S: Final = 20.0
 _NO_LIST: Final = frozenset({403, 404, 405, 501})
-"""A server without a list of models, or a key that may not see it; whether it has this one is seen from its answers."""
+"""The server has no list of models, or the key may not see it. Its answers show whether it has this one."""
 
 
 class Finding(NamedTuple):
-    """What an endpoint can or cannot do. `trouble`: for what it cannot; `some_go`: other requests of the kind did."""
+    """What an endpoint can or cannot do. `trouble`: why it cannot; `some_go`: other requests of the kind succeeded."""
 
     endpoint: str
     ability: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Example:
-    """A query and all that was said of it."""
+    """A query and the answers to its requests."""
 
     sample: Sample
     assessed: Judged | None = None
@@ -53,14 +53,14 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """To verify: the teacher's, if it is there."""
+        """The answer to verify: the teacher's, or a stand-in."""
         trace = self.reasoned.trace if self.reasoned is not None else None
         return trace.answer if isinstance(trace, Trace) else STAND_IN
 
 
 @dataclass
 class PreflightResult:
-    """Of one endpoint. `serves`: the model that answered, as it names it, and where its list says that it lies."""
+    """Of one endpoint. `serves`: the model's name in its answers, and its path in the list of models."""
 
     endpoint: Endpoint
     findings: list[Finding] = field(default_factory=list)
@@ -71,16 +71,16 @@ class PreflightResult:
     def ok(self) -> bool:
         return all(finding.ok for finding in self.findings)
 
-    def add(self, ability: str, found: Trouble | None = None, *, some_go: bool = False) -> None:
-        self.findings.append(Finding(self.endpoint.url, ability, found, some_go))
+    def add(self, ability: str, trouble: Trouble | None = None, *, some_go: bool = False) -> None:
+        self.findings.append(Finding(self.endpoint.url, ability, trouble, some_go))
 
 
 async def preflight(
     endpoint: Endpoint, who: Who, config: BuildConfig, questions: Questions, examples: Sequence[Example]
 ) -> PreflightResult:
-    """Asks for each example all that a build asks of this teacher or verifier; the answers are put into the examples.
+    """Sends, for each example, the requests that a build sends to this teacher or verifier, and stores the answers in it.
 
-    The teacher verifies as well where there is no other verifier. Nothing is recorded.
+    Without a separate verifier, the teacher also verifies. Nothing is recorded.
     """
     settings = questions.verifier if who == "verifier" else config.teacher
     result = PreflightResult(endpoint, examples=list(examples))
@@ -93,28 +93,28 @@ async def preflight(
     if endpoint.model not in names:
         served = ", ".join(names) or "nothing"
         detail = f"it serves {served}, not {endpoint.model}"
-        result.add("model name", Trouble(detail, f"mend `model` of {who}.endpoints", stops=True))
+        result.add("model name", Trouble(detail, f"correct `model` of {who}.endpoints", stops=True))
         return result
     result.add("model name")
     transport = settings.transport.model_copy(update=_TRY)
     async with TeacherClient(transport.client((endpoint,)), agent=f"{AGENT} preflight") as client:
-        asking = _Asking(who, settings, config, questions, client)
-        await asyncio.gather(*(asking.ask(example) for example in examples))
-    asking.tell(result)
+        trial = _Trial(who, settings, config, questions, client)
+        await asyncio.gather(*(trial.ask(example) for example in examples))
+    trial.add_findings(result)
     known = next((model for model in listed or () if model["id"] == endpoint.model), {})
-    result.serves = tuple(sorted({str(value) for value in (known.get("root"), *asking.models) if value}))
+    result.serves = tuple(sorted({str(value) for value in (known.get("root"), *trial.models) if value}))
     return result
 
 
-class _Asking:
-    """The result of each kind of request, by family."""
+class _Trial:
+    """Sends the requests and collects the result of each kind, by family."""
 
     def __init__(
         self, who: Who, settings: TeacherConfig, config: BuildConfig, questions: Questions, client: TeacherClient
     ) -> None:
         self._who, self._settings, self._config = who, settings, config
         self._questions, self._client = questions, client
-        self._found: dict[str, list[tuple[str, Trouble | None]]] = {"assess": [], "reason": [], "verify": []}
+        self._results: dict[str, list[tuple[str, Trouble | None]]] = {"assess": [], "reason": [], "verify": []}
         self.models: set[str] = set()
 
     async def ask(self, example: Example) -> None:
@@ -128,20 +128,20 @@ class _Asking:
             request = self._questions.verify(example.sample, example.answer)
             example.verified = await self._judge("verify", example, request, VERIFY)
 
-    def tell(self, result: PreflightResult) -> None:
-        """One finding for each kind that goes, and for each remedy of what does not."""
-        for kind, found in self._found.items():
-            if not found:
+    def add_findings(self, result: PreflightResult) -> None:
+        """Adds one finding for each kind that succeeds, and one for each remedy of those that fail."""
+        for kind, results in self._results.items():
+            if not results:
                 continue
             troubles: dict[str, Trouble] = {}
             families: dict[str, dict[str, None]] = {}
-            for family, one in found:
-                if one is not None:
-                    troubles.setdefault(one.remedy, one)
-                    families.setdefault(one.remedy, {})[family] = None
-            some_go = any(one is None for _, one in found)
-            for remedy, one in troubles.items():
-                result.add(f"{kind} ({', '.join(families[remedy])})", one, some_go=some_go)
+            for family, failure in results:
+                if failure is not None:
+                    troubles.setdefault(failure.remedy, failure)
+                    families.setdefault(failure.remedy, {})[family] = None
+            some_go = any(failure is None for _, failure in results)
+            for remedy, failure in troubles.items():
+                result.add(f"{kind} ({', '.join(families[remedy])})", failure, some_go=some_go)
             if not troubles:
                 result.add(kind)
 
@@ -159,15 +159,15 @@ class _Asking:
         return judged
 
     def _note(self, kind: str, example: Example, request: TeacherRequest, answer: TeacherAnswer, meaning: object) -> None:
-        found = trouble(self._who, self._settings, request, answer, meaning)
-        self._found[kind].append((example.sample.family.name, found))
+        failure = trouble(self._who, self._settings, request, answer, meaning)
+        self._results[kind].append((example.sample.family.name, failure))
         if answer.outcome is Outcome.OK:
             self.models.add(answer.model)
 
 
 async def _listed(endpoint: Endpoint, settings: TeacherConfig) -> list[dict[str, Any]] | str | None:
-    """The server's list of models, or what went wrong; None where it has none."""
-    client = TeacherClient(settings.transport.client((endpoint,)))  # reads the key, if there is one
+    """The server's list of models, or what went wrong; None if it has no list."""
+    client = TeacherClient(settings.transport.client((endpoint,)))  # for the headers, with the key if there is one
     try:
         timeout = aiohttp.ClientTimeout(total=_LISTED_S)
         url, headers = f"{endpoint.url.rstrip('/')}/models", client.headers(endpoint)
