@@ -256,12 +256,12 @@ def _dataset_task(dataset_digit: str, task_id: int) -> DatasetTask:
 
 
 def _defects(modality: Modality, text: str | None, image_path: str | None) -> tuple[str, ...]:
-    found = []
+    defects = []
     if modality.has_text and not (text and text.strip()):
-        found.append("empty_text")
+        defects.append("empty_text")
     if modality.has_image and not image_path:
-        found.append("no_image_path")
-    return tuple(found)
+        defects.append("no_image_path")
+    return tuple(defects)
 
 
 class Instruction(BaseModel):

@@ -78,8 +78,8 @@ def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: 
     why = f"; most were rejected for {dominant(new)}" if new.rejections else ""
     if new.records < least_share * records:
         return f"the build keeps {new.records:,} records, {where} has {records:,}{why}"
-    kept = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
-    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in kept]
+    remaining = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
+    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in remaining]
     if gone:
         names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in gone)
         return f"the build keeps no record of {names}, which {where} has{why}"

@@ -119,8 +119,8 @@ def _has_bytes(schema: pa.Schema) -> bool:
 def _image_sizes(table: pa.Table) -> NDArray[np.int64]:
     """Bytes of each row's image, (rows,)."""
     lengths = pc.binary_length(pc.struct_field(table["query_image"], "bytes"))
-    found: NDArray[np.int64] = pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
-    return found
+    sizes: NDArray[np.int64] = pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
+    return sizes
 
 
 def with_images(records: pa.Table, images: ImageStore) -> pa.Table:

@@ -75,7 +75,7 @@ def export_dataset(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         written = FORMATS[format](usable(), images, new, negatives)
     if pictures is not None and pictures.count:
-        written = replace(written, said=(*written.said, f"{pictures.count:,} {BESIDE}"))
+        written = replace(written, remarks=(*written.remarks, f"{pictures.count:,} {BESIDE}"))
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
         (new / name).write_text(text, encoding="utf-8")
     replace_directory(new, out)

@@ -42,6 +42,6 @@ def texts(
         f"{written.count:,} records, written by `mbeir-cot export --format {name}`{left}. MBEIR below is the M-BEIR directory."
     )
     body = (Path(__file__).parent / "readmes" / f"{name}.md").read_text(encoding="utf-8")
-    remarks = "\n".join(written.said)
+    remarks = "\n".join(written.remarks)
     readme = f"{written.header}{head}{line}\n\n{body}" + (f"\n{remarks}\n" if remarks else "")
     return {file: text.replace("OUT", out.name) for file, text in {"README.md": readme, **written.files}.items()}

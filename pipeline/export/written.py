@@ -15,12 +15,12 @@ from pipeline.mbeir.images import ImageStore, picture_value
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """count: records. header: YAML for the README's header. said: lines for the README on the files' content.
+    """count: records. header: YAML for the README's header. remarks: lines for the README on the files' content.
     files: further text files by name; OUT in them is replaced by the directory's name."""
 
     count: int
     header: str = ""
-    said: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
 

@@ -66,7 +66,7 @@ class Places:
         text = _ADDRESS.sub("…", text)
         return self._hosts.sub("…", text) if self._hosts is not None else text
 
-    def found(self, text: str) -> str:
+    def find(self, text: str) -> str:
         """The first place of this machine that a text names; empty for none.
 
         A place is one of the roots, or an absolute path that exists here; addresses with a port are places too.

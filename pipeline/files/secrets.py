@@ -31,7 +31,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)[^\s/@'\"]+:[^\s/@'\"]+(?=@)")
 
 def holds_secret(text: str) -> bool:
     """Whether a text holds what looks like a token or private key."""
-    return any(found["pem"] or _is_random(found[found.lastgroup or ""]) for found in _SHAPES.finditer(text))
+    return any(match["pem"] or _is_random(match[match.lastgroup or ""]) for match in _SHAPES.finditer(text))
 
 
 def without_secrets(text: str, values: Iterable[str] = ()) -> str:

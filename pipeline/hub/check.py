@@ -154,5 +154,5 @@ def _leaks(text: str, places: Places | None) -> Iterator[str]:
     """Descriptions of a suspected secret (never shown) or local path."""
     if holds_secret(text):
         yield " holds what looks like a token or key"
-    if places is not None and (found := places.found(text)):
-        yield f" names a place of this machine: {found!r}"
+    if places is not None and (place := places.find(text)):
+        yield f" names a place of this machine: {place!r}"

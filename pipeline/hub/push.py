@@ -207,10 +207,10 @@ class Target:
         with understood(self.repo):
             try:
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind, revision=self.revision)
-                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
+                return True, {file.path: file for file in listed if isinstance(file, RepoFile)}
             except RevisionNotFoundError:  # a new branch begins as main
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind)
-                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
+                return True, {file.path: file for file in listed if isinstance(file, RepoFile)}
             except RepositoryNotFoundError:
                 return False, {}
 

@@ -136,11 +136,11 @@ class _Reader:
             try:
                 query = Query.model_validate_json(line)
             except ValidationError as error:
-                found = line_problems(file.path, line_number, error)
+                line_errors = line_problems(file.path, line_number, error)
                 if self._config.malformed_lines == "skip":
-                    self._rejects.record(found, line)
+                    self._rejects.record(line_errors, line)
                     continue
-                problems += found
+                problems += line_errors
                 if len(problems) > MAX_LISTED:
                     raise MalformedInput(problems[:MAX_LISTED], more=True) from None
                 continue

@@ -118,8 +118,8 @@ def _json(figure: go.Figure) -> str:
     )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
-    found: str = figure.to_json()
-    return found
+    text: str = figure.to_json()
+    return text
 
 
 def _faint(colour: str) -> str:
