@@ -43,7 +43,7 @@ def push(
         bool, typer.Option("--replace", help="Push even a dataset that keeps much less than the one there.")
     ] = False,
 ) -> None:
-    """Publishes a finished dataset on the Hugging Face Hub.
+    """Pushes a finished dataset to the Hugging Face Hub.
 
     Checks everything first: rows against the schema, files against the manifest, the card, and that no text contains a local
     path or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads
@@ -81,7 +81,7 @@ def push_model(
     revision: Revision = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Publishes a trained embedder (adapter, token row, pooling) with a model card of its settings and its table."""
+    """Pushes a trained embedder (adapter, token row, pooling) with a model card of its settings and its table."""
     from pipeline.hub.push import Target
     from trainer.release.hub_files import FINAL, belongs, uploads
 
@@ -125,7 +125,7 @@ def _push(
         return
     with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
         target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
-    console.print(f"Published {escape(target.address)}")
+    console.print(f"Pushed to {escape(target.address)}")
 
 
 def _lines(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ _BATCH: Final = 2_000
 _UNKNOWN_LICENCES: Final = frozenset({"", "unknown", "none", "todo", "tbd"})
 
 
-class NotPublishable(CotError):
+class NotFitToPush(CotError):
     """A dataset that must not be pushed as it is."""
 
 
@@ -35,7 +35,7 @@ class Problem:
 
 
 def check(dataset: BuiltDataset, advance: Callable[[int], None] = lambda rows: None, *, allow: Sequence[str] = ()) -> list[str]:
-    """Raises NotPublishable with everything that is wrong. `advance` is called with the number of validated rows.
+    """Raises NotFitToPush with everything that is wrong. `advance` is called with the number of validated rows.
 
     allow: ids of rows (or names of files) whose suspected secrets or local paths somebody has reviewed. Returns those of them
     that had such a finding, in order; the card lists them.
@@ -52,7 +52,7 @@ def check(dataset: BuiltDataset, advance: Callable[[int], None] = lambda rows: N
     if problems:
         listed = "".join(f"\n  - {problem.text}" for problem in problems)
         listed += "\n  - … and perhaps more" if len(problems) == _SHOWN else ""
-        raise NotPublishable(f"{dataset.directory} is not fit to be published:{listed}", _remedy(problems))
+        raise NotFitToPush(f"{dataset.directory} is not fit to be pushed:{listed}", _remedy(problems))
     return list(accepted)
 
 

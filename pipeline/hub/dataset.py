@@ -55,12 +55,12 @@ def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
 
     It must keep the build's `publish.least_share`, as in its own directory.
     """
-    published = target.content("manifest.json")
-    if published is None:
+    manifest = target.content("manifest.json")
+    if manifest is None:
         return
     as_asked = "or, if it is intended, push again with --replace; or push to another repository or --revision"
     try:
-        old = _Counts.model_validate_json(published)
+        old = _Counts.model_validate_json(manifest)
     except ValidationError:
         raise PushError(
             f"manifest.json of {target.address} at {target.revision} cannot be read, so what would be replaced is unknown; "

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.hub.check import NotPublishable, check
+from pipeline.hub.check import NotFitToPush, check
 from tests.pipeline.hub.conftest import rewritten
 
 pytestmark = [pytest.mark.slow]
 
 
 def refusal(dataset: Path) -> str:
-    with pytest.raises(NotPublishable) as caught:
+    with pytest.raises(NotFitToPush) as caught:
         check(BuiltDataset.open(dataset))
     return str(caught.value)
 

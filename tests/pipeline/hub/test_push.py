@@ -76,7 +76,7 @@ def test_a_pushed_dataset_loads_in_every_config_and_the_local_one_stays(
 ) -> None:
     before = digests(pictured_build / "dataset")
     said = push(hub, pictured_build, REPO, "--with-images", "--private")
-    assert "Published" in said
+    assert "Pushed to" in said
     assert digests(pictured_build / "dataset") == before
     assert hub.repos["dataset", REPO].private
     assert hub.authorizations <= {f"Bearer {TOKEN}", ""}
