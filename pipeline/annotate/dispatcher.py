@@ -20,7 +20,7 @@ from pipeline.annotate.build_progress import Board
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.staging import Chunk, Staging
-from pipeline.ledger.maintenance import disputed_subjects
+from pipeline.ledger.disputes import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
 from pipeline.mbeir.work_list import WorkList
 from pipeline.serving.environ import carried

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Final
 
 from pipeline.annotate.annotation import Annotation, RejectionCause
-from pipeline.annotate.screens import normalised
 from pipeline.annotate.steps import Annotator
 from pipeline.files.redaction import Places
 from pipeline.traces.judgements import needs_assessment
@@ -124,15 +122,6 @@ class RecordBuilder:
             assessment=_rounded(annotation.assessment) if annotation.assessment is not None else None,
             attempts=len(annotation.attempts),
         )
-
-
-def near_duplicate_key(record: Record) -> int:
-    """Equal for records whose query and normalised answer are the same; 0 for those that do not reason. 63 bits."""
-    if record.route is Route.BYPASS:
-        return 0
-    query = f"{record.dataset}\0{record.task_id}\0{normalised(record.query_text or '')}\0{record.query_image or ''}"
-    digest = hashlib.blake2b(f"{query}\0{normalised(record.answer or '')}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 1) | 1
 
 
 def _rounded(value: Probability) -> float:

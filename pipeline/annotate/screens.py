@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS, WORD
+from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS
 from pipeline.traces.token_counts import CountTokens
+from pipeline.traces.words import find_words, normalised
 from schemas.config import ScreenConfig
 from schemas.record import ScreenReason
 from schemas.trace import Trace
@@ -72,21 +73,10 @@ _REFUSAL_SIGNS: Final = (
 time."""
 
 
-@lru_cache(maxsize=64)
-def _words(text: str) -> list[str]:
-    """Lower case. Cached, since all rules read the same two texts: do not change the list."""
-    return WORD.findall(text.lower())
-
-
-def normalised(text: str) -> str:
-    """Lower case, words only, one space between: equal for texts that differ in case, punctuation and spacing."""
-    return " ".join(_words(text))
-
-
 @lru_cache(maxsize=4096)
 def keywords(text: str) -> frozenset[str]:
     """The salient words: no stop words, plural and singular alike."""
-    return frozenset(_stem(word) for word in _words(text) if word not in STOP_WORDS)
+    return frozenset(_stem(word) for word in find_words(text) if word not in STOP_WORDS)
 
 
 @lru_cache(maxsize=65_536)
@@ -98,7 +88,7 @@ def _stem(word: str) -> str:
 
 
 def word_ngrams(text: str, size: int) -> frozenset[str]:
-    words = _words(text)
+    words = find_words(text)
     return frozenset(" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
@@ -124,7 +114,7 @@ def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 
 def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
-        words = _words(text)
+        words = find_words(text)
         if len(words) < config.ngram + config.ngram_times - 1:
             continue
         ends = list(zip(words, words[config.ngram - 1 :], strict=False))
@@ -146,7 +136,7 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = [*_words(given.trace.reasoning), *_words(given.trace.answer)]
+    words = [*find_words(given.trace.reasoning), *find_words(given.trace.answer)]
     own = sum(map(ENGLISH.__contains__, words))
     if len(words) >= 20 and own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
@@ -179,7 +169,7 @@ def _may_copy(given: ScreenInput, size: int) -> bool:
     known = _vocabulary(given.template_words)
     for text in (given.trace.reasoning, given.trace.answer):
         run = 0
-        for word in _words(text):
+        for word in find_words(text):
             run = run + 1 if word in known else 0
             if run >= size:
                 return True

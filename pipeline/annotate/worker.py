@@ -16,11 +16,12 @@ from typing import Final
 import numpy as np
 
 from pipeline.annotate.annotation import Annotation, RejectionCause
-from pipeline.annotate.record_builder import RecordBuilder, near_duplicate_key
+from pipeline.annotate.record_builder import RecordBuilder
 from pipeline.annotate.steps import Annotator
 from pipeline.annotate.teacher_clients import TeacherClients
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.arrow_schema import records_table, rejections_table
+from pipeline.dataset.near_duplicates import near_duplicate_key
 from pipeline.dataset.staging import Chunk
 from pipeline.dataset.unreadable_inputs import state_of
 from pipeline.files.run_log import open_run_log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,18 @@ from numpy.typing import NDArray
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 from pipeline.dataset.staging import Staging
 from pipeline.traces.families import family_of
-from schemas.record import EMB_TOKEN, Route, ScreenReason, Stage
+from pipeline.traces.words import normalised
+from schemas.record import EMB_TOKEN, Record, Route, ScreenReason, Stage
 from schemas.trace import FacetText, Trace
+
+
+def near_duplicate_key(record: Record) -> int:
+    """Equal for records whose query and normalised answer are the same; 0 for those that do not reason. 63 bits."""
+    if record.route is Route.BYPASS:
+        return 0
+    query = f"{record.dataset}\0{record.task_id}\0{normalised(record.query_text or '')}\0{record.query_image or ''}"
+    digest = hashlib.blake2b(f"{query}\0{normalised(record.answer or '')}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 1) | 1
 
 
 def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:

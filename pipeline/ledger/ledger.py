@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
 from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.errors import ConfigError
 from schemas.teacher import Outcome, TeacherAnswer
 
@@ -178,13 +178,12 @@ class Ledger:
             self._segments.append(name)
             if not len(table):
                 continue
-            raw = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
             outcome = np.asarray(table["outcome"].to_pylist())
             for row in np.flatnonzero(outcome == str(Outcome.LOST_WITH_SERVER)).tolist():
                 self.suspects.add(table["fingerprint"][row].as_py())
             is_final = (outcome == "ok") if retry_failed else ~np.isin(outcome, [str(o) for o in TRANSIENT])
             rows = np.flatnonzero(is_final).astype(np.uint64)
-            keys.append(raw[is_final])
+            keys.append(look_up_keys(table)[is_final])
             places.append((np.uint64(number) << np.uint64(32)) | rows)
         if keys:
             self._generations.append(_Generation(np.concatenate(keys), np.concatenate(places)))

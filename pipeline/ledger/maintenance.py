@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.ledger.entry import SCHEMA, TRANSIENT
 from pipeline.ledger.journal import LedgerError, read_journal, take_lock
 from pipeline.ledger.ledger import journals_directory
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.os_errors import refused_by_system
 
 _COMPACT_ROWS: Final = 200_000
@@ -55,7 +55,7 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
         stats.segments += 1
         stats.answers += len(table)
         stats.bytes += store.filesystem.get_file_info(store.path(name)).size
-        keys.append(_keys(table))
+        keys.append(look_up_keys(table))
         grouped = table.group_by(["kind", "outcome", "model"]).aggregate(
             [([], "count_all"), ("prompt_tokens", "sum"), ("completion_tokens", "sum"), ("latency_s", "sum")]
         )
@@ -123,36 +123,6 @@ def compact(location: str | Path) -> tuple[int, int]:
     for name in names:
         store.delete(name)
     return len(names), count
-
-
-def disputed_subjects(store: SegmentStore) -> set[str]:
-    """Ids of queries that used an answer which `Ledger.get` does not choose, because another query sent the same request at the
-    same time."""
-    keys = [_keys(store.open(name).read(columns=["fingerprint"])) for name in store.names()]
-    if not keys:
-        return set()
-    values, counts = np.unique(np.concatenate(keys), return_counts=True)
-    repeated = values[counts > 1]
-    if not len(repeated):
-        return set()
-    first: set[bytes] = set()
-    disputed: set[str] = set()
-    for name, of_segment in zip(store.names(), keys, strict=True):
-        rows = np.flatnonzero(np.isin(of_segment, repeated))
-        if not len(rows):
-            continue
-        for row in store.open(name).read(columns=["fingerprint", "subject", "outcome"]).take(pa.array(rows)).to_pylist():
-            if row["outcome"] != "ok":
-                continue
-            if row["fingerprint"] in first:
-                disputed.add(row["subject"])
-            first.add(row["fingerprint"])
-    return disputed
-
-
-def _keys(table: pa.Table) -> NDArray[Any]:
-    raw = b"".join(table["fingerprint"].to_pylist())
-    return np.frombuffer(raw, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
 
 
 def _chosen(table: pa.Table) -> NDArray[Any]:

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from pipeline.files.durable import sync
@@ -95,3 +97,9 @@ class SegmentStore:
 
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))
+
+
+def look_up_keys(table: pa.Table) -> NDArray[np.uint64]:
+    """The first 8 bytes of each row's fingerprint as a number."""
+    fingerprints = b"".join(table["fingerprint"].to_pylist())
+    return np.frombuffer(fingerprints, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
