@@ -32,7 +32,7 @@ def test_damage_is_found(copied: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert "another SHA-256" in refusal(copied)
+    assert "has a SHA-256 that differs" in refusal(copied)
     shard.unlink()
     assert "is missing" in refusal(copied)
 
