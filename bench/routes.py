@@ -8,7 +8,6 @@ ends in a correct answer (see `pocket.evaluation.build_quality.is_right`). Sever
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ from pipeline.traces.families import FAMILIES, family_of
 from pocket.evaluation.build_quality import is_right
 from pocket.world.ground_truth import QueryTruth, load_truth
 from schemas.mbeir import DatasetTask
-from trainer.evaluation.evaluate import queries_file
+from trainer.evaluation.query_log import queries_file, read_query_log
 
 
 def answer_of(trace: str) -> str:
@@ -39,8 +38,7 @@ def main(
     truths = {f"{t.dataset_task}/{t.qid}": t for t in load_truth(world / "truth").queries if t.split == split}
     groups: dict[str, list[tuple[dict[str, Any], QueryTruth]]] = defaultdict(list)
     for run in runs:
-        for line in queries_file(run / "eval", suffix, split).read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for entry in read_query_log(queries_file(run / "eval", suffix, split)):
             pair = (entry, truths[f"{entry['task']}/{entry['qid']}"])
             groups["all"].append(pair)
             groups[family_of(DatasetTask.parse(entry["task"]).task_id).name].append(pair)

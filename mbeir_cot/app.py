@@ -30,18 +30,18 @@ import mbeir_cot.commands.score
 import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
 import mbeir_cot.commands.zero_shot
-from mbeir_cot.failures import FAULT, explained, report_fault
+from mbeir_cot.failures import FAULT, explained, write_fault
 from mbeir_cot.printing import console
 from pipeline.files.run_log import DEBUG_VARIABLE, debug_wanted
 from schemas import __version__
 
-_STARTED: Final = "MBEIR_COT_UTF8"
-"""Set when Python has been restarted in UTF-8 mode, so that it is not restarted twice."""
+_RESTARTED: Final = "MBEIR_COT_UTF8"
+"""Set once Python has been restarted in UTF-8 mode, so that it is not restarted twice."""
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Build reasoning data for universal multimodal retrieval (M-BEIR-CoT) and fit the TRACE embedder on it.",
+    help="Build reasoning data for universal multimodal retrieval (M-BEIR-CoT) and train the TRACE embedder on it.",
 )
 for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
     app.command(_command)(getattr(mbeir_cot.commands.build, _command))
@@ -59,7 +59,7 @@ app.command()(mbeir_cot.commands.score.score)
 app.command()(mbeir_cot.commands.mteb.mteb)
 app.add_typer(mbeir_cot.commands.ledger.app, name="ledger", help="The log of every teacher answer.")
 app.add_typer(mbeir_cot.commands.mbeir.app, name="mbeir", help="Download, check and count M-BEIR.")
-app.add_typer(mbeir_cot.commands.teacher.app, name="teacher", help="Ask the teacher what it can do.")
+app.add_typer(mbeir_cot.commands.teacher.app, name="teacher", help="Check the teacher, download its models.")
 app.command()(mbeir_cot.commands.teacher.serve)
 app.add_typer(mbeir_cot.commands.zero_shot.app, name="zero-shot", help="The zero-shot suite: its files and its scores.")
 app.command()(mbeir_cot.commands.zero_shot.contamination)
@@ -78,7 +78,7 @@ def root(
     debug: Annotated[
         bool,
         typer.Option(
-            "--debug", help="Show tracebacks of errors and log more (also: MBEIR_COT_DEBUG=1). It may stand anywhere."
+            "--debug", help="Show tracebacks of errors and log more (also: MBEIR_COT_DEBUG=1). May be given anywhere."
         ),
     ] = False,
 ) -> None:
@@ -88,37 +88,36 @@ def root(
 def main() -> None:
     """Entry point.
 
-    Exit codes: 0 done, 1 the command found what it was asked to look for, 2 an error, 70 a fault of the program,
-    130 interrupted.
+    Exit codes: 0 success, 1 a check found problems, 2 an error, 70 a bug of the program, 130 interrupted.
     """
-    _speak_utf8()
+    _use_utf8()
     debug = _debug_wanted()
     try:
         app()
-    except Exception as error:  # noqa: BLE001 (the last place to say what happened)
+    except Exception as error:  # noqa: BLE001 (the last handler)
         if debug:
             traceback.print_exception(error)
         known = explained(error)
         if known is not None:
-            _say(f"[bold red]error:[/] {escape(str(known))}")
+            _print_error(f"[bold red]error:[/] {escape(str(known))}")
             sys.exit(2)
-        place = report_fault(error)
-        if place is None and not debug:
+        file = write_fault(error)
+        if file is None and not debug:
             traceback.print_exception(error)
-        _say(
+        _print_error(
             f"[bold red]a fault of the program:[/] {escape(f'{type(error).__name__}: {error}')}\n  "
-            + (f"the traceback is in {escape(str(place))}; please report it with that file\n  " if place is not None else "")
-            + "what was done is kept: the same command goes on. --debug shows the traceback here"
+            + (f"the traceback is in {escape(str(file))}; please report it with that file\n  " if file is not None else "")
+            + "finished work is kept: run the same command again to continue. --debug shows the traceback here"
         )
         sys.exit(FAULT)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     console(stderr=True).print(text)
 
 
 def _debug_wanted() -> bool:
-    """--debug may stand anywhere, as it is added to a command that has failed. Logs and child processes see the variable."""
+    """--debug may be given anywhere, since it is added to a command that has failed. Child processes get the variable."""
     options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     if "--debug" in options:
         sys.argv.remove("--debug")
@@ -126,10 +125,10 @@ def _debug_wanted() -> bool:
     return debug_wanted()
 
 
-def _speak_utf8() -> None:
-    """M-BEIR's texts and file names are UTF-8, whatever the locale says: Python is started again in its UTF-8 mode."""
-    if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8") and not os.environ.get(_STARTED):
-        os.environ |= {"PYTHONUTF8": "1", _STARTED: "1"}
+def _use_utf8() -> None:
+    """Restarts Python in its UTF-8 mode if necessary: M-BEIR's texts and file names are UTF-8, whatever the locale."""
+    if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8") and not os.environ.get(_RESTARTED):
+        os.environ |= {"PYTHONUTF8": "1", _RESTARTED: "1"}
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,6 +1,6 @@
-"""Turns uncaught exceptions into one line for known causes, and into a fault report for bugs of the program.
+"""Turns uncaught exceptions into one line for known causes, and into a file with the traceback for bugs of the program.
 
-An exception of a library is recognised by the module of its class, or by the library whose code raised it.
+A library's exception is recognised by the module of its class, or by the library whose code raised it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from schemas.errors import CotError
 FAULT: Final = 70
 """Exit code of a fault of the program (EX_SOFTWARE)."""
 
-_AGAIN: Final = "what was done is kept: run the same command again"
+_AGAIN: Final = "finished work is kept: run the same command again"
 _LIBRARIES: Final = {
     "transformers": (
         "transformers cannot use a model",
         "check the model's name, revision and files (for a Hub repository also the network and HF_TOKEN)",
     ),
-    "safetensors": ("a file of weights cannot be read", "download or write it again: it is cut off or no safetensors file"),
+    "safetensors": ("a file of weights cannot be read", "download or write it again: it is cut off or not a safetensors file"),
     "tokenizers": ("a tokenizer's file cannot be read", "download the model again"),
     "peft": ("PEFT cannot use an adapter", "check that the adapter and the base model belong together"),
     "huggingface_hub": ("the Hugging Face Hub", "check the network, HF_ENDPOINT, HF_TOKEN and the repository's name"),
@@ -38,15 +38,15 @@ _LIBRARIES: Final = {
     "pyarrow": ("a Parquet or Arrow file cannot be read or written", "build or convert it again: it is cut off or damaged"),
     "datasets": ("datasets cannot read a dataset", "build it again, or clear its cache (HF_DATASETS_CACHE)"),
     "PIL": ("an image cannot be read", "`mbeir-cot mbeir check DIR --decode` names the file"),
-    "yaml": ("a YAML file cannot be read", "mend the file"),
-    "pydantic_core": ("a file of settings or state cannot be read", "it is damaged, or of another version: make it again"),
-    "json": ("a JSON file cannot be read", "it is cut off or damaged: make or download it again"),
-    "orjson": ("a JSON file cannot be read", "it is cut off or damaged: make or download it again"),
-    "jinja2": ("a prompt template cannot be read", "mend the template"),
-    "vllm": ("vLLM", "see the server's log; `mbeir-cot teacher check CONFIG` tries the teacher by itself"),
+    "yaml": ("a YAML file cannot be read", "correct the file"),
+    "pydantic_core": ("a file of settings or state cannot be read", "it is damaged or from another version: create it again"),
+    "json": ("a JSON file cannot be read", "it is cut off or damaged: create or download it again"),
+    "orjson": ("a JSON file cannot be read", "it is cut off or damaged: create or download it again"),
+    "jinja2": ("a prompt template cannot be read", "correct the template"),
+    "vllm": ("vLLM", "see the server's log; `mbeir-cot teacher check CONFIG` tests the teacher alone"),
     "faiss": ("faiss", "check the description of the approximate index (--approximate)"),
 }
-"""Package -> (what of it failed, what to do)."""
+"""Package -> (what failed, what to do)."""
 _OF_FILES: Final = frozenset({"ArrowInvalid", "ArrowIOError", "ArrowCapacityError", "ArrowMemoryError"})
 _OUT_OF_MEMORY: Final = (
     "use smaller batches (training: batch.micro_batch_size; evaluation: evaluation.candidate_batch_size), or a larger machine"
@@ -60,26 +60,26 @@ _BY_ERRNO: Final = {
     errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs, or raise fs.file-max"),
     errno.ENOMEM: ("no memory is left", "close other programs, or use a larger machine"),
-    errno.EIO: ("the disk answers with an input/output error", "look at the disk and the system's log"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk and the system's log"),
     errno.ESTALE: ("the network file system has lost a file", "mount it again"),
     errno.ENAMETOOLONG: ("a path is too long", "name a shorter directory"),
-    errno.ENOENT: ("a file is missing", "it was removed meanwhile, or a directory is not mounted"),
+    errno.ENOENT: ("a file is missing", "it was removed in the meantime, or a directory is not mounted"),
 }
 
 
 def explained(error: BaseException) -> CotError | None:
     """The error with a remedy; None for a bug of the program."""
     cause: BaseException | None = error
-    while cause is not None:  # ours may have crossed Ray or a pool
+    while cause is not None:  # our error may have passed through Ray or a process pool
         if isinstance(cause, CotError):
             return cause
         inner = getattr(cause, "cause", None)
         cause = inner if isinstance(inner, BaseException) else cause.__cause__
-    said = _first_line(error)
+    message = _first_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return CotError(f"no memory is left: {said}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
+        return CotError(f"no memory is left: {message}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
     if isinstance(error, UnicodeDecodeError):
-        return CotError(f"a text is not UTF-8: {said}", "write the file as UTF-8, or download it again")
+        return CotError(f"a text is not UTF-8: {message}", "write the file as UTF-8, or download it again")
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         what, remedy = _BY_ERRNO[error.errno]
         place = f": {error.filename}" if error.filename else ""
@@ -88,32 +88,32 @@ def explained(error: BaseException) -> CotError | None:
     if library is None:
         return None
     what, remedy = _LIBRARIES[library]
-    return CotError(f"{what}: {type(error).__name__}: {said}", f"{remedy}; {_AGAIN}. With --debug the traceback is shown")
+    return CotError(f"{what}: {type(error).__name__}: {message}", f"{remedy}; {_AGAIN}. With --debug the traceback is shown")
 
 
 def _library(error: BaseException) -> str | None:
-    """The library that an exception is of, or whose code raised it."""
+    """The library that defines the exception, or whose code raised it."""
     package = type(error).__module__.split(".")[0]
     if package == "pyarrow" and type(error).__name__ not in _OF_FILES:
         return None  # a wrong type or name is our bug
     if package in _LIBRARIES:
         return package
     raised = _raised_in(error.__traceback__)
-    # a TypeError or an IndexError within a library is our wrong use of it
+    # a TypeError or IndexError in a library comes from our misuse of it
     return raised if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else None
 
 
 def _raised_in(trace: TracebackType | None) -> str | None:
-    """The last known library on the way down, unless our own code was called after it."""
-    found = None
+    """The last known library in the traceback, unless it called back into our code."""
+    library = None
     while trace is not None:
         package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
         if package in _LIBRARIES:
-            found = package
+            library = package
         elif package in ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards"):
-            found = None
+            library = None
         trace = trace.tb_next
-    return found
+    return library
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,8 +121,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:400] if lines else type(error).__name__
 
 
-def report_fault(error: BaseException) -> Path | None:
-    """Writes a fault report with the traceback. Returns its path, or None if nothing can be written."""
+def write_fault(error: BaseException) -> Path | None:
+    """Writes the traceback of a bug to a file. Returns its path, or None if it cannot be written."""
     from schemas import __version__  # noqa: PLC0415
 
     lines = [

@@ -19,7 +19,7 @@ ImageRoots = Annotated[
         exists=True,
         file_okay=False,
         resolve_path=True,
-        help="A further directory that links below the M-BEIR root may lead into. May be repeated.",
+        help="A further directory that links below the M-BEIR root may point into. May be repeated.",
     ),
 ]
 

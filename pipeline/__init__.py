@@ -1,6 +1,6 @@
 """M-BEIR in, M-BEIR-CoT out. `build` is the driver; `docs/architecture.md` shows the order of the sub-packages.
 
-Its public face, imported on first use:
+The public interface, imported on first use:
 
     open_dataset        a built dataset: records, rejections, manifest
     export_dataset      a built dataset in another project's format
@@ -31,7 +31,9 @@ _PLACES: Final = {
     "open_dataset": "pipeline.dataset.open_dataset",
 }
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until a command opens a file or a caller its own
+logging.getLogger(__name__).addHandler(
+    logging.NullHandler()
+)  # silent until a command opens a log file or a caller adds a handler
 
 
 __getattr__ = import_when_asked(__name__, _PLACES)

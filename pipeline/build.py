@@ -1,11 +1,11 @@
 """The driver of a build: M-BEIR and a teacher in, a published dataset out.
 
-    lock ─► read queries ─► convert pools ─► annotators (Ray) ◄─ servers, when something must be asked
-                                                 │ chunks, in any order
-                                              staging ─► assemble ─► publish
+    lock ─► read queries ─► convert pools ─► workers (Ray) ◄─ servers, when a request must be sent
+                                              │ chunks, in any order
+                                           staging ─► assemble ─► publish
 
-Everything that must survive is in the ledger. Nothing is saved when a build stops and nothing is loaded when it resumes: the
-same annotations are made again from the stored answers.
+Everything that must survive is in the ledger. A build saves nothing when it stops and loads nothing when it resumes: it makes
+the same annotations again from the stored answers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _OLD_WRITER_S: Final = 30.0
 
 
 def build(config: BuildConfig, *, replace: bool = False) -> tuple[Manifest, bool]:
-    """Builds (or finishes, or finds finished) the dataset of a config: (its manifest, whether anything was done).
+    """Builds the dataset of a config, or continues a build. Returns its manifest, and False if it was already up to date.
 
     replace: publishes even a dataset that keeps much less than the one it replaces (see `publication_guard`).
     Raises BuildStopped when interrupted, BuildError when it gives up, InputError and ConfigError before any work.
@@ -68,12 +68,12 @@ def build(config: BuildConfig, *, replace: bool = False) -> tuple[Manifest, bool
         board = Board(places.progress)
         try:
             with Interrupt() as interrupt:
-                one = _Build(config, places, board, interrupt, replace=replace)
-                manifest, done = one.run()
+                run = _Build(config, places, board, interrupt, replace=replace)
+                manifest, done = run.run()
             _refuse_nothing(manifest)
         except BuildStopped:
             board.state("stopped")
-            logger.warning("stopped; the same command goes on")
+            logger.warning("stopped; the same command continues")
             raise
         except BaseException as error:
             board.state("failed", str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -129,13 +129,13 @@ class _Build:
             self._annotate(inputs.work, staging)
             manifest = self._publish(inputs, staging)
         if not manifest.owed:
-            unread = {path: found for one in staging.unread.values() for path, found in one.items()}
+            unread = {path: state for chunk in staging.unread.values() for path, state in chunk.items()}
             self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs), "unread": unread}))
         self.board.state("finished")
         return manifest, True
 
     def _read(self, layout: Layout, instructions: InstructionTable) -> _Inputs:
-        """The queries, and the digests of all files that they and their candidates come from."""
+        """Reads the queries, and the digests of all files that they and their candidates come from."""
         self.board.state("reading")
         work = collect(layout, self.config.input, rejects=self.places.work / "malformed.jsonl")
         pools = self._pools(layout, work)
@@ -146,14 +146,14 @@ class _Build:
         return _Inputs(work, files, pools)
 
     def _recover(self) -> None:
-        """Seals the journals that killed workers have left."""
+        """Seals the journals that killed workers left."""
         journals = self.config.ledger.journal
         check_journals(journals_directory(SegmentStore(self.ledger), journals))
         recovered = recover(self.ledger, journals, wait_s=_OLD_WRITER_S)
         if recovered.busy and self.config.ledger.location is None:
             raise BuildError(
-                f"another process still writes {recovered.busy[0]}",
-                "wait until it has ended (a killed build's may take seconds)",
+                f"another process is still writing {recovered.busy[0]}",
+                "wait until it ends (a killed build's may take seconds)",
             )
 
     def _annotate(self, work: WorkList, staging: Staging) -> None:
@@ -167,7 +167,7 @@ class _Build:
             logs=self.places.logs,
             interrupted=lambda: self.interrupt.asked,
         )
-        self.interrupt.listen()  # again: Ray has set a handler of SIGTERM
+        self.interrupt.listen()  # again: Ray has set its own handler of SIGTERM
         dispatcher.run()
 
     def _publish(self, inputs: _Inputs, staging: Staging) -> Manifest:
@@ -180,7 +180,7 @@ class _Build:
             if not self.replace:
                 refuse_worse(manifest, new, dataset, self.config.publish.least_share)
             shutil.rmtree(set_aside(dataset), ignore_errors=True)
-            self.places.finished.unlink(missing_ok=True)  # it describes the dataset that is replaced now
+            self.places.finished.unlink(missing_ok=True)  # it describes the old dataset
             replace_text(self.places.settings, self.config.model_dump_json(indent=1) + "\n")
             replace_directory(new, dataset)
         except OSError as error:
@@ -196,7 +196,7 @@ class _Build:
         return manifest
 
     def _write(self, inputs: _Inputs, staging: Staging, directory: Path) -> Manifest:
-        """All files of the dataset, its card and its manifest."""
+        """Writes all files of the dataset, its card and its manifest."""
         output = self.config.output
         assembled = assemble(
             staging,
@@ -222,10 +222,11 @@ class _Build:
 
     def _check(self) -> None:
         """Checks what can be checked before any work."""
-        if self.places.dataset.is_symlink():  # the new one would take the link's place, on the link's disk
+        if self.places.dataset.is_symlink():  # the new dataset would replace the link itself, on the link's disk
             raise BuildError(
                 f"{self.places.dataset} is a link to {self.places.dataset.readlink()}, which cannot be replaced in one step",
-                "make the build's whole directory the link (or name the other disk's with --out), and move the dataset there",
+                "make the build's whole directory a link (or name the directory on the other disk with --out), "
+                "and move the dataset there",
             )
         token_counter(self.config)
         for teacher in filter(None, (self.config.teacher, self.config.verifier)):
@@ -236,29 +237,29 @@ class _Build:
                 check_model(teacher.server)
 
     def _pools(self, layout: Layout, work: WorkList) -> list[InputDigest]:
-        """Converts the needed pools once, before all workers try to."""
+        """Converts the needed pools once, before the workers open them."""
         wanted = set(work.tasks)
-        found: dict[Path, InputDigest] = {}
+        pools: dict[Path, InputDigest] = {}
         for task in DATASET_TASKS:
             if (task.dataset, task.task_id) not in wanted:
                 continue
             paths = layout.target_pools(task, work.split)
             if not paths and (self.config.verify.enabled or self.config.reveal_target):
                 raise InputError(
-                    f"{layout.root} has no candidate pool that could hold the positives of {task.name}, {work.split}: "
+                    f"{layout.root} has no candidate pool that could contain the positives of {task.name}, {work.split}: "
                     "no trace could be verified",
                     f"{layout.fetch_remedy(task.dataset, work.split)}; or leave it out (input.datasets)",
                 )
             for path in paths:
-                if path not in found:
+                if path not in pools:
                     with CandidatePool.open(path, self.config.input.candidate_cache) as pool:
-                        found[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
-        return [found[path] for path in sorted(found)]
+                        pools[path] = InputDigest(path=layout.relative(path), sha256=pool.sha256, rows=len(pool))
+        return [pools[path] for path in sorted(pools)]
 
     def _state_key(self, inputs: _Inputs) -> str:
-        """Equal as long as nothing that decides the dataset has changed (images that were read are taken as unchanged)."""
+        """Equal while nothing that determines the dataset has changed (images that were read are assumed unchanged)."""
         segments = SegmentStore(self.ledger).names()
-        digests = [[one.model_dump() for one in some] for some in (inputs.files, inputs.pools)]
+        digests = [[file.model_dump() for file in files] for files in (inputs.files, inputs.pools)]
         state = [config_sha256(self.config), *digests, segments]
         return hashlib.sha256(orjson.dumps(state)).hexdigest()
 

@@ -33,16 +33,16 @@ def load_config(
             refused.remedy if refused else "see configs/ for examples",
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "mend the file") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}", "correct the file") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no settings", "a config is a mapping of keys to values; see configs/")
+        raise ConfigError(f"{path} contains no settings", "a config is a mapping of keys to values; see configs/")
     return settings_of(data, model, overrides, path, image_roots=image_roots)
 
 
 def settings_of(
     data: dict[str, Any], model: type[Settings], overrides: tuple[str, ...], path: Path, *, image_roots: Sequence[Path] = ()
 ) -> Settings:
-    """`data` with the overrides as `model`; `path` is named where they do not fit."""
+    """Validates `data` with the overrides as `model`; errors name `path`."""
     for override in overrides:
         _set(data, override)
     if image_roots:
@@ -51,7 +51,7 @@ def settings_of(
         return model.model_validate(data)
     except ValidationError as error:
         problems = "\n".join(f"  {_described(item, model)}" for item in error.errors(include_url=False))
-        raise ConfigError(f"{path} has settings that do not fit:\n{problems}", "mend these keys; see configs/") from None
+        raise ConfigError(f"{path} has settings that do not fit:\n{problems}", "correct these keys; see configs/") from None
 
 
 def _set(data: dict[str, Any], override: str) -> None:
@@ -62,14 +62,14 @@ def _set(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"--set {key}: {parent} holds no further keys", "name an existing key")
+            raise ConfigError(f"--set {key}: {parent} has no further keys", "name an existing key")
     data[last] = yaml.safe_load(value)
 
 
 def _add_image_roots(data: dict[str, Any], section: str, roots: Sequence[Path]) -> None:
-    found = data.setdefault(section, {})
-    if isinstance(found, dict) and isinstance(found.get("image_roots") or [], list):  # else the model says what is wrong
-        found["image_roots"] = [*(found.get("image_roots") or []), *map(str, roots)]
+    settings = data.setdefault(section, {})
+    if isinstance(settings, dict) and isinstance(settings.get("image_roots") or [], list):  # else validation fails anyway
+        settings["image_roots"] = [*(settings.get("image_roots") or []), *map(str, roots)]
 
 
 def _described(item: Any, model: type[BaseModel]) -> str:
@@ -87,7 +87,7 @@ def _described(item: Any, model: type[BaseModel]) -> str:
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The known keys at the place of an unknown one."""
+    """The known keys beside an unknown one."""
     current: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, str) and current is not None and part in current.model_fields:
@@ -98,4 +98,4 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner)) is not None), None)
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner)) is not None), None)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, else a plain line at intervals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ TERMINAL_SECONDS: Final = 0.2
 PLAIN_SECONDS: Final = 10.0
 
 _hushed = 0
-"""How many `quiet_progress` this process is within."""
+"""Number of active `quiet_progress` contexts in this process."""
 
 
 @contextmanager
 def quiet_progress(quiet: bool = True) -> Iterator[None]:
-    """Within, this process shows no progress (where `quiet`). Training passes it on to the processes that it starts."""
+    """Hides this process's progress while the context lasts, if `quiet`. Training passes it on to the processes that it
+    starts."""
     global _hushed  # noqa: PLW0603 (one switch per process, as logging has)
     _hushed += quiet
     try:
@@ -44,7 +45,7 @@ def is_quiet() -> bool:
 
 
 class Meter:
-    """Counts `total` units (or bytes) of one job on stderr. Cheap enough to be advanced for every row."""
+    """Shows how many of `total` units (or bytes) are done, on stderr. Cheap enough to be advanced for every row."""
 
     def __init__(self, title: str, total: int, *, unit: str = "bytes") -> None:
         quiet = is_quiet()
@@ -71,7 +72,7 @@ class Meter:
         return self
 
     def resume(self, done: int) -> None:
-        """An earlier process did this much: it counts towards the total, and not towards the rate."""
+        """Counts work of an earlier process towards the total, but not towards the rate."""
         self.done = self._before = done
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

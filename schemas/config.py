@@ -22,21 +22,21 @@ from schemas.teacher_config import Settings, TeacherConfig
 
 
 class InputConfig(Settings):
-    """Which queries."""
+    """Which queries are built."""
 
     split: Literal["train", "val", "test", "union_train"] = "train"
-    """`union_train` is M-BEIR's up-sampled file: its repeated rows are asked once and counted in `multiplicity`."""
+    """`union_train` is M-BEIR's up-sampled file: a repeated row is annotated once and counted in `multiplicity`."""
     datasets: tuple[str, ...] = ()
     """Names such as `cirr`; empty for all that are there."""
     tasks: tuple[Annotated[int, Field(ge=0, le=8)], ...] = ()
     """M-BEIR's task ids; empty for all."""
     limit: PositiveInt | None = None
-    """Only so many queries, drawn evenly by a hash of their ids: a larger limit contains a smaller one."""
+    """Build only this many queries, sampled evenly by a hash of their ids. A larger limit contains a smaller one."""
     instruction: Literal["seeded", "fixed"] = "seeded"
-    """Which of the (four) instructions of a dataset-task a query gets: one drawn by seed and id, or always the first."""
+    """Which of a dataset-task's (four) instructions a query gets: one drawn by seed and id, or always the first."""
     instruction_seed: NonNegativeInt = 0
     malformed_lines: Literal["strict", "skip"] = "strict"
-    """`skip` records malformed lines in a file and goes on."""
+    """`skip` writes malformed lines to a file and continues."""
     image_roots: tuple[Path, ...] = ()
     """Further directories that symbolic links below the M-BEIR root may lead into."""
     candidate_cache: Path | None = None
@@ -62,7 +62,7 @@ class RouteConfig(Settings):
     threshold: Probability = 0.5
     """For `assessor`: P(complex) from which a query reasons."""
     always_assess: bool = False
-    """Ask for P(complex) under the other policies too, so that a later re-route with `assessor` costs nothing."""
+    """Ask for P(complex) under the other policies too, so that a later reroute with `assessor` sends no requests."""
 
 
 class ScreenConfig(Settings):
@@ -73,9 +73,9 @@ class ScreenConfig(Settings):
     ngram: PositiveInt = 6
     """Words in a row that count as repeated."""
     ngram_times: PositiveInt = 3
-    """Times that an n-gram may not stand in the reasoning or in the answer."""
+    """A trace fails if an n-gram occurs this often in the reasoning or in the answer."""
     copied_words: PositiveInt = 10
-    """So many words in a row that are the prompt template's own count as copied from it."""
+    """A run of this many of the prompt template's own words counts as copied."""
     tokenizer: str | None = None
     """A directory or Hub repository with the tokenizer.json to count with [default: the teacher's model]."""
 
@@ -90,35 +90,38 @@ class RepairConfig(Settings):
     """How a new trace is requested after a rejected one."""
 
     attempts: PositiveInt = 3
-    """Traces asked for in all. The second shows the teacher why the first was refused; later ones are hotter as well."""
+    """Traces requested in all. The second request tells the teacher why the first trace was rejected; later ones also raise the
+    temperature."""
     temperature_step: NonNegativeFloat = 0.3
+    """Added to the temperature with each attempt after the second."""
     after: tuple[Stage, ...] = (Stage.REASON, Stage.SCREEN)
-    """Which refusals are repaired. With `verify` among them traces are selected by the target (it is told apart by the
-    number of attempts in the provenance)."""
+    """Stages whose rejections are repaired. With `verify`, traces are selected by the target; the number of attempts in the
+    provenance shows for which records."""
 
 
 class StopConfig(Settings):
     """When a build gives up early instead of burning GPU-hours."""
 
     window: PositiveInt = 200
-    """Last annotations looked at, of those that asked the teacher something."""
+    """Recent annotations considered, of those that sent a request."""
     failures: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of requests without a usable answer above which the build stops."""
     unreachable_s: PositiveFloat = 900
-    """Seconds for which no server may answer at all; a large model that is started again loads for minutes."""
+    """Seconds without an answer from any server after which the build stops. A restarted server loads a large model for
+    minutes."""
     rejections: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of rejected reasoning annotations above which the build stops."""
     inputs: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of queries refused for one fault of their image (a disk that is not mounted) above which the build stops."""
+    """Share of queries rejected for the same image problem (such as a disk that is not mounted) above which the build stops."""
 
 
 class PublishConfig(Settings):
     """When a new dataset may replace an older one."""
 
     least_share: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """A dataset with fewer than this share of the records of the one in its place is not published, nor one that has no record
-    of a dataset-task that the old one has, unless `--replace` is given. A screen or threshold moves a few per cent; a missing
-    folder of images or a refusing server moves more."""
+    """A dataset with fewer than this share of the old one's records is not published, nor one without any record of a
+    dataset-task that the old one has, unless `--replace` is given. A changed screen or threshold costs a few per cent; a
+    missing image folder or a failing server costs more."""
 
 
 class LedgerConfig(Settings):
@@ -131,23 +134,24 @@ class LedgerConfig(Settings):
     segment_answers: PositiveInt = 20_000
     """Answers in a segment file."""
     fsync_s: NonNegativeFloat = 1.0
-    """Answers are on disk for good after this many seconds (a killed process loses none; a power cut at most these)."""
+    """Seconds between syncs to disk. A power cut loses at most the answers of this time; a killed process loses none."""
     retry_failed: bool = False
-    """Send permanently failed requests again (a 4xx, an answer that was cut off). Otherwise such failures stay."""
+    """Send permanently failed requests again (a 4xx, an answer that was cut off). Otherwise such failures are final."""
 
 
 class OutputConfig(Settings):
     name: str = "M-BEIR-CoT"
-    """Shown on the card."""
+    """The dataset's name on its card."""
     license: str = "mit"
-    """Of the annotations. Images and texts keep those of their sources."""
+    """Licence of the annotations. Images and texts keep the licences of their sources."""
     synthetic: bool = False
-    """Says in the card's first line and tags that the content is synthetic."""
+    """State in the card's first line and tags that the content is synthetic."""
     rows_per_shard: PositiveInt = 50_000
     with_images: bool = False
-    """Adds a config `with_images` whose rows hold the query's image."""
+    """Add a config `with_images`, whose rows contain the query's image."""
     image_row_group_mb: Annotated[int, Field(ge=1, le=300)] = 100
-    """Images in a row group of `with_images`, in MB: a reader takes a whole group at once, the Hub's viewer 300 MB at most."""
+    """Megabytes of images in a row group of `with_images`. Readers load a whole group; the Hub's viewer loads 300 MB at
+    most."""
 
 
 class BuildConfig(Settings):
@@ -160,7 +164,7 @@ class BuildConfig(Settings):
     input: InputConfig = InputConfig()
     teacher: TeacherConfig
     verifier: TeacherConfig | None = None
-    """Another model for verification; the teacher itself if there is none."""
+    """A separate model for verification [default: the teacher]."""
     route: RouteConfig = RouteConfig()
     screen: ScreenConfig = ScreenConfig()
     verify: VerifyConfig = VerifyConfig()
@@ -170,10 +174,11 @@ class BuildConfig(Settings):
     reveal_target: bool = False
     """For ablations: the teacher sees the target's text while it reasons. Stamped on every record."""
     lock: Path | None = None
-    """The file that is locked while a build is at work in `out` [default: `.lock` in it]. Name one on a local disk where `out`
-    lies on a file system without locks (and set `ledger.journal`); builds of other machines are not kept out then."""
+    """The file that a running build locks [default: `.lock` in `out`]. If `out` lies on a file system without locks, name a
+    file on a local disk (and set `ledger.journal`); builds on other machines are then not kept out."""
     workers: PositiveInt | None = None
-    """Ray actors that run the queries' annotations [default: one for 4 CPUs of the cluster]. Each has limits of its own."""
+    """Ray actors that annotate queries [default: one per 4 CPUs of the cluster]. Each has its own limit of requests in
+    flight."""
     early_stop: StopConfig = StopConfig()
     publish: PublishConfig = PublishConfig()
     ledger: LedgerConfig = LedgerConfig()

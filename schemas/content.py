@@ -17,7 +17,7 @@ class ContentPart(NamedTuple):
 
 def content_parts(where: str, given: Sequence[Any] | None) -> tuple[ContentPart, ...]:
     """From a dataset's `query_parts`: objects with `text` or `image`. Raises InputError, naming `where`, for others."""
-    parts = tuple(ContentPart(one.get("text"), one.get("image")) for one in given or ())
+    parts = tuple(ContentPart(part.get("text"), part.get("image")) for part in given or ())
     if any(bool(part.text) == bool(part.image) for part in parts):
-        raise InputError(f"{where}: a part of query_parts is to have a text or an image", "give exactly one of the two")
+        raise InputError(f"{where}: a part of query_parts needs a text or an image", "give exactly one of the two")
     return parts

@@ -1,6 +1,6 @@
-"""The error model: what was wrong, why, and what to do about it.
+"""The error model: what is wrong, why, and what to do about it.
 
-Two kinds of trouble are kept apart everywhere in the project:
+The project distinguishes two kinds of failure:
 
 * an *error* stops the command. It is a :class:`CotError`, its message names the file, row or key, and it says what to do;
 * a *rejection* is data. A query that cannot be used becomes a row with an enumerated reason and the job goes on.
@@ -16,7 +16,7 @@ class CotError(Exception):
 
     Args:
         problem: what is wrong, naming the file, row, key or value.
-        remedy: what to do about it; empty only where the problem says it already.
+        remedy: what to do about it; empty only if the problem already says it.
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -41,4 +41,4 @@ class BuildError(CotError):
 
 
 class BuildStopped(CotError):
-    """A build that was asked to stop. What was answered is kept."""
+    """A build that was asked to stop. All answers so far are kept."""

@@ -22,11 +22,11 @@ class ServerConfig(BaseModel):
     device: Literal["cpu", "cuda"] = "cuda"
     """`cpu` runs small models for tests and the pocket default."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    """`auto`: the checkpoint's own; on CPU float32 where the processor has no bfloat16 of its own and would emulate it."""
+    """`auto`: the checkpoint's own; on a CPU that would emulate bfloat16, float32."""
     max_model_len: PositiveInt = 8192
     """Prompt, images and answer together, in tokens. Longer prompts become rejections of their record."""
     images_per_prompt: NonNegativeInt = 2
-    """A verification shows the query's image and the target's."""
+    """A verification prompt shows the query's image and the target's."""
     min_pixels: PositiveInt | None = None
     """Smaller images are enlarged to this; None leaves it to the model's processor."""
     max_pixels: PositiveInt | None = 768 * 28 * 28
@@ -38,7 +38,7 @@ class ServerConfig(BaseModel):
     Where teacher and verifier are both managed and neither says how many, the verifier gets one, the teacher as many as fit
     beside it, and the verifier what is left."""
     placement_timeout_s: NonNegativeFloat = 300
-    """How long to wait for GPUs that others hold. What the cluster could not hold if it were empty is refused at once."""
+    """How long to wait for GPUs in use. Servers that would not fit on the empty cluster are refused at once."""
     api_servers: PositiveInt = 1
     """Processes that prepare images and speak HTTP. One prepares some 40 images a second at 800x600, 200 at M-BEIR's size:
     enough for 72B; 2 to 4 for a teacher of 3B or 7B."""
@@ -50,7 +50,7 @@ class ServerConfig(BaseModel):
     enforce_eager: bool = False
     """Skip graph capture: starts sooner, decodes slower. Always on for CPU."""
     cpu_kv_cache_gib: PositiveInt = 1
-    """Memory for the KV cache on CPU; whole GiB, vLLM reads no others."""
+    """Memory for the KV cache on CPU. vLLM accepts whole GiB only."""
     cpu_threads: str = "auto"
     """Cores to bind on CPU, e.g. `0-1`."""
     seed: int = 0
@@ -61,15 +61,16 @@ class ServerConfig(BaseModel):
     extra_args: tuple[str, ...] = ()
     """Further command-line arguments of vLLM's server, as they are."""
     host: str = "127.0.0.1"
-    """Address to listen on. Servers for other machines of a cluster listen on all; keep that network closed to others."""
+    """Address to listen on. Servers that serve other nodes of a cluster listen on all interfaces: keep that network private."""
     port: PositiveInt | None = None
-    """None takes a free one."""
+    """None: a free port."""
     startup_timeout_s: PositiveFloat = 1800
-    """Until healthy, counted from when the weights are there: a large model loads for minutes from network storage."""
+    """Time until the server is healthy, counted from the end of the download. A large model loads for minutes from network
+    storage."""
     unresponsive_timeout_s: PositiveFloat = 180
-    """A server whose health cannot be asked for this long is ended as if it had died."""
+    """A server that does not answer health checks for this long is treated as dead."""
     restarts: NonNegativeInt = 3
-    """Times in a row, without an answer between, that a server that died is started again before the job gives up."""
+    """Restarts of a server that dies again and again without answering a request, before the build gives up."""
 
 
 class Endpoint(BaseModel):
@@ -82,7 +83,7 @@ class Endpoint(BaseModel):
     model: str
     """The name that requests use."""
     revision: str | None = None
-    """A name of your own for what is served, part of every request's fingerprint: change it when another model comes to answer
-    under the same name. None: `as served`; what the servers tell of their model is compared all the same."""
+    """Your own name for the served model's version, part of every request key: change it when another model is served under the
+    same name. None: `as served`; what the servers report about their model is compared in any case."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""

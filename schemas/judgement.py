@@ -13,9 +13,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 class JudgementSource(StrEnum):
     LOGPROBS = "logprobs"
     BOUNDED = "bounded"
-    """One label was not among the listed log-probabilities: it was given the smallest of them, so this is a bound."""
+    """One label was not among the listed log-probabilities. It got the smallest of them, so the probability is a bound."""
     STATED = "stated"
-    """The model wrote a number: for endpoints without log-probabilities, and much worse calibrated."""
+    """The model wrote a number. For endpoints without log-probabilities; much less well calibrated."""
 
 
 class Judgement(BaseModel):

@@ -74,7 +74,7 @@ class Spread(_Frozen):
 
 
 class CardExample(_Frozen):
-    """A record that the card shows. Images are files of the dataset, made smaller; empty where there is none."""
+    """A record that the card shows. Images are reduced files in the dataset; empty if there is none."""
 
     family: str
     id: str
@@ -104,13 +104,13 @@ class Manifest(_Frozen):
     rejections: NonNegativeInt
     malformed_lines: NonNegativeInt
     owed: NonNegativeInt
-    """Rejections whose request got no answer: running the build again asks these anew."""
+    """Rejections whose request got no answer. Running the build again sends these requests again."""
     tasks: tuple[TaskCounts, ...]
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
     spreads: dict[str, Spread] = {}
-    """What is measured -> its distribution over the records: words and tokens."""
+    """Measured quantity -> its distribution over the records: words and tokens."""
     examples: tuple[CardExample, ...] = ()
     accepted: tuple[str, ...] = ()
-    """Ids of rows that looked as if they held a secret or a place of a machine, and were looked at and published."""
+    """Ids of rows with a suspected secret or local path that somebody reviewed and accepted."""
     files: tuple[DataFile, ...]

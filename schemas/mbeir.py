@@ -5,7 +5,7 @@ where it enters; inside, values are right by construction. Two kinds of defect a
 
 * *structure* (wrong type, unknown dataset, impossible task) makes the line malformed: validation raises;
 * *content* (a text query without text, an image query without an image path) leaves a well-formed row that cannot be used:
-  ``defects`` names what is missing, and whoever uses the row records a rejection.
+  ``defects`` names what is missing, and code that uses the row records a rejection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 EvaluationSplit = Literal["val", "test"]
 EVALUATION_SPLITS: Final[tuple[EvaluationSplit, ...]] = ("val", "test")
 QuerySplit = Literal["train", "val", "test", "union_train", "union_val"]
-"""Of query files: the union files hold the queries of a split's datasets together."""
+"""Splits of query files. The union files contain the queries of all datasets of a split."""
 QUERY_SPLITS: Final[tuple[QuerySplit, ...]] = (*SPLITS, "union_train", "union_val")
 
 
@@ -129,7 +129,7 @@ DID_HASH_BASE: Final = 10_000_000
 _PLAIN_ID: Final = re.compile(r"[0-9]:[1-9][0-9]{0,6}").fullmatch
 
 
-def split_id(identifier: str) -> tuple[int, int]:
+def parse_id(identifier: str) -> tuple[int, int]:
     """``"9:42"`` -> ``(9, 42)``. Raises ValueError unless it is ``<dataset id>:<n>`` with a known dataset and n >= 1."""
     if _PLAIN_ID(identifier):
         return int(identifier[0]), int(identifier[2:])
@@ -163,7 +163,7 @@ def unhash_did(hashed: int) -> str:
 
 
 def _hash(identifier: str, base: int) -> int:
-    dataset, number = split_id(identifier)
+    dataset, number = parse_id(identifier)
     if number >= base:
         raise ValueError(f"{identifier!r}: UniIR's hash holds numbers below {base:,} only")
     return dataset * base + number
@@ -174,7 +174,7 @@ def _modality(value: Any) -> Any:
 
 
 def _source_content(value: Any) -> Any:
-    # Since a re-issue of M-BEIR this is a string that holds JSON; older downloads have the object itself.
+    # Since M-BEIR was re-issued this is a string of JSON; older downloads contain the object itself.
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
@@ -251,17 +251,17 @@ class Candidate(_Row):
 
 @lru_cache(maxsize=256)
 def _dataset_task(dataset_digit: str, task_id: int) -> DatasetTask:
-    """A query's task is looked at many times on its way."""
+    """Cached: a query's task is looked up many times."""
     return DatasetTask(DATASET_NAMES[int(dataset_digit)], task_id)
 
 
 def _defects(modality: Modality, text: str | None, image_path: str | None) -> tuple[str, ...]:
-    found = []
+    defects = []
     if modality.has_text and not (text and text.strip()):
-        found.append("empty_text")
+        defects.append("empty_text")
     if modality.has_image and not image_path:
-        found.append("no_image_path")
-    return tuple(found)
+        defects.append("no_image_path")
+    return tuple(defects)
 
 
 class Instruction(BaseModel):

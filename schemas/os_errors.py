@@ -1,4 +1,4 @@
-"""What the operating system's refusals mean: an `OSError` as cause and remedy. The number decides, never the place alone."""
+"""Cause and remedy of an `OSError`. The error number decides, never the place where it occurred."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KNOWN: Final[dict[int, Explained]] = {
     errno.EISDIR: Explained("it is a directory, not a file", "check the path"),
     errno.EEXIST: Explained("something of that name is there already", "move it away, or name another place"),
     errno.ENOTEMPTY: Explained("the directory is not empty", "another process may have written into it: run again"),
-    errno.ELOOP: Explained("symbolic links lead in a circle", "mend the links (`namei -l PATH` shows them)"),
+    errno.ELOOP: Explained("symbolic links lead in a circle", "correct the links (`namei -l PATH` shows them)"),
     errno.ENAMETOOLONG: Explained("the path is too long", "name a shorter directory"),
     errno.EINVAL: Explained(
         "the file system does not offer what was asked of it", "name a directory on a local file system (ext4, xfs)"
@@ -40,7 +40,7 @@ _KNOWN: Final[dict[int, Explained]] = {
         "the disk or its connection fails", "look at `dmesg`; then run again, from a copy if the disk is damaged"
     ),
     errno.ESTALE: Explained("the network file system has lost the file", "mount it again, then run again"),
-    errno.ETIMEDOUT: Explained("the network file system does not answer", "look at its server, then run again"),
+    errno.ETIMEDOUT: Explained("the network file system does not answer", "check its server, then run again"),
     errno.EFBIG: Explained("the file is larger than allowed", "raise `ulimit -f`, or use another file system"),
     errno.ENOLCK: Explained(
         "the file system has no locks", "mount it with locks (NFS: lockd; Lustre: -o flock), or lock elsewhere"
@@ -50,7 +50,7 @@ _KNOWN: Final[dict[int, Explained]] = {
     errno.ETXTBSY: Explained("the file is being run", "end that program first"),
 }
 
-_IN_WORDS: Final = (  # Arrow and others tell it in words only
+_IN_WORDS: Final = (  # Arrow and others give no number
     ("No space left", errno.ENOSPC),
     ("quota exceeded", errno.EDQUOT),
     ("Read-only file system", errno.EROFS),
@@ -61,28 +61,28 @@ _IN_WORDS: Final = (  # Arrow and others tell it in words only
 )
 
 NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
-"""What flock answers where a file system has no locks."""
+"""Errors of flock on a file system without locks."""
 
 HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-"""What flock answers where somebody else has the lock."""
+"""Errors of flock if another process holds the lock."""
 
 STARVED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Of the process or machine, not of the file: another file would have failed as well."""
+"""Errors of the process or machine, not of the file: any other file would have failed too."""
 
 
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
-"""Nothing is there: what should be, and what brings it, is known where it was wanted."""
+"""Nothing is there. The caller knows what is missing and where to get it."""
 
 _NUMBERED: Final = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
-"""As Arrow and Rust write a number."""
+"""Error numbers as Arrow and Rust write them."""
 
 
 def number_of(error: BaseException) -> int | None:
-    """The errno, from the words where a library gives no other."""
+    """The errno; from the message if a library gives no number."""
     if (number := _given(error)) is not None:
         return number
-    said = str(error)
-    return next((number for words, number in _IN_WORDS if words.lower() in said.lower()), None)
+    message = str(error).lower()
+    return next((number for words, number in _IN_WORDS if words.lower() in message), None)
 
 
 def _given(error: BaseException) -> int | None:
@@ -93,9 +93,9 @@ def _given(error: BaseException) -> int | None:
 
 
 def refused_by_system(error: BaseException) -> Explained | None:
-    """Cause and remedy where the operating system refused, also behind a library's exception.
+    """Cause and remedy if the operating system reported the error, also behind a library's exception.
 
-    None for what is absent (see ABSENT), for networks, and for content that is damaged: no number says what to do there.
+    None for absent files (see ABSENT), network errors and damaged content: no error number says what to do about these.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -107,7 +107,7 @@ def refused_by_system(error: BaseException) -> Explained | None:
 
 
 def explained(error: BaseException, remedy: str = "") -> Explained:
-    """Cause and remedy. `remedy`: what to do where the number says nothing better."""
+    """Cause and remedy. `remedy`: what to do if the error number suggests nothing better."""
     number = number_of(error)
     if number in _KNOWN:
         return _KNOWN[number]

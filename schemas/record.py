@@ -8,7 +8,7 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from schemas.judgement import JudgementReason, Probability
-from schemas.mbeir import DatasetTask, Id, Modality, Split
+from schemas.mbeir import DatasetTask, Id, Modality, Query, Split
 from schemas.teacher import Outcome
 from schemas.trace import FormatReason
 
@@ -40,7 +40,7 @@ class Stage(StrEnum):
 
 
 class ScreenReason(StrEnum):
-    """Why a well-formed trace is not kept: one value for each rule of the paper."""
+    """Why a screen rejected a well-formed trace: one value for each rule of the paper."""
 
     REASONING_TOO_SHORT = "reasoning_too_short"
     REASONING_TOO_LONG = "reasoning_too_long"
@@ -66,10 +66,10 @@ class InputReason(StrEnum):
     EMPTY_TEXT = "empty_text"
     NO_IMAGE_PATH = "no_image_path"
     CONFLICTING_ROWS = "conflicting_rows"
-    """Two rows of one id with different contents; the first is used, this is the other."""
+    """Two input rows with the same id and different contents. The first is used; this is the other."""
     PROMPT_TOO_LONG = "prompt_too_long"
     INTERNAL_ERROR = "internal_error"
-    """A fault of this program: please report it, with the detail."""
+    """A bug of this program. Please report it with the detail."""
 
 
 class ImageReason(StrEnum):
@@ -104,7 +104,7 @@ class RecordFacet(_Frozen):
 
 
 class Verdict(_Frozen):
-    """The verifier's. `accepted` is the confidence against the threshold of the build."""
+    """The verifier's verdict. `accepted`: the confidence is above the build's threshold."""
 
     accepted: bool
     confidence: Probability
@@ -112,24 +112,26 @@ class Verdict(_Frozen):
 
 
 class Provenance(_Frozen):
-    """Where a record comes from. Tokens are those of all requests of the record's annotation."""
+    """Where a record comes from. Token counts cover all requests of the record's annotation."""
 
     teacher: str
     revision: str
     prompt_sha256: str
-    """First 16 digits for each template of its annotation, as far as the build uses them: assess+reason+verify."""
+    """First 16 digits for each template that the annotation used: assess+reason+verify."""
     temperature: float | None
-    """None, like the seed's, where none was sent (`extra_body: {temperature: null}`): the server's own."""
+    """None if none was sent (`extra_body: {temperature: null}`), so the server's own applied. The same holds for the seed."""
     seed: NonNegativeInt | None
     attempts: NonNegativeInt
-    """Traces asked for; 0 for a query that bypasses."""
+    """Traces requested; 0 for a query that bypasses."""
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
     pipeline_version: str
     reveal_target: bool = False
 
 
-class _Identity(_Frozen):
+class _QueryColumns(_Frozen):
+    """The columns that records and rejections share."""
+
     id: Annotated[str, StringConstraints(pattern=r"^(?:train|val|test)/[a-z0-9]+/task[0-8]/[0-9]:[0-9]+$")]
     qid: Id
     dataset: str
@@ -143,10 +145,10 @@ class _Identity(_Frozen):
     positives: tuple[Id, ...]
     hard_negatives: tuple[Id, ...]
     multiplicity: PositiveInt = 1
-    """How often the input has the row (the up-sampled union repeats rows)."""
+    """How often the input contains the row (the up-sampled union repeats rows)."""
 
 
-class Record(_Identity):
+class Record(_QueryColumns):
     """One query of the dataset."""
 
     route: Route
@@ -163,18 +165,18 @@ class Record(_Identity):
     def _consistent(self) -> Self:
         if not self.target.endswith(EMB_TOKEN) or self.target.count(EMB_TOKEN) != 1:
             raise ValueError(f"the target must end in its only {EMB_TOKEN}")
-        said = self.target.removesuffix(EMB_TOKEN)
-        if "<" in said or ">" in said:
+        trace = self.target.removesuffix(EMB_TOKEN)
+        if "<" in trace or ">" in trace:
             raise ValueError("the target contains a tag")
         if self.route is Route.BYPASS:
-            if said or self.facets or self.reasoning or self.answer or self.verdict:
+            if trace or self.facets or self.reasoning or self.answer or self.verdict:
                 raise ValueError("a bypass record has no trace")
-        elif not (self.facets and self.reasoning and self.answer and said):
+        elif not (self.facets and self.reasoning and self.answer and trace):
             raise ValueError("a reasoning record needs facets, reasoning, answer and target")
         return self
 
 
-class Rejection(_Identity):
+class Rejection(_QueryColumns):
     """A query without a record, and the reason."""
 
     stage: Stage
@@ -194,6 +196,12 @@ class Rejection(_Identity):
 
 def record_id(split: Split, dataset: str, task_id: int, qid: str) -> str:
     return f"{split}/{dataset}/task{task_id}/{qid}"
+
+
+def query_record_id(query: Query, split: Split) -> str:
+    """The id of the query's record or rejection."""
+    task = query.dataset_task
+    return record_id(split, task.dataset, task.task_id, query.qid)
 
 
 def task_of_record(identifier: str) -> DatasetTask:

@@ -19,20 +19,20 @@ class Transport(BaseModel):
     """Requests in flight to an endpoint at first; the limit then finds its own size."""
     min_in_flight: PositiveInt = 1
     max_in_flight: PositiveInt = 512
-    """The limit grows no further than this."""
+    """The limit's maximum."""
     try_timeout_s: PositiveFloat = 300
-    """One attempt, from sending to the last byte: longer than the longest answer takes on a full server."""
+    """Time limit of one attempt, from sending to the last byte. It must exceed the longest answer's time on a busy server."""
     deadline_s: PositiveFloat = 3600
-    """One request with all its attempts and waiting, also for a server that is being restarted."""
+    """Time limit of a request with all attempts and waits, including waits for a server that restarts."""
     max_attempts: PositiveInt = 8
     backoff_s: PositiveFloat = 0.5
-    """The first wait before another attempt is up to this; it doubles each time."""
+    """Longest first wait before another attempt. It doubles each time."""
     backoff_cap_s: PositiveFloat = 30
     trust_env: bool = False
-    """Ask through the proxy that `http_proxy`, `https_proxy` and `no_proxy` name, for endpoints that are reached in no other
-    way. Never for servers of ours."""
+    """Send requests through the proxy in `http_proxy`, `https_proxy` and `no_proxy`, for endpoints that cannot be reached
+    otherwise. Never used for managed servers."""
     window: PositiveInt = 200
-    """Last answers over which the share of failures is taken, for stopping a run early."""
+    """Recent answers over which the share of failures is computed, for stopping a build early."""
 
     def client(self, endpoints: tuple[Endpoint, ...]) -> ClientConfig:
         return ClientConfig(endpoints=endpoints, **self.model_dump())
@@ -50,17 +50,17 @@ class Outcome(StrEnum):
 
     OK = "ok"
     INVALID_FINISH = "invalid_finish"
-    """The server stopped for another reason than the end of the answer: it is cut off, not shorter."""
+    """The server stopped before the end of the answer: the answer is cut off."""
     MALFORMED_COMPLETION = "malformed_completion"
-    """HTTP 200 with a body that is no chat completion."""
+    """HTTP 200, but the body is not a chat completion."""
     PERMANENT_HTTP = "permanent_http"
-    """A 4xx that asking again would not change."""
+    """A 4xx that another attempt would not change."""
     EXHAUSTED_RETRIES = "exhausted_retries"
     DEADLINE = "deadline"
     LOST_WITH_SERVER = "lost_with_server"
-    """In flight when its server died: maybe the cause, so it is asked again alone."""
+    """In flight when its server died. It may be the cause, so it is sent again alone."""
     KILLS_SERVER = "kills_server"
-    """The server died of it again when it was asked alone."""
+    """The server died again when the request was sent alone."""
 
 
 class TeacherAnswer(BaseModel):
@@ -71,20 +71,20 @@ class TeacherAnswer(BaseModel):
     key: str
     outcome: Outcome
     detail: str = ""
-    """Why it is no usable text; of a usable one, what stood beside it (thoughts)."""
+    """Why there is no usable text. With usable text: what came beside it (thoughts)."""
     text: str = ""
     finish_reason: str | None = None
     first_token_logprobs: dict[str, float] = Field(default_factory=dict)
     prompt_tokens: NonNegativeInt = 0
     completion_tokens: NonNegativeInt = 0
     latency_s: float = 0.0
-    """Of the last attempt."""
+    """Duration of the last attempt."""
     total_s: float = 0.0
-    """From asking to the answer, with waiting and earlier attempts."""
+    """Duration of the whole request, with waits and earlier attempts."""
     attempts: NonNegativeInt = 0
     model: str = ""
     fingerprint: str | None = None
-    """What the server says of its build, if it does."""
+    """The server's own identifier of its build (`system_fingerprint`), if it sends one."""
     endpoint: str = ""
 
     @property
@@ -93,5 +93,5 @@ class TeacherAnswer(BaseModel):
 
     @property
     def is_owed(self) -> bool:
-        """Nothing was said of the question itself (the server did not answer): a later run asks again."""
+        """The server did not answer, so nothing is known about the request: a later run sends it again."""
         return self.outcome in (Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER)

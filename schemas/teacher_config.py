@@ -29,65 +29,65 @@ class Sampling(Settings):
     """How a trace is sampled. Judgements are always greedy."""
 
     temperature: NonNegativeFloat = 0.2
-    """Low: traces are to be right, not various. Repairs raise it."""
+    """Low: traces should be right, not varied. Repairs raise it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1)] = -1
-    """-1: all tokens. This and the next four are sent as they stand here, so a model's generation_config.json adds nothing."""
+    """-1: all tokens. This and the next four are always sent, so a model's generation_config.json has no effect."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: PositiveFloat = 1.0
-    """Above 1 it also counts the words of the prompt, which an answer is told to use again."""
+    """Above 1 it also penalises the prompt's words, which an answer is told to use."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     max_tokens: PositiveInt = 512
-    """An answer that is cut off here is no trace: above what prompts and screens ask for, so that only a model that runs on
-    meets it."""
+    """An answer that is cut off here is not a trace. The default exceeds what prompts and screens ask for, so that only a model
+    that does not stop reaches it."""
     seed: NonNegativeInt = 0
-    """Sent with each request: the same question gives the same answer on the same server."""
+    """Sent with each request: the same request gets the same answer from the same server."""
 
 
 VLLM_ONLY: Final = frozenset({"top_k", "min_p", "repetition_penalty"})
-"""Fields of `Sampling` that vLLM and its kin know and OpenAI's own API refuses."""
+"""Fields of `Sampling` that vLLM and similar servers accept and OpenAI's own API refuses."""
 
 _OURS: Final = frozenset({"model", "messages", "stream", "n"})
-"""What the client itself must say."""
+"""Fields that the client itself must set."""
 
 _SAMPLED: Final = frozenset({"temperature", "seed"})
-"""What repairs change and records tell."""
+"""Fields that repairs change and records report."""
 
 
 class TeacherConfig(Settings):
-    """Where the teacher comes from and how it is asked."""
+    """Where the teacher runs and how requests to it are made."""
 
     hosting: Literal["managed", "external"] = "managed"
-    """`managed`: we start vLLM and stop it. `external`: servers that run already."""
+    """`managed`: the build starts and stops vLLM. `external`: servers that already run."""
     server: ServerConfig | None = None
     """For `managed`."""
     reuse: bool = False
-    """Use a server of the same settings that `mbeir-cot serve` runs on this machine, if there is one."""
+    """Use a server with the same settings that `mbeir-cot serve` runs on this machine, if there is one."""
     endpoints: tuple[Endpoint, ...] = ()
     """For `external`: OpenAI-compatible endpoints of the same model."""
     dialect: Literal["vllm", "openai"] = "vllm"
     """Which request fields the endpoints take. `openai`: those of OpenAI's own API and of servers that refuse all others: no
     grammars, no `top_k`, `min_p` and `repetition_penalty`, and `max_completion_tokens` for `max_tokens`."""
     extra_body: dict[str, Any] = {}
-    """Further fields of every request, as they are; they go before ours, and null leaves one of ours out. Published in the
-    manifest: nothing secret. `logprobs` and `top_logprobs` change the requests that have them, those for judgements."""
+    """Further fields of every request, sent unchanged. They override the client's own; null leaves a field out. Published in
+    the manifest, so no secrets. `logprobs` and `top_logprobs` apply only to requests that have them, those for judgements."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables of the model's chat template, e.g. `{enable_thinking: false}`: an answer must come without thinking aloud."""
+    """Variables of the model's chat template, e.g. `{enable_thinking: false}`: an answer must not contain thinking."""
     prompts: str = "full"
     """A prompt set: `full` for real teachers, `pocket` for the tiny one, or a directory of templates."""
     grammar: bool | Literal["bounded"] = True
-    """Hold traces to their form while decoding. Off for endpoints without structured outputs: the parser is the same.
+    """Constrain traces to their form while decoding. Off for endpoints without structured outputs; the parser is the same.
 
-    `bounded` limits the lengths of the lines as well, for a model that runs on until `sampling.max_tokens`. It costs a server
-    1.4 ms a token of each answer, one after the other, and 9 s for each family after it starts (Qwen's 151,665 tokens)."""
+    `bounded` also limits the lengths of lines, for a model that does not stop before `sampling.max_tokens`. It costs a server
+    1.4 ms per token of each answer, not in parallel, and 9 s per family after its start (Qwen's 151,665 tokens)."""
     judgements: Literal["logprobs", "stated"] = "logprobs"
     """`stated` asks for a number in words, for endpoints without log-probabilities."""
     images: Literal["path", "data_url"] = "path"
-    """`path` where client and server share a file system: nothing is encoded or sent. For `external` [default: data_url], as
-    a server reads files only when it was started with `--allowed-local-media-path`."""
+    """`path` if client and server share a file system: no image is encoded or sent. The default for `external` is data_url,
+    because a server reads files only if it was started with `--allowed-local-media-path`."""
     max_pixels: PositiveInt = 1_000_000
-    """Larger images are reduced before they are sent, once, by us."""
+    """Larger images are reduced once, before they are sent."""
     max_facet_chars: PositiveInt = 600
     """For `grammar: bounded` only."""
     max_answer_chars: PositiveInt = 400
@@ -97,13 +97,13 @@ class TeacherConfig(Settings):
 
     @property
     def left_out(self) -> frozenset[str]:
-        """Fields that are not sent although we would."""
+        """Fields of the client that `extra_body` leaves out."""
         return frozenset(name for name, value in self.extra_body.items() if value is None)
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
-        """Those that follow from other keys."""
+        """Sets defaults that follow from other keys."""
         if isinstance(data, dict):
             follow: dict[str, Any] = {"images": "data_url"} if data.get("hosting") == "external" else {}
             follow |= {"grammar": False} if data.get("dialect") == "openai" else {}
@@ -114,20 +114,20 @@ class TeacherConfig(Settings):
     @classmethod
     def _as_json(cls, given: dict[str, Any]) -> dict[str, Any]:
         if ours := sorted(_OURS & given.keys()):
-            raise ValueError(f"{', '.join(ours)} cannot be given here; the client says it itself")
+            raise ValueError(f"{', '.join(ours)} cannot be given here; the client sets it")
         if sampled := [name for name in sorted(_SAMPLED) if given.get(name) is not None]:
-            raise ValueError(f"set sampling.{sampled[0]} (repairs change it); here it can be left out, by null")
-        found: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))  # YAML has dates and keys that JSON has not
-        return found
+            raise ValueError(f"set sampling.{sampled[0]} (repairs change it); here null leaves it out")
+        checked: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))  # YAML has dates and keys that JSON has not
+        return checked
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.hosting == "managed" and self.server is None:
             raise ValueError("hosting: managed needs `server`, the settings of the vLLM server to start")
         if self.hosting == "managed" and self.transport.trust_env:
-            raise ValueError("transport.trust_env is for `hosting: external`: servers of ours are asked past all proxies")
+            raise ValueError("transport.trust_env is for `hosting: external`: managed servers are reached without a proxy")
         if self.hosting == "external" and not self.endpoints:
-            raise ValueError("hosting: external needs `endpoints`, a list of servers that run")
+            raise ValueError("hosting: external needs `endpoints`, a list of running servers")
         return self
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class TeacherConfig(Settings):
         if self.dialect != "openai":
             return self
         if self.hosting != "external":
-            raise ValueError("dialect: openai is for `hosting: external`; our own servers are vLLM's")
+            raise ValueError("dialect: openai is for `hosting: external`; managed servers are vLLM's")
         if self.grammar:
             raise ValueError("dialect: openai has no grammars; set grammar: false (the parser reads the same form)")
         if self.images == "path":

@@ -26,7 +26,7 @@ Traces = Literal["teacher", "own", "mixed"]
 RouteChoice = Literal["learned", "always-direct", "always-reason", "given"]
 
 LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-"""By full name: a list of suffixes would hit the vision tower's MLP too."""
+"""Matched by full name: a list of suffixes would also match the vision tower's MLP."""
 
 
 class _Settings(BaseModel):
@@ -44,7 +44,7 @@ class LoraSettings(_Settings):
 
 
 class ModelSettings(_Settings):
-    """What is fitted."""
+    """The model that is trained."""
 
     base: str
     """A directory or Hub repository: any Qwen2.5-VL or Qwen3-VL."""
@@ -54,13 +54,13 @@ class ModelSettings(_Settings):
     lora: LoraSettings = LoraSettings()
     trained_rows: Literal["emb", "all"] = "emb"
     """Rows of the embedding matrix that are trained: the embedding token's, or all, for a base that has never seen some words
-    of the traces (the pocket base has not; a real one has)."""
+    of the traces (such as the pocket base)."""
     train_projector: bool = False
     """Train the merger between vision tower and language model too (the paper's figure shows it trainable)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights. What is trained is kept in float32."""
+    """Type of the frozen weights. Trained weights are kept in float32."""
     autocast: Autocast = False
-    """Matrix products in bfloat16. `auto`: where the hardware has them, so on GPUs and on some processors."""
+    """Compute matrix products in bfloat16. `auto`: if the hardware supports it, as GPUs and some CPUs do."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     max_pixels: PositiveInt | None = None
@@ -69,7 +69,7 @@ class ModelSettings(_Settings):
 
 
 class DataSettings(_Settings):
-    """What it learns from."""
+    """What the model is trained on."""
 
     dataset: str
     """A dataset that `mbeir-cot build` wrote: its directory, or a Hub repository."""
@@ -89,17 +89,17 @@ class DataSettings(_Settings):
     hard_negatives: NonNegativeInt = 0
     """Listed negatives added per query."""
     upsample: bool = False
-    """Repeat records as often as the up-sampled union file does."""
+    """Repeat records as often as the up-sampled union file does (`multiplicity`)."""
     hold_out: tuple[str, ...] = ()
     """Dataset-tasks (such as nights_task4) whose rows are left out of training. `eval` scores them in a group of their own."""
     skip_unreadable: bool = False
-    """Leave out what shows an image that cannot be read (missing, damaged, of a shape that the processor refuses), count and
-    list it, in training, evaluation and index; otherwise the first one ends the work. A query that is left out of an evaluation
+    """In training, evaluation and index, leave out items whose image cannot be read (missing, damaged, of a shape that the
+    processor refuses), count and list them; otherwise the first one is an error. A query that is left out of an evaluation
     counts as a miss. Training checks all images before its first step."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2
-    """Batches that each of them has ready, in /dev/shm: a training that would fill it is refused at its start."""
+    """Batches that each worker keeps ready in /dev/shm. A run that would fill it is refused at its start."""
 
     @field_validator("hold_out")
     @classmethod
@@ -111,24 +111,25 @@ class DataSettings(_Settings):
 
 class BatchSettings(_Settings):
     global_batch_size: PositiveInt = 1024
-    """Global: over all processes."""
+    """Queries in a step, over all processes."""
     micro_batch_size: PositiveInt | Literal["auto"] = 16
-    """Rows (queries and candidates) whose activations are held at once: this decides the memory, `global_batch_size` does not.
-    `auto`: as many as fit into `memory_share` of the GPU, tried at the start with large rows of the data, and kept when the run
-    is resumed; 16 on CPU."""
+    """Sequences (queries and candidates) whose activations are held at once. This decides the memory; `global_batch_size` does
+    not. `auto`: as many as fit into `memory_share` of the GPU, found at the start with long sequences of the data and kept when
+    the run is resumed; 16 on CPU."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Of a GPU's memory, for `micro_batch_size: auto`. The rest is for fragmentation, larger rows, and other libraries."""
+    """Share of a GPU's memory for `micro_batch_size: auto`. The rest is for fragmentation, longer sequences and other
+    libraries."""
     forward_batch_size: PositiveInt | None = None
-    """Rows in a forward pass [default: `micro_batch_size`]. Fewer rows need less padding."""
+    """Sequences in a forward pass [default: `micro_batch_size`]. Fewer sequences need less padding."""
     micro_batch_patches: PositiveInt = 65_536
-    """Most image patches in a forward pass (a single row may have more)."""
+    """Most image patches in a forward pass (a single sequence may have more)."""
     vision_cache_gib: NonNegativeFloat = 4.0
-    """GiB of a device that may hold, from the first pass of a step to the second, what the vision tower gave: the same while
-    nothing but its projector is trained. A 7B's picture of 341x256 takes 1.1 MB; what does not fit is computed again."""
+    """GiB of a device for the vision tower's output, kept from the first pass of a step to the second: the tower is frozen, so
+    it does not change. A 341x256 picture takes 1.1 MB with a 7B; what does not fit is computed again."""
     sampling: Literal["mixed", "by-task"] = "mixed"
     """`by-task`: all queries of a batch are of one dataset-task, so its negatives are of one kind."""
     balance: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Dataset-tasks are drawn by size ** balance: 1 as they are, 0 all alike."""
+    """Dataset-tasks are drawn in proportion to size ** balance: 1 by size, 0 all equally often."""
 
 
 class LossSettings(_Settings):
@@ -137,54 +138,54 @@ class LossSettings(_Settings):
     generation_weight: NonNegativeFloat = 1.0
     retrieval_weight: NonNegativeFloat = 1.0
     route_weight: NonNegativeFloat = 0.0
-    """Weight of the first token's CE on its own. The mean over a trace of n tokens gives the first one, which decides the
-    route, 1/n of the weight that a bypass gives it. 0 is the paper's loss."""
+    """Extra weight of the first token's CE. In the mean over a trace of n tokens the first token, which decides the route, has
+    1/n of the weight that it has in a bypass. 0 is the paper's loss."""
     temperature: PositiveFloat = 0.02
     """The paper gives none; 0.02 is its authors' later choice."""
     learn_temperature: bool = False
     bidirectional: bool = False
-    """Add candidates -> queries."""
+    """Add the loss from candidates to queries."""
 
 
 class OptimiserSettings(_Settings):
     lr: PositiveFloat = 2e-4
     token_lr_multiplier: PositiveFloat = 1.0
-    """Factor on the learning rate of token rows. Adam moves every entry of a row by about the learning rate at each step, and
-    one that suits a LoRA is large beside the rows of a base (``model.trained_rows: all``)."""
+    """Factor on the learning rate of token rows. Adam moves every entry by about the learning rate in each step, and a rate
+    that suits LoRA is large compared with a base's token rows (``model.trained_rows: all``)."""
     weight_decay: NonNegativeFloat = 0.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: PositiveFloat = 1.0
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = None
-    """Instead of `epochs`."""
+    """Number of steps, instead of `epochs`."""
 
 
 class TracesSettings(_Settings):
-    """Whose traces the contrastive pass is conditioned on. In service the embedding follows the student's own."""
+    """Whose traces precede the embedding in the contrastive pass. At inference the embedding follows the student's own."""
 
     contrastive: Traces = "teacher"
     """`own`: traces that the student wrote itself; `mixed`: for half of the queries, drawn anew each epoch."""
     refresh: PositiveInt = 100
-    """Steps after which the student writes its traces anew."""
+    """Steps between refreshes of the student's own traces."""
     first_refresh: NonNegativeInt = 0
     """Steps before its first own traces."""
 
 
 class CheckpointSettings(_Settings):
     save_every: PositiveInt = 200
-    """Steps."""
+    """Steps between checkpoints."""
     keep: PositiveInt = 2
     """How many of the last checkpoints are kept."""
 
 
 class AdaptiveSettings(_Settings):
-    """How queries are embedded in service."""
+    """How queries are embedded at inference."""
 
     route: RouteChoice = "learned"
     max_new_tokens: PositiveInt = 128
-    """A trace that has not ended by then is cut, and its embedding read where it stands; such traces are counted."""
+    """A trace that has not ended by then is cut and embedded as it is; such traces are counted."""
     prefill_rows: PositiveInt = 32
     decode_rows: PositiveInt = 64
 
@@ -194,18 +195,18 @@ class EvaluationSettings(_Settings):
     candidate_batch_size: PositiveInt = 64
     """Candidates in a forward pass."""
     workers: PositiveInt = 1
-    """Ray actors that embed candidate pools and queries, each with a copy of the model (and a GPU, where there are); 1: this
-    process."""
+    """Ray actors that embed candidate pools and queries, each with its own copy of the model (and its own GPU, if there are
+    any); 1: this process."""
     union: bool = True
     """Search the union of all local pools too."""
     teacher_trace_dataset: str | None = None
-    """A dataset that was built on this split (``input.split``): the teacher's traces, for the ceiling of hit@k with right
-    traces given and for the share of the student's that agree."""
+    """A dataset that was built on this split (``input.split``). Its traces give an upper bound of hit@k, and the share of the
+    student's traces that agree with the teacher's."""
     swap_test: bool = False
-    """Embed the queries of `trace` that reason after other traces too (none, another query's, their own words in random order):
-    how much of the hit rates is the trace's. Three more searches of all pools."""
+    """Embed the queries of `trace` that reason after other traces too (none, another query's, their own words in random order),
+    to measure what the trace contributes. Three more searches of all pools."""
     base: bool = True
-    """Score the base without any training too."""
+    """Also score the untrained base."""
 
 
 class TrainConfig(_Settings):
@@ -216,7 +217,7 @@ class TrainConfig(_Settings):
     out: Path
     """The run's directory. Each variant has a directory of its name in it."""
     variants: tuple[Variant, ...] = ("trace",)
-    """What `mbeir-cot train` fits: TRACE and its controls, on the same queries and budget."""
+    """What `mbeir-cot train` trains: TRACE and its controls, on the same queries and budget."""
     batch: BatchSettings = BatchSettings()
     loss: LossSettings = LossSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
@@ -228,8 +229,8 @@ class TrainConfig(_Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
     trackers: tuple[str, ...] = ()
-    """Experiment trackers that get what `metrics.jsonl` gets, by accelerate's names: wandb, trackio, mlflow, …; each has to be
-    installed, and is told where to write as it always is (WANDB_PROJECT, MLFLOW_TRACKING_URI, …)."""
+    """Experiment trackers that get what `metrics.jsonl` gets, by accelerate's names: wandb, trackio, mlflow, …. Each must be
+    installed and is configured as usual (WANDB_PROJECT, MLFLOW_TRACKING_URI, …)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -40,5 +40,5 @@ def test_a_dataset_is_opened_from_any_location(pictured_build: Path, tmp_path: P
     assert len(rows) == dataset.manifest.records
     assert dataset.row(rows[0]["id"])[1]["route"] == rows[0]["route"]
     assert open_dataset(pictured_build / "dataset").manifest == dataset.manifest
-    with pytest.raises(InputError, match="holds no finished dataset"):
+    with pytest.raises(InputError, match="contains no finished dataset"):
         open_dataset(tmp_path)

@@ -65,30 +65,41 @@ def test_every_text_file_names_its_encoding() -> None:
     assert not found
 
 
-_TAKES_MARKUP = frozenset({"print", "rule", "status", "add_row", "Table", "update"})
+_TAKES_MARKUP = frozenset({"print", "rule", "status", "add_row", "update"})
 _CONSOLES = frozenset({"console", "errors", "status", "table", "hits", "costs", "shown"})
+_RENDERABLES = frozenset({"Table", "Group", "Renderables", "Rule"})
 
 
-def unescaped(call: ast.Call) -> Iterator[str]:
-    """Yields values that are interpolated into markup and neither escaped nor formatted numbers."""
+def rendered(path: Path) -> Iterator[ast.expr]:
+    """Yields what rich reads as markup: arguments of its calls, and what functions yield for a group."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield from markup_arguments(node)
+        elif isinstance(node, ast.FunctionDef) and "RenderableType" in ast.unparse(node.returns or ast.Constant(None)):
+            yield from (inner.value for inner in ast.walk(node) if isinstance(inner, ast.Yield) and inner.value is not None)
+
+
+def markup_arguments(call: ast.Call) -> list[ast.expr]:
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     called = isinstance(owner, ast.Call) and name_of(owner) == "console"
-    if name_of(call) not in _TAKES_MARKUP or not (
-        called or (isinstance(owner, ast.Name) and owner.id in _CONSOLES) or name_of(call) == "Table"
-    ):
-        return
-    for argument in call.args:
-        if isinstance(argument, ast.Attribute):  # a cell, whose text may be foreign
-            yield ast.unparse(argument)
-        for part in _formatted(argument):
-            safe = part.format_spec is not None or (isinstance(part.value, ast.Call) and name_of(part.value) == "escape")
-            if not safe and not isinstance(part.value, ast.Name | ast.IfExp):
-                yield ast.unparse(part.value)
-            if not safe and isinstance(part.value, ast.Name) and part.value.id not in _OWN:
-                yield part.value.id
+    named = isinstance(owner, ast.Name) and owner.id in _CONSOLES
+    takes = name_of(call) in _RENDERABLES or (name_of(call) in _TAKES_MARKUP and (called or named))
+    return call.args if takes else []
 
 
-_OWN = frozenset({"shown", "remedy", "each", "place", "dataset"})
+def unescaped(argument: ast.expr) -> Iterator[str]:
+    """Yields values that are interpolated into markup and neither escaped nor formatted numbers."""
+    if isinstance(argument, ast.Attribute):  # a cell, whose text may be foreign
+        yield ast.unparse(argument)
+    for part in _formatted(argument):
+        safe = part.format_spec is not None or (isinstance(part.value, ast.Call) and name_of(part.value) == "escape")
+        if not safe and not isinstance(part.value, ast.Name | ast.IfExp):
+            yield ast.unparse(part.value)
+        if not safe and isinstance(part.value, ast.Name) and part.value.id not in _OWN:
+            yield part.value.id
+
+
+_OWN = frozenset({"shown", "remedy", "each", "place", "dataset", "result", "confidence"})
 """Names of texts that the lines above compose and escape."""
 
 
@@ -103,14 +114,23 @@ def _formatted(node: ast.AST) -> Iterator[ast.FormattedValue]:
 
 def test_foreign_texts_are_escaped_when_printed() -> None:
     found = [
-        f"{path.relative_to(ROOT)}:{call.lineno}: {text}"
+        f"{path.relative_to(ROOT)}:{argument.lineno}: {text}"
         for path in PRINTING
-        for call in calls(path)
-        for text in unescaped(call)
+        for argument in rendered(path)
+        for text in unescaped(argument)
     ]
     assert not found
-    (call,) = [node for node in ast.walk(ast.parse("console.print(f'[dim]{query.text}[/]')")) if isinstance(node, ast.Call)]
-    assert [*unescaped(call)] == ["query.text"]
+
+
+def test_the_rule_finds_unescaped_texts(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    for source in (
+        "console.print(f'[dim]{query.text}[/]')",
+        "Group(f'[dim]{query.text}[/]')",
+        "def lines() -> Iterator[RenderableType]:\n    yield f'[dim]{query.text}[/]'",
+    ):
+        path.write_text(source, encoding="utf-8")
+        assert [text for argument in rendered(path) for text in unescaped(argument)] == ["query.text"]
 
 
 def test_consoles_are_made_in_one_place() -> None:

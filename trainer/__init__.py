@@ -9,8 +9,8 @@ The public interface, imported on first use (``import trainer`` does not load to
 
 Names of tensors and arrays end in their dimensions, one letter each (`logits_BV`):
 
-    B rows of a forward pass    L length in tokens    D width of states and embeddings    V vocabulary
-    Q queries                   C candidates          K hits kept for a query             T labelled tokens, of all rows
+    B sequences in a forward pass L length in tokens  D width of states and embeddings    V vocabulary
+    Q queries                   C candidates          K hits kept for a query             T labelled tokens of all sequences
     H attention heads           W windows             N patches of images, or tokens      M K hits and a block's candidates
 """
 

@@ -1,4 +1,4 @@
-"""`mbeir-cot build` and the commands that look at builds."""
+"""`mbeir-cot build`, and the commands that preview, estimate and inspect builds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from mbeir_cot.options import ImageRoots
 from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
-    from pipeline.annotate.annotation import Annotation, Attempt
-    from prompts import Prompt
     from schemas.config import BuildConfig
     from schemas.manifest import Manifest
 
@@ -27,7 +25,7 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 _NARROWEST = 112
-"""Tables need this much; where output is no terminal the width is ours to choose."""
+"""Width of tables if the output is not a terminal."""
 
 console = printing.console(least_width=_NARROWEST)
 
@@ -54,10 +52,10 @@ def _settings(
 def build(
     config: Config,
     out: Out = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Build only this many queries, sampled evenly.")] = None,
     overrides: Set = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask failed requests again.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Send permanently failed requests again.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
     image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -78,7 +76,7 @@ def build(
     except BuildStopped as stopped:
         printing.console(stderr=True).print(escape(f"{stopped.problem}; {stopped.remedy}"))
         raise typer.Exit(130) from None
-    _summary(manifest, settings.out, done)
+    _print_summary(manifest, settings.out, done)
 
 
 def reroute(
@@ -86,7 +84,7 @@ def reroute(
     threshold: Annotated[float, typer.Option(min=0, max=1)],
     out: Out = None,
     overrides: Set = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Publish also what keeps much less than the old dataset.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
     image_roots: ImageRoots = None,
 ) -> None:
     """Builds again with another threshold on P(complex). Answers in the ledger are reused."""
@@ -99,8 +97,10 @@ def stats(directory: Dir, as_json: Json = False) -> None:
     manifest = _manifest(directory)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=1))
-    else:
-        _tables(manifest)
+        return
+    from pipeline.report.terminal import render_manifest
+
+    console.print(render_manifest(manifest))
 
 
 def status(directory: Dir, as_json: Json = False) -> None:
@@ -116,10 +116,10 @@ def status(directory: Dir, as_json: Json = False) -> None:
     except (OSError, ValueError) as error:
         if (refused := refused_by_system(error)) is not None:
             raise InputError(f"{file} cannot be read: {refused.cause}", refused.remedy) from error
-        raise InputError(f"no build was begun in {directory} ({file} cannot be read)", "name a build's directory") from error
+        raise InputError(f"there is no build in {directory} ({file} cannot be read)", "name a build's directory") from error
     running = progress.state not in ("finished", "stopped", "failed")
     if running and not is_held(directory):
-        progress = progress.model_copy(update={"state": "killed", "message": "run the same command again: it goes on"})
+        progress = progress.model_copy(update={"state": "killed", "message": "run the same command again to continue"})
     if as_json:
         typer.echo(progress.model_dump_json(indent=1))
         return
@@ -140,17 +140,18 @@ def preview(
     """Annotates a few queries and shows every step: images, prompts, answers, the result of each screen. Writes nothing."""
     from mbeir_cot.commands.teacher import told
     from pipeline.annotate.preview import annotate_queries
+    from pipeline.report.terminal import render_annotation
 
     settings = _settings(config, overrides, out, count, image_roots=image_roots)
     with told() as tell:
-        found = annotate_queries(settings, limit=count, tell=tell)
-    for annotation in found:
-        _show(annotation, settings)
+        annotations = annotate_queries(settings, limit=count, tell=tell)
+    for annotation in annotations:
+        console.print(render_annotation(annotation, settings))
 
 
 def estimate(
     config: Config,
-    sample: Annotated[int, typer.Option(min=10, help="Queries to ask for real.")] = 100,
+    sample: Annotated[int, typer.Option(min=10, help="Queries to annotate.")] = 100,
     overrides: Set = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs behind the endpoints, for GPU-hours.")] = 0,
     as_json: Json = False,
@@ -163,16 +164,17 @@ def estimate(
 
     settings = _settings(config, overrides, None, image_roots=image_roots)
     with told() as tell, hosted_pair(settings, tell=tell) as endpoints:
-        found = asyncio.run(run(settings, endpoints, sample, gpus))
+        predicted = asyncio.run(run(settings, endpoints, sample, gpus))
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        typer.echo(predicted.model_dump_json(indent=1))
         return
     table = Table("", "of the sample", "of the whole", "likely range")
-    for row in found.rows:
+    for row in predicted.rows:
         table.add_row(*map(escape, (row.what, row.sample, row.whole, row.spread)))
     console.print(table)
     console.print(
-        f"From {found.sample:,} of {found.queries:,} queries in {found.seconds:.0f} s at {found.in_flight:,} in flight. "
+        f"From {predicted.sample:,} of {predicted.queries:,} queries in {predicted.seconds:.0f} s "
+        f"at {predicted.in_flight:,} in flight. "
         "Time scales with the rate of this sample on these servers; a short sample underestimates full servers."
     )
 
@@ -184,11 +186,13 @@ def _manifest(directory: Path) -> Manifest:
     for place in (directory / "dataset", directory):
         if (place / "manifest.json").is_file():
             return Manifest.model_validate_json((place / "manifest.json").read_bytes())
-    raise InputError(f"{directory} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
+    raise InputError(f"{directory} contains no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
 
-def _summary(manifest: Manifest, out: Path, done: bool) -> None:
-    _tables(manifest)
+def _print_summary(manifest: Manifest, out: Path, done: bool) -> None:
+    from pipeline.report.terminal import render_manifest
+
+    console.print(render_manifest(manifest))
     reasoning = sum(task.reasoning for task in manifest.tasks)
     bypass = sum(task.bypass for task in manifest.tasks)
     console.print(
@@ -198,80 +202,6 @@ def _summary(manifest: Manifest, out: Path, done: bool) -> None:
     if manifest.malformed_lines:
         console.print(f"{manifest.malformed_lines:,} malformed lines are in {escape(str(out / 'work' / 'malformed.jsonl'))}.")
     if manifest.owed:
-        console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to ask them.")
+        console.print(f"[yellow]{manifest.owed:,} queries got no answer[/]: run the same command again to send them again.")
     dataset = escape(str(out / "dataset"))
     console.print(f'{"Wrote" if done else "Nothing has changed since"} {dataset}: load_dataset("{dataset}")')
-
-
-def _tables(manifest: Manifest) -> None:
-    if manifest.synthetic:
-        console.print("[bold]SYNTHETIC[/] (pocket world: invented queries and images)")
-    table = Table("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept", "first reason")
-    for number in range(1, 7):
-        table.columns[number].justify = "right"
-    for task in manifest.tasks:
-        first = max(task.rejected.items(), key=lambda item: item[1], default=None)
-        table.add_row(
-            escape(f"{task.dataset}_task{task.task_id}"),
-            f"{task.queries:,}",
-            f"{task.reasoning:,}",
-            f"{task.bypass:,}",
-            f"{task.rejections:,}",
-            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
-            f"{task.kept:.1%}" if task.kept is not None else "-",
-            f"{escape(first[0])} ({first[1]:,})" if first else "",
-        )
-    console.print(table)
-
-
-def _show(annotation: Annotation, settings: BuildConfig) -> None:
-    query = annotation.query
-    console.rule(f"[bold]{escape(annotation.id)}[/]", align="left")
-    console.print(f"[dim]instruction[/] {escape(annotation.instruction)}")
-    if query.query_txt:
-        console.print(f"[dim]text       [/] {escape(query.query_txt)}")
-    if query.query_img_path:
-        console.print(f"[dim]image      [/] {escape(str(settings.mbeir / query.query_img_path))}")
-    if annotation.target is not None:
-        image = str(settings.mbeir / annotation.target.img_path) if annotation.target.img_path else ""
-        console.print(f"[dim]target     [/] {escape(annotation.target.txt or '')} {escape(image)}")
-    if annotation.assessment is not None and annotation.assess_prompt is not None:
-        _prompt("assess", annotation.assess_prompt)
-        console.print(f"  P(complex) = {annotation.assessment:.3f}")
-    if annotation.route is not None:
-        console.print(f"[bold]route: {escape(annotation.route)}[/]")
-    for number, attempt in enumerate(annotation.attempts, 1):
-        _show_attempt(number, attempt, settings)
-    if annotation.rejection is not None:
-        cause = annotation.rejection
-        console.print(f"[red]rejected at {escape(cause.stage)}: {escape(cause.reason)}[/] ({escape(cause.detail)})")
-    else:
-        console.print("[green]a record[/]")
-
-
-def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
-    from pipeline.annotate.screens import screen_results
-
-    _prompt(f"reason, attempt {number}", attempt.prompt)
-    console.print(f"[dim]  raw answer ({attempt.answer.completion_tokens:,} tokens)[/]")
-    console.print(escape("\n".join(f"    {line}" for line in (attempt.answer.text or attempt.answer.detail).splitlines())))
-    if attempt.trace is not None:
-        for facet in attempt.trace.facets:
-            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
-        console.print(f"  [bold cyan]Answer[/]: {escape(attempt.trace.answer)}")
-    if attempt.screened is not None:
-        for name, fault in screen_results(attempt.screened, settings.screen).items():
-            shown = "[green]pass[/]" if fault is None else f"[red]{escape(fault.reason)}[/]: {escape(fault.detail)}"
-            console.print(f"  [dim]{escape(name):<26}[/] {shown}")
-    if attempt.verify_prompt is not None:
-        _prompt("verify", attempt.verify_prompt)
-        shown = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
-        console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
-
-
-def _prompt(title: str, prompt: Prompt) -> None:
-    from pipeline.report.build_report import in_words
-
-    text = in_words(prompt)
-    console.print(f"[dim]  {escape(title)} prompt[/]")
-    console.print(escape("\n".join(f"    {line}" for line in text.strip().splitlines())), style="dim")

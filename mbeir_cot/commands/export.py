@@ -29,7 +29,7 @@ def export(
     format: Annotated[Format, typer.Option(help="The project to write for.")],  # noqa: A002
     out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
     mbeir: Annotated[Path | None, typer.Option(help="The M-BEIR directory [default: the build's].")] = None,
-    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives for each record, as far as it lists them.")] = 1,
+    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives per record, if it lists that many.")] = 1,
     image_roots: ImageRoots = None,
 ) -> None:
     """Writes the records in a training project's format, joined with M-BEIR's candidates, with a README on how to use them."""
@@ -43,7 +43,7 @@ def export(
         f"Wrote {written.records:,} records for {escape(format)} to {escape(str(out))}; see {escape(str(out / 'README.md'))}"
     )
     if written.pictures:
-        console.print(f"{written.pictures:,} pictures are written beside it: decoders do not agree on M-BEIR's files")
+        console.print(f"{written.pictures:,} pictures are written beside it, because decoders disagree on M-BEIR's files")
     if written.unusable:
         console.print(
             f"[yellow]{written.unusable:,} pictures cannot be opened[/]; `mbeir-cot mbeir check DIR --decode` lists them"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub.")]
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
 Revision = Annotated[str | None, typer.Option(help="Branch to push to; it is created [default: main].")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, show what would be uploaded, send nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show what would be uploaded, without sending anything.")]
 
 console = printing.console()
 
@@ -34,17 +34,19 @@ def push(
     dry_run: DryRun = False,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="A row's id: what looks like a secret or a path in it was looked at. May be repeated."),
+        typer.Option(help="Id of a row whose suspected secret or path was reviewed and is harmless. May be repeated."),
     ] = None,
     allow_from: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such ids, one a line.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such ids, one per line.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Push also what keeps much less than the dataset there.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Push even a dataset that keeps much less than the one there.")
+    ] = False,
 ) -> None:
-    """Publishes a finished dataset on the Hugging Face Hub.
+    """Pushes a finished dataset to the Hugging Face Hub.
 
-    Checks everything first: rows against the schema, files against the manifest, the card, and that no text holds a path of
-    this machine or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads
+    Checks everything first: rows against the schema, files against the manifest, the card, and that no text contains a local
+    path or a token. Refuses a dataset that keeps much less than the one on the Hub (publish.least_share). Then uploads
     what the repository lacks; after an interruption, run it again. The token comes from HF_TOKEN or `hf auth login`;
     HF_ENDPOINT is used if set. The local dataset is not changed.
     """
@@ -61,12 +63,12 @@ def push(
         accepted = check(dataset, meter.advance, allow=given)
     if accepted:
         console.print(f"Accepted, and named in the card: {escape(', '.join(accepted))}")
-    if unneeded := [name for name in given if name not in accepted]:
+    if unneeded := [identifier for identifier in given if identifier not in accepted]:
         console.print(f"[yellow]Nothing to accept in {escape(', '.join(unneeded))}[/]")
-    found = uploads(dataset, repo, with_images=with_images, accepted=accepted)
+    files = uploads(dataset, repo, with_images=with_images, accepted=accepted)
     target = Target(repo, "dataset", revision)
     guard = None if replace else partial(refuse_worse, dataset, target)
-    _push(target, found, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run, guard=guard)
+    _push(target, files, FINAL, belongs, dataset.manifest.name, private=private, dry_run=dry_run, guard=guard)
     if not dry_run:
         console.print(escape(f'load_dataset("{repo}"{f", revision={revision!r}" if revision else ""})'))
 
@@ -79,12 +81,12 @@ def push_model(
     revision: Revision = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Publishes a trained embedder (adapter, token row, pooling) with a model card of its settings and its table."""
+    """Pushes a trained embedder (adapter, token row, pooling) with a model card of its settings and its table."""
     from pipeline.hub.push import Target
     from trainer.release.hub_files import FINAL, belongs, uploads
 
-    found = uploads(run, variant, repo)
-    _push(Target(repo, "model", revision), found, FINAL, belongs, f"{run.name} {variant}", private=private, dry_run=dry_run)
+    files = uploads(run, variant, repo)
+    _push(Target(repo, "model", revision), files, FINAL, belongs, f"{run.name} {variant}", private=private, dry_run=dry_run)
 
 
 def _push(
@@ -108,13 +110,13 @@ def _push(
         if not dry_run:
             raise
         _show(target.unseen(uploads, final=final))
-        console.print(f"[yellow]Not compared with what is there:[/] {escape(error.problem)}")
+        console.print(f"[yellow]Not compared with the repository:[/] {escape(error.problem)}")
         console.print("A dry run: nothing was sent.")
         return
     plan = target.plan(uploads, final=final, known=belongs)
     _show(plan)
     if plan.nothing:
-        console.print(f"{escape(target.address)} holds this already: nothing to do")
+        console.print(f"{escape(target.address)} is up to date: nothing to do")
         return
     if plan.exists and guard is not None:
         guard()
@@ -123,7 +125,7 @@ def _push(
         return
     with Meter("uploading", len(plan.large) + len(plan.last), unit="files") as meter:
         target.carry_out(plan, private=private, message=f"{name}, by mbeir-cot", advance=meter.advance)
-    console.print(f"Published {escape(target.address)}")
+    console.print(f"Pushed to {escape(target.address)}")
 
 
 def _lines(path: Path) -> list[str]:
@@ -139,7 +141,7 @@ def _show(plan: Plan) -> None:
         table.add_row("delete", escape(path), "")
     if not plan.nothing:
         console.print(table)
-    state = "" if plan.exists else "; the repository is to be created"
+    state = "" if plan.exists else "; the repository will be created"
     console.print(
-        f"{len(plan.large) + len(plan.last):,} files, {plan.size:,} bytes; {plan.unchanged:,} are there already{escape(state)}"
+        f"{len(plan.large) + len(plan.last):,} files, {plan.size:,} bytes; {plan.unchanged:,} are already there{escape(state)}"
     )

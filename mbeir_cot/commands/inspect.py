@@ -1,4 +1,4 @@
-"""`mbeir-cot report` and `mbeir-cot show`: look at a build or a run."""
+"""`mbeir-cot report` and `mbeir-cot show`: inspect a build or a run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def report(
         Path, typer.Argument(metavar="DIR|RUN", help="A build's directory, a dataset's, or a training run's.")
     ],
     out: Annotated[Path | None, typer.Option(help="The file to write [default: DIR/report.html].")] = None,
-    records: Annotated[int, typer.Option(min=0, help="Records to show, drawn evenly.")] = 300,
+    records: Annotated[int, typer.Option(min=0, help="Records to show, sampled evenly.")] = 300,
     rejections: Annotated[int, typer.Option(min=0, help="Rejections to show.")] = 100,
-    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens read, for the cost.")] = None,
-    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens written.")] = None,
+    price_in: Annotated[float | None, typer.Option(help="Price per million prompt tokens, to show the cost.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price per million completion tokens.")] = None,
     image_roots: ImageRoots = None,
 ) -> None:
     """Writes one HTML file with figures, tables, and examples with their images, prompts and raw answers.
 
-    The file needs no network. Of a build: think rates, yields, rejections, lengths, a browsable sample. Of a training run:
+    The file needs no network. For a build: think rates, yields, rejections, lengths, a browsable sample. For a training run:
     learning curves, the table with controls, and where TRACE wins and loses against the direct embedding.
     """
     from pipeline.files.durable import replace_text
@@ -102,9 +102,9 @@ def show(
         _lines([("provenance", ", ".join(f"{key} {value}" for key, value in row["provenance"].items()))])
     annotation = replay(settings, [row]).get(identifier) if settings is not None and here else None
     if annotation is None:
-        console.print("[dim]prompts and raw answers: the M-BEIR directory or the ledger of this build is not here[/]")
+        console.print("[dim]no prompts and raw answers: the M-BEIR directory or the ledger of this build is not here[/]")
     else:
-        _journey(annotation)
+        _print_exchanges(annotation)
 
 
 def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -113,7 +113,7 @@ def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
             console.print(f"[dim]{escape(label):<15}[/]{escape(str(value))}")
 
 
-def _journey(annotation: Annotation) -> None:
+def _print_exchanges(annotation: Annotation) -> None:
     from pipeline.report.build_report import exchanges
 
     for exchange in exchanges(annotation):

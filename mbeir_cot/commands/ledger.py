@@ -16,7 +16,7 @@ from mbeir_cot import printing
 app = typer.Typer(no_args_is_help=True)
 
 Place = Annotated[str, typer.Argument(metavar="LEDGER", help="A build's directory, a ledger's, or its URI.")]
-Journals = Annotated[Path | None, typer.Option(help="Where the journals are, for a ledger that is not local.")]
+Journals = Annotated[Path | None, typer.Option(help="Directory of the journals, for a ledger that is not local.")]
 
 console = printing.console()
 
@@ -26,22 +26,22 @@ def stats(place: Place, journals: Journals = None, as_json: Annotated[bool, type
     """Shows answers, failures, tokens and bytes by kind of request."""
     from pipeline.ledger.maintenance import ledger_stats
 
-    found = ledger_stats(_location(place), journals)
+    counts = ledger_stats(_location(place), journals)
     if as_json:
-        typer.echo(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2).decode())
+        typer.echo(orjson.dumps(asdict(counts), option=orjson.OPT_INDENT_2).decode())
         return
     table = Table("kind", "answers", "failures", "tokens in", "tokens out", "mean latency")
-    for name, kind in found.kinds.items():
+    for name, kind in counts.kinds.items():
         failures = ", ".join(f"{outcome} {count:,}" for outcome, count in kind.failures.items()) or "0"
         mean = f"{kind.latency_s / kind.answers:.3f} s" if kind.answers else "-"
         table.add_row(
             escape(name), f"{kind.answers:,}", escape(failures), f"{kind.prompt_tokens:,}", f"{kind.completion_tokens:,}", mean
         )
     console.print(table)
-    each = f", {found.bytes / found.answers:.0f} an answer" if found.answers else ""
+    each = f", {counts.bytes / counts.answers:.0f} per answer" if counts.answers else ""
     console.print(
-        f"{found.answers:,} answers ({found.distinct:,} distinct requests) in {found.segments:,} segments, "
-        f"{found.bytes:,} bytes{each}; {found.journals:,} journals not sealed yet"
+        f"{counts.answers:,} answers ({counts.distinct:,} distinct requests) in {counts.segments:,} segments, "
+        f"{counts.bytes:,} bytes{each}; {counts.journals:,} journals not yet sealed"
     )
 
 
@@ -50,12 +50,12 @@ def verify(place: Place, journals: Journals = None) -> None:
     """Reads every byte and lists what is damaged. Exits with 1 if anything is."""
     from pipeline.ledger.maintenance import verify_ledger
 
-    found = verify_ledger(_location(place), journals)
-    for problem in found:
+    problems = verify_ledger(_location(place), journals)
+    for problem in problems:
         console.print(f"[red]damaged[/] {escape(problem)}")
-    if not found:
-        console.print("whole")
-    raise typer.Exit(1 if found else 0)
+    if not problems:
+        console.print("undamaged")
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True)
 
 Root = Annotated[Path, typer.Argument(metavar="DIR", help="The M-BEIR root: the directory with query/ and cand_pool/ in it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
-Images = Annotated[bool, typer.Option("--images/--no-images", help="Look whether each image file is there (one look-up each).")]
+Images = Annotated[bool, typer.Option("--images/--no-images", help="Check whether each image file exists (one look-up each).")]
 
 
 @app.command()
@@ -44,7 +44,7 @@ def check(
     as_json: Json = False,
     images: Images = True,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image too: finds truncated ones. Slow.")] = False,
-    max_examples: Annotated[int, typer.Option(min=1, help="Occurrences shown per kind of problem and file.")] = 5,
+    max_examples: Annotated[int, typer.Option(min=1, help="Examples shown per kind of problem and file.")] = 5,
     image_roots: ImageRoots = None,
 ) -> None:
     """Finds every problem of an M-BEIR directory in one pass.
@@ -54,20 +54,20 @@ def check(
     from pipeline.mbeir.check import check as run_check
     from pipeline.mbeir.findings import render
 
-    report = run_check(root, images=images, decode=decode, max_examples=max_examples, image_roots=image_roots or ())
+    result = run_check(root, images=images, decode=decode, max_examples=max_examples, image_roots=image_roots or ())
     if as_json:
-        typer.echo(report.model_dump_json(indent=1))
+        typer.echo(result.model_dump_json(indent=1))
     else:
-        printing.console().print(render(report))
-    raise typer.Exit(0 if report.ok else 1)
+        printing.console().print(render(result))
+    raise typer.Exit(0 if result.ok else 1)
 
 
 @app.command()
 def fetch(
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Where M-BEIR is to lie; created if needed.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Directory for M-BEIR; created if needed.")],
     datasets: Annotated[str, typer.Option(help="Comma-separated names [default: all ten].")] = "",
     images: Annotated[
-        bool, typer.Option("--images/--no-images", help="The images: 169 GB to download, as much extracted.")
+        bool, typer.Option("--images/--no-images", help="The images: a download of 169 GB, and as much again extracted.")
     ] = True,
     union: Annotated[
         bool | None, typer.Option("--union/--no-union", help="Union files and global pools [default: with all datasets].")
@@ -86,7 +86,7 @@ def fetch(
     names = [name.strip() for name in datasets.split(",") if name.strip()] or None
     summary = fetch_mbeir(dest, datasets=names, images=images, union=union, remove_parts=remove_parts, revision=revision)
     if summary.lost:
-        typer.echo(f"{summary.lost:,} images were missing or of another size since they were extracted")
+        typer.echo(f"{summary.lost:,} images had gone missing or changed size since they were extracted")
     if summary.images is not None:
         typer.echo(f"{summary.images.files:,} images, {summary.images.written:,} of them written now")
     if summary.lacks:

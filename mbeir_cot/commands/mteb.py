@@ -11,18 +11,19 @@ from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set
+from mbeir_cot.options import choose
 
 
 def mteb(
     run: Run,
     tasks: Annotated[list[str], typer.Option("--tasks", help="A task's name as MTEB spells it; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Gets MTEB's results, which are kept between calls, and routes.json.")],
+    out: Annotated[Path, typer.Option(help="Directory for MTEB's results, which are kept between calls, and routes.json.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     route: Annotated[str, typer.Option(help="adaptive: as the embedder decides; bypass or reason: every query.")] = "adaptive",
-    name: Annotated[str, typer.Option(help="ORG/NAME that the results are kept under.")] = "mbeir-cot/trace",
+    name: Annotated[str, typer.Option(help="ORG/NAME under which the results are kept.")] = "mbeir-cot/trace",
     overrides: Set = None,
 ) -> None:
-    """Scores an embedder with MTEB (`pip install mteb`, which is not installed with this program).
+    """Scores an embedder with MTEB, which must be installed separately (`pip install mteb`).
 
     Queries get the task's own prompt as instruction. Tasks with results in OUT are not run again. MTEB downloads to its usual
     place (HF_HOME).
@@ -35,8 +36,7 @@ def mteb(
     from trainer.evaluation.mteb_model import MtebModel
     from trainer.zero_shot.run import ROUTES
 
-    if route not in ROUTES:
-        raise ConfigError(f"--route {route}: unknown", " or ".join(ROUTES))
+    choose("--route", route, tuple(ROUTES))
     try:
         import mteb as library
     except ImportError as error:
@@ -48,13 +48,13 @@ def mteb(
     model = MtebModel(TraceEmbedder.load(run, variant, overrides=overrides or ()), name, route=ROUTES[route])
     results = library.evaluate(model, chosen, cache=library.ResultCache(out), show_progress_bar=False)
     replace_text(out / "routes.json", json.dumps(model.routes, indent=1) + "\n")
-    shown = Table("task", "main score", "think rate", "tokens/query", box=None)
-    for one in results.task_results:
-        count = model.routes.get(one.task_name)
-        asked = max(1, count["queries"]) if count is not None else 1
-        costs = (f"{count['reasoned'] / asked:.0%}", f"{count['tokens'] / asked:.1f}") if count is not None else ("", "")
-        shown.add_row(escape(one.task_name), f"{one.get_score():.4f}", *costs)
+    table = Table("task", "main score", "think rate", "tokens/query", box=None)
+    for result in results.task_results:
+        count = model.routes.get(result.task_name)
+        queries = max(1, count["queries"]) if count is not None else 1
+        costs = (f"{count['reasoned'] / queries:.0%}", f"{count['tokens'] / queries:.1f}") if count is not None else ("", "")
+        table.add_row(escape(result.task_name), f"{result.get_score():.4f}", *costs)
     console = printing.console()
-    console.print(shown)
-    console.print("think rate: of tasks that were run now; kept results have none")
+    console.print(table)
+    console.print("think rate: only for tasks that were run now, not for kept results")
     console.print(escape(str(out)))

@@ -18,12 +18,17 @@ def pocket() -> None:
 
 @app.command()
 def world(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets mbeir/ (the benchmark) and truth/ (for measuring only).")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Directory for mbeir/ (the benchmark) and truth/ (for measurements only).")
+    ],
     seed: Annotated[int, typer.Option(help="Decides every byte, together with --queries.")] = 7,
     queries: Annotated[
-        int, typer.Option(min=64, max=100_000, help="Training queries, about; test and pools keep their size.")
+        int,
+        typer.Option(
+            min=64, max=100_000, help="Approximate number of training queries; test queries and pools keep their size."
+        ),
     ] = 2000,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it holds something else.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT even if it contains something else.")] = False,
 ) -> None:
     """Writes a SYNTHETIC miniature M-BEIR: same layout, 16 dataset-tasks, drawn pictures, invented entities."""
     from pocket.world.write import write_world
@@ -33,17 +38,20 @@ def world(
         typer.echo(f"wrote a synthetic world to {out} in {time.monotonic() - began:.1f} s")
     else:
         typer.echo(f"{out} is up to date")
-    typer.echo(f"look at it: mbeir-cot mbeir stats {out / 'mbeir'}")
+    typer.echo(f"inspect it with: mbeir-cot mbeir stats {out / 'mbeir'}")
 
 
 @app.command("zero-shot")
 def zero_shot(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Gets a folder for each data set: a root for `zero-shot run`.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Directory for a folder per data set: a root for `zero-shot run`.")
+    ],
     seed: Annotated[int, typer.Option(help="Decides every byte, together with --number.")] = 11,
-    number: Annotated[int, typer.Option(min=4, max=200, help="Queries of a task, about.")] = 24,
-    force: Annotated[bool, typer.Option("--force", help="Write into OUT though it holds something else.")] = False,
+    number: Annotated[int, typer.Option(min=4, max=200, help="Approximate number of queries per task.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Write into OUT even if it contains something else.")] = False,
 ) -> None:
-    """Writes a SYNTHETIC miniature of the ten zero-shot data sets, each in its own format, of what no training query shows."""
+    """Writes a SYNTHETIC miniature of the ten zero-shot data sets, each in its own format; no training query shows its
+    content."""
     from pocket.world.suite.write import write_suite
 
     began = time.monotonic()
@@ -51,7 +59,7 @@ def zero_shot(
         typer.echo(f"wrote a synthetic suite to {out} in {time.monotonic() - began:.1f} s")
     else:
         typer.echo(f"{out} is up to date")
-    typer.echo(f"look at it: mbeir-cot zero-shot check {out}")
+    typer.echo(f"check it with: mbeir-cot zero-shot check {out}")
 
 
 @app.command()
@@ -69,10 +77,13 @@ def sheet(
 
 @app.command()
 def models(
-    out: Annotated[Path | None, typer.Option(help="Where to write [default: into the package, pocket/checkpoints].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write to [default: pocket/checkpoints, in the package].")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Trains the pocket teacher and the pocket base from scratch. Long on CPU: training.jsonl beside them shows the rate."""
+    """Trains the pocket teacher and the pocket base from scratch. Slow on CPU; training.jsonl beside them shows the
+    progress."""
     from pocket.training.train_models import MODELS, Role, train, train_stem
 
     where = out or MODELS
@@ -85,15 +96,15 @@ def models(
 @app.command(name="long-course")
 def long_course(
     role: Annotated[str, typer.Argument(help="teacher or base.")],
-    out: Annotated[Path, typer.Option(help="Gets a folder of the role's name.")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long it lasts; the learning rate decays over this time.")] = 18,
-    source: Annotated[Path | None, typer.Option(help="The checkpoint to go on from [default: the shipped one].")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for a folder with the role's name.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration; the learning rate decays over this time.")] = 18,
+    source: Annotated[Path | None, typer.Option(help="The checkpoint to continue from [default: the shipped one].")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that draw lessons.")] = 7,
-    batch: Annotated[int, typer.Option(min=1, help="Lessons a step.")] = 512,
-    lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = 1e-3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that generate lessons.")] = 7,
+    batch: Annotated[int, typer.Option(min=1, help="Lessons per step.")] = 512,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     optimiser: Annotated[str | None, typer.Option(help="adamw or muon [default: the course's].")] = None,
-    edits: Annotated[float, typer.Option(min=0, max=1, help="Share of the lessons that are changes to scenes.")] = 0,
+    edits: Annotated[float, typer.Option(min=0, max=1, help="Share of lessons about changes to scenes.")] = 0,
 ) -> None:
     """Trains a pocket checkpoint further, on all skills at once. training.jsonl shows the losses."""
     from dataclasses import replace

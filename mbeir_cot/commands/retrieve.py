@@ -23,56 +23,30 @@ def index(
     run: Run,
     out: Annotated[Path, typer.Option(help="The index's directory.")],
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
-    split: Annotated[str, typer.Option(help="Whose candidate pools: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the candidate pools: train, val or test.")] = "test",
     pool: Annotated[
         list[str] | None, typer.Option(help="A local pool, e.g. cirr_task7; may be repeated [default: global].")
     ] = None,
     approximate: Annotated[
-        str | None, typer.Option(help="Also a faiss index for serving, e.g. HNSW32; recall is printed.")
+        str | None, typer.Option(help="Also build a faiss index for serving, e.g. HNSW32, and print its recall.")
     ] = None,
     overrides: Set = None,
     image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Embeds a corpus with a trained embedder. After an interruption, run it again: finished parts are kept."""
-    from contextlib import nullcontext
-
-    from pipeline.mbeir.layout import Layout
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
-    from trainer.distributed import ProcessGroup
-    from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
-    from trainer.model.location import is_checkpoint, locate, model_directory
-    from trainer.model.metadata import fingerprint
-    from trainer.retrieval.index import UNREADABLE, IndexMetadata
-    from trainer.retrieval.index_builder import build_index, pool_paths
+    from trainer.embedding.workers import EmbedderSpec
+    from trainer.model.location import locate, model_directory
+    from trainer.retrieval.index import UNREADABLE
+    from trainer.retrieval.index_builder import index_run
 
-    known = choose("--split", split, SPLITS)
+    known_split = choose("--split", split, SPLITS)
     run = locate(run)
     settings = run_settings(run, overrides, None, image_roots)
-    model = model_directory(settings, run, variant)
-    source = EmbedderSpec(settings, model)
-    layout = Layout.open(settings.data.mbeir)
-    paths = pool_paths(layout, known, pool or [])
-    metadata = IndexMetadata(
-        run=run.absolute(),
-        variant=variant,
-        embedder_sha256=fingerprint(model),
-        base=settings.model.base if is_checkpoint(run) else None,
-        mbeir=settings.data.mbeir.absolute(),
-        cache=settings.data.candidate_cache,
-        pools=tuple(layout.relative(path) for path in paths),
-        count=0,
-        dim=0,
-    )
-    count, on_gpu = settings.evaluation.workers, ProcessGroup.join(settings.device).device.type == "cuda"
-    with (
-        quiet_progress(quiet),
-        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
-        if count == 1
-        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers,
-    ):
-        made = build_index(out, metadata, paths, workers, skip=settings.data.skip_unreadable)
+    with quiet_progress(quiet):
+        made = index_run(settings, run, variant, split=known_split, pools=pool or (), out=out)
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
@@ -80,7 +54,8 @@ def index(
         from trainer.retrieval.recall_queries import recall_queries
 
         made.make_approximate(approximate)
-        queries = recall_queries(source.load(), settings, known)
+        embedder = EmbedderSpec(settings, model_directory(settings, run, variant)).load()
+        queries = recall_queries(embedder, settings, known_split)
         recall = made.measure_recall(queries, _RECALL_K)
         console.print(
             f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
@@ -92,8 +67,10 @@ def search(
     where: Annotated[Path, typer.Argument(metavar="INDEX", help="What `mbeir-cot index` wrote.")],
     text: Annotated[str, typer.Argument(help="The query's text.")] = "",
     image: Annotated[Path | None, typer.Option(help="The query's image.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits shown.")] = 10,
-    instruction: Annotated[str | None, typer.Option(help="What to look for [default: Find what the query describes.].")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of hits to show.")] = 10,
+    instruction: Annotated[
+        str | None, typer.Option(help="What to search for [default: Find what the query describes.].")
+    ] = None,
     route: Annotated[str, typer.Option(help="learned, always-direct or always-reason.")] = "learned",
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
 ) -> None:

@@ -19,7 +19,7 @@ from mbeir_cot.options import ImageRoots
 if TYPE_CHECKING:
     from pipeline.serving.hosted import Tell
     from pipeline.serving.preflight import Example, Finding, Who
-    from pipeline.teacher.check import Questions
+    from pipeline.teacher.trial_requests import Questions
     from schemas.config import BuildConfig
     from schemas.hosting import Endpoint
 
@@ -41,7 +41,7 @@ def teacher() -> None:
 def check(
     config: Config,
     overrides: Set = None,
-    skip: Annotated[int, typer.Option(help="Which query of each file.")] = 0,
+    skip: Annotated[int, typer.Option(help="Number of queries to skip in each file.")] = 0,
     image_roots: ImageRoots = None,
 ) -> None:
     """Starts (or reaches) teacher and verifier, sends the requests of a build, and shows one example per task family.
@@ -49,9 +49,10 @@ def check(
     Exits with 1 if a request fails, and names the setting that fixes it.
     """
     from pipeline.config import load_config
+    from pipeline.report.terminal import render_example
     from pipeline.serving.hosted import hosted
     from pipeline.serving.preflight import Example
-    from pipeline.teacher.check import Questions
+    from pipeline.teacher.trial_requests import Questions
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()), image_roots=image_roots or ())
@@ -65,7 +66,7 @@ def check(
         with told() as tell, hosted(settings, who, tell=tell) as endpoints:
             ok &= asyncio.run(_check(settings, who, endpoints, questions, examples))
     for example in examples:
-        _show(example, settings, questions)
+        console.print(render_example(example, questions.reason_prompt(example.sample), settings))
     raise typer.Exit(0 if ok else 1)
 
 
@@ -80,14 +81,14 @@ def fetch(config: Config, overrides: Set = None) -> None:
     from schemas.config import BuildConfig
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()))
-    for name, one in (("teacher", settings.teacher), ("verifier", settings.verifier)):
-        if one is None:
+    for name, model in (("teacher", settings.teacher), ("verifier", settings.verifier)):
+        if model is None:
             continue
-        if one.hosting != "managed" or one.server is None:
-            console.print(f"{escape(name)}: runs elsewhere, nothing to fetch")
+        if model.hosting != "managed" or model.server is None:
+            console.print(f"{escape(name)}: external, nothing to fetch")
             continue
-        errors.print(f"{escape(name)}: fetching {escape(one.server.model)}")
-        console.print(f"{escape(name)}: {escape(str(fetch_model(one.server)))}")
+        errors.print(f"{escape(name)}: fetching {escape(model.server.model)}")
+        console.print(f"{escape(name)}: {escape(str(fetch_model(model.server)))}")
 
 
 def serve(config: Config, overrides: Set = None) -> None:
@@ -99,7 +100,7 @@ def serve(config: Config, overrides: Set = None) -> None:
 
     settings = load_config(config, BuildConfig, tuple(overrides or ()))
     if settings.teacher.hosting != "managed":
-        raise ConfigError(f"{config} uses external endpoints", "there is nothing to serve; set teacher.hosting: managed")
+        raise ConfigError(f"{config} uses external endpoints", "set teacher.hosting: managed to run a server here")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with told() as tell, hosted(settings, register=True, tell=tell) as endpoints:
@@ -114,11 +115,11 @@ def serve(config: Config, overrides: Set = None) -> None:
 
 @contextmanager
 def told() -> Iterator[Tell]:
-    """Shows on standard error what the command is waiting for."""
+    """Shows on standard error what the command waits for."""
     status = errors.status("")
 
     def tell(doing: str) -> None:
-        if doing.startswith("using "):  # worth a line: which server answers
+        if doing.startswith("using "):  # a line that stays: which server answers
             status.stop()
             errors.print(escape(doing))
         elif doing:
@@ -136,18 +137,18 @@ def told() -> Iterator[Tell]:
 async def _check(
     settings: BuildConfig, who: Who, endpoints: tuple[Endpoint, ...], questions: Questions, examples: list[Example]
 ) -> bool:
-    """Whether all requests succeed. The answers of the first endpoint are shown."""
+    """Whether all requests succeed. Stores the first endpoint's answers in `examples`."""
     from pipeline.serving.preflight import Example, preflight
 
     shown = [examples, *([Example(example.sample, reasoned=example.reasoned) for example in examples] for _ in endpoints[1:])]
-    reports = await asyncio.gather(
+    checked = await asyncio.gather(
         *(preflight(endpoint, who, settings, questions, each) for endpoint, each in zip(endpoints, shown, strict=True))
     )
     console.print(f"[bold]{escape(who)}[/]")
-    for report in reports:
-        for finding in report.findings:
+    for abilities in checked:
+        for finding in abilities.findings:
             console.print(_line(finding))
-    return all(report.ok for report in reports)
+    return all(abilities.ok for abilities in checked)
 
 
 def _line(finding: Finding) -> str:
@@ -156,44 +157,3 @@ def _line(finding: Finding) -> str:
         return f"[green]ok[/]      {place}"
     remedy = f"\n        what to do: {escape(finding.trouble.remedy)}"
     return f"[red]missing[/] {place}: {escape(finding.trouble.detail)}{remedy}"
-
-
-def _show(example: Example, settings: BuildConfig, questions: Questions) -> None:
-    from pipeline.traces.judgements import ASSESS, VERIFY
-    from prompts import ImageSlot
-    from schemas.judgement import Judgement
-    from schemas.trace import Trace
-
-    query, target = example.sample.query, example.sample.target
-    console.rule(
-        f"[bold]{escape(example.sample.family.name)}[/]  {escape(f'{query.dataset_task.name}  {query.qid}')}", align="left"
-    )
-    if query.query_img_path:
-        console.print(f"[dim]image [/] {escape(str(settings.mbeir / query.query_img_path))}")
-    asked = questions.reason_prompt(example.sample)
-    prompt = "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in asked)
-    console.print(f"[dim]prompt[/] {escape(prompt.strip())}")
-    for name, judged, labels in (("P(complex)", example.assessed, ASSESS), ("P(yes)", example.verified, VERIFY)):
-        if judged is None:
-            continue
-        value = judged.judgement
-        if isinstance(value, Judgement):
-            shown = f"{value.probability:.3f} ({value.source}; {labels.positive} or {labels.negative})"
-        else:
-            shown = f"none: {value.detail if value else judged.answer.detail}"
-        console.print(f"[dim]{escape(name)}[/] {escape(shown)}")
-    if example.reasoned is None:
-        return
-    answer, trace = example.reasoned.answer, example.reasoned.trace
-    if isinstance(trace, Trace):
-        for facet in trace.facets:
-            console.print(f"  [cyan]{escape(facet.label)}[/]: {escape(facet.text)}")
-        console.print(f"  [bold cyan]Answer[/]: {escape(trace.answer)}")
-    else:
-        console.print(
-            f"  [red]{escape(trace.reason if trace else answer.outcome)}[/]: {escape(trace.detail if trace else answer.detail)}"
-        )
-        console.print(f"  raw: {escape(answer.text)}")
-    image = str(settings.mbeir / target.img_path) if target.img_path else ""
-    console.print(f"[dim]target[/] {escape(' '.join(filter(None, (target.txt, image))))}")
-    console.print(f"[dim]cost  [/] {answer.prompt_tokens:,} + {answer.completion_tokens:,} tokens, {answer.latency_s:.2f} s")

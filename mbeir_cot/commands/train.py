@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
@@ -16,7 +15,6 @@ from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.evaluation.results import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
 Run = Annotated[
@@ -26,8 +24,6 @@ Run = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-
-_FAMILIES = ("visual", "text", "composed", "knowledge")
 
 console = printing.console(least_width=140)
 
@@ -45,26 +41,26 @@ def train(
     config: Config,
     out: Out = None,
     overrides: Set = None,
-    processes: Annotated[int, typer.Option(min=1, help="Fit with this many processes of this machine: one for each GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Train with this many processes on this machine: one per GPU.")] = 1,
     ray_workers: Annotated[
-        int | None, typer.Option(min=1, help="Fit with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
+        int | None, typer.Option(min=1, help="Train with this many processes of a Ray cluster (RAY_ADDRESS, or this machine).")
     ] = None,
-    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group this often when one of them fails.")] = 0,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart the group at most this often if a process fails.")] = 0,
     image_roots: ImageRoots = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what it would be: parameters, tokens, memory, steps, hours.")
+        bool, typer.Option("--dry-run", help="Only show the plan: parameters, tokens, memory, steps, hours.")
     ] = False,
     mfu: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1, help="With --dry-run: useful share of the peak (default: what was measured)."),
+        typer.Option(min=1e-6, max=1, help="With --dry-run: the share of the peak that is used [default: as measured]."),
     ] = None,
     peak: Annotated[
-        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
+        float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s [default: 989, H100 SXM].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fits TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
+    """Trains TRACE, and the controls that the config names, on a dataset of `mbeir-cot build`.
 
     After any interruption, run it again: it resumes from the last checkpoint, with the losses of an uninterrupted run. Use
     --processes to distribute it on this machine, torchrun or accelerate on a cluster, --ray-workers on Ray. Each variant is
@@ -74,9 +70,9 @@ def train(
 
     settings = run_settings(config, overrides, out, image_roots)
     if ray_restarts and ray_workers is None:
-        raise ConfigError("--ray-restarts says nothing without --ray-workers", "give both, or neither")
+        raise ConfigError("--ray-restarts has no effect without --ray-workers", "give both, or neither")
     if processes > 1 and (ray_workers is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1):
-        raise ConfigError("--processes beside --ray-workers or torchrun", "let one of them start the processes")
+        raise ConfigError("--processes cannot be combined with --ray-workers or torchrun", "use one of them")
     if dry_run:
         from trainer.training.cost import PEAK
         from trainer.training.dry_run import format_plan, make_plan
@@ -86,7 +82,7 @@ def train(
         console.print(planned.model_dump_json(indent=1) if as_json else format_plan(planned), markup=False)
         return
     if as_json or mfu is not None or peak is not None:
-        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
+        raise ConfigError("--json, --mfu and --peak have no effect without --dry-run", "add it, or leave them out")
     if ray_workers is not None:
         from trainer.training.launch_ray import train_on_ray
 
@@ -115,19 +111,21 @@ def train(
 
 
 def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
-    """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
+    """Scores what `train` trained: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
     the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
     from schemas.errors import ConfigError
+    from trainer.evaluation.diagnostics import Diagnostics
     from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run, results_file
+    from trainer.evaluation.tables import render_diagnostics, render_results
     from trainer.model.location import is_checkpoint, locate
 
     config = locate(config)
     alone = is_checkpoint(config)
     if alone and out is None:
-        raise ConfigError(f"{config} is a model and no place for its scores", "name a directory with --out")
+        raise ConfigError(f"{config} is a model, and no directory for its scores is given", "name one with --out")
     settings = run_settings(config, overrides, out, image_roots)
     if config.is_dir() and out is None:
         settings = settings.model_copy(update={"out": config})  # it may have been moved since
@@ -135,99 +133,10 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     with quiet_progress(quiet):
         results = evaluate_run(settings, model=config if alone else None, notice=notices.append)
     directory, split = settings.out / "eval", settings.evaluation.split
-    _show(results, split, settings.data.hold_out)
-    _show_diagnostics(diagnostics_file(settings))
+    console.print(render_results(results, split, settings.data.hold_out))
+    if diagnostics_file(settings).is_file():
+        console.print(render_diagnostics(Diagnostics.model_validate_json(diagnostics_file(settings).read_bytes())))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     files = ", ".join(file.name for file in (results_file(settings), diagnostics_file(settings)) if file.is_file())
     console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; {escape(files)}")
-
-
-def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> None:
-    hits = Table("hit@k on " + escape(split), "k", *(escape(result.name) for result in results))
-    rows = list(enumerate(results[0].tasks))
-    for row, first in [one for one in rows if one[1].task not in held_out]:
-        cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
-        hits.add_row(escape(first.task), str(first.k), *cells)
-    hits.add_section()
-    if held_out:
-        for row, first in [one for one in rows if one[1].task in held_out]:
-            cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
-            hits.add_row(f"held out: {escape(first.task)}", str(first.k), *cells)
-        for name, tasks in (("held out", held_out), ("trained", tuple(t.task for _, t in rows if t.task not in held_out))):
-            hits.add_row(f"mean {escape(name)}", "", *(_pair(r.mean_of(tasks), r.mean_of(tasks, union=True)) for r in results))
-        hits.add_section()
-    for family in _FAMILIES:
-        hits.add_row(f"mean {escape(family)}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
-    hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
-    console.print(hits)
-    console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
-    costs = Table("what it costs", *_COSTS)
-    for result in results:
-        costs.add_row(escape(result.name), *_cost_cells(result.tasks))
-    for result in results:
-        if result.name == "trace":
-            costs.add_section()
-            for task in result.tasks:
-                costs.add_row(f"trace, {escape(task.task)}", *_cost_cells([task]))
-    console.print(costs)
-    console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
-    console.print("queries/s: of all workers; not measured where a routing shares embeddings with an earlier one")
-
-
-def _show_diagnostics(file: Path) -> None:
-    """Shows what explains the table (`trainer.evaluation.diagnostics`)."""
-    from trainer.evaluation.diagnostics import Diagnostics
-
-    if not file.is_file():
-        return
-    found = Diagnostics.model_validate_json(file.read_bytes())
-    groups = (
-        ("by the teacher's P(complex)", found.by_difficulty),
-        ("by the trace's agreement with the teacher's", found.by_agreement),
-    )
-    for title, part in groups:
-        if part:
-            table = Table(
-                f"trace, {escape(title)}",
-                "queries",
-                "think rate",
-                "trace",
-                *(["direct"] if part[0].direct_local is not None else []),
-            )
-            for one in part:
-                direct = [] if one.direct_local is None else [_pair(one.direct_local, one.direct_union)]
-                table.add_row(
-                    escape(one.name), f"{one.queries:,}", f"{one.think_rate:.1%}", _pair(one.local, one.union), *direct
-                )
-            console.print(table)
-    if found.swap_test:
-        table = Table("swap test: queries that reasoned, after", "queries", "cosine to own", "hit@k", "another first result")
-        for swap in found.swap_test:
-            cells = (f"{swap.queries:,}", f"{swap.cosine:.3f}", _pair(swap.local, swap.union), f"{swap.first_changed:.1%}")
-            table.add_row(escape(swap.trace), *cells)
-        console.print(table)
-    if found != Diagnostics():
-        console.print("these are means over queries, not over dataset-tasks")
-
-
-_COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
-
-
-def _cost_cells(tasks: list[TaskResult]) -> list[str]:
-    costs = [task.costs for task in tasks]
-    queries, seconds = sum(cost.queries for cost in costs), sum(cost.seconds for cost in costs)
-    known = [task.trace_accuracy for task in tasks if task.trace_accuracy is not None]
-    return [
-        f"{sum(cost.reasoned for cost in costs) / max(1, queries):.1%}",
-        f"{sum(cost.tokens for cost in costs) / max(1, queries):.1f}",
-        f"{queries / seconds:.0f}" if seconds else "",
-        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if any(cost.p50_s for cost in costs) else "",
-        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if any(cost.p95_s for cost in costs) else "",
-        f"{sum(cost.cut for cost in costs):,}",
-        f"{sum(known) / len(known):.1%}" if known else "",
-    ]
-
-
-def _pair(local: float, union: float | None) -> str:
-    return f"{100 * local:.1f}" + (f" / {100 * union:.1f}" if union is not None else "")

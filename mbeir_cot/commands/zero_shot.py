@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
-from mbeir_cot.options import ImageRoots
+from mbeir_cot.options import ImageRoots, choose
 from pipeline.meter import quiet_progress
-
-if TYPE_CHECKING:
-    from trainer.zero_shot.table import Column, Means
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 @app.command("list")
 def list_datasets(
     root: Annotated[
-        Path | None, typer.Argument(metavar="[ROOT]", help="Tell also which annotation files are found below this directory.")
+        Path | None, typer.Argument(metavar="[ROOT]", help="Also say which annotation files exist below this directory.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -32,34 +30,35 @@ def list_datasets(
 
     from trainer.zero_shot.suite import DATASETS
 
-    rows = [
-        {
-            "name": one.name,
-            "columns": dict(one.columns),
-            "about": one.about,
-            "source": one.source,
-            "licence": one.licence,
-            "files": list(one.files),
-            **({} if root is None else {"found": list(one.found(root))}),
-        }
-        for one in DATASETS
-    ]
+    found = {dataset.name: dataset.found(root) for dataset in DATASETS} if root is not None else {}
     if as_json:
+        rows = [
+            {
+                "name": dataset.name,
+                "columns": dict(dataset.columns),
+                "about": dataset.about,
+                "source": dataset.source,
+                "licence": dataset.licence,
+                "files": list(dataset.files),
+                **({} if root is None else {"found": list(found[dataset.name])}),
+            }
+            for dataset in DATASETS
+        ]
         typer.echo(json.dumps(rows, indent=1))
         return
-    for one in DATASETS:
-        typer.echo(f"{one.name}: {', '.join(f'{column} ({metric})' for column, metric in one.columns.items())}")
-        typer.echo(f"  {one.about}\n  source: {one.source}\n  licence: {one.licence}")
-        found = None if root is None else one.found(root)
-        for name in one.files:
-            typer.echo(f"  file: {name}" + ("" if found is None else " (found)" if name in found else " (not there)"))
+    for dataset in DATASETS:
+        typer.echo(f"{dataset.name}: {', '.join(f'{column} ({metric})' for column, metric in dataset.columns.items())}")
+        typer.echo(f"  {dataset.about}\n  source: {dataset.source}\n  licence: {dataset.licence}")
+        for name in dataset.files:
+            state = "" if root is None else " (found)" if name in found[dataset.name] else " (not there)"
+            typer.echo(f"  file: {name}{state}")
 
 
 @app.command()
 def check(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The directory with the data sets' folders in it.")],
     as_json: Json = False,
-    images: Annotated[bool, typer.Option("--images/--no-images", help="Look whether each image file is there.")] = True,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Check whether each image file exists.")] = True,
     image_roots: ImageRoots = None,
 ) -> None:
     """Reads the data sets below ROOT: queries, candidates and missing images of each task.
@@ -67,32 +66,16 @@ def check(
     Exits with 1 if a task cannot be read completely, images are missing, or nothing is found. Absent data sets and counts that
     differ from the published ones are only reported.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     from trainer.zero_shot.check import check as run_check
     from trainer.zero_shot.suite import DATASETS
+    from trainer.zero_shot.tables import render_check
 
-    report = run_check(DATASETS, root, images=images, image_roots=image_roots or ())
+    result = run_check(DATASETS, root, images=images, image_roots=image_roots or ())
     if as_json:
-        typer.echo(report.model_dump_json(indent=1))
+        typer.echo(result.model_dump_json(indent=1))
     else:
-        console = printing.console(least_width=100)
-        table = Table("task", "column", "queries", "candidates", "images", "missing", box=None)
-        for one in report.tasks:
-            looked = (f"{one.images:,}", f"{one.missing:,}") if images else ("", "")
-            table.add_row(escape(one.task), escape(one.column), f"{one.queries:,}", f"{one.candidates:,}", *looked)
-        console.print(table)
-        for one in report.tasks:
-            for problem in one.problems:
-                console.print(f"[bold red]error:[/] {escape(f'{one.task}: {problem}')}")
-            for note in one.notes:
-                console.print(f"note: {escape(f'{one.task}: {note}')}")
-        for name, files in report.absent.items():
-            console.print(f"not there: {escape(name + ': ' + ', '.join(files))}")
-        if not report.tasks:
-            console.print("nothing found: `mbeir-cot zero-shot list` names the files and where they come from")
-    raise typer.Exit(0 if report.ok else 1)
+        printing.console(least_width=100).print(render_check(result, images=images))
+    raise typer.Exit(0 if result.ok else 1)
 
 
 @app.command("convert-cc-neg")
@@ -100,9 +83,9 @@ def convert_cc_neg(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The published ccneg_preprocessed.pt.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The directory with the data sets' folders in it.")],
 ) -> None:
-    """Writes CC-Neg's evaluated entries as text, from a file that is loaded as plain values only, never unpickled.
+    """Writes CC-Neg's evaluated entries as text. The published file is loaded as plain values only, never unpickled.
 
-    Run it again for another file: the output is replaced whole.
+    Running it again replaces the output.
     """
     from trainer.zero_shot.cc_neg import CONVERTED, convert
 
@@ -116,14 +99,18 @@ def run_suite(
     root: Annotated[Path, typer.Option(help="The directory with the data sets' folders in it.")],
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", help="A data set or a task of one; may be repeated [default: all that is there]."),
+        typer.Option("--tasks", help="A data set or one of its tasks; may be repeated [default: all that exist]."),
     ] = None,
     variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
     route: Annotated[str, typer.Option(help="adaptive: as the embedder decides; bypass or reason: every query.")] = "adaptive",
-    out: Annotated[Path | None, typer.Option(help="Gets vectors and scores [default: RUN/zero-shot/VARIANT-ROUTE].")] = None,
-    seen: Annotated[bool, typer.Option("--seen/--no-seen", help="Tell apart what the run's training data have shown.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for vectors and scores [default: RUN/zero-shot/VARIANT-ROUTE].")
+    ] = None,
+    seen: Annotated[
+        bool, typer.Option("--seen/--no-seen", help="Report queries apart that the run's training data has shown.")
+    ] = True,
     near: Annotated[
-        bool, typer.Option("--near", help="Mark near-duplicate pictures too: opens every training picture.")
+        bool, typer.Option("--near", help="Also mark near-duplicate pictures: opens every training picture.")
     ] = False,
     overrides: Set = None,
     image_roots: ImageRoots = None,
@@ -135,92 +122,43 @@ def run_suite(
     After an interruption, run it again: finished tasks are kept. Unreadable images are counted; their queries are misses.
     OUT/results.json has every metric of every part, OUT/tasks/NAME/values.npz each query's value.
     """
-    import json
-
-    from pipeline.files.durable import replace_text
     from schemas.errors import ConfigError
     from trainer.model.location import is_checkpoint, locate, model_directory
-    from trainer.zero_shot.contamination import TrainingIndex
-    from trainer.zero_shot.inputs import SuiteStore
-    from trainer.zero_shot.run import ROUTES, SuiteRun, wanted
-    from trainer.zero_shot.suite import DATASETS
-    from trainer.zero_shot.table import columns
+    from trainer.zero_shot.evaluate_suite import evaluate_suite, results_file
+    from trainer.zero_shot.run import ROUTES
+    from trainer.zero_shot.tables import render_columns
 
-    if route not in ROUTES:
-        raise ConfigError(f"--route {route}: unknown", " or ".join(ROUTES))
+    choose("--route", route, tuple(ROUTES))
     run = locate(run)
     if is_checkpoint(run) and out is None:
-        raise ConfigError(f"{run} is a model and no place for its scores", "name a directory with --out")
-    # of a model alone nothing is read from M-BEIR here but what --seen asks for
+        raise ConfigError(f"{run} is a model, and no directory for its scores is given", "name one with --out")
+    # a model alone needs M-BEIR only for what --seen reads
     given = [*(overrides or ()), *([f"data.mbeir={root}"] if is_checkpoint(run) and not _sets_mbeir(overrides) else [])]
     settings = run_settings(run, given, None, None)
-    model = model_directory(settings, run, variant)
     place = out or (run if run.is_dir() else settings.out) / "zero-shot" / f"{variant}-{route}"
-    chosen = wanted([task for dataset in DATASETS for task in dataset.open(root)], tasks or ())
-    if not chosen:
-        raise ConfigError(
-            f"nothing to score below {root}", "`mbeir-cot zero-shot list ROOT` names the files that are looked for"
+    with quiet_progress(quiet):
+        columns = evaluate_suite(
+            settings,
+            model_directory(settings, run, variant),
+            root=root,
+            out=place,
+            names=tasks or (),
+            route=route,
+            variant=variant,
+            seen=seen,
+            near=near,
+            image_roots=image_roots or (),
         )
-    index = None
-    if seen and settings.data.dataset:
-        index = TrainingIndex.of(settings, near=near)
-    with (
-        quiet_progress(quiet),
-        SuiteRun(settings, model, root=root, out=place, image_roots=image_roots or ()) as suite,
-    ):
-        scored = [suite.score(task, route) for task in chosen]
-    store = SuiteStore(root, image_roots or ()) if near else None
-    marks = {task.name: index.marks(task, store) for task in chosen} if index is not None else None
-    table = columns(scored, marks)
-    content = {"route": route, "variant": variant, "columns": [one.model_dump(mode="json") for one in table]}
-    text = json.dumps(content, indent=1)
-    replace_text(place / "results.json", text + "\n")
-    typer.echo(text) if as_json else _show(table, place)
+    if as_json:
+        typer.echo(results_file(place).read_text(encoding="utf-8"), nl=False)
+        return
+    console = printing.console(least_width=110)
+    console.print(render_columns(columns))
+    console.print(escape(str(results_file(place))))
 
 
 def _sets_mbeir(overrides: list[str] | None) -> bool:
-    return any(one.split("=")[0].strip() == "data.mbeir" for one in overrides or ())
-
-
-def _show(table: list[Column], place: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    groups = [name for name in ("all", "seen", "unseen") if any(name in one.groups for one in table)]
-    shown = Table("column", "metric", *(f"{escape(name)} (n)" for name in groups), "think rate", "unreadable", box=None)
-    for one in table:
-        count = one.groups["all"].queries - one.unreadable_queries
-        parts = one.groups["all"].parts
-        unread = f"{one.unreadable_queries:,} + {one.unreadable_candidates:,}"
-        rows = [(f"{name}, macro" if len(parts) > 1 else name, "macro") for name in [one.column]]
-        rows += [("  micro", "micro")] if len(parts) > 1 else []
-        for title, mean in rows:
-            cells = [_mean(one.groups.get(group), mean, one.metric) for group in groups]
-            first = title.startswith(one.column)
-            costs = (f"{one.reasoned / max(1, count):.0%}", unread) if first else ("", "")
-            shown.add_row(escape(title), one.metric if first else "", *cells, *costs)
-        for part in parts if len(parts) > 1 else ():
-            cells = [
-                f"{100 * means.parts[part][one.metric]:.1f}" if (means := one.groups.get(group)) and part in means.parts else ""
-                for group in groups
-            ]
-            shown.add_row(f"  {escape(part)}", "", *cells, "", "")
-    console = printing.console(least_width=110)
-    console.print(shown)
-    console.print("in per cent; unreadable: queries, which are misses + candidates, which cannot be found")
-    for one in table:
-        if (tied := one.groups["all"].micro.get("tied", 0)) > 0:
-            console.print(
-                f"note: {escape(one.column)}: for {tied:.1%} of the queries another scores as much as the target, which wins"
-            )
-    console.print(escape(str(place / "results.json")))
-
-
-def _mean(means: Means | None, which: str, metric: str) -> str:
-    if means is None:
-        return ""
-    value = (means.macro if which == "macro" else means.micro)[metric]
-    return f"{100 * value:.1f} ({means.queries:,})"
+    return any(override.split("=")[0].strip() == "data.mbeir" for override in overrides or ())
 
 
 def contamination(
@@ -229,9 +167,13 @@ def contamination(
     ],
     task: Annotated[str, typer.Argument(metavar="TASK", help="A data set or a task of the zero-shot suite, such as mt-fiq.")],
     root: Annotated[Path, typer.Option(help="The directory with the suite's data sets' folders in it.")],
-    mbeir: Annotated[Path, typer.Option(help="The M-BEIR root of the dataset: its candidates are read.")],
-    hold_out: Annotated[list[str] | None, typer.Option(help="A dataset-task that is not trained on; may be repeated.")] = None,
-    near: Annotated[bool, typer.Option("--near", help="Near-duplicate pictures too: opens every picture of both.")] = False,
+    mbeir: Annotated[Path, typer.Option(help="The dataset's M-BEIR root, for its candidates.")],
+    hold_out: Annotated[
+        list[str] | None, typer.Option(help="A dataset-task that training leaves out; may be repeated.")
+    ] = None,
+    near: Annotated[
+        bool, typer.Option("--near", help="Also mark near-duplicate pictures: opens every picture of both.")
+    ] = False,
     lists: Annotated[Path | None, typer.Option(help="Write each query's marks to this file, as JSON lines.")] = None,
     image_roots: ImageRoots = None,
     as_json: Json = False,
@@ -239,38 +181,22 @@ def contamination(
     """Lists the queries of a zero-shot task that training on DATASET has seen: the same pair, image or text."""
     import json
 
-    from rich.table import Table
-
-    from pipeline.files.durable import replace_text
     from schemas.training import DataSettings, ModelSettings, TrainConfig
-    from trainer.zero_shot.contamination import Marks, TrainingIndex
+    from trainer.zero_shot.contamination import TrainingIndex, count_marks, write_marks
+    from trainer.zero_shot.evaluate_suite import choose_tasks
     from trainer.zero_shot.inputs import SuiteStore
-    from trainer.zero_shot.run import wanted
-    from trainer.zero_shot.suite import DATASETS
+    from trainer.zero_shot.tables import render_contamination
 
     data = DataSettings(dataset=dataset, mbeir=mbeir, hold_out=tuple(hold_out or ()), image_roots=tuple(image_roots or ()))
     config = TrainConfig(model=ModelSettings(base=""), data=data, out=Path())
-    chosen = wanted([one for each in DATASETS for one in each.open(root)], [task])
+    tasks = choose_tasks(root, [task])
     index = TrainingIndex.of(config, near=near)
     store = SuiteStore(root, image_roots or ()) if near else None
-    marked = {one.name: index.marks(one, store) for one in chosen}
-    names = [*Marks._fields, "seen"]
-    counts = {
-        name: {"queries": len(marks), **{mark: sum(getattr(one, mark) for one in marks.values()) for mark in names}}
-        for name, marks in marked.items()
-    }
+    marked = {each.name: index.marks(each, store) for each in tasks}
     if lists is not None:
-        lines = [
-            json.dumps({"task": name, "query": identifier, **one._asdict()})
-            for name, marks in marked.items()
-            for identifier, one in marks.items()
-        ]
-        replace_text(lists, "".join(f"{line}\n" for line in lines))
+        write_marks(lists, marked)
+    counts = count_marks(marked)
     if as_json:
         typer.echo(json.dumps(counts, indent=1))
-        return
-    shown = Table("task", "queries", "same pair", "same image", "same text", "near", "any", box=None)
-    for name, count in counts.items():
-        total = max(1, count["queries"])
-        shown.add_row(name, f"{total:,}", *(f"{count[mark]:,} ({count[mark] / total:.0%})" for mark in names))
-    printing.console(least_width=100).print(shown)
+    else:
+        printing.console(least_width=100).print(render_contamination(counts))

@@ -64,7 +64,7 @@ class BuildProgress(BaseModel):
 
 
 class Board:
-    """Collects stats; draws on a terminal, prints a line now and then elsewhere, writes the progress file."""
+    """Collects stats; shows them live on a terminal, else as a line at intervals; writes the progress file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -86,7 +86,7 @@ class Board:
             self._live.start()
 
     def state(self, state: str, message: str = "") -> None:
-        """A change of state is always shown."""
+        """Shows the new state at once."""
         if state != self.progress.state or message:
             self.progress.state, self.progress.message = state, message
             logger.info("state: %s%s", state, f" ({message})" if message else "")
@@ -95,7 +95,7 @@ class Board:
             self.write()
 
     def update(self, stats: list[WorkerStats], done: int) -> None:
-        """`done`: queries whose chunk is finished; what is finished inside chunks is added from the stats."""
+        """`done`: queries of finished chunks. The stats add the queries that are finished in the others."""
         now = time.monotonic()
         progress = self.progress
         rejected: Counter[str] = Counter()
@@ -133,7 +133,7 @@ class Board:
             self._live = None
 
     def write(self) -> None:
-        """A full disk does not end a build here: the file is only looked at."""
+        """Best effort: a failed write must not end the build."""
         self._written = time.monotonic()
         temporary = self._file.with_suffix(".tmp")
         try:
@@ -153,7 +153,7 @@ class Board:
 
 
 def facts(progress: BuildProgress) -> list[tuple[str, str]]:
-    """The figures of a moment, labelled."""
+    """The progress as labelled figures."""
     rejected = sum(progress.rejected.values())
     top = ", ".join(f"{name} {count:,}" for name, count in list(progress.rejected.items())[:3])
     think = f"{progress.think_rate:.0%}" if progress.think_rate is not None else "-"
@@ -170,7 +170,7 @@ def facts(progress: BuildProgress) -> list[tuple[str, str]]:
 
 
 def line(progress: BuildProgress) -> str:
-    """The same in one line."""
+    """The progress in one line."""
     share = progress.done / progress.total if progress.total else 1.0
     rejected = sum(progress.rejected.values())
     think = f", think rate {progress.think_rate:.0%}" if progress.think_rate is not None else ""

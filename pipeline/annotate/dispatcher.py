@@ -20,7 +20,7 @@ from pipeline.annotate.build_progress import Board
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.staging import Chunk, Staging
-from pipeline.ledger.maintenance import disputed_subjects
+from pipeline.ledger.disputes import disputed_subjects
 from pipeline.ledger.segment import SegmentStore
 from pipeline.mbeir.work_list import WorkList
 from pipeline.serving.environ import carried
@@ -33,11 +33,12 @@ from schemas.os_errors import explained
 logger = logging.getLogger(__name__)
 
 _AHEAD: Final = 4
-"""Queries that a worker has at once, in requests in flight. A query is several requests in a row, the next chunks fill the
-places that the last queries of one leave, and the limit should always be used."""
+"""Queries that a worker holds at once, as a multiple of its requests in flight. A query sends its requests one after another,
+so a worker needs more queries than places; the next chunks fill what the last queries of a chunk leave free."""
 
 _CHUNKS_PER_ANNOTATOR: Final = 24
 _CHUNK: Final = (16, 128)
+"""Fewest and most queries in a chunk."""
 _POLL_S: Final = 0.5
 _WATCH_S: Final = 3.0
 _DRAIN_S: Final = 60.0
@@ -78,17 +79,15 @@ class Dispatcher:
 
     def run(self) -> None:
         chunks = -(-len(self._work) // self._size)
-        once = _without_retries(self._config)  # what the first pass has asked again is answered now
+        once = _without_retries(self._config)  # the first pass has already retried failures
         try:
             self._annotate(list(range(chunks)), self._count, self._config)
             suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
-            if suspected:  # a server died: which of the requests in flight killed it?
-                logger.warning(
-                    "%d chunks had questions in flight when a server died: asked again, one at a time", len(suspected)
-                )
+            if suspected:  # a server died: find the request that killed it
+                logger.warning("%d chunks had requests in flight when a server died: sent again, one at a time", len(suspected))
                 self._annotate(suspected, 1, once, alone=True)
             disputed = self._disputed()
-            if disputed:  # two workers sent the same request at once: all use the answer that the ledger chose
+            if disputed:  # two workers sent the same request at once: all must use the answer that the ledger chooses
                 logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
                 self._annotate(disputed, 1, once)
         finally:
@@ -120,7 +119,7 @@ class Dispatcher:
                 for reference in ready:
                     number, who = running.pop(reference)
                     load[who] -= 1
-                    chunk: Chunk | None = _got(reference)
+                    chunk: Chunk | None = _result(reference)
                     if chunk is None:
                         raise self._stopped()
                     self._put(number, chunk)
@@ -131,14 +130,14 @@ class Dispatcher:
                     raise self._stopped()
             stats = self._collect_stats(workers)
             self._board.update(stats, done)
-            self._give_up(stats)  # a short build may be over before anybody has looked
+            self._give_up(stats)  # a short build may end before the first look
             self._answered_before += _count_answers(stats)
             self._stats.clear()  # the next pass has workers of its own
         except BaseException:
             self._dismiss(workers, list(running))
             raise
         for actor in workers:
-            _got(actor.close.remote())
+            _result(actor.close.remote())
             ray.kill(actor)
 
     def _put(self, number: int, chunk: Chunk) -> None:
@@ -155,10 +154,10 @@ class Dispatcher:
         return min(len(self._work), (number + 1) * self._size) - number * self._size
 
     def _stopped(self) -> BuildStopped:
-        return BuildStopped("the build was stopped", "run the same command again: it goes on where it stopped")
+        return BuildStopped("the build was stopped", "run the same command again: it continues where it stopped")
 
     def _watch(self, workers: list[Any], done: int) -> None:
-        """Progress; servers when they are needed; trouble."""
+        """Updates the progress, starts servers when they are needed, and ends the build if it cannot succeed."""
         now = time.monotonic()
         if now - self._watched < _POLL_S:
             return
@@ -181,7 +180,7 @@ class Dispatcher:
         answered = self._answered_before + _count_answers(stats)
         for failure in failures:
             logger.error("a server was given up: %s", failure)
-        if failures and answered != self._answered:  # there was progress: the next deaths are counted anew
+        if failures and answered != self._answered:  # there was progress: restart with a new count
             self._answered = answered
             self._teachers.revive()
         elif failures:
@@ -198,30 +197,31 @@ class Dispatcher:
         unread = max(stats, key=lambda tally: tally.unread_share, default=None)
         if unread is not None and unread.unread_share > stop.inputs:
             raise BuildError(
-                f"more than {stop.inputs:.0%} of the last queries were refused for {unread.unread_reason}; the last: "
+                f"more than {stop.inputs:.0%} of the last queries were rejected for {unread.unread_reason}; the last: "
                 f"{unread.unread_last}",
-                f"are the images below {self._config.mbeir} all there, and the disk they lie on mounted? Then run again; leave "
-                "datasets out with input.datasets, or raise early_stop.inputs to go on",
+                f"check that the images below {self._config.mbeir} are complete and their disk is mounted, then run again; "
+                "leave datasets out with input.datasets, or raise early_stop.inputs to continue",
             )
         if any(tally.unreachable_s > stop.unreachable_s for tally in stats):
             raise BuildError(
                 f"no server of the teacher can be reached for {stop.unreachable_s:g} s",
-                "look at the servers (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
+                "check the servers (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
             )
         if any(tally.failure_share > stop.failures for tally in stats):
             raise BuildError(
                 f"more than {stop.failures:.0%} of the last requests had no usable answer: {reasons}\n  the last: {trouble}",
-                "look at the teacher (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
+                "check the teacher (`mbeir-cot teacher check CONFIG`), then run again: every answer so far is kept",
             )
         if any(tally.rejection_share > stop.rejections for tally in stats):
             raise BuildError(
                 f"more than {stop.rejections:.0%} of the last {stop.window} reasoning queries were rejected: {reasons}\n"
                 f"  the last: {trouble}",
-                "wrong prompts, model or bounds? `mbeir-cot preview CONFIG` shows some; raise early_stop.rejections to go on",
+                "check prompts, model and bounds (`mbeir-cot preview CONFIG` shows examples); "
+                "raise early_stop.rejections to continue",
             )
 
     def _collect_stats(self, workers: list[Any]) -> list[WorkerStats]:
-        """The latest of each; one that is being restarted keeps its last."""
+        """The latest stats of each worker; the last known ones of a worker that restarts."""
         references = [actor.stats.remote() for actor in workers]
         ray.wait(references, num_returns=len(references), timeout=5)
         for number, reference in enumerate(references):
@@ -231,7 +231,7 @@ class Dispatcher:
 
     def _dismiss(self, workers: list[Any], running: list[Any]) -> None:
         """Waits for answers in flight, seals the ledger, and ends the workers."""
-        self._board.state("stopping", "waiting for the answers in flight; Ctrl-C again to leave at once")
+        self._board.state("stopping", "waiting for the answers in flight; Ctrl-C again to quit at once")
         with contextlib.suppress(ray.exceptions.RayError):
             drained = [actor.drain.remote() for actor in workers]
             ray.wait(drained, num_returns=len(drained), timeout=_DRAIN_S)
@@ -243,26 +243,26 @@ class Dispatcher:
             ray.kill(actor)
 
     def _disputed(self) -> list[int]:
-        """Chunks that used an answer which the ledger does not choose: of two to one fingerprint, asked at the same time."""
+        """Chunks that used an answer that the ledger does not choose: one of two to the same request, sent at the same time."""
         if self._count == 1:
             return []
         subjects = disputed_subjects(SegmentStore(self._ledger))
         if not subjects:
             return []
-        found = []
+        disputed = []
         for number in range(len(self._staging)):
             ids = {identifier for table in self._staging.get(number) for identifier in table["id"].to_pylist()}
             if ids & subjects:
-                found.append(number)
-        return found
+                disputed.append(number)
+        return disputed
 
 
 def _without_retries(config: BuildConfig) -> BuildConfig:
     return config.model_copy(update={"ledger": config.ledger.model_copy(update={"retry_failed": False})})
 
 
-def _got(reference: Any) -> Any:
-    """The result, with an error of ours as itself."""
+def _result(reference: Any) -> Any:
+    """The result of a task. Raises our own errors as themselves, without Ray's wrapper."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -272,8 +272,8 @@ def _got(reference: Any) -> Any:
         raise
     except ray.exceptions.ActorDiedError as error:
         raise BuildError(
-            f"an annotator cannot go on (it was restarted up to {_RESTARTS} times): {error}",
-            "look at Ray's logs (memory?), fix it and run again; every answer so far is kept",
+            f"an annotation worker cannot continue (it was restarted up to {_RESTARTS} times): {error}",
+            "look for the cause in Ray's logs (out of memory?), then run again; every answer so far is kept",
         ) from None
 
 

@@ -20,7 +20,7 @@ from schemas.config import BuildConfig
 _CONFIDENCE = 0.9
 
 
-class Row(BaseModel):
+class EstimateLine(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     what: str
@@ -41,7 +41,7 @@ class Estimate(BaseModel):
     completion_tokens: float
     hours: float
     gpu_hours: float
-    rows: tuple[Row, ...]
+    rows: tuple[EstimateLine, ...]
 
 
 async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus: int) -> Estimate:
@@ -52,28 +52,28 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
     with tempfile.TemporaryDirectory() as scratch:
         whole = len(collect(Layout.open(config.mbeir), unlimited.input, rejects=Path(scratch) / "malformed.jsonl"))
     began = time.monotonic()
-    found = await preview_annotations(drawn, endpoints)
+    annotations = await preview_annotations(drawn, endpoints)
     seconds = time.monotonic() - began
-    calls = np.array([annotation.asked for annotation in found], float)
-    read = np.array([sum(answer.prompt_tokens for answer in annotation.answers) for annotation in found], float)
-    written = np.array([sum(answer.completion_tokens for answer in annotation.answers) for annotation in found], float)
-    kept = np.array([annotation.rejection is None for annotation in found], float)
-    # each group of GPUs has a server of its own, and the sample was asked of one
+    calls = np.array([annotation.asked for annotation in annotations], float)
+    read = np.array([sum(answer.prompt_tokens for answer in annotation.answers) for annotation in annotations], float)
+    written = np.array([sum(answer.completion_tokens for answer in annotation.answers) for annotation in annotations], float)
+    accepted = np.array([annotation.rejection is None for annotation in annotations], float)
+    # each group of GPUs runs its own server; the sample used one
     size = config.teacher.server.tensor_parallel_size if config.teacher.server is not None else 1
     managed = config.teacher.hosting == "managed" and gpus
-    hours = seconds / len(found) * whole / 3600 / (max(1, gpus // size) if managed else 1)
-    # time goes with the tokens, so it is known no better than they are
+    hours = seconds / len(annotations) * whole / 3600 / (max(1, gpus // size) if managed else 1)
+    # time is proportional to the tokens, so its range is theirs
     low, high = (bound / max(1e-9, (read + written).mean() * whole) for bound in _interval(read + written, whole))
     spread = f"{hours * low:,.2f} to {hours * high:,.2f} h at the sample's rate"
-    rows = [_row(name, values, whole) for name, values in (("calls", calls), ("tokens in", read), ("tokens out", written))]
-    rows.append(_row("records", kept, whole))
-    rows.append(Row(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread=spread))
+    rows = [_line(name, values, whole) for name, values in (("calls", calls), ("tokens in", read), ("tokens out", written))]
+    rows.append(_line("records", accepted, whole))
+    rows.append(EstimateLine(what="wall time", sample=f"{seconds:,.0f} s", whole=f"{hours:,.2f} h", spread=spread))
     if gpus:
         spread = f"{hours * low * gpus:,.1f} to {hours * high * gpus:,.1f} at the sample's rate"
-        rows.append(Row(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread=spread))
+        rows.append(EstimateLine(what="GPU-hours", sample="", whole=f"{hours * gpus:,.1f}", spread=spread))
     return Estimate(
         queries=whole,
-        sample=len(found),
+        sample=len(annotations),
         seconds=seconds,
         in_flight=config.teacher.transport.max_in_flight,
         calls=calls.mean() * whole,
@@ -85,9 +85,9 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
     )
 
 
-def _row(what: str, values: NDArray[np.float64], whole: int) -> Row:
+def _line(what: str, values: NDArray[np.float64], whole: int) -> EstimateLine:
     low, high = _interval(values, whole)
-    return Row(
+    return EstimateLine(
         what=what,
         sample=f"{values.sum():,.0f}",
         whole=f"{values.mean() * whole:,.0f}",

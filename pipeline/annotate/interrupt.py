@@ -21,7 +21,7 @@ class Interrupt:
         return self
 
     def listen(self) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread: then signals are somebody else's
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 former = signal.signal(number, self._hear)
                 self._former.setdefault(number, former)

@@ -24,15 +24,15 @@ def annotate_queries(
 ) -> list[Annotation]:
     """Annotates some queries as a build would: assess, route, reason, screen, verify. Stores no answer.
 
-    config: a build's settings (`pipeline.config.load_config`). Managed teachers and verifiers are started, or reused where
-        they run, and stopped at the end.
+    config: a build's settings (`pipeline.config.load_config`). Managed teachers and verifiers are started (or reused, if
+        they already run) and stopped at the end.
     queries: rows of M-BEIR's query files, of the split `input.split`.
-    limit: instead of `queries`: so many of the split, evenly drawn.
-    tell: called with what the function is waiting for.
+    limit: instead of `queries`: this many of the split, sampled evenly.
+    tell: called with what the function waits for.
 
-    An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `rejection` where it would be
-    rejected. In the order given (of the dataset, for `limit`). Raises ConfigError for both or neither of `queries` and
-    `limit`; InputError for an M-BEIR directory that lacks what is asked for; HostingError for a server that does not start.
+    An `Annotation` has the prompts, answers, assessment, route and attempts of its query, and `rejection` if the build would
+    reject it. In the order given (the dataset's, for `limit`). Raises ConfigError for both or neither of `queries` and
+    `limit`; InputError for an M-BEIR directory that lacks the queries; HostingError for a server that does not start.
     Do not call it from a running event loop.
     """
     if (queries is None) == (limit is None):
@@ -45,7 +45,7 @@ def annotate_queries(
 
 
 async def preview_annotations(config: BuildConfig, endpoints: Endpoints) -> list[Annotation]:
-    """Annotates the queries that the config's limit leaves, in order."""
+    """Annotates the queries of a build with this config, in order."""
     return await annotations_of(config, endpoints, _drawn(config, config.input.limit))
 
 
@@ -53,11 +53,11 @@ async def annotations_of(config: BuildConfig, endpoints: Endpoints, items: list[
     worker = AnnotationWorker(config, None)
     await worker.connect(endpoints)
     try:
-        found = worker.annotations(items)
-        await asyncio.gather(*(worker.annotator.annotate(annotation) for annotation in found))
+        annotations = worker.annotations(items)
+        await asyncio.gather(*(worker.annotator.annotate(annotation) for annotation in annotations))
     finally:
         await worker.close()
-    return found
+    return annotations
 
 
 def _drawn(config: BuildConfig, limit: int | None) -> list[WorkItem]:

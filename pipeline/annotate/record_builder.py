@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Final
 
 from pipeline.annotate.annotation import Annotation, RejectionCause
-from pipeline.annotate.screens import normalised
 from pipeline.annotate.steps import Annotator
 from pipeline.files.redaction import Places
 from pipeline.traces.judgements import needs_assessment
@@ -17,13 +15,13 @@ from schemas.mbeir import Query
 from schemas.record import EMB_TOKEN, Record, Rejection, Route, Stage
 
 _DIGITS: Final = 6
-"""Digits of probabilities; more would only show the noise of the server's arithmetic."""
+"""Digits of probabilities; further ones are numerical noise of the server."""
 
 _RAW_CHARACTERS: Final = 4000
 
 
 class RecordBuilder:
-    """Turns annotations into validated rows; holds what all of them share."""
+    """Turns annotations into validated rows."""
 
     def __init__(self, annotator: Annotator) -> None:
         self._annotator = annotator
@@ -40,10 +38,10 @@ class RecordBuilder:
         return (self._record(annotation, bypass=True) if spared else None), rejection
 
     def rejected(self, annotation: Annotation, stage: Stage, reason: str, detail: str) -> Rejection:
-        """A rejection that comes from outside of the annotation."""
+        """A rejection with a cause outside the annotation."""
         return self._rejection(annotation, RejectionCause(stage, reason, detail))
 
-    def _identity(self, annotation: Annotation) -> dict[str, Any]:
+    def _query_columns(self, annotation: Annotation) -> dict[str, Any]:
         query = annotation.query
         task = query.dataset_task
         return {
@@ -69,7 +67,7 @@ class RecordBuilder:
         if accepted is not None and accepted.confidence is not None:
             verifier = self._annotator.verifier.identity
             verdict = {"accepted": True, "confidence": _rounded(accepted.confidence), "verifier": verifier.name}
-        row = self._identity(annotation) | {  # validated at once, with all that is in it
+        row = self._query_columns(annotation) | {  # validated as a whole
             "route": Route.BYPASS if trace is None else Route.REASONING,
             "route_policy": self._config.route.policy,
             "assessment": _rounded(annotation.assessment) if annotation.assessment is not None else None,
@@ -116,7 +114,7 @@ class RecordBuilder:
         if not raw and annotation.assess_answer is not None:
             raw = annotation.assess_answer.text
         return Rejection(
-            **self._identity(annotation),
+            **self._query_columns(annotation),
             stage=cause.stage,
             reason=str(cause.reason),
             detail=self._places.scrubbed(cause.detail),
@@ -124,15 +122,6 @@ class RecordBuilder:
             assessment=_rounded(annotation.assessment) if annotation.assessment is not None else None,
             attempts=len(annotation.attempts),
         )
-
-
-def near_duplicate_key(record: Record) -> int:
-    """Equal for records whose query and normalised answer are the same; 0 for those that do not reason. 63 bits."""
-    if record.route is Route.BYPASS:
-        return 0
-    query = f"{record.dataset}\0{record.task_id}\0{normalised(record.query_text or '')}\0{record.query_image or ''}"
-    digest = hashlib.blake2b(f"{query}\0{normalised(record.answer or '')}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 1) | 1
 
 
 def _rounded(value: Probability) -> float:

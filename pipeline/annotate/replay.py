@@ -24,28 +24,28 @@ def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Annotation]:
     store = build_store(settings)
     ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"))
 
-    async def nobody() -> TeacherClient:
+    async def no_client() -> TeacherClient:
         raise Stopped
 
     def client(teacher: TeacherConfig) -> CachedTeacherClient:
-        return CachedTeacherClient(teacher, ledger, ImageEncoder.of(teacher, store), nobody)
+        return CachedTeacherClient(teacher, ledger, ImageEncoder.of(teacher, store), no_client)
 
     teacher = client(settings.teacher)
     verifier = client(settings.verifier) if settings.verifier is not None else teacher
     annotator = Annotator(settings, teacher, verifier, token_counter(settings))
     targets = first_positives(settings, rows)
-    found: dict[str, Annotation] = {}
+    annotations: dict[str, Annotation] = {}
 
     async def annotate() -> None:
         for row in rows:
             annotation = Annotation(row["id"], query_of(row), row["split"], row["instruction"], targets.get(row["id"]))
             try:
-                found[row["id"]] = await annotator.annotate(annotation)
+                annotations[row["id"]] = await annotator.annotate(annotation)
             except Stopped:
                 continue
 
     asyncio.run(annotate())
-    return found
+    return annotations
 
 
 def query_of(row: Row) -> Query:

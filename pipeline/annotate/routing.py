@@ -13,7 +13,7 @@ REASONING_DATASETS: Final = frozenset({"cirr", "fashioniq", "oven", "infoseek"})
 
 
 def route(task: DatasetTask, assessment: float | None, config: RouteConfig) -> Route:
-    """`assessment` is P(complex); None only where the policy does not need it (ValueError otherwise)."""
+    """`assessment` is P(complex); may be None if the policy does not need it (ValueError otherwise)."""
     match config.policy:
         case RoutePolicy.ASSESSOR:
             if assessment is None:

@@ -1,8 +1,8 @@
 """Screens: the paper's rule filters, each a named function from a trace to None (pass) or the reason against it.
 
-The format rule is the parser's (`pipeline.traces.parser`), and near-duplicates are found when the whole dataset is at hand
-(`pipeline.dataset.assemble`). All others are here, in the order in which they are applied: `screen` tells the first that fails,
-`screen_results` what each says.
+The parser applies the format rule (`pipeline.traces.parser`), and near-duplicates are found in the whole dataset
+(`pipeline.dataset.near_duplicates`). All other rules are here, in the order in which they are applied: `screen` returns the
+first failure, `screen_results` the result of each rule.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS, WORD
+from pipeline.annotate.word_lists import ENGLISH, FOREIGN, STOP_WORDS
 from pipeline.traces.token_counts import CountTokens
+from pipeline.traces.words import find_words, normalised
 from schemas.config import ScreenConfig
 from schemas.record import ScreenReason
 from schemas.trace import Trace
@@ -28,7 +29,7 @@ class ScreenFailure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScreenInput:
-    """A trace with what the rules look at beside it.
+    """A trace, and what the rules compare it with.
 
     Args:
         query_text: the query's own text, if it has one.
@@ -68,24 +69,14 @@ _REFUSAL_SIGNS: Final = (
     *("i'm ", "i am ", "i can", "i could", "i do", "able to ", "impossible to ", "not possible to ", "cannot be "),
     *(" information", "no image ", "i apologi", "here is "),
 )
-"""One of them stands in every ASCII text, in lower case, that `_REFUSAL` finds: to look for them takes a tenth of the time."""
-
-
-@lru_cache(maxsize=64)
-def _words(text: str) -> list[str]:
-    """Lower case. Each rule looks at the same two texts; the list is not to be changed."""
-    return WORD.findall(text.lower())
-
-
-def normalised(text: str) -> str:
-    """Lower case, words only, one space between: equal for texts that differ in case, punctuation and spacing."""
-    return " ".join(_words(text))
+"""Every ASCII text that `_REFUSAL` matches contains one of these in lower case. Searching for them takes a tenth of the
+time."""
 
 
 @lru_cache(maxsize=4096)
 def keywords(text: str) -> frozenset[str]:
     """The salient words: no stop words, plural and singular alike."""
-    return frozenset(_stem(word) for word in _words(text) if word not in STOP_WORDS)
+    return frozenset(_stem(word) for word in find_words(text) if word not in STOP_WORDS)
 
 
 @lru_cache(maxsize=65_536)
@@ -97,7 +88,7 @@ def _stem(word: str) -> str:
 
 
 def word_ngrams(text: str, size: int) -> frozenset[str]:
-    words = _words(text)
+    words = find_words(text)
     return frozenset(" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
@@ -123,11 +114,11 @@ def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 
 def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
-        words = _words(text)
+        words = find_words(text)
         if len(words) < config.ngram + config.ngram_times - 1:
             continue
         ends = list(zip(words, words[config.ngram - 1 :], strict=False))
-        if len(ends) - len(set(ends)) < config.ngram_times - 1:  # so many repetitions one of them would need
+        if len(ends) - len(set(ends)) < config.ngram_times - 1:  # too few repetitions for any n-gram to fail
             continue
         grams = list(zip(*(words[i:] for i in range(config.ngram)), strict=False))
         counts = Counter(grams)
@@ -138,14 +129,14 @@ def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
 
 
 def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
-    """Latin script, and for longer texts more function words of English than of any other language known here."""
+    """Latin script; in longer texts, more English function words than those of any other listed language."""
     text = f"{given.trace.reasoning} {given.trace.answer}"
     if not text.isascii():
         letters = [c for c in text if c.isalpha()]
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = [*_words(given.trace.reasoning), *_words(given.trace.answer)]
+    words = [*find_words(given.trace.reasoning), *find_words(given.trace.answer)]
     own = sum(map(ENGLISH.__contains__, words))
     if len(words) >= 20 and own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
@@ -159,8 +150,8 @@ def refusal(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     text = f"{given.trace.reasoning} {given.trace.answer}"
     if text.isascii() and not any(map(text.lower().__contains__, _REFUSAL_SIGNS)):
         return None
-    found = _REFUSAL.search(text)
-    return ScreenFailure(ScreenReason.REFUSAL, f"'{found[0]}'") if found else None
+    match = _REFUSAL.search(text)
+    return ScreenFailure(ScreenReason.REFUSAL, f"'{match[0]}'") if match else None
 
 
 def prompt_copied(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
@@ -174,11 +165,11 @@ def prompt_copied(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 
 
 def _may_copy(given: ScreenInput, size: int) -> bool:
-    """False where no facet and no answer has `size` words in a row that are all the template's."""
+    """False if neither reasoning nor answer has a run of `size` words that all occur in the template."""
     known = _vocabulary(given.template_words)
     for text in (given.trace.reasoning, given.trace.answer):
         run = 0
-        for word in _words(text):
+        for word in find_words(text):
             run = run + 1 if word in known else 0
             if run >= size:
                 return True
@@ -193,8 +184,8 @@ def _vocabulary(ngrams: frozenset[str]) -> frozenset[str]:
 def shared_keyword(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """The answer must have a salient word of the query's text, the instruction or the target's text.
 
-    Where neither query nor target has words (image to image) there is nothing to share and the rule passes. A composed query
-    speaks with its reference image too ("is not short" of a purple shirt), so the source facet counts as the query's text.
+    If neither query nor target has words (image to image), the rule passes. A composed query also depends on its reference
+    image ("is not short" of a purple shirt), so the source facet counts as part of the query's text.
     """
     source = next((facet.text for facet in given.trace.facets if facet.name == "source"), "")
     of_query, of_answer = keywords(f"{given.query_text or ''} {source}"), keywords(given.trace.answer)
@@ -209,7 +200,7 @@ def shared_keyword(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
 
 
 def answer_is_source(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
-    """Composed retrieval: the edited description is not that of the source (whose facet stands for its caption)."""
+    """Composed retrieval: the answer must differ from the source facet, which describes the reference image."""
     source = next((facet.text for facet in given.trace.facets if facet.name == "source"), None)
     if source is not None and normalised(source) == normalised(given.trace.answer):
         return ScreenFailure(ScreenReason.ANSWER_IS_SOURCE, "the answer describes the source; nothing was changed")
@@ -229,14 +220,14 @@ RULES: Final[dict[str, Rule]] = {
 
 
 def screen(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
-    """The first rule's fault, or None if all pass."""
+    """The first failure, or None if all rules pass."""
     for rule in RULES.values():
-        fault = rule(given, config)
-        if fault is not None:
-            return fault
+        failure = rule(given, config)
+        if failure is not None:
+            return failure
     return None
 
 
 def screen_results(given: ScreenInput, config: ScreenConfig) -> dict[str, ScreenFailure | None]:
-    """What each rule says: for looking."""
+    """The result of each rule, for display."""
     return {name: rule(given, config) for name, rule in RULES.items()}

@@ -26,7 +26,7 @@ from schemas.trace import Malformed
 
 
 class Annotator:
-    """Takes queries through the steps; holds what they share."""
+    """Takes queries through the steps."""
 
     def __init__(
         self, config: BuildConfig, teacher: CachedTeacherClient, verifier: CachedTeacherClient, count: CountTokens
@@ -67,7 +67,7 @@ class Annotator:
             return cause
         annotation.route = route(query.dataset_task, annotation.assessment, self.config.route)
         if annotation.route is Route.BYPASS:
-            if query.query_img_path and annotation.assess_answer is None:  # nobody has looked at the image yet
+            if query.query_img_path and annotation.assess_answer is None:  # no step has opened the image yet
                 self.teacher.check_image(query.query_img_path)
             return None
         return await self._reason(annotation)
@@ -118,7 +118,7 @@ class Annotator:
         return attempt
 
     def _read(self, annotation: Annotation, attempt: Attempt) -> RejectionCause | None:
-        """Format and screens."""
+        """Parses and screens the trace."""
         if not attempt.answer.ok:
             return RejectionCause(Stage.REASON, *failure_of(attempt.answer))
         query = annotation.query
@@ -134,8 +134,8 @@ class Annotator:
             self.own_words(reason_template(query)),
             self.count,
         )
-        fault: ScreenFailure | None = screen(attempt.screened, self.config.screen)
-        return RejectionCause(Stage.SCREEN, fault.reason, fault.detail) if fault is not None else None
+        failure: ScreenFailure | None = screen(attempt.screened, self.config.screen)
+        return RejectionCause(Stage.SCREEN, failure.reason, failure.detail) if failure is not None else None
 
     async def _verify(self, annotation: Annotation, attempt: Attempt) -> RejectionCause | None:
         if not self.config.verify.enabled or attempt.trace is None:

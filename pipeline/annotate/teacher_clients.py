@@ -17,7 +17,7 @@ _IN_FLIGHT: Final = ("start_in_flight", "min_in_flight", "max_in_flight")
 
 
 class TeacherClients:
-    """Lives in one event loop. alone: each client has one request in flight at most."""
+    """Belongs to one event loop. alone: each client has at most one request in flight."""
 
     def __init__(self, config: BuildConfig, *, alone: bool) -> None:
         self._config, self._alone = config, alone
@@ -57,14 +57,14 @@ class TeacherClients:
                 logger.info("asks the %s at %s", who, ", ".join(endpoint.url for endpoint in servers))
         return self._clients[who]
 
-    def refuse(self, error: Exception) -> None:
-        """Requests that are not sent yet fail with this error, also those that wait for servers."""
+    def stop_sending(self, error: Exception) -> None:
+        """Sends no more requests: those that wait, also for servers, fail with this error."""
         for client in self._clients.values():
-            client.refuse(error)
+            client.stop_sending(error)
         future = self._endpoint_future()
         if not future.done():
             future.set_exception(error)
-            future.exception()  # retrieved here, or asyncio complains where nobody waits
+            future.exception()  # marks it as retrieved, in case nothing waits for it
 
     async def close(self) -> None:
         for client in self._clients.values():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
-
-WORD: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,7 +17,7 @@ STOP_WORDS: Final = _words(
     those through to too under until up very was we were what when where which while who whom why will with would you your
     find image images photo photos picture pictures retrieve query text caption provided given"""
 )
-"""English function words, and words that stand in every retrieval request and so say nothing of this one."""
+"""English function words, and words that occur in every retrieval request."""
 
 ENGLISH: Final = _words(
     """the a an of and or to in on at by with from is are was were be it its this that these those which who what no not as for
@@ -35,4 +32,4 @@ FOREIGN: Final = {
     "Portuguese": _words("o os uma é em com por para que do da dos das não mais como mas este esta são ao pelo"),
     "Dutch": _words("de het een en van ik niet met op voor zijn dat die aan er ook maar naar bij wordt deze"),
 }
-"""Function words that mark a language; those that English has too are not counted."""
+"""Function words that identify a language; those that are also English are not counted."""

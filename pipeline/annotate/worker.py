@@ -1,8 +1,7 @@
 """An annotation worker: annotates many queries at once in one process.
 
-A build runs one or more as Ray actors. Each has its own client, view of the ledger and journal, so they share only files. A
-chunk of queries goes in, its rows come out.
-"""
+A build runs one or more as Ray actors. Each has its own clients, view of the ledger, and journal, so that they share only
+files. It takes chunks of queries and returns their rows."""
 
 from __future__ import annotations
 
@@ -17,11 +16,12 @@ from typing import Final
 import numpy as np
 
 from pipeline.annotate.annotation import Annotation, RejectionCause
-from pipeline.annotate.record_builder import RecordBuilder, near_duplicate_key
+from pipeline.annotate.record_builder import RecordBuilder
 from pipeline.annotate.steps import Annotator
 from pipeline.annotate.teacher_clients import TeacherClients
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.arrow_schema import records_table, rejections_table
+from pipeline.dataset.near_duplicates import near_duplicate_key
 from pipeline.dataset.staging import Chunk
 from pipeline.dataset.unreadable_inputs import state_of
 from pipeline.files.run_log import open_run_log
@@ -31,7 +31,7 @@ from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
-from pipeline.mbeir.work_list import WorkItem, identity
+from pipeline.mbeir.work_list import WorkItem
 from pipeline.serving.environ import Carried
 from pipeline.serving.teacher_servers import Endpoints
 from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
@@ -41,7 +41,7 @@ from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.mbeir import Candidate, Query, Split
-from schemas.record import InputReason, Record, Rejection, Route, Stage
+from schemas.record import InputReason, Record, Rejection, Route, Stage, query_record_id
 from schemas.teacher import Outcome
 from schemas.teacher_config import TeacherConfig
 
@@ -55,9 +55,9 @@ def _is_lost(annotation: Annotation) -> bool:
 
 
 class AnnotationWorker:
-    """Lives in one event loop. `ledger` is its location; None keeps nothing (for previews).
+    """Belongs to one event loop. ledger: its location; None stores no answers (for previews).
 
-    alone: sends one request at a time while no other worker sends any: for the requests in flight when a server died.
+    alone: the only worker, with one request at a time, for requests that were in flight when a server died.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class AnnotationWorker:
         environment: Carried | None = None,
         log: Path | None = None,
     ) -> None:
-        if environment is not None:  # keys and the Hub's settings, from the driver's shell
+        if environment is not None:  # from the driver's shell: keys, the Hub's settings
             environment.set()
         if log is not None:
             open_run_log(log, keys=[endpoint.api_key_env for endpoint in config.named_endpoints()])
-            logger.info("started%s", ", to ask one question at a time" if alone else "")
+            logger.info("started%s", "; it sends one request at a time" if alone else "")
         self.config = config
         self._alone = alone
         self._layout = Layout.open(config.mbeir)
@@ -84,7 +84,7 @@ class AnnotationWorker:
         self._stopping = False
         self._ledger = None
         if ledger is not None:
-            recover(ledger, config.ledger.journal)  # what a predecessor that was killed has left
+            recover(ledger, config.ledger.journal)  # journals of workers that were killed
             self._ledger = Ledger(
                 ledger,
                 journals=config.ledger.journal,
@@ -106,27 +106,27 @@ class AnnotationWorker:
     def _asker(self, who: str, config: TeacherConfig, store: ImageStore) -> CachedTeacherClient:
         async def client() -> TeacherClient:
             self._collect_stats.waits_for_teacher = not self.clients.connected
-            made = await self.clients.get(who)
+            teacher = await self.clients.get(who)
             self._collect_stats.waits_for_teacher = False
-            return made
+            return teacher
 
         encoder = ImageEncoder.of(config, store)
         return CachedTeacherClient(config, self._ledger, encoder, client, lambda: self._stopping, alone=self._alone)
 
-    # The driver's end
+    # Called by the driver
 
     async def connect(self, endpoints: Endpoints) -> None:
         """Sets the servers' addresses; annotations that wait for them continue."""
         self.clients.connect(endpoints)
 
     async def annotate(self, items: list[WorkItem]) -> Chunk | None:
-        """The rows of these queries; None if the build was stopped meanwhile (the answers are in the ledger)."""
+        """The rows of these queries; None if the build was stopped in the meantime (the answers are in the ledger)."""
         if self._upkeep is None:
             gc.freeze()  # excludes modules and templates from garbage collection
-            gc.set_threshold(100_000, 20, 100)  # annotations make no cycles; full collections cost a tenth of a second each
+            gc.set_threshold(100_000, 20, 100)  # annotations form no cycles; a full collection takes a tenth of a second
             self._upkeep = asyncio.create_task(self._keep_up())
         annotations = self.annotations(items)
-        tasks = [asyncio.create_task(self._travel(annotation)) for annotation in annotations]
+        tasks = [asyncio.create_task(self._annotate(annotation)) for annotation in annotations]
         try:
             await asyncio.gather(*tasks)
         except Stopped:
@@ -135,7 +135,7 @@ class AnnotationWorker:
                 raise self._trouble from None
             return None
         except BaseException:
-            self._stopping = True  # the other chunks send nothing more either
+            self._stopping = True  # the other chunks stop too
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -154,8 +154,8 @@ class AnnotationWorker:
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
         clients = self.clients.made()
         stats = [client.stats() for client in clients]
-        tally.in_flight = sum(one.in_flight for one in stats)
-        tally.limit = sum(one.limit for one in stats)
+        tally.in_flight = sum(client.in_flight for client in stats)
+        tally.limit = sum(client.limit for client in stats)
         tally.failure_share = max((client.failure_share() for client in clients), default=0.0)
         tally.unreachable_s = max((client.unreachable_s() for client in clients), default=0.0)
         window = self.config.early_stop.window
@@ -170,7 +170,7 @@ class AnnotationWorker:
     async def drain(self) -> None:
         """Sends no more requests; answers in flight are still recorded."""
         self._stopping = True
-        self.clients.refuse(Stopped())
+        self.clients.stop_sending(Stopped())
 
     async def close(self) -> None:
         """Seals the ledger and closes the clients."""
@@ -185,20 +185,22 @@ class AnnotationWorker:
                 self._ledger.close()
         self._lookup.close()
 
-    # Within
+    # Internal
 
     def annotations(self, items: list[WorkItem]) -> list[Annotation]:
         queries = [Query.model_validate_json(item.line) for item in items]
         targets = self._targets(queries, items[0].split) if items else []
-        found = []
+        annotations = []
         for item, query, target in zip(items, queries, targets, strict=True):
             instruction = self._instructions.for_query(query, self._choice, split=item.split)
-            found.append(
-                Annotation(identity(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity)
+            annotations.append(
+                Annotation(
+                    query_record_id(query, item.split), query, item.split, instruction, target, multiplicity=item.multiplicity
+                )
             )
-        return found
+        return annotations
 
-    async def _travel(self, annotation: Annotation) -> None:
+    async def _annotate(self, annotation: Annotation) -> None:
         try:
             await self.annotator.annotate(annotation)
         except (CotError, Stopped):
@@ -250,7 +252,7 @@ class AnnotationWorker:
             np.array([near_duplicate_key(record) for record in records], np.int64),
             owed,
             {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
-            {one.path: (str(one.reason), state_of(self._store, one.path, one.reason)) for one in unread},
+            {image.path: (str(image.reason), state_of(self._store, image.path, image.reason)) for image in unread},
             sum(annotation.rejection is not None and _is_lost(annotation) for annotation in annotations),
         )
 
@@ -280,9 +282,9 @@ class AnnotationWorker:
                 if waited >= self.config.ledger.fsync_s:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
-            except Exception as error:  # whatever the cause, no request may be sent any more
+            except Exception as error:  # whatever the cause, no more requests may be sent
                 known = error if isinstance(error, CotError) else None
-                self._trouble = known or LedgerError(f"the ledger cannot be kept: {error!r}", "fix the cause and run again")
+                self._trouble = known or LedgerError(f"the ledger cannot be written: {error!r}", "fix the cause and run again")
                 self._stopping = True
                 logger.exception("%s", self._trouble)
                 return

@@ -1,4 +1,4 @@
-"""What an annotation worker counts while it works."""
+"""Counters of an annotation worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class WorkerStats:
-    """Counts of one annotator since it began, for those who watch."""
+    """Counts of one worker since its start."""
 
     done: int = 0
     reasoning: int = 0
@@ -27,6 +27,6 @@ class WorkerStats:
     unreachable_s: float = 0.0
     rejection_share: float = 0.0
     unread_share: float = 0.0
-    """Of the last queries, those whose image could not be used for one reason, the commonest."""
+    """Share of the last queries whose image could not be used for the most frequent reason."""
     unread_reason: str = ""
     unread_last: str = ""

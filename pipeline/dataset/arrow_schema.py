@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.record import Record, Rejection
 
 _TEXTS: Final = pa.list_(pa.string())
-_IDENTITY: Final = [
+_QUERY_COLUMNS: Final = [
     pa.field("id", pa.string()),
     pa.field("qid", pa.string()),
     pa.field("dataset", pa.string()),
@@ -29,7 +29,7 @@ _IDENTITY: Final = [
 
 RECORDS: Final = pa.schema(
     [
-        *_IDENTITY,
+        *_QUERY_COLUMNS,
         pa.field("route", pa.string()),
         pa.field("route_policy", pa.string()),
         pa.field("assessment", pa.float64()),
@@ -65,7 +65,7 @@ RECORDS: Final = pa.schema(
 
 REJECTIONS: Final = pa.schema(
     [
-        *_IDENTITY,
+        *_QUERY_COLUMNS,
         pa.field("stage", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
@@ -87,18 +87,18 @@ def rejections_table(rows: Sequence[Rejection]) -> pa.Table:
 def with_features(schema: pa.Schema, *, image_column: str | None = None) -> pa.Schema:
     """The schema with the metadata from which `datasets` takes its features.
 
-    Lists are written as ``[feature]``, which all its versions read: from 4.0 on they are called `List`, which earlier ones
-    do not know.
+    Lists are written as ``[feature]``, which all its versions read. Since 4.0 it calls them `List`, which earlier versions do
+    not know.
     """
     from datasets import Features, Image  # noqa: PLC0415 (it imports pandas and much else: only writers need it)
 
     features = Features.from_arrow_schema(schema)
     if image_column is not None:
         features[image_column] = Image()
-    found: Any = features.arrow_schema
-    info = orjson.loads(found.metadata[b"huggingface"])
+    arrow: Any = features.arrow_schema
+    info = orjson.loads(arrow.metadata[b"huggingface"])
     info["info"]["features"] = _lists_spelt_out(info["info"]["features"])
-    return found.with_metadata({b"huggingface": orjson.dumps(info)})
+    return arrow.with_metadata({b"huggingface": orjson.dumps(info)})
 
 
 def _lists_spelt_out(feature: Any) -> Any:

@@ -1,6 +1,6 @@
-"""All chunks into the dataset's files; the same rows give the same bytes.
+"""Writes all chunks into the dataset's files; the same rows give the same bytes.
 
-Files are written into a directory of their own, which `pipeline.files.atomic_directory` then puts in the dataset's place.
+Files go to a new directory, which `pipeline.files.atomic_directory` then exchanges for the old one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
-from pipeline.dataset.near_duplicates import find_repeats, split_repeats
+from pipeline.dataset.near_duplicates import find_repeats, separate_repeats
 from pipeline.dataset.shards import ShardWriter, image_schema, with_images
 from pipeline.dataset.staging import Staging
 from pipeline.mbeir.images import ImageStore
@@ -55,11 +55,11 @@ def assemble(
 ) -> Assembled:
     """Writes ``data/``, ``rejected/`` and, with `images`, ``with_images/`` below `directory`.
 
-    A row group of ``with_images/`` holds no more than `image_group_bytes` of images (or one image): a reader, and the Hub's
-    viewer, which takes 300 MB at most, reads a whole group at once.
+    A row group of ``with_images/`` contains at most `image_group_bytes` of images (or one image): readers load a whole group,
+    and the Hub's viewer at most 300 MB.
 
-    Of records with the same query and answer the first in order stays; the others become rejections (`near_duplicate`), and
-    with `bypass_duplicates` bypass records beside them.
+    Of records with the same query and answer the first is kept; the others become rejections (`near_duplicate`), and with
+    `bypass_duplicates` also bypass records.
     """
     repeated = find_repeats(staging)
     counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
@@ -68,9 +68,14 @@ def assemble(
             0 if bypass_duplicates else sum(map(len, repeated.values()))
         )
         data = ShardWriter(directory / "data", split, RECORDS, total=total, rows_per_shard=rows_per_shard, row_group=ROW_GROUP)
-        refused = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
+        rejection_counts = [len(staging.get(number)[1]) + len(repeated.get(number, ())) for number in range(len(staging))]
         rejected = ShardWriter(
-            directory / "rejected", split, REJECTIONS, total=sum(refused), rows_per_shard=rows_per_shard, row_group=ROW_GROUP
+            directory / "rejected",
+            split,
+            REJECTIONS,
+            total=sum(rejection_counts),
+            rows_per_shard=rows_per_shard,
+            row_group=ROW_GROUP,
         )
         pictured = None
         if images is not None:
@@ -83,7 +88,7 @@ def assemble(
                 row_group=IMAGE_ROW_GROUP,
                 group_bytes=image_group_bytes,
             )
-        for records, rejections in split_repeats(staging, repeated, bypass=bypass_duplicates):
+        for records, rejections in separate_repeats(staging, repeated, bypass=bypass_duplicates):
             _count(counts, records, rejections)
             data.write(records)
             rejected.write(rejections)
@@ -98,7 +103,7 @@ def assemble(
             f"{remedy} and run the same command again: the published dataset is untouched and every answer is in the ledger",
         ) from error
     tasks = tuple(_task_counts(key, counter) for key, counter in sorted(counts.items()))
-    return Assembled(tuple(file for file in files), tasks, total, sum(refused))
+    return Assembled(tuple(files), tasks, total, sum(rejection_counts))
 
 
 def _count(counts: dict[tuple[str, int], Counter[str]], records: pa.Table, rejections: pa.Table) -> None:
@@ -112,8 +117,8 @@ def _count(counts: dict[tuple[str, int], Counter[str]], records: pa.Table, rejec
             table["dataset"].to_pylist(), table["task_id"].to_pylist(), table["id"].to_pylist(), strict=True
         ):
             ids[dataset, task].add(identifier)
-    for key, found in ids.items():  # a query never spans two chunks
-        counts[key]["queries"] += len(found)
+    for key, of_task in ids.items():  # a query never spans two chunks
+        counts[key]["queries"] += len(of_task)
 
 
 def _task_counts(key: tuple[str, int], counter: Counter[str]) -> TaskCounts:

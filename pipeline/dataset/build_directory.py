@@ -11,7 +11,7 @@ from schemas.config import BuildConfig
 
 @dataclass(frozen=True)
 class Places:
-    """The build's directory."""
+    """Paths in one build's directory."""
 
     out: Path
 

@@ -23,7 +23,7 @@ SETTINGS: Final = "config.json"
 class BuiltDataset:
     """A dataset's directory, or a build's with the dataset in it.
 
-    directory: with ``manifest.json``, ``data/`` and ``rejected/``. build: the build's directory, if it is known.
+    directory: contains ``manifest.json``, ``data/`` and ``rejected/``. build: the build's directory, if known.
     """
 
     def __init__(self, directory: Path, build: Path | None, manifest: Manifest) -> None:
@@ -31,7 +31,7 @@ class BuiltDataset:
 
     @classmethod
     def open(cls, place: Path) -> BuiltDataset:
-        """Raises InputError for a directory that holds no finished dataset."""
+        """Raises InputError if the directory contains no finished dataset."""
         for directory in (place / "dataset", place):
             file = directory / "manifest.json"
             if not file.is_file():
@@ -42,7 +42,7 @@ class BuiltDataset:
                 raise InputError(f"{file} is damaged: {error}", "build the dataset again; answers are in the ledger") from error
             build = directory.resolve().parent
             return cls(directory, build if (build / "work").is_dir() else None, manifest)
-        raise InputError(f"{place} holds no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
+        raise InputError(f"{place} contains no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
     def parts(self) -> list[str]:
         return sorted({file.path.split("/")[0] for file in self.manifest.files})
@@ -57,7 +57,7 @@ class BuiltDataset:
             ) from error
 
     def records(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The queries that passed, a row each. Raises InputError for files that cannot be read."""
+        """The records, one row each. Raises InputError for files that cannot be read."""
         return self.table("data", columns)
 
     def rejections(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -65,32 +65,32 @@ class BuiltDataset:
         return self.table("rejected", columns)
 
     def rows(self, part: Part = "data", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows as dicts, a few thousand converted at a time."""
+        """Rows as dicts, converted a few thousand at a time."""
         for batch in self.table(part, columns).to_batches(max_chunksize=4_096):
             yield from batch.to_pylist()
 
     def row(self, identifier: str) -> tuple[Part, dict[str, Any]]:
-        """The record or rejection of that id. Raises InputError where there is none."""
+        """The record or rejection with this id. Raises InputError if there is none."""
         for part in ("data", "rejected"):
             ids = self.table(part, ["id"])["id"]
-            at = ids.index(identifier).as_py()
-            if at >= 0:
-                return part, self.table(part).slice(at, 1).to_pylist()[0]
+            position = ids.index(identifier).as_py()
+            if position >= 0:
+                return part, self.table(part).slice(position, 1).to_pylist()[0]
         raise InputError(
             f"{self.directory} has no row {identifier!r}", "ids look like train/cirr/task7/8:1; see the column `id`"
         )
 
     def settings(self, image_roots: Sequence[Path] = ()) -> BuildConfig | None:
-        """The settings of the build, where its directory is here; `image_roots` are added to its own."""
+        """The build's settings, if its directory is known; `image_roots` are added to them."""
         file = self.build / "work" / SETTINGS if self.build is not None else None
         if file is None or not file.is_file():
             return None
         try:
-            found = BuildConfig.model_validate_json(file.read_bytes())
+            settings = BuildConfig.model_validate_json(file.read_bytes())
         except ValueError:  # of another version
             return None
-        choice = found.input.model_copy(update={"image_roots": (*found.input.image_roots, *image_roots)})
-        return found.model_copy(update={"input": choice})
+        choice = settings.input.model_copy(update={"image_roots": (*settings.input.image_roots, *image_roots)})
+        return settings.model_copy(update={"input": choice})
 
     def mismatches(self) -> Iterator[str]:
         """Describes how the files differ from the manifest."""
@@ -102,7 +102,7 @@ class BuiltDataset:
             elif path.stat().st_size != file.bytes:
                 yield f"{file.path} has {path.stat().st_size:,} bytes, not {file.bytes:,}"
             elif sha256_file(path) != file.sha256:
-                yield f"{file.path} has another SHA-256 than the manifest says"
+                yield f"{file.path} has a SHA-256 that differs from the manifest's"
         for path in sorted(self.directory.rglob("*.parquet")):
             name = path.relative_to(self.directory).as_posix()
             if name not in listed:

@@ -50,10 +50,10 @@ def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
 
 
 def examples(config: BuildConfig, dataset: Path, files: Sequence[DataFile]) -> tuple[list[CardExample], list[DataFile]]:
-    """One reasoning record of each family, where there is one, and the files of its images below ``assets/``."""
+    """One reasoning record of each family that has any, and the files of its images below ``assets/``."""
     rows = _rows(dataset, files, _COLUMNS)
     store = build_store(config)
-    found, written = [], []
+    shown, written = [], []
     for name in FAMILIES:
         tasks = pa.array([task for task in range(9) if family_of(task).name == name], pa.int8())
         fitting = rows.filter(pc.and_(pc.equal(rows["route"], "reasoning"), pc.is_in(rows["task_id"], tasks)))
@@ -68,7 +68,7 @@ def examples(config: BuildConfig, dataset: Path, files: Sequence[DataFile]) -> t
             assets[role] = file.path if file is not None else ""
             written += [file] if file is not None else []
         text = (positive.txt or "") if positive is not None else ""
-        found.append(
+        shown.append(
             CardExample(
                 family=name,
                 id=row["id"],
@@ -77,7 +77,7 @@ def examples(config: BuildConfig, dataset: Path, files: Sequence[DataFile]) -> t
                 positive_image=assets["positive"],
             )
         )
-    return found, written
+    return shown, written
 
 
 def _picture(store: ImageStore, path: str | None, dataset: Path, name: str) -> DataFile | None:

@@ -23,28 +23,28 @@ from schemas.manifest import InputDigest, Manifest, Model
 from schemas.teacher_config import TeacherConfig
 
 _PLACES: Final = {"mbeir", "out", "workers", "ledger", "early_stop", "publish", "lock"}
-"""Settings that say where and how, not what."""
+"""Settings that do not change the content: places, and how the work is done."""
 
 _TEACHER_PLACES: Final = {"hosting", "server", "endpoints", "reuse", "images", "transport"}
 
 
 def content_settings(config: BuildConfig) -> dict[str, Any]:
-    """The settings that decide the content of the dataset, without paths and addresses."""
-    found = config.model_dump(mode="json", exclude=_PLACES)
-    found["input"].pop("candidate_cache")
-    found["input"].pop("image_roots")
-    found["screen"].pop("tokenizer")
+    """The settings that determine the dataset's content, without paths and addresses."""
+    settings = config.model_dump(mode="json", exclude=_PLACES)
+    settings["input"].pop("candidate_cache")
+    settings["input"].pop("image_roots")
+    settings["screen"].pop("tokenizer")
     for name, teacher in (("teacher", config.teacher), ("verifier", config.verifier)):
         if teacher is not None:
             identity = Identity(teacher)
-            kept = teacher.model_dump(mode="json", exclude=_TEACHER_PLACES)
-            kept["prompts"] = Path(teacher.prompts).name
-            found[name] = {"model": identity.name, "revision": identity.revision, **kept}
-    return found
+            asked = teacher.model_dump(mode="json", exclude=_TEACHER_PLACES)
+            asked["prompts"] = Path(teacher.prompts).name
+            settings[name] = {"model": identity.name, "revision": identity.revision, **asked}
+    return settings
 
 
 def config_sha256(config: BuildConfig) -> str:
-    """Also of who is asked (with the pixel budgets), the prompts, the tokens' counter and the code's version."""
+    """A digest of these settings, the models (with pixel budgets), the prompts, the tokenizer and the code's version."""
     who = [Identity(teacher).prefix.decode() for teacher in (config.teacher, config.verifier) if teacher is not None]
     state = [content_settings(config), who, prompt_digests(config), tokenizer_digest(config), __version__]
     return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -70,7 +70,7 @@ def make_manifest(
     staging: Staging,
     dataset: Path,
 ) -> Manifest:
-    """Of the files in `dataset`, to which the card's pictures are added."""
+    """Describes the files in `dataset`, and adds the card's pictures to them."""
     teacher = Identity(config.teacher)
     verifier = Identity(config.verifier or config.teacher) if config.verify.enabled else None
     tokens = staging.tokens.values()
@@ -94,8 +94,8 @@ def make_manifest(
         malformed_lines=work.malformed,
         owed=sum(staging.owed.values()),
         tasks=assembled.tasks,
-        prompt_tokens=sum(one["prompt_tokens"] for one in tokens),
-        completion_tokens=sum(one["completion_tokens"] for one in tokens),
+        prompt_tokens=sum(counts["prompt_tokens"] for counts in tokens),
+        completion_tokens=sum(counts["completion_tokens"] for counts in tokens),
         spreads=spreads(dataset, assembled.files),
         examples=tuple(shown),
         files=(*assembled.files, *pictures),

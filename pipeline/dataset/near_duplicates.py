@@ -1,7 +1,8 @@
-"""Near-duplicates: records whose query and answer an earlier record has too. The first in order stays."""
+"""Near-duplicates: records with the same query and answer as an earlier record. The first one is kept."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,22 @@ from numpy.typing import NDArray
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 from pipeline.dataset.staging import Staging
 from pipeline.traces.families import family_of
-from schemas.record import EMB_TOKEN, Route, ScreenReason, Stage
+from pipeline.traces.words import normalised
+from schemas.record import EMB_TOKEN, Record, Route, ScreenReason, Stage
 from schemas.trace import FacetText, Trace
 
 
+def near_duplicate_key(record: Record) -> int:
+    """Equal for records whose query and normalised answer are the same; 0 for those that do not reason. 63 bits."""
+    if record.route is Route.BYPASS:
+        return 0
+    query = f"{record.dataset}\0{record.task_id}\0{normalised(record.query_text or '')}\0{record.query_image or ''}"
+    digest = hashlib.blake2b(f"{query}\0{normalised(record.answer or '')}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 1) | 1
+
+
 def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:
-    """Chunk -> rows whose near-duplicate key stood before."""
+    """Chunk -> rows whose near-duplicate key occurred before."""
     numbers = range(len(staging))
     lengths = [len(staging.keys[number]) for number in numbers]
     keys = np.concatenate([staging.keys[number] for number in numbers]) if lengths else np.empty(0, np.int64)
@@ -26,16 +37,16 @@ def find_repeats(staging: Staging) -> dict[int, NDArray[np.int64]]:
     is_repeat = np.ones(len(keys), bool)
     is_repeat[first] = False
     is_repeat[keys == 0] = False
-    found, start = {}, 0
+    repeats, start = {}, 0
     for number, length in zip(numbers, lengths, strict=True):
         rows = np.flatnonzero(is_repeat[start : start + length])
         if len(rows):
-            found[number] = rows
+            repeats[number] = rows
         start += length
-    return found
+    return repeats
 
 
-def split_repeats(
+def separate_repeats(
     staging: Staging, repeated: dict[int, NDArray[np.int64]], *, bypass: bool
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """(records, rejections) of each chunk: repeats become rejections, and with `bypass` bypass records as well."""
@@ -75,7 +86,7 @@ def _as_rejections(records: pa.Table) -> pa.Table:
 
 
 def raw_answer(row: dict[str, Any]) -> str:
-    """The trace as the teacher writes it: all of it is in the record."""
+    """The trace as the teacher writes it, restored from the record."""
     family = family_of(row["task_id"])
     labels = {facet.name: facet.label for facet in family.facets}
     facets = tuple(FacetText(name=f["name"], label=labels[f["name"]], text=f["text"]) for f in row["facets"])

@@ -1,4 +1,4 @@
-"""A built dataset, wherever it is."""
+"""Opens a built dataset from a directory or the Hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from schemas.repository import is_repository_name
 def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltDataset:
     """Opens a dataset's directory, a build's, or a downloaded snapshot; or downloads ORG/NAME from the Hub.
 
-    revision: of the repository: a branch, tag or commit. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
+    revision: a branch, tag or commit of the repository. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honoured.
 
     `BuiltDataset` has `records()` and `rejections()` (Arrow tables), `rows()` (dicts) and `manifest` (counts, provenance,
-    files). Raises InputError for what is neither, holds no finished dataset, or is damaged.
+    files). Raises InputError for anything else, and for a directory with no finished dataset or a damaged one.
     """
     path = Path(place)
     if path.exists() or not is_repository_name(str(place)):
@@ -26,13 +26,13 @@ def open_dataset(place: str | Path, *, revision: str | None = None) -> BuiltData
 
     wanted = ["manifest.json", "data/*.parquet", "rejected/*.parquet", "with_images/*.parquet"]
     try:
-        found = snapshot_download(str(place), repo_type="dataset", revision=revision, allow_patterns=wanted)
+        snapshot = snapshot_download(str(place), repo_type="dataset", revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         if (refused := refused_by_system(error)) is not None:
             raise InputError(f"{place} cannot be downloaded: {refused.cause}", f"{refused.remedy}; then run again") from error
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{place} is no directory here, and no dataset repository that can be downloaded: {said}",
+            f"{place} is neither a directory nor a dataset repository that can be downloaded: {message}",
             "name a dataset's or a build's directory, or ORG/NAME on the Hub (HF_TOKEN for a private one)",
         ) from error
-    return BuiltDataset.open(Path(found))
+    return BuiltDataset.open(Path(snapshot))

@@ -13,13 +13,13 @@ from schemas.errors import BuildError
 from schemas.manifest import Manifest, TaskCounts
 
 _TRACES = 20
-"""Number of rejected traces from which a dataset without any trace counts as a failure."""
+"""With at least this many rejected traces, a dataset without any trace counts as a failure."""
 
 
 def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) -> None:
-    """Raises BuildError for a dataset that keeps nothing, or much less than the one in `place`; it is then moved beside it.
+    """Raises BuildError for a dataset that keeps nothing, or much less than the one in `place`, and moves it aside.
 
-    written: where its files are. least_share: of the records in `place`, what the new one must have at least.
+    written: the directory of the new dataset. least_share: the share of the old records that the new one must keep.
     """
     old = _manifest(place)
     lacking = lost(new, old.records, old.tasks, least_share, f"the dataset in {place}") if old is not None else None
@@ -31,30 +31,30 @@ def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) 
     written.rename(aside)
     there = f"; {place} is untouched" if place.exists() else ""
     raise BuildError(
-        f"{worse}\n  the new dataset was not published{there}; it lies in {aside}",
+        f"{worse}\n  the new dataset was not published{there}; it is in {aside}",
         "look at its rejections (`mbeir-cot stats` and `mbeir-cot report` of it), fix the cause and run again; or, if it is "
-        "what you want, run again with --replace (nothing is asked twice), or lower publish.least_share",
+        "intended, run again with --replace (no request is sent twice), or lower publish.least_share",
     )
 
 
 def set_aside(place: Path) -> Path:
-    """Where a dataset lies that was not published."""
+    """The path of a dataset that was not published."""
     return place.with_name(f"{place.name}-unpublished")
 
 
 def nothing_kept(manifest: Manifest) -> str | None:
-    """In words, with the reason that dominates, that a build kept nothing, or not one of the traces it asked for."""
+    """A sentence if a build kept nothing, or none of its traces, with the most frequent reasons; else None."""
     if not manifest.records:
         return f"none of {manifest.queries:,} queries was kept: {dominant(manifest)}"
     reasoning = sum(task.reasoning for task in manifest.tasks)
-    refused = sum(count for _, count in _reasons(manifest, traces=True))
-    if not reasoning and refused >= _TRACES:
-        return f"none of {refused:,} queries that were to reason has a trace: {dominant(manifest, traces=True)}"
+    rejected = sum(count for _, count in _reasons(manifest, traces=True))
+    if not reasoning and rejected >= _TRACES:
+        return f"none of {rejected:,} queries that were to reason has a trace: {dominant(manifest, traces=True)}"
     return None
 
 
 def dominant(manifest: Manifest, *, traces: bool = False) -> str:
-    """The commonest reasons with their counts. traces: of queries that were to reason only."""
+    """The most frequent reasons with their counts. traces: only of queries that were to reason."""
     return ", ".join(f"{name} ({count:,})" for name, count in _reasons(manifest, traces=traces)[:3]) or "there are none"
 
 
@@ -62,22 +62,24 @@ def _reasons(manifest: Manifest, *, traces: bool) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for task in manifest.tasks:
         counts.update(task.rejected)
-    found = counts.most_common()
-    return [one for one in found if one[0].split(":")[0] in ("reason", "screen", "verify")] if traces else found
+    reasons = counts.most_common()
+    if not traces:
+        return reasons
+    return [(reason, count) for reason, count in reasons if reason.split(":")[0] in ("reason", "screen", "verify")]
 
 
 def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: float, where: str) -> str | None:
-    """In words, what a new dataset lacks beside an old one of so many records and these tasks; None where it keeps enough.
+    """A sentence on what a new dataset lacks compared with an old one, given by its records and tasks; None if it keeps enough.
 
-    least_share: of the old records, what the new one must have at least. where: the old one, to be named.
+    least_share: the share of the old records that the new one must keep. where: how to name the old one.
     """
     if not records:
         return None
-    why = f"; most were refused for {dominant(new)}" if new.rejections else ""
+    why = f"; most were rejected for {dominant(new)}" if new.rejections else ""
     if new.records < least_share * records:
         return f"the build keeps {new.records:,} records, {where} has {records:,}{why}"
-    kept = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
-    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in kept]
+    remaining = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
+    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in remaining]
     if gone:
         names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in gone)
         return f"the build keeps no record of {names}, which {where} has{why}"
@@ -89,5 +91,5 @@ def _manifest(place: Path) -> Manifest | None:
         return Manifest.model_validate_json((place / "manifest.json").read_bytes())
     except FileNotFoundError:
         return None
-    except ValidationError:  # damaged, or of another version: nothing to compare with
+    except ValidationError:  # damaged or from another version: nothing to compare with
         return None

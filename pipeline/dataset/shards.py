@@ -1,4 +1,4 @@
-"""Parquet files with a fixed number of rows; the same rows give the same bytes, in whatever pieces they arrive."""
+"""Parquet files with a fixed number of rows; the same rows give the same bytes, however they arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.mbeir import Split
 
 
 class ShardWriter:
-    """Rows into files of `rows_per_shard` rows, whose names tell how many there are."""
+    """Writes files of `rows_per_shard` rows; their names contain the number of files."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ShardWriter:
         self._waiting, self._waiting_rows = [rest], len(rest)
 
     def _next_group(self, sizes: NDArray[np.int64] | None, start: int, end: int) -> int | None:
-        """Rows of the next group; None where more rows may still join it."""
+        """Rows of the next group; None if more rows may still join it."""
         if sizes is not None and self._group_bytes is not None:
             filled = int(np.searchsorted(np.cumsum(sizes[start : start + self._row_group]), self._group_bytes, side="right"))
             if filled < min(self._row_group, end - start):
@@ -107,7 +107,7 @@ class ShardWriter:
 
 
 def image_schema() -> pa.Schema:
-    """Of records whose query image is there with its bytes."""
+    """The schema of records with the bytes of their query image."""
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     return RECORDS.set(RECORDS.get_field_index("query_image"), pa.field("query_image", image))
 
@@ -119,8 +119,8 @@ def _has_bytes(schema: pa.Schema) -> bool:
 def _image_sizes(table: pa.Table) -> NDArray[np.int64]:
     """Bytes of each row's image, (rows,)."""
     lengths = pc.binary_length(pc.struct_field(table["query_image"], "bytes"))
-    found: NDArray[np.int64] = pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
-    return found
+    sizes: NDArray[np.int64] = pc.fill_null(lengths, 0).to_numpy().astype(np.int64)
+    return sizes
 
 
 def with_images(records: pa.Table, images: ImageStore) -> pa.Table:

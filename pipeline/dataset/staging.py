@@ -15,7 +15,7 @@ from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 
 
 class Staging:
-    """Chunks by number in one scratch file; in memory is what the assembly needs to know of all at once."""
+    """Chunks by number in one scratch file. Only what the assembly needs of all chunks at once is kept in memory."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ class Staging:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self._file.close()
-        except OSError:  # a full disk: what could not be written is not needed any more
+        except OSError:  # a full disk: the content is no longer needed
             pass
         finally:
             self.path.unlink(missing_ok=True)
@@ -43,13 +43,13 @@ class Staging:
         return len(self._places)
 
     def put(self, number: int, chunk: Chunk) -> None:
-        """Takes a chunk, or the better version of one."""
+        """Stores a chunk, or replaces one."""
         records, rejections = _ipc(chunk.records), _ipc(chunk.rejections)
         start = self._file.seek(0, 2)
         self._file.write(records)
         self._file.write(rejections)
         self._places[number] = (start, len(records), len(rejections))
-        # A copy: what comes from Ray is a view of its shared memory, and would keep the whole chunk there.
+        # A copy: Ray's arrays are views of its shared memory and would keep the whole chunk there.
         self.keys[number] = np.array(chunk.keys)
         self.owed[number], self.tokens[number] = chunk.owed, chunk.tokens
         self.unread[number], self.suspects[number] = chunk.unread, chunk.suspects
@@ -68,8 +68,8 @@ def _ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    found: bytes = sink.getvalue().to_pybytes()
-    return found
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 @dataclass
@@ -78,9 +78,9 @@ class Chunk:
 
     Args:
         keys: for each record its near-duplicate key, 0 for none.
-        owed: queries whose request got no answer for now; a later run asks again.
-        suspects: those of them whose request was in flight when a server died.
-        tokens: of all answers that the annotations used, asked now or before.
+        owed: queries whose request got no answer; a later run sends it again.
+        suspects: the owed queries whose request was in flight when a server died.
+        tokens: of all answers that the annotations used, old and new.
         unread: image that could not be used -> (reason, its state then; see `pipeline.dataset.unreadable_inputs`).
     """
 

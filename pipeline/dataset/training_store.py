@@ -1,4 +1,4 @@
-"""The image store of a training: M-BEIR's root, and what the dataset's build was allowed to read."""
+"""The image store of a training run: M-BEIR's root, and the image roots of the dataset's build."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from schemas.training import TrainConfig
 
 
 def training_store(config: TrainConfig) -> ImageStore:
-    """What the student's processor takes: pictures that are too long for it are problems here already."""
+    """Pictures whose sides differ too much for the student's processor are ImageProblems."""
     roots = (*config.data.image_roots, *dataset_image_roots(Path(config.data.dataset)))
     return ImageStore(config.data.mbeir, allowed_roots=roots, max_ratio=MAX_RATIO)
 
 
 def dataset_image_roots(dataset: Path) -> tuple[Path, ...]:
-    """Those of the build that a dataset's directory belongs to; none for a repository or a copied dataset."""
+    """Image roots of the build that the dataset's directory belongs to; none for a repository or a copied dataset."""
     if not dataset.is_dir():
         return ()
     try:
         settings = BuiltDataset.open(dataset).settings()
-    except InputError:  # whoever reads the dataset says what is wrong with it
+    except InputError:  # the reader of the dataset reports it
         return ()
     return settings.input.image_roots if settings is not None else ()

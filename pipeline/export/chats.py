@@ -1,7 +1,7 @@
-"""Chats: LLaMA-Factory and ms-swift. A picture is ``<image>`` in a text and a path in a list beside it, and the two agree.
+"""Chats: LLaMA-Factory and ms-swift. A picture is ``<image>`` in a text and a path in a list beside it.
 
-Parquet with a written schema: `datasets` guesses a JSON file's types from its first rows, and ten megabytes without an image
-are enough for it to refuse all later ones.
+Parquet with an explicit schema: `datasets` guesses a JSON file's types from its first rows, and after ten megabytes without an
+image it rejects all later ones.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _PAIR: Final = pa.schema(
 _ROW_GROUP: Final = 1000
 
 
-def llama_factory(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+def llama_factory(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
     """ShareGPT messages with `<image>`, and the entry of dataset_info.json."""
     with Part(out / "m_beir_cot.parquet", _CHAT, rows=_ROW_GROUP) as part:
-        for sample in found:
+        for sample in samples:
             part.add(_chat(sample))
     entry = {
         "m_beir_cot": {
@@ -50,33 +50,35 @@ def llama_factory(found: Iterable[Sample], images: ImageStore, out: Path, negati
     return Written(part.count, header({"default": [part.path.name]}, default="default"))
 
 
-def ms_swift(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+def ms_swift(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
     """sft.parquet: the query and the target to write. embedding.parquet: anchor, positive and negative messages."""
     sft = Part(out / "sft.parquet", _CHAT, rows=_ROW_GROUP)
     pairs = Part(out / "embedding.parquet", _PAIR, rows=_ROW_GROUP)
     with sft, pairs:
-        for sample in found:
+        for sample in samples:
             sft.add(_chat(sample))
-            others = [side_of(one) for one in sample.negatives]
+            negative_sides = [side_of(negative) for negative in sample.negatives]
             pairs.add(
                 {
-                    "messages": [_said(sample.query)],
+                    "messages": [_user_turn(sample.query)],
                     "images": _paths(sample.query),
-                    "positive_messages": [[_said(sample.positive)]],
+                    "positive_messages": [[_user_turn(sample.positive)]],
                     "positive_images": [_paths(sample.positive)],
-                    "negative_messages": [[_said(one)] for one in others],  # empty, never null: its length is asked for
-                    "negative_images": [_paths(one) for one in others],
+                    "negative_messages": [
+                        [_user_turn(side)] for side in negative_sides
+                    ],  # never null: ms-swift takes its length
+                    "negative_images": [_paths(side) for side in negative_sides],
                 }
             )
     return Written(sft.count, header({part.path.stem: [part.path.name] for part in (sft, pairs)}, default="sft"))
 
 
 def _chat(sample: Sample) -> dict[str, Any]:
-    turns = [_said(sample.query), {"role": "assistant", "content": sample.target}]
+    turns = [_user_turn(sample.query), {"role": "assistant", "content": sample.target}]
     return {"messages": turns, "images": _paths(sample.query)}
 
 
-def _said(side: Side) -> dict[str, str]:
+def _user_turn(side: Side) -> dict[str, str]:
     return {"role": "user", "content": f"<image>{side.text}" if side.image else side.text}
 
 

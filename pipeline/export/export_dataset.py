@@ -20,14 +20,14 @@ from schemas.errors import ConfigError, InputError
 
 
 class Exported(NamedTuple):
-    """Records written, and how many were left out for which reason."""
+    """What was exported: records, and how many were left out for which reason."""
 
     records: int
     skipped: dict[SkipReason, int]
     pictures: int = 0
-    """Written beside the export, because M-BEIR's own files show other decoders something else or have another name."""
+    """Pictures written beside the export, because other decoders read M-BEIR's file differently or its name differs."""
     unusable: int = 0
-    """Pictures that are named but cannot be opened."""
+    """Pictures that records name but that cannot be opened."""
 
 
 def export_dataset(
@@ -39,13 +39,13 @@ def export_dataset(
     negatives: int = 1,
     image_roots: Sequence[Path] = (),
 ) -> Exported:
-    """Writes `out`, whole or not at all.
+    """Writes `out` atomically.
 
     format: sentence-transformers, llama-factory, ms-swift, vlm2vec, lamra or tevatron.
     mbeir: the M-BEIR directory, whose candidates are joined [default: the build's].
-    negatives: hard negatives of each record, as far as it lists them.
+    negatives: hard negatives per record, if it lists that many.
 
-    Raises ConfigError for an unknown format; InputError where `out` exists or M-BEIR is not known.
+    Raises ConfigError for an unknown format; InputError if `out` exists or M-BEIR's directory is unknown.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format}: unknown", f"one of {', '.join(FORMATS)}")
@@ -62,20 +62,20 @@ def export_dataset(
     pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
-        def kept() -> Iterator[Sample]:
-            for one in samples(dataset, root, cache, negatives=negatives):
+        def usable() -> Iterator[Sample]:
+            for sample in samples(dataset, root, cache, negatives=negatives):
                 meter.advance()
-                if isinstance(one, Skipped):
-                    skipped[one.reason] += 1
+                if isinstance(sample, Skipped):
+                    skipped[sample.reason] += 1
                 else:
-                    yield one if pictures is None else pictures.of(one)
+                    yield sample if pictures is None else pictures.of(sample)
 
         new.mkdir(parents=True, exist_ok=True)
-        for left in new.iterdir():  # of an export that was interrupted
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        written = FORMATS[format](kept(), images, new, negatives)
+        for path in new.iterdir():  # from an interrupted export
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        written = FORMATS[format](usable(), images, new, negatives)
     if pictures is not None and pictures.count:
-        written = replace(written, said=(*written.said, f"{pictures.count:,} {BESIDE}"))
+        written = replace(written, remarks=(*written.remarks, f"{pictures.count:,} {BESIDE}"))
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
         (new / name).write_text(text, encoding="utf-8")
     replace_directory(new, out)

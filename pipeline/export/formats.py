@@ -1,4 +1,4 @@
-"""The formats, one writer each: it takes samples and leaves files; the README beside them says how to use them.
+"""The formats. Each has a writer that turns samples into files, and a README on how to use them.
 
 Field names are those of each project's own loader.
 """
@@ -27,13 +27,13 @@ FORMATS: Final[dict[str, Writer]] = {
 }
 
 NAMES_PICTURES: Final = frozenset({"llama-factory", "ms-swift", "vlm2vec", "lamra"})
-"""Those that name pictures by path; the others hold them."""
+"""Formats that name pictures by path; the others contain them."""
 
 
 def texts(
     name: str, out: Path, dataset: str, written: Written, skipped: Mapping[SkipReason, int], *, synthetic: bool
 ) -> dict[str, str]:
-    """Text files of the export by name: the README on how to point the project at the others, and what the writer adds."""
+    """Text files of the export by name: the README on how to use the export, and those that the writer adds."""
     head = f"# {dataset} for {name}\n\n"
     if synthetic:
         head = f"**SYNTHETIC: invented queries and images (pocket world).**\n\n{head}"
@@ -42,6 +42,6 @@ def texts(
         f"{written.count:,} records, written by `mbeir-cot export --format {name}`{left}. MBEIR below is the M-BEIR directory."
     )
     body = (Path(__file__).parent / "readmes" / f"{name}.md").read_text(encoding="utf-8")
-    said = "\n".join(written.said)
-    readme = f"{written.header}{head}{line}\n\n{body}" + (f"\n{said}\n" if said else "")
+    remarks = "\n".join(written.remarks)
+    readme = f"{written.header}{head}{line}\n\n{body}" + (f"\n{remarks}\n" if remarks else "")
     return {file: text.replace("OUT", out.name) for file, text in {"README.md": readme, **written.files}.items()}

@@ -1,4 +1,4 @@
-"""LamRA and UniIR: files in M-BEIR's own form, cut to the records."""
+"""LamRA and UniIR: files in M-BEIR's own format, restricted to the records."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from pipeline.export.samples import Sample, plain
 from pipeline.export.written import Written
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
-from schemas.mbeir import split_id
+from schemas.mbeir import parse_id
 
 
-def lamra(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+def lamra(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
     """Query, candidate and instruction files in M-BEIR's own format, which LamRA reads, with route and target added."""
     candidates: dict[str, dict[str, Any]] = {}
     count = 0
     with (out / "mbeir_cot_train.jsonl").open("w", encoding="utf-8") as queries:
-        for sample in found:
+        for sample in samples:
             row = sample.row
-            for one in (*sample.positives, *sample.negatives):
-                candidates[one.did] = one.model_dump(mode="json") | {"txt": plain(one.txt) if one.txt is not None else None}
+            for candidate in (*sample.positives, *sample.negatives):
+                text = plain(candidate.txt) if candidate.txt is not None else None
+                candidates[candidate.did] = candidate.model_dump(mode="json") | {"txt": text}
             _line(
                 queries,
                 {
@@ -32,8 +33,8 @@ def lamra(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int
                     "query_img_path": row["query_image"],
                     "query_modality": row["query_modality"],
                     "query_src_content": None,
-                    "pos_cand_list": [one.did for one in sample.positives],  # one that is left out would be a negative
-                    "neg_cand_list": [one.did for one in sample.negatives],
+                    "pos_cand_list": [positive.did for positive in sample.positives],  # all: a missing one would be a negative
+                    "neg_cand_list": [negative.did for negative in sample.negatives],
                     "task_id": row["task_id"],
                     "route": row["route"],
                     "target": sample.target,
@@ -41,7 +42,7 @@ def lamra(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int
             )
             count += 1
     with (out / "mbeir_cot_train_cand_pool.jsonl").open("w", encoding="utf-8") as pool:
-        for did in sorted(candidates, key=split_id):
+        for did in sorted(candidates, key=parse_id):
             _line(pool, candidates[did])
     shutil.copyfile(Layout.open(images.root).instructions, out / "query_instructions.tsv")
     return Written(count)

@@ -1,6 +1,6 @@
-"""Parquet files that grow row group by row group, and the card that makes their directory a dataset of the Hub's form.
+"""Parquet files that are written row group by row group, and the card header by which `datasets` finds them.
 
-Pictures are inside, so what waits to be written is bounded in bytes, not only in rows.
+Rows contain pictures, so the buffer is bounded in bytes as well as in rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BYTES: Final = 32 << 20
 
 
 class Part:
-    """One Parquet file with a written schema. Nothing is on disk before the first row."""
+    """One Parquet file with an explicit schema. It is created with the first row group."""
 
     def __init__(self, path: Path, schema: pa.Schema, *, rows: int = _ROWS) -> None:
         self.path, self._schema, self._most = path, schema, rows
@@ -28,7 +28,7 @@ class Part:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, row: dict[str, Any], size: int = 0) -> None:
-        """`size`: of the pictures in the row, in bytes."""
+        """size: bytes of the row's pictures."""
         self._waiting.append(row)
         self.count += 1
         self._bytes += size
@@ -36,7 +36,7 @@ class Part:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits as a row group."""
+        """Writes the buffered rows as a row group."""
         if self._waiting:
             if self._writer is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Part:
             self._waiting, self._bytes = [], 0
 
     def close(self) -> None:
-        """A file without rows has its schema all the same."""
+        """Finishes the file. One without rows still has its schema."""
         self.flush()
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Images of exports that name them by path: where decoders differ, a plain copy is written beside the export."""
+"""Pictures of exports that name them by path: if decoders would read a file differently, a plain copy is written beside the
+export."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ BESIDE: Final = (
 class PortablePictures:
     """Names for pictures that show, in any decoder, what teacher and student see (`pipeline.mbeir.pictures`).
 
-    A file that is plain keeps its path below the M-BEIR root. One that is not (turned by EXIF, transparent, 16 bits, several
-    frames) is written as PNG; one that is there only under the other Unicode form of its name is copied. Their paths lead from
-    the M-BEIR root to the export, since the projects put that root before every path.
+    A plain file keeps its path below the M-BEIR root. Others (turned by EXIF, transparent, 16 bits, several frames) are written
+    as PNG; a file that exists only under the other Unicode form of its name is copied. Their paths lead from the M-BEIR root to
+    the export, since the projects prefix that root to every path.
 
     Args:
-        written: the directory that is being filled. place: where it will lie.
+        written: the directory that is being filled. place: its final path.
     """
 
     def __init__(self, images: ImageStore, written: Path, place: Path) -> None:
@@ -38,11 +39,11 @@ class PortablePictures:
         self.count = 0
         """Files written."""
         self.unusable = 0
-        """Files that cannot be opened, and are named as they were."""
+        """Files that cannot be opened; they keep their paths."""
         self._path = lru_cache(maxsize=1 << 20)(self._named)
 
     def of(self, sample: Sample) -> Sample:
-        """The sample with these names."""
+        """The sample with portable paths."""
         query = sample.query._replace(image=self.path(sample.query.image))
         row: dict[str, Any] = sample.row | {"query_image": query.image} if query.image else sample.row
         positives, negatives = (tuple(map(self._candidate, side)) for side in (sample.positives, sample.negatives))
@@ -67,7 +68,7 @@ class PortablePictures:
         name = f"{FOLDER}/{relative}" if same else f"{FOLDER}/{relative}.png"
         place = self._written / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():  # written before, where the names are no longer remembered
+        if not place.exists():  # written before, and dropped from the cache since
             place.write_bytes(file.content)
             self.count += 1
         return f"{self._way}/{name}"

@@ -1,6 +1,6 @@
 """Records joined with M-BEIR's candidates: the input of every export.
 
-Texts are as `defused` leaves them: the marks by which a project places pictures are its own, never a query's.
+Texts go through `defused`, so that a query never contains the marks by which a project places pictures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from schemas.record import EMB_TOKEN
 
 _ROWS: Final = 1000
 _SLOTS: Final = ("image", "video", "audio")
-"""LLaMA-Factory writes ``{{image}}`` for its own <image>, and then takes every one for a picture."""
+"""LLaMA-Factory replaces its <image> by ``{{image}}`` and then takes every ``{{image}}`` for a picture."""
 
 
 class Side(NamedTuple):
     """A query or a candidate as a model reads it. image: path below the M-BEIR root; empty for none.
 
-    modality: what it is declared to be. An image,text candidate without text is one all the same.
+    modality: as declared, even if the text is missing.
     """
 
     text: str
@@ -43,42 +43,42 @@ class Side(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """row: the record. query: instruction and text. negatives: listed ones, without those that say nothing."""
+    """row: the record. query: instruction and text. negatives: the listed ones that have a text or an image."""
 
     row: dict[str, Any]
     task: DatasetTask
     query: Side
     positives: tuple[Candidate, ...]
-    """All that a pool holds, at least one."""
+    """All positives that a pool contains, at least one."""
     negatives: tuple[Candidate, ...]
 
     @property
     def positive(self) -> Side:
-        """The first that a pool holds and that says something."""
-        return next(side for one in self.positives if not (side := side_of(one)).says_nothing)
+        """The first positive with a text or an image."""
+        return next(side for candidate in self.positives if not (side := side_of(candidate)).says_nothing)
 
     @property
     def target(self) -> str:
-        """What the student learns to write. The one special token in it is the last."""
+        """What the student learns to write. Its only special token is the last."""
         return plain(self.row["target"].removesuffix(EMB_TOKEN)) + EMB_TOKEN
 
 
 class SkipReason(StrEnum):
-    """Why a record is left out, as it is told."""
+    """Why a record is left out, as messages say it."""
 
     NOWHERE = "no candidate pool holds their positives"
     EMPTY = "their positives have neither text nor image"
 
 
 class Skipped(NamedTuple):
-    """A record that has no positive to learn from."""
+    """A record without a usable positive."""
 
     id: str
     reason: SkipReason
 
 
 def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives: int = 1) -> Iterator[Sample | Skipped]:
-    """All records in order. Raises InputError where M-BEIR's pools are missing."""
+    """All records in order. Raises InputError if M-BEIR's pools are missing."""
     layout = Layout.open(mbeir)
     rows = _rows(dataset.table("data"))
     with CandidateLookup(layout, cache) as lookup:
@@ -94,13 +94,13 @@ def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives
                 if not positives:
                     yield Skipped(row["id"], SkipReason.NOWHERE)
                     continue
-                if all(side_of(one).says_nothing for one in positives):
+                if all(side_of(positive).says_nothing for positive in positives):
                     yield Skipped(row["id"], SkipReason.EMPTY)
                     continue
                 query = Side(plain(_query_text(row)), row["query_image"] or "", Modality(row["query_modality"]))
                 listed = lookup.held(task, split, row["hard_negatives"])
-                saying = (one for one in listed if not side_of(one).says_nothing)
-                yield Sample(row, task, query, positives, tuple(islice(saying, negatives)))
+                usable = (negative for negative in listed if not side_of(negative).says_nothing)
+                yield Sample(row, task, query, positives, tuple(islice(usable, negatives)))
 
 
 def side_of(candidate: Candidate) -> Side:
@@ -110,7 +110,7 @@ def side_of(candidate: Candidate) -> Side:
 
 
 def plain(text: str) -> str:
-    """`text` without anything that a model or a training project takes for its own mark."""
+    """`text` without anything that a model or a training project would interpret as markup."""
     text = defused(text)
     for slot in _SLOTS:
         text = text.replace(f"{{{{{slot}}}}}", f"‹{slot}›")
@@ -118,7 +118,7 @@ def plain(text: str) -> str:
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The records, few of them as Python objects at once."""
+    """The records as dicts, few of them in memory at once."""
     for batch in table.to_batches(max_chunksize=_ROWS):
         yield from batch.to_pylist()
 

@@ -1,8 +1,8 @@
-"""sentence-transformers: a Parquet file for rows that can share a batch's columns, images inside.
+"""sentence-transformers: one Parquet file for all rows that can share a batch's columns, with the images.
 
-A column has one form, since that is what a Parquet column and a loss's inputs have: a text, an image, or both by their names.
-The form follows from what a candidate is declared to be, so an image,text candidate without text is both, with an empty text.
-Rows of another form, or with fewer negatives, go to files of their own: a missing value would end a training.
+A column has one form, as Parquet columns and the losses' inputs require: a text, an image, or both, by name. The form follows
+from the declared modality, so an image,text candidate without text is both, with an empty text. Rows of another form, or with
+fewer negatives, go to separate files: a missing value would end a training run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _TAKEN_FOR_FILES: Final = ("http://", "https://", "data:image/")
 _Key = tuple[DatasetTask, tuple[Form, ...]]
 
 
-def sentence_transformers(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
-    """anchor, positive and negative (or negative_1 … negative_n), a file for each dataset-task and form."""
+def sentence_transformers(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+    """anchor, positive and negative (or negative_1 … negative_n), with a file per dataset-task and form."""
     parts: dict[_Key, Part] = {}
     task: DatasetTask | None = None
-    for sample in found:
+    for sample in samples:
         if sample.task != task:
             for part in parts.values():
                 part.flush()
@@ -55,8 +55,8 @@ def sentence_transformers(found: Iterable[Sample], images: ImageStore, out: Path
         part.close()
     named = {part.path.stem: [part.path.name] for part in parts.values()}
     largest = max(parts.values(), key=lambda part: part.count).path.stem if parts else ""
-    said = ("| config | records |", "|---|---|", *(f"| {part.path.stem} | {part.count:,} |" for part in parts.values()))
-    return Written(sum(part.count for part in parts.values()), header(named, default=largest), said)
+    table = ("| config | records |", "|---|---|", *(f"| {part.path.stem} | {part.count:,} |" for part in parts.values()))
+    return Written(sum(part.count for part in parts.values()), header(named, default=largest), table)
 
 
 def form_of(side: Side) -> Form:
@@ -66,7 +66,7 @@ def form_of(side: Side) -> Form:
 
 
 def _value(side: Side, form: Form, images: ImageStore) -> tuple[Any, int]:
-    """What sentence-transformers takes, and the bytes of its image."""
+    """A value as sentence-transformers takes it, and the size of its image in bytes."""
     if form == "text":
         return _a_text(side.text), 0
     image, size = picture(images, side.image)
@@ -74,7 +74,7 @@ def _value(side: Side, form: Form, images: ImageStore) -> tuple[Any, int]:
 
 
 def _a_text(text: str) -> str:
-    """Kept from being opened: sentence-transformers takes a text that is nothing but an address for a picture's."""
+    """The text; a space before an address keeps sentence-transformers from opening it as a picture."""
     return f" {text}" if text.startswith(_TAKEN_FOR_FILES) else text
 
 
@@ -90,7 +90,7 @@ def _schema(forms: tuple[Form, ...]) -> pa.Schema:
 
 
 def _name(task: DatasetTask, forms: tuple[Form, ...], asked: int) -> str:
-    """The dataset-task, and in what a file differs from its main one."""
+    """The dataset-task, and how a file differs from its main one."""
     anchor, positive, *others = forms
     parts = [task.name]
     if len(others) < asked:
@@ -106,7 +106,7 @@ def _name(task: DatasetTask, forms: tuple[Form, ...], asked: int) -> str:
 
 
 def _declared(modality: Modality, *, query: bool = False) -> Form:
-    """A query has an instruction, so one with an image is both."""
+    """The form of a modality. A query has an instruction, so one with an image is both."""
     if not modality.has_image:
         return "text"
     return "both" if query or modality.has_text else "image"

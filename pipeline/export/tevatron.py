@@ -1,4 +1,4 @@
-"""Tevatron: queries that name documents, and the documents, images inside."""
+"""Tevatron: queries that name documents, and the documents, with the images."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ _QUERIES: Final = pa.schema(
 _DOCUMENTS: Final = pa.schema([("docid", pa.string()), ("text", pa.string()), ("image", IMAGE)])
 
 
-def tevatron(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
-    """Queries with and without negatives are files apart: Tevatron cannot draw negatives where a query has none."""
+def tevatron(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+    """Queries with and without negatives go to separate files: Tevatron cannot draw negatives for a query that has none."""
     queries = _with_images(_QUERIES, "query_image")
     having, lacking = (Part(out / "train" / f"{name}-negatives.parquet", queries) for name in ("with", "without"))
     corpus = Part(out / "corpus" / "corpus.parquet", _with_images(_DOCUMENTS, "image"))
     known: set[str] = set()
     with having, lacking, corpus:
-        for sample in found:
-            positives = [one for one in sample.positives if not side_of(one).says_nothing]
-            for one in (*positives, *sample.negatives):
-                if one.did not in known:
-                    known.add(one.did)
-                    side = side_of(one)
+        for sample in samples:
+            positives = [candidate for candidate in sample.positives if not side_of(candidate).says_nothing]
+            for candidate in (*positives, *sample.negatives):
+                if candidate.did not in known:
+                    known.add(candidate.did)
+                    side = side_of(candidate)
                     image, size = _picture(side, images)
-                    corpus.add({"docid": one.did, "text": side.text, "image": image}, size)
+                    corpus.add({"docid": candidate.did, "text": side.text, "image": image}, size)
             image, size = _picture(sample.query, images)
             (having if sample.negatives else lacking).add(
                 {
                     "query_id": sample.row["qid"],
                     "query_text": sample.query.text,
                     "query_image": image,
-                    "positive_document_ids": [one.did for one in positives],
-                    "negative_document_ids": [one.did for one in sample.negatives],
+                    "positive_document_ids": [candidate.did for candidate in positives],
+                    "negative_document_ids": [candidate.did for candidate in sample.negatives],
                 },
                 size,
             )
     configs = {"train": (having, lacking), "with_negatives": (having,), "corpus": (corpus,)}
-    held = {
+    files = {
         name: [part.path.relative_to(out).as_posix() for part in parts if part.count]
         for name, parts in configs.items()
         if any(part.count for part in parts)  # `datasets` loads no config without rows
     }
-    told = f"{having.count:,} queries list a negative, {lacking.count:,} none; {corpus.count:,} documents."
-    return Written(having.count + lacking.count, header(held, default="train"), (told,))
+    counts = f"{having.count:,} queries list a negative, {lacking.count:,} none; {corpus.count:,} documents."
+    return Written(having.count + lacking.count, header(files, default="train"), (counts,))
 
 
 def _picture(side: Side, images: ImageStore) -> tuple[dict[str, Any] | None, int]:
@@ -68,5 +68,5 @@ def _picture(side: Side, images: ImageStore) -> tuple[dict[str, Any] | None, int
 
 
 def _with_images(schema: pa.Schema, column: str) -> pa.Schema:
-    """`datasets` shows the column as pictures."""
+    """The schema, with metadata that makes `datasets` show the column as pictures."""
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": {column: IMAGE_FEATURE}}})})

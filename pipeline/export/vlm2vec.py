@@ -1,4 +1,4 @@
-"""VLM2Vec: MMEB-train's columns, a config for each dataset-task, and the file that its training is pointed at."""
+"""VLM2Vec: MMEB-train's columns, a config per dataset-task, and the file that configures its training data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from schemas.mbeir import Modality
 
 _IMAGE: Final = "<|image_1|>"
 _SPLIT: Final = "original"
-"""What both of its versions look for."""
+"""The split name that both versions of VLM2Vec load."""
 _ROW_GROUP: Final = 1000
 _NOTHING: Final = Side("", "", Modality.TEXT)
 
 
-def vlm2vec(found: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
-    """Negatives after the first are in columns of their own (`neg_text_2` …), which its loaders pass over."""
+def vlm2vec(samples: Iterable[Sample], images: ImageStore, out: Path, negatives: int) -> Written:
+    """Negatives after the first have their own columns (`neg_text_2` …), which its loaders ignore."""
     pairs = [("qry", "qry_image_path"), ("pos_text", "pos_image_path"), ("neg_text", "neg_image_path")]
     pairs += [(f"neg_text_{i}", f"neg_image_path_{i}") for i in range(2, negatives + 1)]
     schema = pa.schema([(column, pa.string()) for pair in pairs for column in pair])
     parts: dict[str, Part] = {}
-    for sample in found:
-        others = [side_of(one) for one in sample.negatives]
-        sides = [sample.query, sample.positive, *others, *[_NOTHING] * (len(pairs) - 2 - len(others))]
+    for sample in samples:
+        negative_sides = [side_of(negative) for negative in sample.negatives]
+        sides = [sample.query, sample.positive, *negative_sides, *[_NOTHING] * (len(pairs) - 2 - len(negative_sides))]
         row: dict[str, str] = {}
         for (text, image), side in zip(pairs, sides, strict=True):
             row |= {text: f"{_IMAGE}\n{side.text}" if side.image else side.text, image: side.image}

@@ -15,12 +15,12 @@ from pipeline.mbeir.images import ImageStore, picture_value
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """count: records. header: YAML for the README's head. said: lines on what the files hold.
-    files: further text files by name; OUT in them becomes the directory's name."""
+    """count: records. header: YAML for the README's header. remarks: lines for the README on the files' content.
+    files: further text files by name; OUT in them is replaced by the directory's name."""
 
     count: int
     header: str = ""
-    said: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -28,11 +28,11 @@ Writer = Callable[[Iterable[Sample], ImageStore, Path, int], Written]
 """(samples, M-BEIR's images, empty directory, hard negatives asked for) -> what was written."""
 
 IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""As `datasets.Image` keeps one in Arrow."""
+"""An image as `datasets.Image` stores it in Arrow."""
 IMAGE_FEATURE: Final = {"_type": "Image"}
 
 
 def picture(images: ImageStore, path: str) -> tuple[dict[str, Any], int]:
-    """A picture as an `IMAGE`, as everyone is to see it, and its size in bytes."""
+    """A picture as an `IMAGE` that every decoder reads alike, and its size in bytes."""
     value = picture_value(images, path)
     return value, len(value["bytes"])

@@ -60,6 +60,6 @@ def _exchange(first: Path, second: Path) -> bool:
     if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
     error = ctypes.get_errno()
-    if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # a kernel or filesystem without it
+    if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # not supported by the kernel or file system
         return False
     raise OSError(error, os.strerror(error), str(second))

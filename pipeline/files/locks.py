@@ -14,11 +14,12 @@ from schemas.os_errors import HELD, NO_LOCKS, explained, number_of
 
 
 class LockError(CotError):
-    """A lock that cannot be taken although nobody holds it."""
+    """A lock that cannot be taken although no process holds it."""
 
 
 def try_lock(file: int, path: Path | str, remedy: str) -> bool:
-    """Locks an open file; False where somebody else has it. Raises LockError; `remedy` is for file systems without locks."""
+    """Locks an open file; False if another process holds the lock. Raises LockError; `remedy` is for file systems without
+    locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -33,11 +34,12 @@ def try_lock(file: int, path: Path | str, remedy: str) -> bool:
 
 @contextlib.contextmanager
 def only_one(out: Path, lock: Path | None) -> Iterator[None]:
-    """One build in a directory at a time; a killed build's lock is free at once. `lock`: where its file lies instead."""
+    """Allows one build in a directory at a time; a killed build's lock is free at once. `lock`: another path for the lock
+    file."""
     place = out / ".lock"
     try:
         if out.is_symlink():
-            out.stat()  # one that leads nowhere or in a circle; `mkdir` only says that something is there
+            out.stat()  # raises for a dangling or circular link, of which `mkdir` would only say that it exists
         out.mkdir(parents=True, exist_ok=True)
         if lock is not None:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +56,7 @@ def only_one(out: Path, lock: Path | None) -> Iterator[None]:
         if not try_lock(file, place, remedy):
             holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip()
             raise LockError(
-                f"another build is at work in {out}" + (f" ({holder})" if holder else ""),
+                f"another build is running in {out}" + (f" ({holder})" if holder else ""),
                 "wait for it (`mbeir-cot status DIR` shows how far it is), or name another directory with --out",
             )
         os.ftruncate(file, 0)

@@ -1,7 +1,7 @@
-"""Places of this machine and its network in texts that are to be published: taken out of details, found by what they are.
+"""Removes local paths, addresses and host names from texts that are published, and finds them in finished datasets.
 
-Server messages quote paths and addresses. `scrubbed` is a function of the text and the config alone, so that builds stay
-reproducible; what looks at a finished dataset also knows this machine.
+Server messages quote paths and addresses. `scrubbed` depends only on the text and the config, so that builds are reproducible;
+the check of a finished dataset also uses what it knows of this machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _URL: Final = re.compile(r"\b(?P<scheme>https?|file|ray|grpc)://[^\s'\"<>)\]}]*"
 _PATH: Final = re.compile(r"(?<![\w.:/~…-])~?/(?:[\w.@+%=-]+/)*[\w.@+%=-]+")
 _ADDRESS: Final = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?(?![\w.])|\blocalhost:\d{1,5}\b")
 _LEAST_PARTS: Final = 2
-"""Of a path that says something of a machine: /data could be anybody's."""
+"""Parts of a path that identifies a machine: /data could be on any."""
 _EVERYWHERE: Final = frozenset({"bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "usr"})
 """Directories that every Linux has."""
 
 
 class Places:
-    """What is known of where a build ran.
+    """Directories and hosts of a build, which its published texts must not name.
 
     roots: directories by their absolute paths. hosts: names of machines.
     """
@@ -58,15 +58,15 @@ class Places:
         return cls(roots, hosts)
 
     def scrubbed(self, text: str) -> str:
-        """Without paths, addresses and hosts; of a path its last part stays, which tells what it was about."""
-        text = _URL.sub(lambda found: f"{found['scheme']}://…", text)
+        """The text without paths, addresses and hosts. A path keeps its last part, which tells what it is about."""
+        text = _URL.sub(lambda match: f"{match['scheme']}://…", text)
         for root in self._roots:
             text = re.sub(rf"(?<![\w/]){re.escape(root)}(?P<below>(?:/[\w.@+%=-]+)*)(?![\w.-])", _below, text)
         text = _PATH.sub(_last_part, text)
         text = _ADDRESS.sub("…", text)
         return self._hosts.sub("…", text) if self._hosts is not None else text
 
-    def found(self, text: str) -> str:
+    def find(self, text: str) -> str:
         """The first place of this machine that a text names; empty for none.
 
         A place is one of the roots, or an absolute path that exists here; addresses with a port are places too.
@@ -81,17 +81,17 @@ class Places:
         return named[0] if named is not None else ""
 
 
-def _below(found: re.Match[str]) -> str:
-    return f"…/{found['below'].rsplit('/', 1)[1]}" if found["below"] else "…"
+def _below(match: re.Match[str]) -> str:
+    return f"…/{match['below'].rsplit('/', 1)[1]}" if match["below"] else "…"
 
 
-def _last_part(found: re.Match[str]) -> str:
-    path = found[0]
+def _last_part(match: re.Match[str]) -> str:
+    path = match[0]
     return path if path.count("/") < _LEAST_PARTS else f"…/{path.rsplit('/', 1)[1]}"
 
 
 def _exists_here(path: str) -> bool:
-    """Whether the path, or a directory above it that is not everybody's, is on this machine."""
+    """Whether the path, or a directory above it that not every machine has, exists here."""
     parts = path.split("/")[1:]
     if path.startswith("~") or parts[0] in _EVERYWHERE:
         return False

@@ -1,8 +1,7 @@
-"""The log file of a build, training, evaluation or index: what happened and when, for people who look for a cause afterwards.
+"""The log file of a build, training, evaluation or index: what happened and when, to find the cause of a failure afterwards.
 
-Modules log to `logging.getLogger(__name__)` and know nothing of files. A command, or an actor, opens its file here. Keys and
-tokens are taken out of each line as it is written, whatever was logged.
-"""
+Modules log to `logging.getLogger(__name__)`; commands and actors open their log file here. Keys and tokens are removed from
+every line as it is written."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ _KEPT: Final = 4
 """Older files beside the current one: at most 80 MB in all."""
 _NAMES_SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _LEAST_SECRET: Final = 6
-"""Characters of a variable's value that is taken out: a shorter one would take words out."""
+"""Minimum length of a secret value: removing shorter ones would remove ordinary words."""
 
 
 def debug_wanted() -> bool:
@@ -50,8 +49,8 @@ def run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = logging
 def open_run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = logging.INFO) -> logging.Handler:
     """Appends to `file` from now on. An actor does not close it: it ends with its process.
 
-    keys: environment variables whose values are secret whatever they are called. level: DEBUG instead, with `--debug`.
-    The file is made by its first line. One that cannot be written is left out: no work depends on it.
+    keys: further environment variables whose values are secret. level: DEBUG instead, with `--debug`.
+    The file is created by its first line. If it cannot be written, there is no log: no work depends on it.
     """
     level = logging.DEBUG if debug_wanted() else level
     handler = _QuietHandler(file, maxBytes=_BYTES, backupCount=_KEPT, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -79,7 +78,7 @@ def log_failure(logger: logging.Logger, what: str) -> Iterator[None]:
 
 class _QuietHandler(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """A full disk is told by what depends on it, not by a traceback for each line."""
+        """Silent: on a full disk the work itself reports the error, so the log need not print a traceback per line."""
 
 
 class _Formatter(logging.Formatter):

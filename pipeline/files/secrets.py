@@ -1,4 +1,4 @@
-"""Tokens and keys in texts, by the shape that they really have: a name that begins like one is none."""
+"""Finds tokens and keys in texts by their full shape, so that a name that only begins like one does not count."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHAPES: Final = re.compile(
     r"|(?P<pem>-----BEGIN [A-Z ]*PRIVATE KEY-----\s*[A-Za-z0-9+/=]{16})"
 )
 _RUN: Final = 16
-"""Letters and digits without a break: words that are joined by hyphens are shorter."""
+"""Shortest run of letters and digits in a token; words joined by hyphens have shorter runs."""
 _LEAST_BITS: Final = 3.0
-"""Of entropy for each character of a run: 20 random letters and digits have some 4, words and serial numbers less."""
+"""Least entropy per character of a run: 20 random letters and digits have about 4 bits, words and serial numbers less."""
 
 _HEADER: Final = re.compile(
     r"(\bauthorization\b['\"]?\s*[:=]\s*)(['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\",}]+", re.IGNORECASE
@@ -31,15 +31,15 @@ _PASSWORD: Final = re.compile(r"(?<=://)[^\s/@'\"]+:[^\s/@'\"]+(?=@)")
 
 def holds_secret(text: str) -> bool:
     """Whether a text holds what looks like a token or private key."""
-    return any(found["pem"] or _is_random(found[found.lastgroup or ""]) for found in _SHAPES.finditer(text))
+    return any(match["pem"] or _is_random(match[match.lastgroup or ""]) for match in _SHAPES.finditer(text))
 
 
 def without_secrets(text: str, values: Iterable[str] = ()) -> str:
     """The text with `[secret]` for each of `values`, for Authorization headers, passwords in URLs, and all shapes of tokens.
 
-    It takes out too much rather than too little: use it for logs, not for data.
+    It removes too much rather than too little: use it for logs, not for data.
     """
-    for value in sorted(values, key=len, reverse=True):  # one may begin with another
+    for value in sorted(values, key=len, reverse=True):  # a value may begin with another
         text = text.replace(value, "[secret]")
     text = _HEADER.sub(r"\1\2[secret]", text)
     text = _BEARER.sub(r"\1[secret]", text)

@@ -1,1 +1,1 @@
-"""Publishes to the Hugging Face Hub: the checks before, and an upload that can be interrupted at any point."""
+"""Pushes datasets and models to the Hugging Face Hub: checks, and an upload that can be interrupted at any point."""

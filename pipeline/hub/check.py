@@ -1,4 +1,4 @@
-"""Checks a dataset before it is published."""
+"""Checks a dataset before it is pushed."""
 
 from __future__ import annotations
 
@@ -21,48 +21,49 @@ _BATCH: Final = 2_000
 _UNKNOWN_LICENCES: Final = frozenset({"", "unknown", "none", "todo", "tbd"})
 
 
-class NotPublishable(CotError):
-    """A dataset that must not be published as it is."""
+class NotFitToPush(CotError):
+    """A dataset that must not be pushed as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """subject: the row's id, or a file's name, where the finding can be accepted: it is a matter of judgement, not of form."""
+    """subject: the row's id or the file's name if the finding may be accepted, because it is a matter of judgement; else
+    empty."""
 
     text: str
     subject: str = ""
 
 
 def check(dataset: BuiltDataset, advance: Callable[[int], None] = lambda rows: None, *, allow: Sequence[str] = ()) -> list[str]:
-    """Raises NotPublishable with everything that is wrong. `advance` is told of rows as they are validated.
+    """Raises NotFitToPush with everything that is wrong. `advance` is called with the number of validated rows.
 
-    allow: ids of rows (or names of files) of which somebody has looked at what seems to be a secret or a place of this
-    machine. Returns those among them that had such a finding, in order: the card tells of them.
+    allow: ids of rows (or names of files) whose suspected secrets or local paths somebody has reviewed. Returns those of them
+    that had such a finding, in order; the card lists them.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     accepted: dict[str, None] = {}
     for problem in _problems(dataset, advance):
         if problem.subject and problem.subject in allow:
             accepted[problem.subject] = None
             continue
-        found.append(problem)
-        if len(found) == _SHOWN:
+        problems.append(problem)
+        if len(problems) == _SHOWN:
             break
-    if found:
-        listed = "".join(f"\n  - {problem.text}" for problem in found)
-        listed += "\n  - … and perhaps more" if len(found) == _SHOWN else ""
-        raise NotPublishable(f"{dataset.directory} is not fit to be published:{listed}", _remedy(found))
+    if problems:
+        listed = "".join(f"\n  - {problem.text}" for problem in problems)
+        listed += "\n  - … and perhaps more" if len(problems) == _SHOWN else ""
+        raise NotFitToPush(f"{dataset.directory} is not fit to be pushed:{listed}", _remedy(problems))
     return list(accepted)
 
 
-def _remedy(found: Sequence[Problem]) -> str:
+def _remedy(problems: Sequence[Problem]) -> str:
     parts = []
-    if any(not problem.subject for problem in found):
-        parts.append("mend what is wrong of form, or build again")
-    if subjects := list(dict.fromkeys(problem.subject for problem in found if problem.subject)):
+    if any(not problem.subject for problem in problems):
+        parts.append("correct these files, or build again")
+    if subjects := list(dict.fromkeys(problem.subject for problem in problems if problem.subject)):
         parts.append(
-            f"look at these rows (`mbeir-cot show DIR ID`), and accept what is no secret with `--allow {subjects[0]}`"
-            + (" (may be repeated; --allow-from FILE takes one id a line)" if len(subjects) > 1 else "")
+            f"look at these rows (`mbeir-cot show DIR ID`), and accept harmless ones with `--allow {subjects[0]}`"
+            + (" (may be repeated; --allow-from FILE takes one id per line)" if len(subjects) > 1 else "")
         )
     return "; ".join([*parts, "nothing was sent"])
 
@@ -101,7 +102,7 @@ def _card(dataset: BuiltDataset) -> Iterator[str]:
     elif licence != dataset.manifest.license:
         yield f"README.md says license {licence}, the manifest {dataset.manifest.license}"
     if dataset.manifest.synthetic and "synthetic" not in (header.get("tags") or ()):
-        yield "README.md lacks the tag `synthetic`, and the data is"
+        yield "README.md lacks the tag `synthetic`, although the data is synthetic"
     named = {config.get("config_name") for config in header.get("configs") or () if isinstance(config, dict)}
     for part in set(dataset.parts()) & {"data", "rejected", "with_images"}:
         wanted = "default" if part == "data" else part
@@ -109,7 +110,7 @@ def _card(dataset: BuiltDataset) -> Iterator[str]:
             yield f"README.md has no config {wanted} for {part}/"
     for shown in ("data", "rejected", "with_images"):
         if (shown if shown != "data" else "default") in named and shown not in dataset.parts():
-            yield f"README.md has a config for {shown}/, of which there are no files"
+            yield f"README.md has a config for {shown}/, which has no files"
 
 
 _ROWS: Final[tuple[tuple[Part, type[Record | Rejection]], ...]] = (("data", Record), ("rejected", Rejection))
@@ -130,7 +131,7 @@ def _rows(dataset: BuiltDataset, places: Places, advance: Callable[[int], None])
                     first = error.errors()[0]
                     yield Problem(f"{where}: {'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}")
                 if part == "data" and row["id"] in seen:
-                    yield Problem(f"{where} stands twice")
+                    yield Problem(f"{where} occurs twice")
                 seen.add(row["id"])
                 image = row.get("query_image")
                 if isinstance(image, str) and (image.startswith(("/", "\\")) or ".." in image.split("/") or ":" in image):
@@ -150,8 +151,8 @@ def _row_leaks(row: dict[str, Any], places: Places) -> Iterator[str]:
 
 
 def _leaks(text: str, places: Places | None) -> Iterator[str]:
-    """What looks like a secret (never shown), or names a place."""
+    """Descriptions of a suspected secret (never shown) or local path."""
     if holds_secret(text):
         yield " holds what looks like a token or key"
-    if places is not None and (found := places.found(text)):
-        yield f" names a place of this machine: {found!r}"
+    if places is not None and (place := places.find(text)):
+        yield f" names a place of this machine: {place!r}"

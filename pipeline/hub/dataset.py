@@ -1,4 +1,4 @@
-"""The files of a dataset repository: those of the directory, with card and manifest for what is really published."""
+"""The files of a dataset repository: the directory's files, with card and manifest for what is pushed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FOLDERS: Final = ("data/", "rejected/", "with_images/", "assets/")
 def uploads(dataset: BuiltDataset, repo: str, *, with_images: bool, accepted: Sequence[str] = ()) -> list[Upload]:
     """The card names the repository; without `with_images`, card and manifest leave that config out.
 
-    accepted: rows of which a finding of the check was accepted; card and manifest say so.
+    accepted: rows whose findings were accepted; card and manifest list them.
     """
     if with_images and "with_images" not in dataset.parts():
         raise PushError(
             f"{dataset.directory} has no images",
-            "build with --set output.with_images=true (nothing is asked again), or push without",
+            "build with --set output.with_images=true (no request is sent again), or push without --with-images",
         )
     files = tuple(file for file in dataset.manifest.files if with_images or not file.path.startswith("with_images/"))
     manifest = dataset.manifest.model_copy(update={"files": files, "accepted": tuple(accepted)})
@@ -44,26 +44,26 @@ def belongs(path: str) -> bool:
 
 
 class _Counts(BaseModel):
-    """Of a manifest of any version, what is compared."""
+    """The counts in a manifest of any version."""
 
     records: NonNegativeInt
     tasks: tuple[TaskCounts, ...] = ()
 
 
 def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
-    """Raises PushError where the repository holds a dataset of which this one keeps too little.
+    """Raises PushError if this dataset keeps too little of the one in the repository.
 
-    How much it must keep is the build's `publish.least_share`, as for its own directory.
+    It must keep the build's `publish.least_share`, as in its own directory.
     """
-    published = target.content("manifest.json")
-    if published is None:
+    manifest = target.content("manifest.json")
+    if manifest is None:
         return
-    as_asked = "or, if it is what you want, push again with --replace; or push to another repository or --revision"
+    as_asked = "or, if it is intended, push again with --replace; or push to another repository or --revision"
     try:
-        old = _Counts.model_validate_json(published)
+        old = _Counts.model_validate_json(manifest)
     except ValidationError:
         raise PushError(
-            f"manifest.json of {target.address} at {target.revision} cannot be read: what would be replaced is not known; "
+            f"manifest.json of {target.address} at {target.revision} cannot be read, so what would be replaced is unknown; "
             "nothing was sent",
             f"look at it; {as_asked}",
         ) from None

@@ -1,9 +1,8 @@
 """Uploads files as a Hub repository, in commits that can be interrupted at any point and resumed.
 
-Files that are already there with the same content are not sent again. Large files go first, several per commit. The last commit
-adds the small files that describe the repository and deletes what no longer belongs to it. So a repository is either unchanged,
-or incomplete and without its new manifest, or complete.
-"""
+Files that are already in the repository with the same content are not sent again. Large files go first, several per commit. The
+last commit adds the small files that describe the repository and deletes what no longer belongs to it. So a repository is
+either unchanged, or incomplete and without its new manifest, or complete."""
 
 from __future__ import annotations
 
@@ -36,12 +35,12 @@ from schemas.os_errors import refused_by_system
 Kind = Literal["dataset", "model"]
 
 _HTTPError = HfHubHTTPError.__bases__[0]
-"""Of whichever HTTP library the hub's client is built on: also refused connections and time-outs."""
+"""The base class of the Hub client's HTTP library, which includes refused connections and time-outs."""
 
 _FILES_PER_COMMIT: Final = 25
 _BYTES_PER_COMMIT: Final = 5 << 30
-_OURS_TO_LEAVE: Final = frozenset({".gitattributes"})
-"""The Hub's own file."""
+_HUB_OWNED: Final = frozenset({".gitattributes"})
+"""Created by the Hub; never uploaded or deleted."""
 
 
 class PushError(CotError):
@@ -111,7 +110,7 @@ class Target:
         self.api = HfApi(library_name="mbeir-cot")
 
     def reach(self, timeout_s: float = 5.0) -> None:
-        """Raises Unreachable within seconds: the Hub's client tries again and again before it says so."""
+        """Raises Unreachable within seconds; the Hub's own client would retry for long."""
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
         try:
             if not why:
@@ -123,7 +122,7 @@ class Target:
             raise Unreachable(f"{constants.ENDPOINT} cannot be reached ({why}); nothing was sent", remedy)
 
     def content(self, path: str) -> bytes | None:
-        """A small file of the repository as it is at the revision; None where there is no such file or revision."""
+        """A small file of the repository at the revision; None if there is no such file or revision."""
         with understood(self.repo):
             url = hf_hub_url(self.repo, path, repo_type=self.kind, revision=self.revision)
             answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
@@ -139,30 +138,30 @@ class Target:
         return Plan(self.repo, self.kind, self.revision, True, large, last, (), 0)
 
     def plan(self, uploads: Sequence[Upload], *, final: Sequence[str], known: Callable[[str], bool]) -> Plan:
-        """final: paths that go last, the very last of them the marker of a repository of ours. known: which paths of such a
-        repository may be replaced or deleted.
+        """final: paths that go last; the last of them marks a repository as ours. known: which paths of such a repository may
+        be replaced or deleted.
 
-        Raises PushError where the repository holds something else: without the marker it may hold what an interrupted push has
-        left, or the empty card that the Hub makes, and nothing more.
+        Raises PushError if the repository contains anything else. Without the marker it may contain only the files of an
+        interrupted push, or the empty card that the Hub creates.
         """
         exists, there = self._there()
         ours = {upload.path: upload for upload in uploads}
-        marked, bare = final[-1] in there, there.keys() <= _OURS_TO_LEAVE | {"README.md"}
+        marked, bare = final[-1] in there, there.keys() <= _HUB_OWNED | {"README.md"}
 
         def fits(path: str) -> bool:
-            if path in _OURS_TO_LEAVE or bare:
+            if path in _HUB_OWNED or bare:
                 return True
             return known(path) or path in ours if marked else path in ours and _same(ours[path], there[path])
 
         strange = sorted(path for path in there if not fits(path))
         if strange:
             raise PushError(
-                f"{self.kind} {self.repo} at {self.revision} exists and holds other content: {', '.join(strange[:5])}"
+                f"{self.kind} {self.repo} at {self.revision} exists and contains other files: {', '.join(strange[:5])}"
                 + (f" and {len(strange) - 5} more" if len(strange) > 5 else ""),
                 "push to another repository or revision, or remove those files first",
             )
         changed = [upload for upload in uploads if not _same(upload, there.get(upload.path))]
-        keep = {upload.path for upload in uploads} | _OURS_TO_LEAVE
+        keep = {upload.path for upload in uploads} | _HUB_OWNED
         return Plan(
             self.repo,
             self.kind,
@@ -208,10 +207,10 @@ class Target:
         with understood(self.repo):
             try:
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind, revision=self.revision)
-                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
+                return True, {file.path: file for file in listed if isinstance(file, RepoFile)}
             except RevisionNotFoundError:  # a new branch begins as main
                 listed = self.api.list_repo_tree(self.repo, recursive=True, repo_type=self.kind)
-                return True, {one.path: one for one in listed if isinstance(one, RepoFile)}
+                return True, {file.path: file for file in listed if isinstance(file, RepoFile)}
             except RepositoryNotFoundError:
                 return False, {}
 
@@ -242,7 +241,7 @@ _BY_STATUS: Final[Mapping[int, tuple[str, str]]] = {
     402: ("the account's storage quota is exceeded", "free space or raise the quota; the same command continues"),
     403: ("the token may not write there", "use a token with write access to that namespace"),
     404: ("no such namespace or repository, or the token may not see it", "check ORG/NAME and the token's rights"),
-    409: ("somebody else changed the repository at the same moment", "run the same command again"),
+    409: ("the repository was changed at the same moment", "run the same command again"),
     413: ("the upload is too large for the account", "free space or raise the quota; the same command continues"),
     429: ("the Hub asks to slow down", "wait some minutes; the same command continues"),
     507: ("the account's storage quota is exceeded", "free space or raise the quota; the same command continues"),
@@ -251,18 +250,18 @@ _BY_STATUS: Final[Mapping[int, tuple[str, str]]] = {
 
 @contextmanager
 def understood(repo: str) -> Iterator[None]:
-    """The Hub's failures as errors that say what to do. No message holds the token."""
+    """Turns the Hub's failures into errors with a remedy. No message contains the token."""
     try:
         yield
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         remedy = "set HF_TOKEN or run `hf auth login`" if isinstance(error, LocalTokenNotFoundError) else "unset HF_HUB_OFFLINE"
         raise PushError(f"cannot push to {repo}: {str(error).splitlines()[0]}", remedy) from None
     except HFValidationError as error:
-        raise PushError(f"{repo!r} is no name of a repository: {error}", "use ORG/NAME") from None
+        raise PushError(f"{repo!r} is not the name of a repository: {error}", "use ORG/NAME") from None
     except HfHubHTTPError as error:
         raise _of_status(repo, error) from None
     except (_HTTPError, ConnectionError, RuntimeError, OSError, ValueError) as error:
-        # ValueError: the hub's client says so of a refused object or card
+        # ValueError: raised by the Hub's client for a refused object or card
         if "quota" in str(error).lower() or "storage limit" in str(error).lower():
             what, remedy = _BY_STATUS[507]
             raise PushError(f"cannot push to {repo}: {what} ({_clean(str(error))})", remedy) from None
@@ -283,17 +282,17 @@ def understood(repo: str) -> Iterator[None]:
 
 def _of_status(repo: str, error: HfHubHTTPError) -> PushError:
     status = error.response.status_code if error.response is not None else 0
-    said = _clean(getattr(error, "server_message", None) or str(error).splitlines()[0])
+    message = _clean(getattr(error, "server_message", None) or str(error).splitlines()[0])
     what, remedy = _BY_STATUS.get(status, ("the Hub failed", "the same command continues, what arrived is not sent again"))
-    if "quota" in said.lower() or "storage limit" in said.lower():
+    if "quota" in message.lower() or "storage limit" in message.lower():
         what, remedy = _BY_STATUS[507]
     if status in (401, 404) and not os.environ.get("HF_TOKEN"):
         remedy = "set HF_TOKEN, or run `hf auth login`, with a token that may write; check ORG/NAME"
-    return PushError(f"cannot push to {repo}: {what} (status {status}: {said})", remedy)
+    return PushError(f"cannot push to {repo}: {what} (status {status}: {message})", remedy)
 
 
 def _clean(text: str) -> str:
-    """The text without anything that may be a token."""
+    """The text without tokens and signed query strings."""
     token = os.environ.get("HF_TOKEN") or get_token() or ""
     shown = text.replace(token, "…") if token else text
     shown = re.sub(r"\?\S+", "?…", shown)  # addresses may be signed

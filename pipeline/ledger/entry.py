@@ -10,7 +10,7 @@ from pipeline.ledger.request_key import FINGERPRINT_BYTES
 from schemas.teacher import Outcome, TeacherAnswer
 
 Entry = dict[str, Any]
-"""A row: JSON types only; the fingerprint as hexadecimal digits in journals, as bytes in segments."""
+"""A row of JSON types. The fingerprint is hexadecimal digits in journals and bytes in segments."""
 
 SCHEMA: Final = pa.schema(
     [
@@ -33,10 +33,10 @@ SCHEMA: Final = pa.schema(
         pa.field("asked_at", pa.float64()),
     ]
 )
-"""`kind`: assess, reason or verify. `subject`: the id of the query that asked first. `asked_at`: Unix time."""
+"""`kind`: assess, reason or verify. `subject`: the id of the query that sent the request first. `asked_at`: Unix time."""
 
 ANSWER_COLUMNS: Final = [name for name in SCHEMA.names if name not in ("kind", "attempt", "asked_at")]
-"""What `to_answer` takes."""
+"""The columns that `to_answer` needs."""
 
 TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER})
 """Outcomes that say nothing about the request: they are recorded, and the request is owed again."""
@@ -45,7 +45,7 @@ _FIELDS: Final = set(TeacherAnswer.model_fields)
 _OUTCOMES: Final = {str(outcome): outcome for outcome in Outcome}
 
 _LEAST_LOGPROB: Final = -40.0
-"""Tokens that a grammar masked have logarithms near minus infinity: they are no alternatives."""
+"""Tokens that a grammar masked have log-probabilities near minus infinity; they are dropped."""
 
 
 def to_entry(answer: TeacherAnswer, fingerprint: bytes, kind: str, attempt: int, asked_at: float) -> Entry:

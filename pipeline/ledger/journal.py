@@ -52,7 +52,7 @@ class Journal:
         line = encode(entry)
         try:
             written = os.write(self._file, line)
-            if written != len(line):  # a disk that fills takes a part
+            if written != len(line):  # a disk that fills up writes only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._file, self._size)
@@ -61,13 +61,13 @@ class Journal:
         self.entries.append(entry)
 
     def sync(self) -> None:
-        """From any thread. Nothing to do once it is closed: then it was sealed."""
+        """May be called from any thread. Does nothing once the journal is closed, since it was sealed then."""
         with self._closing:
             if self._file >= 0:
                 os.fsync(self._file)
 
     def close(self) -> None:
-        """Gives the lock back. The file stays until it is sealed."""
+        """Releases the lock. The file stays until it is sealed."""
         with self._closing:
             if self._file >= 0:
                 os.close(self._file)
@@ -112,7 +112,7 @@ def read_journal(path: Path) -> Recovered:
 
 
 def _create_locked(path: Path) -> int:
-    """Creates a journal under another name, which it loses once it is locked: recovery never sees it without its lock."""
+    """Creates a journal under a temporary name and renames it once it is locked, so that recovery never sees it unlocked."""
     unlocked = path.with_name(f"{path.name}{UNLOCKED}")
     while True:
         file = os.open(unlocked, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
@@ -130,7 +130,7 @@ def _create_locked(path: Path) -> int:
 
 
 def remove_unlocked(path: Path) -> None:
-    """Removes a journal whose writer died while creating it: it holds no answer. Leaves that of a living writer alone."""
+    """Removes a journal whose writer died while creating it: it contains no answer. Leaves a living writer's alone."""
     lock = take_lock(path)
     if lock is not None:
         path.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ def remove_unlocked(path: Path) -> None:
 
 
 def take_lock(path: Path) -> int | None:
-    """Locks a journal that is left behind; None while its writer lives. Closing the descriptor gives it back."""
+    """Locks an abandoned journal; None while its writer lives. Closing the descriptor releases the lock."""
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:

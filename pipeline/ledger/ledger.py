@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
 from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.errors import ConfigError
 from schemas.teacher import Outcome, TeacherAnswer
 
@@ -32,7 +32,7 @@ _INDEX_COLUMNS: Final = ["fingerprint", "outcome"]
 
 
 class _Generation:
-    """Sorted look-up table of some segments. 16 bytes an answer."""
+    """Sorted look-up table of some segments. 16 bytes per answer."""
 
     def __init__(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
         order = np.argsort(keys, kind="stable")
@@ -50,13 +50,13 @@ class _Generation:
 
 
 class Ledger:
-    """One process's view of a ledger. Not for several event loops; sealing happens in a thread of its own.
+    """One process's view of a ledger, for one event loop. Sealing runs in a separate thread.
 
     Args:
         location: directory or URI of the segments.
         journals: local directory of the journals; by default beside local segments.
         segment_answers: answers after which a segment is sealed.
-        retry_failed: permanent failures count as not asked, unless they come from this process.
+        retry_failed: permanent failures count as unanswered, unless they come from this process.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Ledger:
         self._writer = f"{int(time.time()):011d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._number = 0
         self.failure: LedgerError | None = None
-        """Why the last answer could not be recorded, if so: no more requests should be sent then."""
+        """Why the last answer could not be recorded. If set, no more requests should be sent."""
         self.suspects: set[bytes] = set()
-        """Requests that were in flight when a server died. Whether one has been answered since, `get` tells."""
+        """Requests that were in flight when a server died. `get` tells whether one has been answered since."""
         self._journal: Journal | None = None
         self._fresh: dict[bytes, Entry] = {}
         self._segments: list[str] = []
@@ -123,12 +123,12 @@ class Ledger:
             self._rotate()
 
     def sync(self) -> None:
-        journal = self._journal  # once: the writer's thread may begin another meanwhile
+        journal = self._journal  # read once: the writer's thread may replace it
         if journal is not None:
             journal.sync()
 
     def collect(self) -> None:
-        """Takes segments that were sealed meanwhile into the index. Raises what went wrong while sealing."""
+        """Adds newly sealed segments to the index. Raises errors that occurred while sealing."""
         for item in list(self._sealing):
             thread, journal, name, errors = item
             if thread.is_alive():
@@ -141,7 +141,7 @@ class Ledger:
                 self._fresh.pop(bytes.fromhex(entry["fingerprint"]), None)
 
     def close(self) -> None:
-        """Seals what is left."""
+        """Seals the current journal."""
         if self._journal is not None:
             self._rotate()
         for thread, *_ in self._sealing:
@@ -178,13 +178,12 @@ class Ledger:
             self._segments.append(name)
             if not len(table):
                 continue
-            raw = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
             outcome = np.asarray(table["outcome"].to_pylist())
             for row in np.flatnonzero(outcome == str(Outcome.LOST_WITH_SERVER)).tolist():
                 self.suspects.add(table["fingerprint"][row].as_py())
-            kept = (outcome == "ok") if retry_failed else ~np.isin(outcome, [str(o) for o in TRANSIENT])
-            rows = np.flatnonzero(kept).astype(np.uint64)
-            keys.append(raw[kept])
+            is_final = (outcome == "ok") if retry_failed else ~np.isin(outcome, [str(o) for o in TRANSIENT])
+            rows = np.flatnonzero(is_final).astype(np.uint64)
+            keys.append(look_up_keys(table)[is_final])
             places.append((np.uint64(number) << np.uint64(32)) | rows)
         if keys:
             self._generations.append(_Generation(np.concatenate(keys), np.concatenate(places)))
@@ -210,8 +209,8 @@ class Ledger:
                 self._groups.popitem(last=False)
         else:
             self._groups.move_to_end(key)
-        found: dict[str, Any] = rows[row - group * size]
-        return found
+        entry: dict[str, Any] = rows[row - group * size]
+        return entry
 
 
 def journals_directory(store: SegmentStore, journals: Path | None) -> Path:
@@ -219,7 +218,7 @@ def journals_directory(store: SegmentStore, journals: Path | None) -> Path:
         return journals
     if not store.is_local:
         raise ConfigError(
-            "a ledger that is not on a local filesystem needs `ledger.journal`",
+            "a ledger that is not on a local file system needs `ledger.journal`",
             "name a directory on a local disk; answers wait there until they are sealed into a segment",
         )
     return Path(store.root) / "journals"
@@ -234,10 +233,10 @@ class Recovery:
 
 
 def recover(location: str | Path, journals: Path | None = None, *, wait_s: float = 0.0) -> Recovery:
-    """Seals the journals of writers that died. Journals whose writer lives are left alone (and named in `busy`)."""
+    """Seals the journals of writers that died. Journals of living writers are left alone and listed in `busy`."""
     store = SegmentStore(location)
     directory = journals_directory(store, journals)
-    found, until = Recovery(), time.monotonic() + wait_s
+    recovery, until = Recovery(), time.monotonic() + wait_s
     sealed = set(store.names())
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         lock = take_lock(path)
@@ -246,24 +245,24 @@ def recover(location: str | Path, journals: Path | None = None, *, wait_s: float
             lock = take_lock(path)
         if lock is None:
             if path.exists():
-                found.busy.append(path)
+                recovery.busy.append(path)
             continue
         try:
             if not path.exists():  # its writer sealed it while we waited
                 continue
             name = f"segment-{path.name.removesuffix(_SUFFIX)}.parquet"
             recovered = read_journal(path)
-            found.journals += 1
-            found.damaged += recovered.damaged
+            recovery.journals += 1
+            recovery.damaged += recovered.damaged
             if name not in sealed and recovered.entries:
                 store.write(name, recovered.entries)
-                found.answers += len(recovered.entries)
+                recovery.answers += len(recovered.entries)
             path.unlink()
         finally:
             os.close(lock)
     for path in directory.glob(f"*{_SUFFIX}{UNLOCKED}"):
         remove_unlocked(path)
-    return found
+    return recovery
 
 
 __all__ = ["Ledger", "LedgerError", "Recovery", "journals_directory", "recover"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.ledger.entry import SCHEMA, TRANSIENT
 from pipeline.ledger.journal import LedgerError, read_journal, take_lock
 from pipeline.ledger.ledger import journals_directory
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.os_errors import refused_by_system
 
 _COMPACT_ROWS: Final = 200_000
@@ -43,7 +43,7 @@ class LedgerStats:
 
 
 def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerStats:
-    """Sums over the segments. Answers still in journals are counted by the next build, when it seals them."""
+    """Sums over the segments. Answers in journals are not counted until a build seals them."""
     store = SegmentStore(location)
     stats = LedgerStats()
     keys: list[NDArray[Any]] = []
@@ -55,7 +55,7 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
         stats.segments += 1
         stats.answers += len(table)
         stats.bytes += store.filesystem.get_file_info(store.path(name)).size
-        keys.append(_keys(table))
+        keys.append(look_up_keys(table))
         grouped = table.group_by(["kind", "outcome", "model"]).aggregate(
             [([], "count_all"), ("prompt_tokens", "sum"), ("completion_tokens", "sum"), ("latency_s", "sum")]
         )
@@ -78,34 +78,34 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
 def verify_ledger(location: str | Path, journals: Path | None = None) -> list[str]:
     """Descriptions of everything that is damaged. Reads every byte."""
     store = SegmentStore(location)
-    found = []
+    problems = []
     for name in store.names():
         try:
             table = store.open(name).read()
             if table.schema.names != SCHEMA.names:
-                found.append(f"{name}: its columns are {', '.join(table.schema.names)}")
+                problems.append(f"{name}: its columns are {', '.join(table.schema.names)}")
             elif table["fingerprint"].null_count:
-                found.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
+                problems.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
         except (LedgerError, pa.ArrowInvalid, OSError) as error:
             if (refused := refused_by_system(error)) is not None:
-                found.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
+                problems.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
                 continue
-            found.append(f"{name}: cannot be read ({error}); move it away, and what it held is asked again")
+            problems.append(f"{name}: cannot be read ({error}); move it away, and its requests are sent again")
     for path in sorted(journals_directory(store, journals).glob("*.journal")):
         lock = take_lock(path)
         if lock is None:
             continue  # a build is writing it
         damaged = read_journal(path).damaged
         if damaged:
-            found.append(f"{path.name}: {damaged} torn or damaged lines; these answers are owed again")
+            problems.append(f"{path.name}: {damaged} torn or damaged lines; these answers are owed again")
         os.close(lock)
-    return found
+    return problems
 
 
 def compact(location: str | Path) -> tuple[int, int]:
     """Merges many small segments into a few; returns their numbers (before, after).
 
-    Of several answers to a fingerprint it keeps the one that counts.
+    Of several answers to a fingerprint it keeps the one that `Ledger.get` would choose.
 
     New segments are written before the old ones are deleted, so an interruption loses no answer.
     """
@@ -125,37 +125,8 @@ def compact(location: str | Path) -> tuple[int, int]:
     return len(names), count
 
 
-def disputed_subjects(store: SegmentStore) -> set[str]:
-    """Ids of queries whose answer is not the one that counts, because another query asked the same at the same time."""
-    keys = [_keys(store.open(name).read(columns=["fingerprint"])) for name in store.names()]
-    if not keys:
-        return set()
-    values, counts = np.unique(np.concatenate(keys), return_counts=True)
-    repeated = values[counts > 1]
-    if not len(repeated):
-        return set()
-    first: set[bytes] = set()
-    found: set[str] = set()
-    for name, of_segment in zip(store.names(), keys, strict=True):
-        rows = np.flatnonzero(np.isin(of_segment, repeated))
-        if not len(rows):
-            continue
-        for row in store.open(name).read(columns=["fingerprint", "subject", "outcome"]).take(pa.array(rows)).to_pylist():
-            if row["outcome"] != "ok":
-                continue
-            if row["fingerprint"] in first:
-                found.add(row["subject"])
-            first.add(row["fingerprint"])
-    return found
-
-
-def _keys(table: pa.Table) -> NDArray[Any]:
-    raw = b"".join(table["fingerprint"].to_pylist())
-    return np.frombuffer(raw, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
-
-
 def _chosen(table: pa.Table) -> NDArray[Any]:
-    """Rows that count: of each fingerprint the first usable one, else the first permanent failure; order kept."""
+    """Rows to keep: of each fingerprint the first usable one, else the first permanent failure, in order."""
     outcomes = np.asarray(table["outcome"].to_pylist())
     rank = np.where(outcomes == "ok", 0, np.where(np.isin(outcomes, [str(o) for o in TRANSIENT]), 2, 1))
     prints = table["fingerprint"].to_pylist()

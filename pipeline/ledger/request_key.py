@@ -1,19 +1,19 @@
 """What makes two requests the same: the key of the ledger.
 
-Part of it                                              Not part of it
+In the key                                              Not in the key
 ------------------------------------------------------  ------------------------------------------------------------
 this table's version                                    where the request goes: URL, key, endpoint, machine
 model and revision (of a local directory: its digest)   how it gets there: time-outs, retries, requests in flight
 the pixel budgets of server and client                  whether images travel by path or in the request
 the rendered messages, every character                  which template or prompt set rendered them
 the SHA-256 of each image's file, in its place          the images' paths and the M-BEIR root
-sampling, all of it (pipeline/traces/sampling.py)              the query's id, dataset and split
-all other fields as they are sent (extra_body)          a field that the dialect does not send
+all sampling fields (pipeline/traces/sampling.py)       the query's id, dataset and split
+all other fields as sent (extra_body)                   fields that the dialect does not send
 the output grammar or the labels of a choice            what is done with the answer: thresholds, screens, routing
-the attempt's number                                    dtype, parallelism and memory settings of the server
+the number of the attempt                               dtype, parallelism and memory settings of the server
 
-So a moved data directory, another machine or another threshold asks nothing again, and one changed prompt asks again what
-that prompt asks. The same question of two queries is one request.
+So a moved data directory, another machine or another threshold sends no request again, and a changed prompt only those that
+use it. Two queries with the same request share one answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAMPLE_BYTES: Final = 1 << 20
 
 
 class Identity:
-    """Who is asked, as far as it decides the answers. Compute it once: a local model's files are read for it."""
+    """The model that answers, as far as it determines the answers. Compute it once: it reads a local model's files."""
 
     def __init__(self, config: TeacherConfig) -> None:
         server = config.server if config.hosting == "managed" else None
@@ -45,7 +45,7 @@ class Identity:
             self.name = server.served_name if local else server.model
             self.revision = _directory_digest(directory) if local else server.revision or "unpinned"
             budget = [server.min_pixels, server.max_pixels]
-            known_as = "" if local else server.model  # a directory is what is in it, wherever it lies
+            known_as = "" if local else server.model  # a directory is identified by its content, not its path
         else:
             names = sorted({endpoint.model for endpoint in config.endpoints})
             revisions = sorted({endpoint.revision or "as served" for endpoint in config.endpoints})
@@ -74,7 +74,8 @@ def fingerprint(
 
 
 def _directory_digest(directory: Path) -> str:
-    """Names, sizes, and first and last mebibyte of every file: another checkpoint differs, and 150 GB are not read."""
+    """Of names, sizes, and the first and last mebibyte of every file, which differ between checkpoints; 150 GB need not be
+    read."""
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.suffix in {".safetensors", ".json", ".jinja", ".bin", ".txt", ".model"}:

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from pipeline.files.durable import sync
@@ -17,7 +19,7 @@ from pipeline.ledger.journal import LedgerError
 from schemas.os_errors import explained, refused_by_system
 
 ROW_GROUP: Final = 512
-"""Answers that a look-up reads together."""
+"""Answers that a look-up reads at once."""
 
 _NAME: Final = re.compile(r"^segment-[0-9A-Za-z_.-]+\.parquet$")
 
@@ -42,12 +44,12 @@ class SegmentStore:
             self.filesystem.create_dir(self.root, recursive=True)
         except OSError as error:
             cause, remedy = explained(error)
-            raise LedgerError(f"cannot make the ledger's directory {self.root}: {cause}", remedy) from error
+            raise LedgerError(f"cannot create the ledger's directory {self.root}: {cause}", remedy) from error
 
     def names(self) -> list[str]:
-        """In the order of their names, which begin with the time at which their writer began."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.root))
-        return sorted(info.base_name for info in found if _NAME.match(info.base_name) and info.type == fs.FileType.File)
+        """Names of the segments, sorted: they begin with the start time of their writer."""
+        listing = self.filesystem.get_file_info(fs.FileSelector(self.root))
+        return sorted(info.base_name for info in listing if _NAME.match(info.base_name) and info.type == fs.FileType.File)
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -87,11 +89,17 @@ class SegmentStore:
         try:
             return pq.ParquetFile(self.path(name), filesystem=self.filesystem)
         except (pa.ArrowInvalid, OSError) as error:
-            if (refused := refused_by_system(error)) is not None:  # the segment may well be whole
+            if (refused := refused_by_system(error)) is not None:  # the segment may be intact
                 raise LedgerError(f"{self.path(name)} cannot be read: {refused.cause}", refused.remedy) from error
             raise LedgerError(
-                f"{self.path(name)} is no whole segment ({error})", "run `mbeir-cot ledger verify`; it says how to set it aside"
+                f"{self.path(name)} is not a complete segment ({error})", "run `mbeir-cot ledger verify`, which says what to do"
             ) from error
 
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))
+
+
+def look_up_keys(table: pa.Table) -> NDArray[np.uint64]:
+    """The first 8 bytes of each row's fingerprint as a number."""
+    fingerprints = b"".join(table["fingerprint"].to_pylist())
+    return np.frombuffer(fingerprints, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)

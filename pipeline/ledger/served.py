@@ -14,9 +14,9 @@ from schemas.errors import ConfigError
 
 
 def same_as_before(location: str, who: str, identity: Identity, told: Iterable[str]) -> None:
-    """Keeps what the servers of `identity` tell, the first time; afterwards raises ConfigError where they tell something else.
+    """Stores what the servers of `identity` report the first time; later raises ConfigError if they report something else.
 
-    told: where the model lies and as what it answers. location: the ledger's.
+    told: the model's path and the name with which it answers. location: the ledger's.
     """
     store, now = SegmentStore(location), sorted(set(told))
     path = store.path(f"served-{hashlib.sha256(identity.prefix).hexdigest()[:16]}.json")
@@ -29,7 +29,7 @@ def same_as_before(location: str, who: str, identity: Identity, told: Iterable[s
             raise ConfigError(
                 f"the {who}'s endpoints serve {identity.name} as {', '.join(now)}; the ledger's answers under that name are of "
                 f"{', '.join(before)}",
-                f"for another model, set `revision` of {who}.endpoints to a name of your own (its answers are kept apart); "
+                f"for another model, set `revision` of {who}.endpoints to a new name (its answers are kept apart); "
                 f"if it is the same, remove {path}",
             )
         return

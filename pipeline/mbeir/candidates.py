@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def fetch_held(pools: Sequence[CandidatePool], dids: Sequence[str]) -> dict[str, Candidate]:
-    """did -> candidate, each from the first pool that holds it. Dids that no pool holds are left out."""
+    """did -> candidate, each from the first pool that contains it. Dids that are in no pool are left out."""
     candidates: dict[str, Candidate] = {}
     for pool in pools:
         missing = [did for did in dict.fromkeys(dids) if did not in candidates]
@@ -30,7 +30,7 @@ def fetch_held(pools: Sequence[CandidatePool], dids: Sequence[str]) -> dict[str,
 
 
 class CandidateLookup:
-    """The pools of an M-BEIR directory, opened when they are first needed. Use as a context manager or call `close`."""
+    """The pools of an M-BEIR directory, opened on first use. Use as a context manager or call `close`."""
 
     def __init__(self, layout: Layout, cache: Path | None) -> None:
         self._layout, self._cache = layout, cache
@@ -48,17 +48,18 @@ class CandidateLookup:
         self._pools.clear()
 
     def pools(self, task: DatasetTask, split: Split) -> list[CandidatePool]:
-        """Those that may hold positives of a dataset-task, in the order of `Layout.target_pools`; empty if none is there."""
+        """The pools that may contain positives of a dataset-task, in the order of `Layout.target_pools`; empty if none
+        exists."""
         return [self._pool(path) for path in self._layout.target_pools(task, split)]
 
     def held(self, task: DatasetTask, split: Split, dids: Sequence[str]) -> Iterator[Candidate]:
-        """The candidates that a pool holds, in the order given; each is read when it is asked for."""
+        """The candidates that are in a pool, in the order given, read one at a time."""
         pools = self.pools(task, split)
         for did in dids:
             yield from fetch_held(pools, [did]).values()
 
     def first_held(self, task: DatasetTask, split: Split, dids: Sequence[Sequence[str]]) -> list[Candidate | None]:
-        """For each list of dids, its first one in the first pool that holds any of them; None where no pool does."""
+        """For each list of dids, the first that is in the first pool with any of them; None if no pool has one."""
         targets: list[Candidate | None] = [None] * len(dids)
         for path in self._layout.target_pools(task, split):
             asked = [(i, did) for i, target in enumerate(targets) if target is None for did in dids[i]]
@@ -83,7 +84,7 @@ class CandidateLookup:
 
 
 def first_positives(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Candidate]:
-    """Row id -> the target of a dataset's row: the first of its positives that a pool holds."""
+    """Row id -> the target of a dataset's row: the first of its positives that is in a pool."""
     by_task: dict[tuple[Split, str, int], list[Row]] = defaultdict(list)
     for row in rows:
         by_task[row["split"], row["dataset"], row["task_id"]].append(row)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from pipeline.mbeir.findings import Findings, Report, Severity
+from pipeline.mbeir.findings import CheckResult, Findings, Severity
 from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
@@ -38,7 +38,7 @@ from schemas.mbeir import (
     unhash_did,
 )
 
-_SKIP: Final = "mend the line, or build with --set input.malformed_lines=skip, which records it among the rejects"
+_SKIP: Final = "correct the line, or build with --set input.malformed_lines=skip, which records it in a file"
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
@@ -55,7 +55,7 @@ class Checker:
         self, layout: Layout, *, store: ImageStore, images: bool, decode: bool, max_examples: int, meter: Meter
     ) -> None:
         self.layout, self.meter = layout, meter
-        self.found = Findings(layout.root, max_examples)
+        self.findings = Findings(layout.root, max_examples)
         self.images, self.decode = images or decode, decode
         self.store = store
         self.pools: dict[Path, NDArray[np.int64]] = {}
@@ -99,7 +99,7 @@ class Checker:
         for at in np.flatnonzero(dids[order][1:] == dids[order][:-1]):
             first, second = lines[order[at]], lines[order[at + 1]]
             message = f"did {unhash_did(int(dids[order[at]]))} again, first in line {first}"
-            self.found.add(_ERROR, "duplicate_did", pool.path, message, DOWNLOAD, line=second)
+            self.findings.add(_ERROR, "duplicate_did", pool.path, message, DOWNLOAD, line=second)
         result: NDArray[np.int64] = np.unique(dids)
         return result
 
@@ -125,7 +125,7 @@ class Checker:
                     repeated += 1
                 else:
                     message = f"qid {row.qid} again" + ("" if seen[hashed] == digest else ", with other content")
-                    self.found.add(_ERROR, "duplicate_qid", file.path, message, DOWNLOAD, line=line)
+                    self.findings.add(_ERROR, "duplicate_qid", file.path, message, DOWNLOAD, line=line)
                 continue
             seen[hashed] = digest
             by_qid[row.qid] = row.pos_cand_list
@@ -136,12 +136,12 @@ class Checker:
             positives.setdefault(row.dataset_task, Positives()).add(row, line)
         if repeated:
             message = f"{repeated:,} rows repeat earlier ones, as up-sampling makes them"
-            self.found.add(
+            self.findings.add(
                 _NOTE, "repeated_rows", file.path, message, "none needed: a repeated query is asked once", count=repeated
             )
         self._unknown_keys(file.path, extra)
         for task, collected in positives.items():
-            check_positives(self.found, self.layout, self.pools, Asked(file, task, collected), everything)
+            check_positives(self.findings, self.layout, self.pools, Asked(file, task, collected), everything)
         self._check_qrels(file, by_qid)
 
     def _belongs(self, file: QueryFile, line: int, row: Query) -> None:
@@ -151,7 +151,7 @@ class Checker:
         )
         if wrong or task not in DATASET_TASKS:
             message = f"qid {row.qid} with task_id {row.task_id} is {task.name}, which does not belong in this file"
-            self.found.add(_ERROR, "wrong_file", file.path, message, DOWNLOAD, line=line)
+            self.findings.add(_ERROR, "wrong_file", file.path, message, DOWNLOAD, line=line)
 
     def _check_qrels(self, file: QueryFile, by_qid: dict[str, tuple[str, ...]]) -> None:
         path = self.layout.qrels(file)
@@ -165,31 +165,33 @@ class Checker:
         remedy = "the query file and its qrels are of different downloads; fetch both again"
         for qid, dids in by_qid.items():
             if qid not in relevant:
-                self.found.add(_ERROR, "qrels_lack_query", path, f"no line for {qid} of {file.path.name}", remedy)
+                self.findings.add(_ERROR, "qrels_lack_query", path, f"no line for {qid} of {file.path.name}", remedy)
             elif relevant[qid].dids != dids:
                 message = f"{qid} has {_few(relevant[qid].dids)} here and {_few(dids)} in {file.path.name}"
-                self.found.add(_ERROR, "qrels_differ", path, message, remedy)
+                self.findings.add(_ERROR, "qrels_differ", path, message, remedy)
         if surplus := [qid for qid in relevant if qid not in by_qid]:
             message = f"{len(surplus):,} qids that {file.path.name} lacks: {_few(surplus)}"
-            self.found.add(_NOTE, "qrels_of_other_queries", path, message, "none needed: they are ignored", count=len(surplus))
+            self.findings.add(
+                _NOTE, "qrels_of_other_queries", path, message, "none needed: they are ignored", count=len(surplus)
+            )
 
     # Rows
 
     def _malformed(self, path: Path, problems: list[LineProblem]) -> None:
         for problem in problems:
-            self.found.add(_ERROR, "malformed_line", path, problem.finding, _SKIP, line=problem.line)
+            self.findings.add(_ERROR, "malformed_line", path, problem.finding, _SKIP, line=problem.line)
 
     def _content(self, path: Path, line: int, identifier: str, defects: tuple[str, ...]) -> None:
         for defect in defects:
             message = (
                 f"{identifier}: its modality needs {'text' if defect == 'empty_text' else 'an image path'}, and there is none"
             )
-            self.found.add(_WARNING, defect, path, message, "none needed: it becomes a recorded rejection", line=line)
+            self.findings.add(_WARNING, defect, path, message, "none needed: it becomes a recorded rejection", line=line)
 
     def _unknown_keys(self, path: Path, extra: Counter[str]) -> None:
         for key, count in sorted(extra.items()):
             message = f"key {key!r} in {count:,} rows is not M-BEIR's and is not read"
-            self.found.add(_NOTE, "unknown_key", path, message, "none needed", count=count)
+            self.findings.add(_NOTE, "unknown_key", path, message, "none needed", count=count)
 
     def _image(self, path: Path, line: int, image: str | None, checked: set[str]) -> None:
         if not self.images or not image or image in checked:
@@ -199,9 +201,9 @@ class Checker:
             self.store.open(image) if self.decode else self.store.resolve(image)
         except ImageProblem as problem:
             message = f"{image}: {problem.detail}"
-            self.found.add(_ERROR, problem.reason, path, message, problem.remedy, line=line)
+            self.findings.add(_ERROR, problem.reason, path, message, problem.remedy, line=line)
 
-    # Companions
+    # Instructions, qrels and pools beside the queries
 
     def _check_instructions(self) -> None:
         path = self.layout.instructions
@@ -210,7 +212,7 @@ class Checker:
         except MalformedInput as error:
             self._malformed(path, error.problems)
         except InputError as error:
-            self.found.add(_ERROR, "no_instructions", path, error.problem, error.remedy)
+            self.findings.add(_ERROR, "no_instructions", path, error.problem, error.remedy)
 
     def _instructed(self, path: Path, line: int, row: Query) -> None:
         if self.instructions is None:
@@ -219,19 +221,21 @@ class Checker:
         if key not in self.instructions:
             message = f"{row.qid}: no instruction for {row.dataset_task.name} ({key[1]} → {key[2]})"
             remedy = f"add the row to {self.layout.instructions.name}"
-            self.found.add(_ERROR, "no_instruction", path, message, remedy, line=line)
+            self.findings.add(_ERROR, "no_instruction", path, message, remedy, line=line)
 
     def _check_absent(self) -> None:
         for file in self.layout.query_files():
             qrels = self.layout.qrels(file)
             if qrels is not None and not qrels.is_file():
                 remedy = "fetch it, if this split is to be scored"
-                self.found.add(_WARNING, "no_qrels", file.path, f"its qrels {self.layout.relative(qrels)} are missing", remedy)
+                self.findings.add(
+                    _WARNING, "no_qrels", file.path, f"its qrels {self.layout.relative(qrels)} are missing", remedy
+                )
             for path in self._pools_needed(file):
                 if path not in self.pools:
                     remedy = f"{self._pool_remedy(file)}; queries without a pool cannot be verified or scored"
                     message = f"its candidate pool {self.layout.relative(path)} is missing"
-                    self.found.add(_WARNING, "no_pool", file.path, message, remedy)
+                    self.findings.add(_WARNING, "no_pool", file.path, message, remedy)
 
     def _pool_remedy(self, file: QueryFile) -> str:
         if file.dataset is None:
@@ -258,14 +262,14 @@ def check(
     decode: bool = False,
     max_examples: int = 5,
     image_roots: Sequence[Path] = (),
-) -> Report:
+) -> CheckResult:
     """Reads the whole directory and reports everything that is wrong or unusual.
 
     Args:
-        images: also look whether every image is there and inside the root.
+        images: also check whether every image exists inside the root.
         decode: also decode every image (slow; finds damaged files, bombs, and shapes that image processors refuse).
         image_roots: further directories that links below `root` may lead into.
-        max_examples: occurrences shown per kind of problem and file; counts are exact in any case.
+        max_examples: examples kept per kind of problem and file; counts are always exact.
     """
     layout = Layout.open(root)
     paths = [file.path for file in layout.pool_files()] + [file.path for file in layout.query_files()]
@@ -273,7 +277,7 @@ def check(
         store = plain_store(root, image_roots, max_ratio=MAX_RATIO)
         checker = Checker(layout, store=store, images=images, decode=decode, max_examples=max_examples, meter=meter)
         files = checker.run()
-    return Report(root=str(root), files=files, findings=list(checker.found))
+    return CheckResult(root=str(root), files=files, findings=list(checker.findings))
 
 
 def _few(identifiers: tuple[str, ...] | list[str]) -> str:

@@ -1,14 +1,13 @@
 """A candidate pool file, converted once into a form that can be memory-mapped and searched.
 
-    <cache>/pools/<file stem>-<identity>/
-        data.arrow    the rows in file order (Arrow IPC, many small record batches). The order decides score ties, so it stays.
-        hashes.npy    UniIR's int64 hash of each did, in file order
-        order.npy     argsort of the hashes (int32): the sorted way in
-        meta.json     source, digest, row count; written last
+    <cache>/pools/<file stem>-<digest>/
+        data.arrow    the rows in file order (Arrow IPC, many small record batches). The order decides score ties, so it is
+        kept. hashes.npy    UniIR's int64 hash of each did, in file order order.npy     argsort of the hashes (int32), for
+        sorted look-ups meta.json     source, digest, row count; written last
 
-An entry is keyed by the file's identity (path, size, times, inode) and this converter's version. It is built in a temporary
-sibling directory and renamed into place; a lock keeps a second process from doing the same work, and whoever comes late
-uses what is there. A process that is killed leaves a temporary directory, which the next conversion removes.
+An entry is keyed by the file's state (path, size, times, inode) and this converter's version. It is built in a temporary
+directory beside its place and renamed; a lock keeps a second process from doing the same work, which then uses the finished
+entry. A killed process leaves a temporary directory, which the next conversion removes.
 """
 
 from __future__ import annotations
@@ -64,12 +63,12 @@ class PoolMeta(BaseModel):
 
 def entry_dir(path: Path, cache_dir: Path, policy: LinePolicy) -> Path:
     """The cache directory of a pool file as it is on disk now."""
-    identity = json.dumps([CONVERTER_VERSION, policy, *_identity(path)]).encode()
-    return cache_dir / "pools" / f"{path.stem}-{hashlib.sha256(identity).hexdigest()[:16]}"
+    state = json.dumps([CONVERTER_VERSION, policy, *_file_state(path)]).encode()
+    return cache_dir / "pools" / f"{path.stem}-{hashlib.sha256(state).hexdigest()[:16]}"
 
 
 def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRICT) -> Path:
-    """The entry of `path`, built if it is not there. Raises InputError for what is wrong with the file."""
+    """The entry of `path`, built if necessary. Raises InputError for problems of the file."""
     entry = entry_dir(path, cache_dir, policy)
     try:
         if read_meta(entry) is not None:
@@ -84,7 +83,7 @@ def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRIC
             f"cannot convert {path} in the cache {cache_dir}: {cause}",
             f"{remedy} (a pool needs about the size of its file), or name another cache directory (MBEIR_COT_CACHE)",
         ) from error
-    except NotImplementedError as error:  # what FileLock says of a file system without locks
+    except NotImplementedError as error:  # raised by FileLock on a file system without locks
         raise CotError(
             f"the file system of the cache {cache_dir} has no locks", "name a cache on a local disk (MBEIR_COT_CACHE)"
         ) from error
@@ -92,7 +91,7 @@ def converted(path: Path, cache_dir: Path, policy: LinePolicy = LinePolicy.STRIC
 
 
 def read_meta(entry: Path) -> PoolMeta | None:
-    """None where the entry is absent, unfinished, damaged or of another version: it is built again."""
+    """The entry's metadata; None if it is absent, unfinished, damaged or of another version, so that it is built again."""
     try:
         meta = PoolMeta.model_validate_json((entry / "meta.json").read_bytes())
         sizes = [(entry / name).stat().st_size for name in ("data.arrow", "hashes.npy", "order.npy")]
@@ -102,7 +101,7 @@ def read_meta(entry: Path) -> PoolMeta | None:
     return meta if whole and meta.version == CONVERTER_VERSION else None
 
 
-def _identity(path: Path) -> tuple[Any, ...]:
+def _file_state(path: Path) -> tuple[Any, ...]:
     try:
         stat = path.stat()
     except OSError as error:
@@ -114,15 +113,15 @@ def _identity(path: Path) -> tuple[Any, ...]:
 
 
 def _build(path: Path, entry: Path, policy: LinePolicy) -> None:
-    for stale in entry.parent.glob(f"{entry.name}.tmp-*"):  # we hold the lock: its writer is dead
+    for stale in entry.parent.glob(f"{entry.name}.tmp-*"):  # we hold the lock, so its writer is dead
         shutil.rmtree(stale, ignore_errors=True)
     shutil.rmtree(entry, ignore_errors=True)  # damaged, or of an older version
     temporary = entry.parent / f"{entry.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     try:
-        before = _identity(path)
+        before = _file_state(path)
         meta = _write(path, temporary, policy)
-        if _identity(path) != before:
+        if _file_state(path) != before:
             raise InputError(f"{path} changed while it was read", "wait until its download has finished, then run again")
         (temporary / "meta.json").write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for file in temporary.iterdir():

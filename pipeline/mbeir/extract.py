@@ -1,9 +1,8 @@
 """M-BEIR's image archive, read from its parts as one stream and never joined on disk.
 
-A gzip stream cannot be entered in the middle, so a run after an interruption decompresses from the beginning again, but
-writes only what is missing: a picture is written beside its place and renamed, and one that is there in full size stays as
-it is. A marker, written when everything is out, makes further runs do nothing unless images were lost since.
-"""
+A gzip stream cannot be read from the middle, so a run after an interruption decompresses from the beginning, but writes only
+what is missing: a picture is written beside its place and renamed, and one of full size is kept. A marker, written at the end,
+makes further runs do nothing unless images were lost since."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ _PART_NAME: Final = re.compile(r"^(?P<stem>.+\.tar\.gz)\.part-(?P<number>\d+)$")
 
 
 class _PartsStream(io.RawIOBase):
-    """The parts one after the other, as a file that can only be read on."""
+    """The concatenated parts as a file that can only be read forward."""
 
     def __init__(self, parts: Sequence[Path], meter: Meter) -> None:
         self._waiting = list(parts)
@@ -61,7 +60,7 @@ class _PartsStream(io.RawIOBase):
 
 
 def find_parts(directory: Path) -> list[Path]:
-    """The archive's parts in their order. Raises InputError where one is missing in between or there is none."""
+    """The archive's parts in order. Raises InputError if one is missing or there are none."""
     parts = {int(m["number"]): path for path in directory.glob(f"{IMAGES}.tar.gz.part-*") if (m := _PART_NAME.match(path.name))}
     if not parts:
         raise InputError(f"no {IMAGES}.tar.gz.part-* in {directory}", "download them with `mbeir-cot mbeir fetch DIR`")
@@ -80,8 +79,8 @@ def extract_images(
     """Extracts ``mbeir_images/`` below `dest`; `folders` restricts to some of its folders.
 
     Nothing is written outside ``dest/mbeir_images``: links, devices and names that lead elsewhere stop the extraction.
-    Raises CotError for damaged archives and full disks; what is out by then stays, and the next run goes on. `again`: whatever
-    the marker of an earlier extraction says; what is there in full size stays as it is.
+    Raises CotError for damaged archives and full disks; extracted files stay, and the next run continues. `again`: ignore the
+    marker of an earlier extraction; files of full size are kept.
     """
     sizes = tuple((part.name, part.stat().st_size) for part in parts)
     done = read_marker(dest)
@@ -113,7 +112,7 @@ def extract_images(
                     written += _extract(archive, member, place)
                     listing.add(place.relative_to(dest).as_posix(), member.size)
                     meter.note = f"{files:,} files, {written:,} new"
-                while unzipped.read(_COPY_BYTES):  # to the end, where gzip checks its sum
+                while unzipped.read(_COPY_BYTES):  # to the end, where gzip verifies its checksum
                     pass
         except (EOFError, tarfile.ReadError) as error:
             raise CotError(
@@ -131,7 +130,7 @@ def extract_images(
                 f"the images could not be extracted to {dest}: {cause} (after {files:,} images)",
                 f"{remedy}; then run again: it continues",
             ) from error
-    os.sync()  # the marker must not survive a power cut that the pictures do not
+    os.sync()  # a power cut must not leave the marker without the pictures
     summary = ExtractSummary(parts=sizes, folders=_sorted(folders), files=files, size=size, written=written)
     write_marker(dest, summary)
     return summary
@@ -142,7 +141,7 @@ def _sorted(folders: frozenset[str] | None) -> tuple[str, ...] | None:
 
 
 def _place(member: tarfile.TarInfo, dest: Path) -> Path:
-    """Where a member goes; CotError for one that has no business in M-BEIR's archive."""
+    """The member's path. Raises CotError for one that cannot belong to M-BEIR's archive."""
     name = PurePosixPath(member.name)
     parts = [part for part in name.parts if part != "."]
     if name.is_absolute() or ".." in parts or "\\" in member.name or not parts or parts[0] != IMAGES:
@@ -161,7 +160,7 @@ def _place(member: tarfile.TarInfo, dest: Path) -> Path:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> int:
-    """1 if the file had to be written, 0 if it was there."""
+    """1 if the file was written, 0 if it already existed."""
     try:
         if place.stat().st_size == member.size:
             return 0

@@ -19,11 +19,11 @@ MARKER: Final = ".mbeir_images.extracted.json"
 LISTING: Final = ".mbeir_images.files.parquet"
 _SCHEMA: Final = pa.schema([pa.field("path", pa.string()), pa.field("size", pa.int64())])
 _ROWS: Final = 100_000
-"""M-BEIR has millions of images: what is held of the list is bounded."""
+"""Entries of the list in memory at once: M-BEIR has millions of images."""
 
 
 class ExtractSummary(BaseModel):
-    """What the marker holds: from which parts which folders (None: all) came out as how many files and bytes."""
+    """The marker's content: the parts, the extracted folders (None: all), and their files and bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ def read_marker(dest: Path) -> ExtractSummary | None:
         return ExtractSummary.model_validate_json((dest / MARKER).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
-    except OSError as error:  # there, but not to be read: no reason to extract everything again
+    except OSError as error:  # unreadable, which is no reason to extract everything again
         raise _unreadable(dest / MARKER, error) from error
 
 
@@ -49,7 +49,7 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def covers(done: ExtractSummary | None, folders: frozenset[str] | None) -> bool:
-    """Whether an earlier extraction brought out these folders (None: all)."""
+    """Whether an earlier extraction covers these folders (None: all)."""
     return done is not None and (done.folders is None or (folders is not None and folders <= set(done.folders)))
 
 
@@ -60,7 +60,7 @@ def write_marker(dest: Path, summary: ExtractSummary) -> None:
 
 
 class Listing:
-    """Writes the list of extracted files; it takes its place when the context ends without an error."""
+    """Writes the list of extracted files; it replaces the old one if the context ends without an error."""
 
     def __init__(self, dest: Path) -> None:
         self._place, self._new = dest / LISTING, dest / f"{LISTING}.tmp"
@@ -91,9 +91,9 @@ class Listing:
 
 
 def lost_images(dest: Path, done: ExtractSummary) -> int:
-    """How many of the extracted images are missing by now or have another size.
+    """How many of the extracted images are now missing or have another size.
 
-    Extractions by earlier versions left no list: theirs are counted, as lost if there are fewer files or bytes than came out.
+    Extractions by earlier versions left no list. For these, files and bytes are compared with the marker's totals.
     """
     try:
         file = pq.ParquetFile(dest / LISTING)
@@ -111,7 +111,7 @@ def lost_images(dest: Path, done: ExtractSummary) -> int:
                     lost += os.stat(dest / path).st_size != size  # noqa: PTH116 (this runs millions of times)
                 except (FileNotFoundError, NotADirectoryError):
                     lost += 1
-                except OSError as error:  # a disk that fails has lost nothing yet
+                except OSError as error:  # a failing disk has not lost the image yet
                     raise _unreadable(dest / path, error) from error
             meter.advance(len(batch))
     return lost

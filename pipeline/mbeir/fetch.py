@@ -39,13 +39,12 @@ class FetchSummary(BaseModel):
     datasets: tuple[str, ...]
     images: ExtractSummary | None
     lost: int = 0
-    """Images of an earlier extraction that were missing or of another size, and were extracted again."""
+    """Images of an earlier extraction that were missing or had another size, and were extracted again."""
 
     @property
     def lacks(self) -> str:
-        """What the training split lacks without the global pool, in words; empty for nothing."""
-        there = Layout(self.dest).global_pool("train").is_file()
-        if there or "mscoco" not in self.datasets:
+        """A sentence on what the training split lacks without the global pool; empty if nothing."""
+        if Layout(self.dest).global_pool("train").is_file() or "mscoco" not in self.datasets:
             return ""
         return "MSCOCO's training candidates are in the global pool only: to build or train on it, add --union"
 
@@ -68,7 +67,7 @@ def patterns(datasets: Sequence[str], *, union: bool, images: bool) -> list[str]
 
 
 def checked_datasets(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Dataset names, all ten if none are given. Raises ConfigError for an unknown one, with the nearest."""
+    """Dataset names; all ten if none are given. Raises ConfigError for an unknown one and suggests the nearest."""
     for name in names or ():
         if name not in DATASET_IDS:
             near = difflib.get_close_matches(name.lower(), DATASET_IDS, n=1)
@@ -91,8 +90,8 @@ def fetch_mbeir(
 
     Args:
         datasets: dataset names; None for all ten.
-        images: also the image archive (169 GB in four parts, of which every part is needed), extracted.
-        union: also the union query files and global pools; None: only when all datasets are fetched.
+        images: also download the image archive (169 GB in four parts, all of which are needed) and extract it.
+        union: also download the union query files and global pools; None: only with all datasets.
         remove_parts: delete the archive once everything is extracted.
         revision: a branch, tag or commit of the dataset repository.
     """
@@ -105,7 +104,7 @@ def fetch_mbeir(
     lost = lost_images(dest, done) if images and extracted and done is not None else 0
     if lost and done is not None:
         extracted = False
-        folders = None if done.folders is None else frozenset(done.folders)  # the marker goes on to say what it said
+        folders = None if done.folders is None else frozenset(done.folders)  # the marker must keep covering the same folders
     _download(dest, patterns(names, union=union, images=images and not extracted), repo_id, revision)
     summary = None
     if images:
@@ -119,7 +118,7 @@ def fetch_mbeir(
 
 
 def _download(dest: Path, allow: list[str], repo_id: str, revision: str | None) -> None:
-    """The Hub client resumes, verifies sizes and shows progress; here its errors become ours."""
+    """Downloads with the Hub's client, which resumes, verifies sizes and shows progress; translates its errors."""
     where = f"{repo_id}{f' at {revision}' if revision else ''}"
     try:
         snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=dest, allow_patterns=allow)

@@ -35,20 +35,20 @@ class Finding(BaseModel):
 
 
 class Findings:
-    """Collects occurrences; memory is bounded by the examples that are kept."""
+    """Collects occurrences. Memory is bounded, since only a few examples of each are kept."""
 
     def __init__(self, root: Path, max_examples: int) -> None:
         self._root, self._max_examples = root, max_examples
-        self._found: dict[tuple[str, str], Finding] = {}
+        self._findings: dict[tuple[str, str], Finding] = {}
 
     def add(
         self, severity: Severity, code: str, file: Path, message: str, remedy: str, *, line: int | None = None, count: int = 1
     ) -> None:
         name = str(file.relative_to(self._root)) if file.is_relative_to(self._root) else str(file)
-        finding = self._found.get((name, code))
+        finding = self._findings.get((name, code))
         if finding is None:
             finding = Finding(severity=severity, code=code, file=name, count=0, remedy=remedy, examples=[])
-            self._found[name, code] = finding
+            self._findings[name, code] = finding
         finding.count += count
         if len(finding.examples) < self._max_examples:
             finding.examples.append(Example(line=line, message=message))
@@ -57,10 +57,10 @@ class Findings:
 
     def __iter__(self) -> Iterator[Finding]:
         order = list(Severity)
-        return iter(sorted(self._found.values(), key=lambda f: (f.file, order.index(f.severity), f.code)))
+        return iter(sorted(self._findings.values(), key=lambda f: (f.file, order.index(f.severity), f.code)))
 
 
-class Report(BaseModel):
+class CheckResult(BaseModel):
     """The outcome of `check`."""
 
     root: str
@@ -78,18 +78,18 @@ class Report(BaseModel):
     def verdict(self) -> str:
         counts = ", ".join(f"{self.total(severity):,} {severity}s" for severity in Severity)
         return f"{self.files} files: {counts}. " + (
-            "Usable as it is." if self.ok else "Not usable until the errors are mended."
+            "Usable as it is." if self.ok else "Not usable until the errors are corrected."
         )
 
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-def render(report: Report) -> RenderableType:
-    """For people: grouped by file, worst first."""
+def render(result: CheckResult) -> RenderableType:
+    """For the terminal: grouped by file, worst first."""
     lines: list[RenderableType] = []
     last = None
-    for finding in report.findings:
+    for finding in result.findings:
         if finding.file != last:
             lines.append(Text(f"\n{finding.file}" if lines else finding.file, style="bold"))
             last = finding.file
@@ -99,4 +99,4 @@ def render(report: Report) -> RenderableType:
         if finding.hidden:
             lines.append(Text(f"    … {finding.hidden:,} more", style="dim"))
         lines.append(Text(f"    → {finding.remedy}", style="dim"))
-    return Group(*lines, Text(f"\n{report.verdict}" if lines else report.verdict, style="bold"))
+    return Group(*lines, Text(f"\n{result.verdict}" if lines else result.verdict, style="bold"))

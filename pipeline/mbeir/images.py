@@ -34,7 +34,7 @@ MAX_PIXELS: Final = 64_000_000
 
 
 MAX_RATIO: Final = 200
-"""Of the longer side to the shorter: what the image processors of Qwen2-VL to Qwen3-VL take."""
+"""Largest ratio of the longer side to the shorter that the image processors of Qwen2-VL to Qwen3-VL accept."""
 
 
 _REMEDIES: Final = {
@@ -56,7 +56,7 @@ class ImageProblem(InputError):
     """An image that cannot be used."""
 
     def __init__(self, reason: ImageReason, path: str, detail: str, remedy: str = "") -> None:
-        """`remedy`: where it is not the reason's own."""
+        """`remedy`: replaces the usual remedy of the reason."""
         super().__init__(f"image {path!r}: {detail}", remedy or _REMEDIES[reason])
         self.reason, self.path, self.detail = reason, path, detail
 
@@ -69,7 +69,7 @@ class ImageStore:
 
     Args:
         root: the M-BEIR root. It may itself be reached through a symbolic link.
-        allowed_roots: further directories that symbolic links below `root` may lead into (many keep ``mbeir_images``
+        allowed_roots: further directories that symbolic links below `root` may point into (many keep ``mbeir_images``
             on another disk). Nothing else outside the root is opened.
         max_pixels: width x height above which an image is refused before it is decoded.
         max_ratio: of the longer side to the shorter, above which an image is refused; None for any.
@@ -83,29 +83,28 @@ class ImageStore:
         self.max_pixels = max_pixels
         self._allowed_roots = allowed_roots
         self._real_roots = tuple(os.path.realpath(place) for place in (root, *allowed_roots))
-        # A folder's links are followed once; what is opened is the real path that was judged.
+        # A folder's links are resolved once; the real path that was checked is the one that is opened.
         self._real_folder = lru_cache(maxsize=65_536)(lambda folder: os.path.realpath(os.path.join(root, folder)))  # noqa: PTH118
 
     def resolve(self, relative: str) -> Path:
         """The real path of a regular file inside the root; ImageProblem otherwise. Reads no content.
 
-        A name with accents may be written in two ways in Unicode (NFC and NFD: some disks and archives change the one into the
-        other): the file is also found under the other one.
-        """
+        A name with accents has two Unicode forms (NFC and NFD), and some disks and archives change one into the other: the file
+        is found under either."""
         try:
             return self._resolved(relative)
         except ImageProblem as problem:
             if problem.reason is not ImageReason.MISSING or relative.isascii():
                 raise
-            found = [path for name in _other_forms(relative) if (path := self._there(name)) is not None]
-            if len(found) == 1:
-                return found[0]
-            if found:
+            others = [path for name in _other_forms(relative) if (path := self._resolve_or_none(name)) is not None]
+            if len(others) == 1:
+                return others[0]
+            if others:
                 detail = "no such file; there are two whose names differ from it in the form of their accents only (NFC, NFD)"
                 raise ImageProblem(ImageReason.MISSING, relative, detail) from None
             raise
 
-    def _there(self, relative: str) -> Path | None:
+    def _resolve_or_none(self, relative: str) -> Path | None:
         try:
             return self._resolved(relative)
         except ImageProblem:
@@ -135,7 +134,7 @@ class ImageStore:
         return any(real == place or real.startswith(place + os.sep) for place in self._real_roots)
 
     def read_bytes(self, relative: str) -> bytes:
-        """The file as it is."""
+        """The file's content, unchanged."""
         path = self.resolve(relative)
         try:
             return path.read_bytes()
@@ -143,28 +142,28 @@ class ImageStore:
             raise _unreadable(relative, error) from error
 
     def open(self, relative: str, content: bytes | None = None) -> Image.Image:
-        """The picture in RGB, as teacher and student are to see it (`pipeline.mbeir.pictures`).
+        """The picture in RGB, as teacher and student see it (`pipeline.mbeir.pictures`).
 
-        `content`: the file's, where it has been read already.
+        `content`: the file's content, if it has already been read.
         """
         return self._decoded(relative, self.resolve(relative) if content is None else io.BytesIO(content), normalised)
 
     def portable(self, relative: str, content: bytes | None = None) -> PictureFile:
-        """A file that shows what `open` gives whoever decodes it: the file itself where it is plain, else a PNG."""
+        """A file that any decoder reads as `open` does: the file itself if it is plain, else a PNG."""
         data = self.read_bytes(relative) if content is None else content
         return self._decoded(relative, io.BytesIO(data), lambda image: as_file(image, data))
 
     def is_plain(self, relative: str, data: bytes) -> bool:
-        """Whether the file, whose content is `data`, may be handed on as it is. False too for what cannot be opened."""
+        """Whether any decoder reads the content `data` of the file as `open` does. False if it cannot be opened."""
         try:
             return self._decoded(relative, io.BytesIO(data), is_plain)
         except ImageProblem:
             return False
 
     def is_portable(self, relative: str) -> bool:
-        """Whether the path leads to the file just so, and any decoder shows what `open` gives. Reads the header only."""
-        found = self.resolve(relative)
-        return (self.root / relative).exists() and self._decoded(relative, found, is_plain)
+        """Whether exactly this path exists and any decoder reads the file as `open` does. Reads the header only."""
+        path = self.resolve(relative)
+        return (self.root / relative).exists() and self._decoded(relative, path, is_plain)
 
     def _decoded(self, relative: str, source: Path | io.BytesIO, take: Callable[[Image.Image], T]) -> T:
         with _explained(relative), warnings.catch_warnings():
@@ -177,9 +176,9 @@ class ImageStore:
 def opened_picture(
     image: Image.Image, name: str, *, max_pixels: int = MAX_PIXELS, max_ratio: float | None = None
 ) -> Image.Image:
-    """A picture that a caller has opened or drawn, as `ImageStore.open` shows files: in RGB, a copy.
+    """A copy of an opened picture in RGB, as `ImageStore.open` returns it for a file.
 
-    `name` stands for it in messages. Raises ImageProblem as `ImageStore.open` does.
+    `name` names it in messages. Raises ImageProblem as `ImageStore.open` does.
     """
     with _explained(name):
         _check_shape(name, image.size, max_pixels, max_ratio)
@@ -195,7 +194,7 @@ def _check_shape(name: str, size: tuple[int, int], max_pixels: int, max_ratio: f
 
 
 def picture_value(store: ImageStore, relative: str) -> dict[str, Any]:
-    """A picture as `datasets.Image` keeps it. The file's name gets the suffix of what it holds now."""
+    """A picture as `datasets.Image` stores it. The file's name gets the suffix of the content."""
     file = store.portable(relative)
     name = relative.rsplit("/", 1)[-1]
     plain = file.media_type != "image/png" or name.lower().endswith(".png")
@@ -208,7 +207,7 @@ def _other_forms(relative: str) -> list[str]:
 
 
 def _unreadable(relative: str, error: OSError) -> ImageProblem | InputError:
-    """What it means that the system does not give a file: a fault of the image, or one that any other image would meet too."""
+    """The error for a file that the system cannot read: an ImageProblem, or an InputError if any other image would fail too."""
     cause, remedy = explained(error)
     if error.errno in STARVED:
         return InputError(f"image {relative!r} cannot be read: {cause}", remedy)
@@ -217,7 +216,7 @@ def _unreadable(relative: str, error: OSError) -> ImageProblem | InputError:
 
 @contextmanager
 def _explained(relative: str) -> Iterator[None]:
-    """Whatever Pillow raises for a file, as an ImageProblem."""
+    """Turns whatever Pillow raises for a file into an ImageProblem."""
     try:
         yield
     except (ImageProblem, MemoryError):
@@ -227,9 +226,9 @@ def _explained(relative: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageProblem(ImageReason.NOT_AN_IMAGE, relative, "its content is no image of a known format") from error
     except OSError as error:
-        # The system's own, that is: a decoder's has words only, or comes of damaged data that lead before the file's beginning.
+        # From the system. A decoder's OSError has no number, or EINVAL if damaged data point before the file's start.
         if error.errno not in (None, errno.EINVAL):
             raise _unreadable(relative, error) from error
         raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error
-    except Exception as error:  # decoders of damaged data raise SyntaxError, ValueError, struct.error, EOFError, … too
+    except Exception as error:  # for damaged data, decoders also raise SyntaxError, ValueError, struct.error, EOFError, …
         raise ImageProblem(ImageReason.TRUNCATED, relative, f"cannot be decoded ({error})") from error

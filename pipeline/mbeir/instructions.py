@@ -1,8 +1,8 @@
-"""What a query is told to look for, and UniIR's exact wording of query and candidate text.
+"""M-BEIR's instructions, and UniIR's exact wording of query and candidate texts.
 
 Source: ``query_instructions.tsv`` of M-BEIR and UniIR's ``data/mbeir_dataset.py`` (loader, `format_string`, assembly). UniIR
-draws an instruction at random inside data-loader workers, so its choice depends on their number; here it depends on nothing
-but the query.
+draws an instruction at random inside data-loader workers, so its choice depends on their number; here it depends only on the
+query.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def format_string(text: str | None) -> str:
 
 
 def query_text(prompt: str, query_txt: str | None) -> str:
-    """What an embedder reads for a query with an instruction."""
+    """A query's text with its instruction, as an embedder reads it."""
     return format_string(f"{prompt} {query_txt or ''}")
 
 
 def candidate_text(txt: str | None) -> str:
-    """What an embedder reads for a candidate: never an instruction."""
+    """A candidate's text as an embedder reads it, without an instruction."""
     return format_string(txt)
 
 
@@ -79,7 +79,7 @@ class InstructionTable:
 
     @classmethod
     def load(cls, path: Path) -> InstructionTable:
-        """Raises InputError where the file is missing, MalformedInput naming its wrong lines."""
+        """Raises InputError if the file is missing, MalformedInput if lines are wrong."""
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
@@ -88,7 +88,7 @@ class InstructionTable:
                 f"cannot read the instructions {path}: {explained(error).cause}",
                 refused.remedy
                 if refused
-                else "it is a small file of M-BEIR: `mbeir-cot mbeir fetch DIR --no-images` brings it",
+                else "it is a small file of M-BEIR: `mbeir-cot mbeir fetch DIR --no-images` downloads it",
             ) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "download it again") from error
@@ -134,7 +134,7 @@ class InstructionTable:
             ) from None
 
     def choose(self, dataset_id: int, query: Modality, candidate: Modality, choice: Choice, *, split: str, qid: str) -> str:
-        """One instruction, decided by `choice` and the query's identity alone."""
+        """One instruction; `choice` picks it by split and qid."""
         prompts = self.prompts(dataset_id, query, candidate)
         return prompts[choice.pick(len(prompts), split=split, qid=qid)]
 

@@ -1,7 +1,7 @@
 """JSON Lines into validated rows, with errors that name file, line, key and value.
 
-`strict` stops at the first malformed line, but looks on for more so that one run tells up to 20 of them. `skip` writes each
-malformed line to a rejects file and goes on: every line is either yielded or recorded.
+`strict` fails on malformed lines; after the first it only collects more, so that one run lists up to 20. `skip` writes each
+malformed line to a rejects file and continues: every line is either yielded or recorded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LinePolicy(StrEnum):
 
 
 class LineProblem(NamedTuple):
-    """One thing wrong with one line. `key` is empty where the line is no JSON object at all."""
+    """A problem of a line. `key` is empty if the line is not a JSON object."""
 
     file: str
     line: int
@@ -44,7 +44,7 @@ class LineProblem(NamedTuple):
 
     @property
     def finding(self) -> str:
-        """Without the place."""
+        """The problem without file and line."""
         return f"{self.key} = {self.value}: {self.problem}" if self.key else self.problem
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class MalformedInput(InputError):
         listed = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(
             f"malformed input in {problems[0].file}:\n{listed}" + ("\n  … and more" if more else ""),
-            "mend or download the file again (`mbeir-cot mbeir check DIR` lists every problem), "
+            "correct the file or download it again (`mbeir-cot mbeir check DIR` lists every problem), "
             "or, of a query file, build with --set input.malformed_lines=skip, which records each in a file",
         )
         self.problems = problems
@@ -69,7 +69,7 @@ class MalformedInput(InputError):
 
 
 class RejectsFile:
-    """Where `skip` records malformed lines, one JSON object each. Created with the first of them."""
+    """The file of malformed lines that `skip` writes, one JSON object per line. Created with the first one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,7 +104,7 @@ class RejectsFile:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its line feed). Blank lines are passed over but counted; a BOM is removed."""
+    """(line number from 1, line without its line feed). Blank lines are skipped but counted; a BOM is removed."""
     for number, line, _ in _read_lines(path):
         yield number, line
 
@@ -121,7 +121,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
-        raise InputError(f"no file {path}", "check the path; `mbeir-cot mbeir check DIR` tells which are missing") from None
+        raise InputError(f"no file {path}", "check the path; `mbeir-cot mbeir check DIR` lists missing files") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {explained(error).cause}", explained(error).remedy) from error
     with file:
@@ -139,7 +139,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
             if len(rest) > MAX_LINE_BYTES:
                 raise InputError(
                     f"{path}:{number + 1}: a line of more than {MAX_LINE_BYTES >> 20} MiB",
-                    "this is no JSON Lines file of M-BEIR; download it again",
+                    "this is not a JSON Lines file of M-BEIR; download it again",
                 )
         if rest and not rest.isspace():
             yield number + 1, rest, False
@@ -150,14 +150,14 @@ def read_rows(
 ) -> Iterator[tuple[int, Row]]:
     """(line number, validated row) for each line.
 
-    Raises MalformedInput under `strict`; `skip` needs a rejects file. Memory is one block of the file, whatever its size.
+    Raises MalformedInput under `strict`; `skip` needs a rejects file. Holds one block of the file in memory.
     """
     if policy is LinePolicy.SKIP and rejects is None:
         raise ConfigError("the line policy 'skip' needs a rejects file", "name one, so that no line is dropped silently")
     problems: list[LineProblem] = []
     for number, raw, row in scan_rows(path, model):
         if not isinstance(row, list):
-            if not problems:  # after the first malformed line the rest is only looked at for more of them
+            if not problems:  # after the first malformed line, only further problems are collected
                 yield number, row
         elif rejects is not None and policy is LinePolicy.SKIP:
             rejects.record(row, raw)
@@ -170,7 +170,7 @@ def read_rows(
 
 
 def scan_rows(path: Path, model: type[Row]) -> Iterator[tuple[int, bytes, Row | list[LineProblem]]]:
-    """(line number, raw line, validated row or what is wrong with it) for each line: for those who want all the problems."""
+    """(line number, raw line, validated row or its problems) for each line."""
     validate = model.model_validate_json
     for number, line, ended in _read_lines(path):
         try:
@@ -182,8 +182,8 @@ def scan_rows(path: Path, model: type[Row]) -> Iterator[tuple[int, bytes, Row | 
 
 
 def line_problems(path: Path, number: int, error: ValidationError, *, ended: bool = True) -> list[LineProblem]:
-    """pydantic's findings about one line in the reader's words."""
-    found = []
+    """Converts pydantic's errors about a line into problems."""
+    problems = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
@@ -194,8 +194,8 @@ def line_problems(path: Path, number: int, error: ValidationError, *, ended: boo
         elif item["type"] == "missing":
             message = "this key is missing"
         value = "" if item["type"] == "json_invalid" else _shown(item["input"])
-        found.append(LineProblem(str(path), number, key, "" if item["type"] == "missing" else value, message))
-    return found
+        problems.append(LineProblem(str(path), number, key, "" if item["type"] == "missing" else value, message))
+    return problems
 
 
 def _shown(value: object) -> str:

@@ -48,7 +48,7 @@ class Layout:
 
     @classmethod
     def open(cls, root: Path) -> Layout:
-        """Checks that `root` holds M-BEIR in its present layout; InputError says what it is instead."""
+        """Raises InputError unless `root` contains M-BEIR in its current layout."""
         if not root.is_dir():
             raise InputError(
                 f"no M-BEIR directory at {root}",
@@ -61,12 +61,12 @@ class Layout:
         older += ["qrels/*.txt"] if any((root / "qrels").glob("*.txt")) else []
         if older:
             raise InputError(
-                f"{root} holds an older layout of M-BEIR ({', '.join(older)})",
-                "download the present one with `mbeir-cot mbeir fetch DIR`; images already extracted can be moved over",
+                f"{root} contains an older layout of M-BEIR ({', '.join(older)})",
+                "download the current one with `mbeir-cot mbeir fetch DIR`; images already extracted can be moved over",
             )
         nested = [path.name for path in sorted(root.iterdir()) if (path / "query").is_dir()]
         raise InputError(
-            f"{root} holds no M-BEIR files (none of query/*/mbeir_*.jsonl, cand_pool/*/mbeir_*.jsonl)",
+            f"{root} contains no M-BEIR files (none of query/*/mbeir_*.jsonl, cand_pool/*/mbeir_*.jsonl)",
             f"did you mean {root / nested[0]}?" if nested else "name the directory that contains query/ and cand_pool/",
         )
 
@@ -98,10 +98,10 @@ class Layout:
         return self.root / "cand_pool" / "local" / f"mbeir_{name}_cand_pool.jsonl"
 
     def target_pools(self, task: DatasetTask, split: QuerySplit) -> list[Path]:
-        """The pools that are here and may hold positives of a dataset-task, in the order in which they are to be asked.
+        """The existing pools that may contain positives of a dataset-task, in look-up order.
 
-        The local one, then the split's global one. Without that, the local pools of the dataset whose candidates are
-        positives too: OVEN and InfoSeek share their encyclopedia.
+        First the local pool, then the split's global one. Without a global pool, also the local pools of the dataset whose
+        candidates may be positives: OVEN and InfoSeek share their encyclopedia.
         """
         whole = self.global_pool(split)
         paths = [self.local_pool(task, split), whole]
@@ -111,7 +111,7 @@ class Layout:
         return [path for path in dict.fromkeys(paths) if path is not None and path.is_file()]
 
     def fetch_remedy(self, dataset: str, split: QuerySplit) -> str:
-        """The command that brings the candidates of a dataset for a split."""
+        """The command that downloads the candidates of a dataset for a split."""
         if dataset == "mscoco" and self.local_pool(DatasetTask("mscoco", 0), split) is None:
             return (
                 f"`mbeir-cot mbeir fetch {self.root} --datasets mscoco --union` (MSCOCO's training candidates are in the "
@@ -161,5 +161,5 @@ class Layout:
                 yield PoolFile(global_path, "global")
 
     def relative(self, path: Path) -> str:
-        """For messages: the path below the root."""
+        """The path below the root, for messages."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)

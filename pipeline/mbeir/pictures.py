@@ -1,7 +1,7 @@
 """What an image file shows: one rule, so that teacher, student, exports and pages see the same pixels.
 
 orientation   a photograph is turned as its EXIF tag says
-transparency  lies on white (alpha channels, palettes with transparent entries, a transparent colour)
+transparency  is drawn on white (alpha channels, palettes with transparent entries, a transparent colour)
 depth         16-bit greys are scaled to 8, not clipped
 colour        CMYK, palettes, greys and bitmaps become RGB
 animation     the first frame
@@ -27,18 +27,18 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each of EXIF's orientations."""
+"""The operation that undoes each EXIF orientation."""
 
 
 class PictureFile(NamedTuple):
-    """A file's content that shows what `normalised` gives, whoever decodes it."""
+    """A file's content that every decoder reads as `normalised` does."""
 
     content: bytes
     media_type: str
 
 
 def is_plain(opened: Image.Image) -> bool:
-    """True where any decoder shows what `normalised` gives: such a file may be handed on as it is. Reads the header only."""
+    """Whether any decoder reads the file as `normalised` does, so that it may be passed on unchanged. Reads the header only."""
     return (
         opened.format in _MEDIA_TYPES
         and opened.mode in _SAME_EVERYWHERE
@@ -49,12 +49,12 @@ def is_plain(opened: Image.Image) -> bool:
 
 
 def orientation(opened: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) to 8; 1 where there is none that makes sense."""
+    """EXIF's orientation, 1 (upright) to 8; 1 if it is missing or invalid."""
     try:
-        found: Any = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 (a damaged EXIF block raises anything; the picture itself may be whole)
+        value: Any = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 (a damaged EXIF block raises anything; the picture itself may be intact)
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def normalised(opened: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Candidate pools, looked up on disk: 5.6 M candidates cost a reader the pages that it touches."""
+"""Candidate pools, looked up on disk: of 5.6 M candidates a reader loads only the pages that it touches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from schemas.errors import InputError
 from schemas.mbeir import Candidate, hash_did
 
 _RELEASE_BYTES: Final = 64 << 20
-"""A fetch gives mapped pages back after this much of the file: the kernel maps 64 KiB around each page that is touched,
-so random look-ups would otherwise map the whole file. The page cache keeps them."""
+"""A fetch releases mapped pages after reading this much: the kernel maps 64 KiB around each touched page, so random look-ups
+would otherwise map the whole file. The page cache keeps the pages."""
 
 _FETCH_ROWS: Final = 16_384
-"""Rows that a fetch holds as Arrow and Python dictionaries at once."""
+"""Rows that a fetch holds in memory at once, as Arrow and as dicts."""
 
 
 class CandidatePool:
@@ -52,7 +52,7 @@ class CandidatePool:
 
     @classmethod
     def open(cls, path: Path, cache_dir: Path | None = None, *, policy: LinePolicy = LinePolicy.STRICT) -> CandidatePool:
-        """Opens the pool, converting the file first if that was not done yet.
+        """Opens the pool, converting the file on first use.
 
         Under ``skip`` malformed lines are recorded in `rejects_path`. Raises InputError, naming lines, otherwise.
         """
@@ -71,7 +71,7 @@ class CandidatePool:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the mapping. Tables taken from the pool are copies and stay valid."""
+        """Releases the mapping. Tables taken from the pool are copies and stay valid."""
         self._reader = None
         with suppress(BufferError):  # the caller still holds a record batch of `batches`; the mapping ends with it
             self._map.close()
@@ -97,7 +97,7 @@ class CandidatePool:
             raise InputError(
                 f"{len(missing)} of {len(dids)} dids are not in the pool {self.path}: {named}"
                 + (", …" if len(missing) > 20 else ""),
-                "local pools lack cross-dataset positives; look such dids up in the global pool of the split",
+                "local pools lack cross-dataset positives; look these up in the global pool of the split",
             )
         validate = Candidate.model_validate  # faster than model_construct, which runs in Python
         return [

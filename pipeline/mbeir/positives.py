@@ -1,4 +1,4 @@
-"""Whether the positives of queries are in candidate pools, and what to fetch where they are not."""
+"""Checks that the queries' positives are in candidate pools, and says what to fetch if they are not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Pools = Mapping[Path, NDArray[np.int64]]
 
 
 class Positives:
-    """First and further positives of one query file, hashed, with their lines: looked up once the pools are known."""
+    """First and further positives of one query file, hashed, with their lines: looked up after all pools are read."""
 
     def __init__(self) -> None:
         self.dids, self.lines, self.first = array("q"), array("i"), array("b")
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
     positives: Positives
 
 
-def check_positives(found: Findings, layout: Layout, pools: Pools, asked: Asked, everything: NDArray[np.int64]) -> None:
+def check_positives(findings: Findings, layout: Layout, pools: Pools, asked: Asked, everything: NDArray[np.int64]) -> None:
     """`everything`: the hashed dids of all pools, sorted."""
     file, task, positives = asked
     dids = np.frombuffer(positives.dids, np.int64)
@@ -66,26 +66,26 @@ def check_positives(found: Findings, layout: Layout, pools: Pools, asked: Asked,
         remedy = layout.fetch_remedy(dataset, file.split)
         if int(did[0]) in held and whole[dataset]:
             message = f"positive {did} is in no candidate pool"
-            found.add(Severity.ERROR, "positive_nowhere", file.path, message, DOWNLOAD, line=line)
+            findings.add(Severity.ERROR, "positive_nowhere", file.path, message, DOWNLOAD, line=line)
         elif dataset == task.dataset:
             message = f"positive {did}: the pool that holds it is not here"
-            found.add(Severity.WARNING, "positive_in_absent_pool", file.path, message, remedy, line=line)
+            findings.add(Severity.WARNING, "positive_in_absent_pool", file.path, message, remedy, line=line)
         else:
             absent = "not all pools of {} are here" if int(did[0]) in held else "no pool of {} is here"
             message = f"positive {did}: {absent.format(dataset)}"
             remedy = f"if its candidates are wanted: {remedy}"
-            found.add(Severity.NOTE, "positive_of_absent_dataset", file.path, message, remedy, line=line)
+            findings.add(Severity.NOTE, "positive_of_absent_dataset", file.path, message, remedy, line=line)
     local_path = layout.local_pool(task, file.split)
     if local_path is None or local_path not in pools:
         return
     outside = ~np.isin(dids, pools[local_path]) & ~nowhere
     for at in np.flatnonzero(outside & first):
         message = f"the first positive, {unhash_did(int(dids[at]))}, is not in the local pool {local_path.name}"
-        found.add(Severity.ERROR, "first_positive_not_local", file.path, message, DOWNLOAD, line=int(lines[at]))
+        findings.add(Severity.ERROR, "first_positive_not_local", file.path, message, DOWNLOAD, line=int(lines[at]))
     if count := int((outside & ~first).sum()):
         message = f"{count:,} further positives of {task.name} are outside its local pool (cross-dataset positives)"
         remedy = "none needed: hit rates count the first, which is local; look the others up in the global pool"
-        found.add(Severity.NOTE, "positives_outside_local_pool", file.path, message, remedy, count=count)
+        findings.add(Severity.NOTE, "positives_outside_local_pool", file.path, message, remedy, count=count)
 
 
 def _has_all_pools(layout: Layout, pools: Pools, dataset: str, split: QuerySplit) -> bool:

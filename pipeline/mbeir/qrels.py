@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.mbeir.jsonl import MAX_LISTED, LineProblem, MalformedInput, read_lines
-from schemas.mbeir import Qrel, split_id
+from schemas.mbeir import Qrel, parse_id
 
 
 class Relevant(NamedTuple):
@@ -40,13 +40,13 @@ def read_numbered_qrels(path: Path) -> Iterator[tuple[int, Qrel]]:
 
 def load_relevant(path: Path) -> dict[str, Relevant]:
     """qid -> relevant dids, by UniIR's rules: relevance above 0, repeats kept, the task of the qid's first line."""
-    found: dict[str, list[str]] = {}
+    relevant: dict[str, list[str]] = {}
     tasks: dict[str, int] = {}
     for qrel in read_qrels(path):
         if qrel.relevance > 0:
-            found.setdefault(qrel.qid, []).append(qrel.did)
+            relevant.setdefault(qrel.qid, []).append(qrel.did)
             tasks.setdefault(qrel.qid, qrel.task_id)
-    return {qid: Relevant(tuple(dids), tasks[qid]) for qid, dids in found.items()}
+    return {qid: Relevant(tuple(dids), tasks[qid]) for qid, dids in relevant.items()}
 
 
 def _parse(path: Path, number: int, line: bytes) -> Qrel | LineProblem:
@@ -61,7 +61,7 @@ def _parse(path: Path, number: int, line: bytes) -> Qrel | LineProblem:
     qid, _, did, relevance, task = cells
     for key, value in (("qid", qid), ("did", did)):
         try:
-            split_id(value)
+            parse_id(value)
         except ValueError as error:
             return problem(key, value, str(error))
     for key, value in (("relevance", relevance), ("task_id", task)):

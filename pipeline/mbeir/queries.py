@@ -1,6 +1,6 @@
 """Query files, row by row.
 
-The up-sampled union file repeats rows, and qids repeat across splits: a query's identity is (split, dataset, task, qid).
+The up-sampled union file repeats rows, and qids repeat across splits: only (split, dataset, task, qid) identifies a query.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ from schemas.mbeir import Query
 def read_queries(
     path: Path, *, policy: LinePolicy = LinePolicy.STRICT, rejects: RejectsFile | None = None
 ) -> Iterator[tuple[int, Query]]:
-    """(line number, query) in file order; repeated rows come as often as the file has them."""
+    """(line number, query) in file order, with repeated rows."""
     return read_rows(path, Query, policy=policy, rejects=rejects)

@@ -28,12 +28,12 @@ from schemas.mbeir import DATASET_TASKS, QUERY_SPLITS, DatasetTask, QuerySplit, 
 
 _LEGEND: Final = (
     "pool: candidates of the local pool; outside: positives that it lacks (cross-dataset ones); "
-    "images: distinct pictures; missing: of these, files that are not there"
+    "images: distinct pictures; missing: pictures whose files do not exist"
 )
 
 
 class TaskStats(BaseModel):
-    """One dataset-task in one split. None where it was not counted."""
+    """One dataset-task in one split. None: not counted."""
 
     split: QuerySplit
     dataset_task: str
@@ -67,9 +67,9 @@ def collect_stats(
     image_roots: Sequence[Path] = (),
     cache_dir: Path | None = None,
 ) -> MbeirStats:
-    """Reads every query file and pool once. `images` also looks whether each image file is there.
+    """Reads every query file and pool once. images: also check whether each image file exists.
 
-    Raises InputError for malformed files: `check` lists what is wrong with them.
+    Raises InputError for malformed files; `check` lists their problems.
     """
     layout = Layout.open(root)
     store = plain_store(root, image_roots) if images else None
@@ -136,11 +136,12 @@ def _count_queries(
     for task in rows:
         if task not in DATASET_TASKS:
             raise InputError(
-                f"{query_file.path} has queries of {task.name}, which M-BEIR has not", "run `mbeir-cot mbeir check DIR`"
+                f"{query_file.path} has queries of {task.name}, which is not a dataset-task of M-BEIR",
+                "run `mbeir-cot mbeir check DIR`",
             )
-        path = layout.local_pool(task, query_file.split)
-        pool = opened.get(path) if path else None
-        found = images.get(task, set())
+        local = layout.local_pool(task, query_file.split)
+        pool = opened.get(local) if local else None
+        paths = images.get(task, set())
         yield TaskStats(
             split=query_file.split,
             dataset_task=task.name,
@@ -149,8 +150,8 @@ def _count_queries(
             positives=len(dids[task]),
             local_pool=len(pool) if pool is not None else None,
             outside_local_pool=_absent(pool, dids[task]) if pool is not None else None,
-            images=len(found),
-            missing_images=sum(not _exists(store, image) for image in found) if store is not None else None,
+            images=len(paths),
+            missing_images=sum(not _exists(store, path) for path in paths) if store is not None else None,
         )
 
 
@@ -168,7 +169,7 @@ def _exists(store: ImageStore, path: str) -> bool:
 
 
 def render(stats: MbeirStats) -> RenderableType:
-    """Tables for people."""
+    """Tables for the terminal."""
     tables: list[RenderableType] = []
     splits: dict[str, list[TaskStats]] = {}
     for row in stats.tasks:

@@ -1,9 +1,8 @@
-"""Where images may lie: every command opens M-BEIR's images through one of these stores.
+"""Image stores: every command opens M-BEIR's images through one of them.
 
-Images are opened below the M-BEIR root and below the directories that were named beside it, where links may lead:
-``input.image_roots`` of a build, ``data.image_roots`` of a training, ``--image-root`` of any command. A training on a build's
-directory, and what looks at a finished build, also takes that build's.
-"""
+Images are opened below the M-BEIR root and below further directories that links may point into: a build's
+``input.image_roots``, a training run's ``data.image_roots``, a command's ``--image-root``. Training on a build's directory, and
+commands that inspect a finished build, also use that build's."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from schemas.config import BuildConfig
 
 
 def plain_store(root: Path, image_roots: Sequence[Path] = (), *, max_ratio: float | None = None) -> ImageStore:
-    """For commands that are given an M-BEIR root and nothing else."""
+    """The store of commands that are given only an M-BEIR root."""
     return ImageStore(root, allowed_roots=tuple(image_roots), max_ratio=max_ratio)
 
 

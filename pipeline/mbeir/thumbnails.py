@@ -15,14 +15,14 @@ _QUALITY: Final = 72
 
 
 class Thumbnails:
-    """Path below the M-BEIR root -> data URL, each picture once. Pictures that cannot be used are left out."""
+    """Maps paths below the M-BEIR root to data URLs. Pictures that cannot be used are left out."""
 
     def __init__(self, store: ImageStore | None, side: int = SIDE) -> None:
         self._store, self._side = store, side
         self.found: dict[str, str] = {}
 
     def add(self, path: str | None) -> str:
-        """The key of the picture; empty where there is none."""
+        """Adds a picture and returns its key; empty if there is none."""
         if not path or self._store is None:
             return ""
         if path not in self.found:

@@ -1,7 +1,7 @@
 """The work of a build: every query once, in the order of the dataset, whatever the order and repetitions of the input.
 
-What is held of a query is where its line lies and its place in the order (some 40 bytes); the lines are read again when their
-turn comes, so that a million queries cost the driver tens of megabytes.
+In memory is only where a query's line lies and its place in the order (about 40 bytes). The lines are read again when they are
+needed, so that a million queries take tens of megabytes in the driver.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pipeline.meter import Meter
 from schemas.config import InputConfig
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, Split
-from schemas.record import record_id
 
 _BLOCK: Final = 8 << 20
 _WIDTH: Final = 6
@@ -99,15 +98,15 @@ def collect(layout: Layout, config: InputConfig, *, rejects: Path) -> WorkList:
         )
     rejects.unlink(missing_ok=True)
     with (
-        RejectsFile(rejects) as refused,
+        RejectsFile(rejects) as rejects_file,
         Meter("reading queries", sum(f.path.stat().st_size for f in files)) as meter,
     ):
-        reader = _Reader(config, refused, meter)
+        reader = _Reader(config, rejects_file, meter)
         inputs = [reader.read(number, layout, file) for number, file in enumerate(files)]
         columns = reader.columns()
     if config.limit is not None and config.limit < len(columns):
         columns = _drawn(columns, reader.keys, config.limit)
-    return WorkList(config.record_split, [file.path for file in files], columns, inputs, refused.lines)
+    return WorkList(config.record_split, [file.path for file in files], columns, inputs, rejects_file.lines)
 
 
 def _wanted(file: QueryFile, config: InputConfig) -> bool:
@@ -117,12 +116,12 @@ def _wanted(file: QueryFile, config: InputConfig) -> bool:
 
 
 class _Reader:
-    def __init__(self, config: InputConfig, refused: RejectsFile, meter: Meter) -> None:
-        self._config, self._refused, self._meter = config, refused, meter
+    def __init__(self, config: InputConfig, rejects: RejectsFile, meter: Meter) -> None:
+        self._config, self._rejects, self._meter = config, rejects, meter
         self._wanted_datasets = {DATASET_IDS[name] for name in config.datasets} or set(DATASET_NAMES)
         self._wanted_tasks = set(config.tasks) or set(range(9))
         self._seen: dict[int, int] = {}
-        self._rows = array("q")  # _WIDTH numbers a row: a million queries in 50 MB
+        self._rows = array("q")  # _WIDTH numbers per query: a million queries in 50 MB
         self._contents = array("q")
         self.keys: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -137,11 +136,11 @@ class _Reader:
             try:
                 query = Query.model_validate_json(line)
             except ValidationError as error:
-                found = line_problems(file.path, line_number, error)
+                line_errors = line_problems(file.path, line_number, error)
                 if self._config.malformed_lines == "skip":
-                    self._refused.record(found, line)
+                    self._rejects.record(line_errors, line)
                     continue
-                problems += found
+                problems += line_errors
                 if len(problems) > MAX_LISTED:
                     raise MalformedInput(problems[:MAX_LISTED], more=True) from None
                 continue
@@ -174,7 +173,7 @@ class _Reader:
 
 
 def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
-    """(offset, line without its end) of all lines; a byte-order mark is passed over."""
+    """(offset, line without its end) of all lines; a byte-order mark is skipped."""
     with path.open("rb", buffering=0) as file:
         offset, rest = 0, b""
         while block := file.read(_BLOCK):
@@ -191,14 +190,9 @@ def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
 
 
 def _drawn(columns: NDArray[np.int64], keys: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """`limit` rows, those whose keys have the smallest hashes: an even sample that does not depend on what else there is."""
+    """The `limit` rows whose keys have the smallest hashes: an even sample that does not depend on the other rows."""
     mixed = keys.astype(np.uint64)
     for factor in (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)):  # splitmix64's finaliser
         mixed = (mixed ^ (mixed >> np.uint64(29))) * factor
     mixed ^= mixed >> np.uint64(32)
     return columns[np.sort(np.argsort(mixed, kind="stable")[:limit])]
-
-
-def identity(query: Query, split: Split) -> str:
-    task = query.dataset_task
-    return record_id(split, task.dataset, task.task_id, query.qid)

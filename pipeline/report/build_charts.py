@@ -39,7 +39,7 @@ def build_charts(manifest: Manifest, rows: pa.Table) -> list[Chart]:
             Chart(
                 "P(complex)",
                 "The teacher's assessment of the records' queries, and the threshold that decides their routes. Counts are on "
-                "a logarithmic axis: a sure teacher crowds the ends.",
+                "a logarithmic axis: a confident teacher's values crowd at the ends.",
                 histogram(
                     {"reasoning": (of["reasoning"], BLUE), "bypass": (of["bypass"], TEAL)},
                     axis="P(complex)",
@@ -79,7 +79,7 @@ def build_charts(manifest: Manifest, rows: pa.Table) -> list[Chart]:
 
 
 def _flow(manifest: Manifest) -> str:
-    """queries -> routes -> (screens) -> (verify) -> records, and at each step what was refused."""
+    """queries -> routes -> (screens) -> (verify) -> records, with the rejections of each step."""
     stages: dict[str, int] = defaultdict(int)
     for task in manifest.tasks:
         for reason, count in task.rejected.items():

@@ -13,21 +13,20 @@ import pyarrow as pa
 from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.replay import replay
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.mbeir.candidates import first_positives
+from pipeline.mbeir.candidates import Row, first_positives
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.build_charts import build_charts
 from pipeline.report.page import Example, Exchange, Fact, Grid, Page
 from pipeline.traces.families import family_of
 from prompts import ImageSlot, Prompt
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, TaskCounts
 from schemas.mbeir import Candidate
 
 RECORDS: Final = 300
 REJECTIONS: Final = 100
+TASK_COLUMNS: Final = ("queries", "reasoning", "bypass", "rejected", "think rate", "kept")
 _LABELS: Final = {facet.name: facet.label for i in range(9) for facet in family_of(i).facets}
-
-Row = Mapping[str, Any]
 
 
 def build_page(
@@ -38,24 +37,24 @@ def build_page(
     prices: tuple[float, float] | None = None,
     image_roots: Sequence[Path] = (),
 ) -> Page:
-    """prices: of a million tokens read and written, for the cost. image_roots: added to the build's."""
+    """prices: per million prompt and completion tokens, to show the cost. image_roots: added to the build's."""
     manifest = dataset.manifest
     settings = dataset.settings(image_roots)
     numbers = dataset.table(
         "data", ["id", "dataset", "task_id", "route", "assessment", "verdict", "reasoning", "answer", "provenance"]
     )
     rows = _sampled(dataset, records, numbers)
-    refused = _sampled_rejections(dataset, rejections)
+    rejected_rows = _sampled_rejections(dataset, rejections)
     annotations: dict[str, Annotation] = {}
     positives: dict[str, Candidate] = {}
     store = None
     if settings is not None and settings.mbeir.is_dir():
         store = build_store(settings)
-        annotations = replay(settings, [*rows, *refused])
-        positives = first_positives(settings, [*rows, *refused])
+        annotations = replay(settings, [*rows, *rejected_rows])
+        positives = first_positives(settings, [*rows, *rejected_rows])
     pictures = Thumbnails(store)
     examples = [_example(row, "record", annotations, positives, pictures) for row in rows]
-    examples += [_example(row, "rejected", annotations, positives, pictures) for row in refused]
+    examples += [_example(row, "rejected", annotations, positives, pictures) for row in rejected_rows]
     return Page(
         title=f"{manifest.name}: build report",
         banner="SYNTHETIC: the queries, images and facts of this dataset are invented (pocket world)."
@@ -66,7 +65,7 @@ def build_page(
         charts=build_charts(manifest, numbers),
         grids=[_tasks(manifest), *_reasons(manifest)],
         examples=examples,
-        examples_note=_note(manifest, len(rows), len(refused), store is not None),
+        examples_note=_note(manifest, len(rows), len(rejected_rows), store is not None),
         pictures=pictures.found,
     )
 
@@ -81,55 +80,58 @@ def _lead(manifest: Manifest) -> str:
 
 def _facts(manifest: Manifest, prices: tuple[float, float] | None) -> list[Fact]:
     reasoning = sum(task.reasoning for task in manifest.tasks)
-    found = [
+    facts = [
         Fact("queries", f"{manifest.queries:,}"),
         Fact("records", f"{manifest.records:,}", f"{manifest.records / max(1, manifest.queries):.1%} of the queries"),
         Fact("think rate", f"{reasoning / max(1, manifest.records):.1%}", f"{reasoning:,} records reason"),
         Fact("rejections", f"{manifest.rejections:,}", "each with its reason"),
-        Fact("tokens read", f"{manifest.prompt_tokens:,}", f"{manifest.prompt_tokens / max(1, manifest.queries):.0f} a query"),
+        Fact(
+            "tokens read", f"{manifest.prompt_tokens:,}", f"{manifest.prompt_tokens / max(1, manifest.queries):.0f} per query"
+        ),
         Fact(
             "tokens written",
             f"{manifest.completion_tokens:,}",
-            f"{manifest.completion_tokens / max(1, manifest.queries):.1f} a query",
+            f"{manifest.completion_tokens / max(1, manifest.queries):.1f} per query",
         ),
     ]
     if prices is not None:
         cost = (manifest.prompt_tokens * prices[0] + manifest.completion_tokens * prices[1]) / 1e6
-        found.append(Fact("cost", f"{cost:,.2f}", f"at {prices[0]:g} and {prices[1]:g} a million tokens"))
-    return found
+        facts.append(Fact("cost", f"{cost:,.2f}", f"at {prices[0]:g} and {prices[1]:g} per million tokens"))
+    return facts
+
+
+def task_cells(task: TaskCounts) -> tuple[str, ...]:
+    """A dataset-task's counts, in the order of `TASK_COLUMNS`."""
+    return (
+        f"{task.queries:,}",
+        f"{task.reasoning:,}",
+        f"{task.bypass:,}",
+        f"{task.rejections:,}",
+        f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
+        f"{task.kept:.1%}" if task.kept is not None else "-",
+    )
 
 
 def _tasks(manifest: Manifest) -> Grid:
-    rows = [
-        (
-            f"{task.dataset} task {task.task_id}",
-            f"{task.queries:,}",
-            f"{task.reasoning:,}",
-            f"{task.bypass:,}",
-            f"{task.rejections:,}",
-            f"{task.think_rate:.0%}" if task.think_rate is not None else "-",
-            f"{task.kept:.1%}" if task.kept is not None else "-",
-        )
-        for task in manifest.tasks
-    ]
-    return Grid("By dataset-task", ("dataset-task", "queries", "reasoning", "bypass", "rejected", "think rate", "kept"), rows)
+    rows = [(f"{task.dataset} task {task.task_id}", *task_cells(task)) for task in manifest.tasks]
+    return Grid("By dataset-task", ("dataset-task", *TASK_COLUMNS), rows)
 
 
 def _reasons(manifest: Manifest) -> list[Grid]:
-    found: dict[str, int] = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     for task in manifest.tasks:
         for reason, count in task.rejected.items():
-            found[reason] += count
-    if not found:
+            counts[reason] += count
+    if not counts:
         return []
-    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [
         Grid("Why queries were rejected", ("stage: reason", "queries"), [(reason, f"{count:,}") for reason, count in ordered])
     ]
 
 
 def _sampled(dataset: BuiltDataset, count: int, rows: pa.Table) -> list[dict[str, Any]]:
-    """Drawn alike from each dataset-task and route, with the same result for the same dataset."""
+    """Sampled evenly from each dataset-task and route; the same for the same dataset."""
     groups = [
         f"{d}/{t}/{r}"
         for d, t, r in zip(rows["dataset"].to_pylist(), rows["task_id"].to_pylist(), rows["route"].to_pylist(), strict=True)
@@ -146,7 +148,7 @@ def _sampled_rejections(dataset: BuiltDataset, count: int) -> list[dict[str, Any
 
 
 def _fetched(table: pa.Table, groups: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Rows of all groups in turn until there are `count`, in that order: the first ones show everything there is."""
+    """`count` rows, taken from all groups in turn, so that the first rows show every group."""
     members: dict[str, list[int]] = defaultdict(list)
     for index in np.random.default_rng(0).permutation(len(groups)).tolist():
         members[groups[index]].append(index)
@@ -155,18 +157,18 @@ def _fetched(table: pa.Table, groups: Sequence[str], count: int) -> list[dict[st
     while waiting and len(chosen) < count:
         chosen += [part.pop() for part in waiting][: count - len(chosen)]
         waiting = [part for part in waiting if part]
-    found: list[dict[str, Any]] = table.take(pa.array(chosen, pa.int64())).to_pylist()
-    return found
+    rows: list[dict[str, Any]] = table.take(pa.array(chosen, pa.int64())).to_pylist()
+    return rows
 
 
 def _note(manifest: Manifest, records: int, rejections: int, pictured: bool) -> str:
     sampled = records < manifest.records or rejections < manifest.rejections
-    said = f"{records:,} of {manifest.records:,} records and {rejections:,} of {manifest.rejections:,} rejections"
+    note = f"{records:,} of {manifest.records:,} records and {rejections:,} of {manifest.rejections:,} rejections"
     if sampled:
-        said = f"A sample: {said}, drawn evenly from dataset-tasks, routes and reasons"
+        note = f"A sample: {note}, drawn evenly from dataset-tasks, routes and reasons"
     if not pictured:
-        said += ". Images, positives and prompts are not shown: the M-BEIR directory or the ledger of this build is not here"
-    return said + "."
+        note += ". Images, positives and prompts are not shown: the M-BEIR directory or the ledger of this build is not here"
+    return note + "."
 
 
 def _example(
@@ -205,14 +207,14 @@ def _example(
     )
 
 
-def _provenance(found: Mapping[str, Any]) -> str:
-    attempts = f"{found['attempts']} attempt{'s' if found['attempts'] != 1 else ''}"
-    target = ", saw the target" if found["reveal_target"] else ""
-    tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
-    temperature = "the server's own" if found["temperature"] is None else f"{found['temperature']:g}"
+def _provenance(provenance: Mapping[str, Any]) -> str:
+    attempts = f"{provenance['attempts']} attempt{'s' if provenance['attempts'] != 1 else ''}"
+    target = ", saw the target" if provenance["reveal_target"] else ""
+    tokens = f"{provenance['prompt_tokens']:,} + {provenance['completion_tokens']:,} tokens"
+    temperature = "the server's own" if provenance["temperature"] is None else f"{provenance['temperature']:g}"
     return (
-        f"{found['teacher']} {found['revision']}, {attempts}, {tokens}, "
-        f"temperature {temperature}, seed {found['seed']}, prompts {found['prompt_sha256']}{target}"
+        f"{provenance['teacher']} {provenance['revision']}, {attempts}, {tokens}, "
+        f"temperature {temperature}, seed {provenance['seed']}, prompts {provenance['prompt_sha256']}{target}"
     )
 
 
@@ -236,5 +238,5 @@ def exchanges(annotation: Annotation) -> list[Exchange]:
 
 
 def in_words(prompt: Prompt) -> str:
-    """A prompt with its pictures named."""
+    """A prompt as text, with a placeholder for each picture."""
     return "".join(f"[{part.role} image]" if isinstance(part, ImageSlot) else part for part in prompt)

@@ -1,4 +1,4 @@
-"""The figures of reports, as plotly JSON. Everything is counted here: a page holds bars, not rows."""
+"""The figures of reports as plotly JSON. Counting is done here, so that a page contains bars instead of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AMBER: Final = "#ddaa33"
 RED: Final = "#cc6677"
 GREY: Final = "#999da6"
 SERIES: Final = (BLUE, AMBER, TEAL, RED, "#aa4499", GREY, "#88ccee", "#117733")
-"""Told apart by colour-blind readers (after Paul Tol)."""
+"""Distinguishable by colour-blind readers (after Paul Tol)."""
 
 Values = Sequence[float] | NDArray[Any]
 
@@ -39,7 +39,7 @@ def histogram(
     line: tuple[float, str] | None = None,
     log: bool = False,
 ) -> str:
-    """Stacked histograms over one set of bins. line: (position, what it is). log: the counts' axis."""
+    """Stacked histograms over one set of bins. line: (position, label). log: logarithmic axis of counts."""
     everything = np.concatenate([np.asarray(values, float) for values, _ in parts.values()] or [np.empty(0)])
     low, high = span or ((everything.min(), everything.max()) if len(everything) else (0.0, 1.0))
     if high <= low:
@@ -118,8 +118,8 @@ def _json(figure: go.Figure) -> str:
     )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
-    found: str = figure.to_json()
-    return found
+    text: str = figure.to_json()
+    return text
 
 
 def _faint(colour: str) -> str:

@@ -1,6 +1,6 @@
 """The page of a report: figures, tables and a browser of examples, in one file that needs no network.
 
-What is shown is given as plain data; the template, style and script beside this module know nothing of datasets or runs.
+The content is plain data; the template, style and script beside this module know nothing of datasets or runs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plotly figure as JSON, with what it says in words."""
+    """A plotly figure as JSON, with a sentence on what it shows."""
 
     title: str
     note: str
     figure: str
     wide: bool = False
     tall: bool = False
-    """Beside two others."""
+    """As high as two other charts, which stand beside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table. Cells are text; those of columns after the first are aligned right."""
+    """A table of text cells. Columns after the first are aligned right."""
 
     title: str
     header: Sequence[str]
@@ -52,7 +52,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A prompt and its raw answer, one click away."""
+    """A prompt and its raw answer, shown on demand."""
 
     title: str
     prompt: str
@@ -63,7 +63,7 @@ class Exchange:
 class Example:
     """One entry of the browser. Pictures are keys of the page's `pictures`.
 
-    tags: what it is filtered by. lines: (label, text) pairs, in order; `strong` is set apart below them.
+    tags: values for the filters. lines: (label, text) pairs, in order; `strong` is highlighted below them.
     """
 
     id: str
@@ -118,11 +118,11 @@ def render(page: Page) -> str:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 (4.8 MB)
 
-    found: str = get_plotlyjs()
-    return found
+    script: str = get_plotlyjs()
+    return script
 
 
 def _embedded(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the surrounding script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704

@@ -1,4 +1,4 @@
-"""How a vLLM server is started: its command line and environment, as functions of the settings."""
+"""The command line and environment of a vLLM server, as functions of its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
     """Arguments of vLLM's OpenAI server."""
     emulated = config.device == "cpu" and config.dtype == "auto" and not cpu_multiplies_bfloat16()
     dtype = "float32" if emulated else config.dtype
-    found = [
+    options = [
         *("--model", config.model, "--served-model-name", config.served_name),
         *("--host", config.host, "--port", str(port)),
         *("--dtype", dtype, "--max-model-len", str(config.max_model_len)),
@@ -22,36 +22,34 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
         *("--limit-mm-per-prompt", json.dumps({"image": config.images_per_prompt, "video": 0})),
     ]
     if pixels := processor_kwargs(config):
-        found += ["--mm-processor-kwargs", json.dumps(pixels)]
+        options += ["--mm-processor-kwargs", json.dumps(pixels)]
     if config.revision:
-        found += ["--revision", config.revision]
+        options += ["--revision", config.revision]
     if config.device == "cuda":
-        found += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
-        found += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
-        if (
-            config.tensor_parallel_size > 1
-        ):  # each GPU encodes other images: a split vision tower spends its time on all-reduces
-            found += ["--mm-encoder-tp-mode", "data"]
+        options += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+        options += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+        if config.tensor_parallel_size > 1:  # each GPU encodes whole images: a sharded vision tower waits for all-reduces
+            options += ["--mm-encoder-tp-mode", "data"]
     if config.api_servers > 1:
-        found += ["--api-server-count", str(config.api_servers)]
+        options += ["--api-server-count", str(config.api_servers)]
     if config.device == "cpu" or config.enforce_eager:
-        found.append("--enforce-eager")
+        options.append("--enforce-eager")
     if config.trust_remote_code:
-        found.append("--trust-remote-code")
+        options.append("--trust-remote-code")
     if config.media_root is not None:
-        found += ["--allowed-local-media-path", str(config.media_root.resolve())]
+        options += ["--allowed-local-media-path", str(config.media_root.resolve())]
     if config.max_queued is not None:
-        found += ["--max-num-queued-reqs", str(config.max_queued)]
-    return [*found, *config.extra_args]
+        options += ["--max-num-queued-reqs", str(config.max_queued)]
+    return [*options, *config.extra_args]
 
 
 def environment(config: ServerConfig) -> dict[str, str]:
     """Variables to set in the server's process."""
-    found = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if config.device == "cpu":
-        found["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
-        found["VLLM_CPU_OMP_THREADS_BIND"] = config.cpu_threads
-    return found
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = config.cpu_threads
+    return variables
 
 
 def command(config: ServerConfig, port: int, parent: int) -> list[str]:

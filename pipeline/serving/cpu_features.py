@@ -1,4 +1,4 @@
-"""Which number formats this machine's processor multiplies in hardware."""
+"""The number formats that this machine's CPU multiplies in hardware."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @cache
 def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
-    """False where bfloat16 products are emulated: on a Zen 3 they are 57 times slower than float32's.
-
-    False too where the processor does not say what it can do.
-    """
+    """False if bfloat16 products are emulated (on a Zen 3, 57 times slower than float32), or if the CPU does not list its
+    features."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:

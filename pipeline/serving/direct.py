@@ -10,7 +10,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def opened(request: str | urllib.request.Request, *, timeout: float) -> HTTPResponse:
-    """As urllib.request.urlopen, past all proxies."""
+    """Like urllib.request.urlopen, but without proxies."""
     answer: HTTPResponse = _OPENER.open(request, timeout=timeout)
     return answer
 

@@ -8,22 +8,22 @@ from typing import Final
 
 from pipeline.ledger.request_key import Identity
 from pipeline.ledger.served import same_as_before
-from pipeline.serving.preflight import Example, Report, Who, preflight
-from pipeline.teacher.check import Questions
+from pipeline.serving.preflight import Example, PreflightResult, Who, preflight
+from pipeline.teacher.trial_requests import Questions
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import SPLITS, Split
 from schemas.teacher_config import TeacherConfig
 
 _EACH: Final = 2
-"""Queries of each family: one that a server refuses may be at fault itself."""
+"""Queries per family: a single refused query may itself be at fault."""
 
 
 def check_endpoints(config: BuildConfig, external: Mapping[Who, TeacherConfig], ledger: str) -> None:
-    """Raises ConfigError where every request of a kind would be refused, or say nothing that can be used, and where the servers
-    tell of another model than that whose answers the ledger (its location) holds.
+    """Raises ConfigError if every request of a kind would be refused or get an unusable answer, or if the servers report
+    another model than the one whose answers are in the ledger (given by its location).
 
-    A server that cannot be reached, or has no answer now, is the client's to wait for. Nothing is recorded.
+    The client waits for servers that cannot be reached or do not answer now. Nothing is recorded.
     """
     asyncio.run(_check(config, external, ledger))
 
@@ -34,24 +34,24 @@ async def _check(config: BuildConfig, external: Mapping[Who, TeacherConfig], led
     splits: tuple[Split, ...] = (own, *(split for split in SPLITS if split != own))
     try:
         samples = await asyncio.to_thread(questions.samples, splits, each=_EACH)
-    except InputError:  # no query that can be asked: the build tells what is wrong with each
+    except InputError:  # no usable query: the build reports what is wrong with each
         return
-    asked = [(who, endpoint) for who, one in external.items() for endpoint in one.endpoints]
-    reports = await asyncio.gather(
+    asked = [(who, endpoint) for who, teacher in external.items() for endpoint in teacher.endpoints]
+    results = await asyncio.gather(
         *(preflight(endpoint, who, config, questions, [Example(sample) for sample in samples]) for who, endpoint in asked)
     )
-    for (who, _), report in zip(asked, reports, strict=True):
-        _require(who, report)
-    for who, one in external.items():
-        told = [name for (whose, _), report in zip(asked, reports, strict=True) if whose == who for name in report.serves]
-        same_as_before(ledger, who, Identity(one), told)
+    for (who, _), result in zip(asked, results, strict=True):
+        _require(who, result)
+    for who, teacher in external.items():
+        served = [name for (whose, _), result in zip(asked, results, strict=True) if whose == who for name in result.serves]
+        same_as_before(ledger, who, Identity(teacher), served)
 
 
-def _require(who: Who, report: Report) -> None:
-    for finding in report.findings:
-        found = finding.trouble
-        if found is not None and found.stops and not finding.some_go:
+def _require(who: Who, result: PreflightResult) -> None:
+    for finding in result.findings:
+        trouble = finding.trouble
+        if trouble is not None and trouble.stops and not finding.some_go:
             raise ConfigError(
-                f"the {who} at {report.endpoint.url} cannot do what the build asks: {finding.ability}: {found.detail}",
-                f"{found.remedy}; `mbeir-cot teacher check CONFIG` shows all that it asks",
+                f"the {who} at {result.endpoint.url} cannot do what the build asks: {finding.ability}: {trouble.detail}",
+                f"{trouble.remedy}; `mbeir-cot teacher check CONFIG` shows all requests",
             )

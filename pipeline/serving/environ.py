@@ -1,9 +1,8 @@
 """Passes the driver's environment variables to servers and workers on any node.
 
-Workers of a cluster that runs already have the environment of `ray start`, not the driver's: a token, a mirror or a proxy set
-in the user's shell would not be there. They get it as an argument of their actor. Ray's `runtime_env` would do it too, but it
-keeps variables in plain text in its state and logs, and some are secrets.
-"""
+Workers of a running cluster have the environment of `ray start`, not the driver's, so a token, mirror or proxy set in the
+user's shell would be missing. They get it as an argument of their actor. Ray's `runtime_env` would also do, but it keeps
+variables in plain text in its state and logs, and some are secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _NAMES: Final = frozenset(
     | {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", DEBUG_VARIABLE}
 )
 _OF_A_NODE: Final = frozenset({"VLLM_HOST_IP", "VLLM_PORT"})
-"""True on the driver's machine only."""
+"""Valid only on the driver's machine."""
 
 
 class Carried(dict[str, str]):
@@ -31,12 +30,12 @@ class Carried(dict[str, str]):
     __str__ = __repr__
 
     def set(self) -> None:
-        """In this process, for it and its children; the driver's value goes before the node's own."""
+        """Sets them in this process and its children. The driver's values override the node's own."""
         os.environ.update(self)
 
 
 def carried(keys: Iterable[str | None] = (), environment: Mapping[str, str] = os.environ) -> Carried:
-    """What is passed on of `environment`, and the variables that `keys` name (those of `api_key_env`)."""
+    """The variables of `environment` that are passed on, including those named in `keys` (from `api_key_env`)."""
     names = {key for key in keys if key}
     return Carried(
         (name, value)

@@ -1,4 +1,5 @@
-"""The servers of a config, for the time of a context: reached, reused or started. No build; no Ray for a single server."""
+"""Provides a config's servers for the duration of a context, without a build: reached, reused or started. One server needs no
+Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
 
 Tell = Callable[[str], None]
-"""Called with what is being waited for; "" when the wait is over."""
+"""Called with what the caller waits for; "" when the wait is over."""
 
 
 def silent(doing: str) -> None:
@@ -33,9 +34,9 @@ def hosted(
     if managed is None:
         yield config.endpoints
         return
-    if config.reuse and not register and (found := running(managed)) is not None:
-        tell(f"using the server at {found.url}, which runs already")
-        yield (found,)
+    if config.reuse and not register and (endpoint := running(managed)) is not None:
+        tell(f"using the running server at {endpoint.url}")
+        yield (endpoint,)
         return
     if not Path(managed.model).exists():
         tell(f"downloading {managed.model}, or finding it in the cache")
@@ -53,7 +54,7 @@ def hosted(
 
 @contextmanager
 def hosted_pair(settings: BuildConfig, *, tell: Tell = silent) -> Iterator[Endpoints]:
-    """Where the teacher and the verifier answer, at the same time. Two managed models are placed on GPUs as a build does it."""
+    """Endpoints of the teacher and the verifier together. Two managed models are placed on GPUs as in a build."""
     verifier = settings.verifier if settings.verify.enabled else None
     if verifier is None:
         with hosted(settings, tell=tell) as endpoints:
@@ -63,9 +64,9 @@ def hosted_pair(settings: BuildConfig, *, tell: Tell = silent) -> Iterator[Endpo
         with tempfile.TemporaryDirectory(prefix="mbeir-cot-logs-") as logs:
             teachers = Teachers(settings, Path(logs), logs)
             try:
-                found = teachers.wait()
+                both = teachers.wait()
                 tell("")
-                yield found
+                yield both
             finally:
                 teachers.stop()
     else:

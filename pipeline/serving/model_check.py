@@ -45,30 +45,29 @@ def _refuse(model: str, tiled: tuple[str, str] | None) -> None:
 
 
 def _tiled(config: ServerConfig, kind: str) -> tuple[str, str] | None:
-    """(problem, remedy) of settings by which an InternVL makes more of an image than there is room for, or does not start.
+    """(problem, remedy) of settings with which an InternVL does not start, or makes more tokens of an image than fit.
 
-    Its processor knows no pixel budget, and drops one in silence: it cuts an image into up to 12 tiles of 256 tokens and a
-    thumbnail.
+    Its processor silently ignores a pixel budget: it cuts an image into up to 12 tiles of 256 tokens and a thumbnail.
     """
     own_code = kind == "internvl_chat"
     if own_code and not config.trust_remote_code:
         return (
-            "this InternVL runs code of its own repository",
-            "use its twin whose name ends with -hf, or read that code and set server.trust_remote_code",
+            "this InternVL needs code from its repository",
+            "use the variant whose name ends with -hf, or read that code and set server.trust_remote_code",
         )
-    if config.max_pixels is not None or not any("patch" in one for one in config.extra_args):
+    if config.max_pixels is not None or not any("patch" in argument for argument in config.extra_args):
         tiles = "max_dynamic_patch" if own_code else "max_patches"
         set_tiles = f"[--mm-processor-kwargs, '{{\"{tiles}\": 4}}']"
         return (
-            "InternVL knows no pixel budget: two images may be 6,600 tokens",
-            f"set server.max_pixels: null and server.extra_args: {set_tiles} (4 tiles and a thumbnail are 1,280 tokens)",
+            "InternVL ignores the pixel budget: two images may take 6,600 tokens",
+            f"set server.max_pixels: null and server.extra_args: {set_tiles} (4 tiles and a thumbnail take 1,280 tokens)",
         )
     return None
 
 
 def _settings(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return found
+    settings: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return settings
 
 
 def _problems(config: ServerConfig, directory: Path) -> list[str]:
@@ -81,17 +80,17 @@ def _problems(config: ServerConfig, directory: Path) -> list[str]:
         return [f"its config.json cannot be read: {cause} ({remedy})"]
     except ValueError as error:
         return [f"its config.json cannot be read ({error})"]
-    found = []
+    problems = []
     if "vision_config" not in settings and config.images_per_prompt:
-        found.append(f"{settings.get('model_type', 'this model')} has no vision tower (no vision_config)")
+        problems.append(f"{settings.get('model_type', 'this model')} has no vision tower (no vision_config)")
     elif config.images_per_prompt and not any((directory / name).is_file() for name in PROCESSOR_FILES):
-        found.append(f"it has no image processor ({' or '.join(PROCESSOR_FILES)})")
+        problems.append(f"it has no image processor ({' or '.join(PROCESSOR_FILES)})")
     if not any(directory.glob("*.safetensors")):
-        found.append("it has no weights (*.safetensors)")
+        problems.append("it has no weights (*.safetensors)")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        found.append("it has no tokenizer")
+        problems.append("it has no tokenizer")
     text: dict[str, Any] = settings.get("text_config") or settings
     longest = text.get("max_position_embeddings")
     if isinstance(longest, int) and config.max_model_len > longest:
-        found.append(f"max_model_len is {config.max_model_len}, the model ends at {longest}")
-    return found
+        problems.append(f"max_model_len is {config.max_model_len}, but the model ends at {longest}")
+    return problems

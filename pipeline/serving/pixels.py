@@ -1,8 +1,7 @@
-"""The pixel budget as a model's image processor takes it.
+"""The pixel budget in the form that a model's image processor takes.
 
-transformers 5.23 no longer knows `max_pixels` and `min_pixels`: a budget is `size`, with both edges. The edge that is not set
-is the model's own, from its files; where these are not to be seen, or know no such budget, the older names are sent.
-"""
+transformers 5.23 no longer has `max_pixels` and `min_pixels`: a budget is `size`, with both edges. An edge that is not set is
+the model's own, from its files. If these are not available or contain no budget, the older names are sent."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 
 
 def processor_kwargs(config: ServerConfig) -> dict[str, Any]:
-    """What the server's image processor is told of the budget; empty where none is set."""
+    """Arguments for the server's image processor; empty if no budget is set."""
     given = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     budget = {name: value for name, value in given.items() if value is not None}
     if not budget or (own := _own_size(config)) is None:
@@ -33,7 +32,7 @@ def _own_size(config: ServerConfig) -> tuple[int, int] | None:
             continue
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # told by `model_check`, or by the server itself
+        except (OSError, ValueError):  # reported by `model_check` or by the server
             continue
         settings = settings.get("image_processor", settings)
         size = settings.get("size") or {}
@@ -45,11 +44,11 @@ def _own_size(config: ServerConfig) -> tuple[int, int] | None:
 
 
 def _file(config: ServerConfig, name: str) -> Path | None:
-    """In the model's directory, or where `weights` has brought it."""
+    """The file in the model's directory, or in the cache to which `weights` downloads it."""
     directory = Path(config.model)
     if directory.is_dir():
         return directory / name if (directory / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (reads HF_* when imported)
 
-    found = try_to_load_from_cache(config.model, name, revision=config.revision)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(config.model, name, revision=config.revision)
+    return Path(cached) if isinstance(cached, str) else None

@@ -1,6 +1,6 @@
-"""Which servers fit on which nodes: a plan over free GPUs, as pure functions, and nothing of Ray.
+"""Plans which servers run on which nodes, from their free GPUs. Pure functions, without Ray.
 
-A server's GPUs are all on one node. Teacher and verifier are planned together, since what one takes the other lacks.
+A server's GPUs are all on one node. Teacher and verifier are planned together, since they compete for GPUs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from schemas.hosting import ServerConfig
 
 @dataclass(frozen=True)
 class Demand:
-    """Servers that somebody wants: `gpus` for each; `count` None for as many as fit."""
+    """Wanted servers with `gpus` each; `count` None: as many as fit."""
 
     name: str
     gpus: int
@@ -21,7 +21,7 @@ class Demand:
 
     @classmethod
     def of(cls, name: str, config: ServerConfig) -> Demand:
-        """A server on CPU takes no GPU, and one is enough."""
+        """The demand of a config. A server on CPU takes no GPU, and one is the default."""
         if config.device == "cpu":
             return cls(name, 0, config.count or 1)
         return cls(name, config.tensor_parallel_size, config.count)
@@ -32,13 +32,13 @@ class Demand:
 
 
 Plan = tuple[tuple[str, ...], ...]
-"""For each demand the nodes of its servers, one entry a server."""
+"""For each demand, the node of each of its servers."""
 
 
 def plan(free: Mapping[str, int], demands: Sequence[Demand]) -> Plan | None:
-    """Where the servers of one or two demands go on nodes with these free GPUs; None if they do not fit.
+    """Places the servers of one or two demands on nodes with these free GPUs; None if they do not fit.
 
-    Of two open demands the second gets one server, the first as many as fit beside it, and the second what is left.
+    If neither demand has a count, the second gets one server, the first as many as fit beside it, and the second the rest.
     """
     wanted = [demand for demand in demands if demand.gpus]
     if len(wanted) > 2:
@@ -49,12 +49,12 @@ def plan(free: Mapping[str, int], demands: Sequence[Demand]) -> Plan | None:
     if counts is None:
         return None
     places = _places(list(free.items()), table, first.gpus, second.gpus, counts)
-    found = iter(places)
-    return tuple(next(found) if demand.gpus else ("",) * (demand.count or 1) for demand in demands)
+    nodes = iter(places)
+    return tuple(next(nodes) if demand.gpus else ("",) * (demand.count or 1) for demand in demands)
 
 
 def _tables(free: list[int], first: int, second: int) -> list[list[int]]:
-    """tables[n][i]: with i servers of the first on the first n nodes, the most of the second that fit beside them there."""
+    """tables[n][i]: the most servers of the second demand that fit on the first n nodes beside i servers of the first."""
     tables = [[0]]
     for gpus in free:
         before = tables[-1]
@@ -84,7 +84,7 @@ def _counts(beside: list[int], first: Demand, second: Demand) -> tuple[int, int]
 def _places(
     nodes: list[tuple[str, int]], tables: list[list[int]], first: int, second: int, counts: tuple[int, int]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Back from the last table: how many of each every node holds."""
+    """Traces the tables back: the nodes of the servers of each demand."""
     left, other = counts
     ones: list[str] = []
     twos: list[str] = []
@@ -102,8 +102,8 @@ def _places(
     return tuple(ones), tuple(twos)
 
 
-def refusal(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, str]:
-    """What to tell where the empty cluster could not hold the servers: problem and remedy."""
+def explain_misfit(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, str]:
+    """(problem, remedy) for servers that do not fit on the empty cluster."""
     gpus = {name: count for name, count in nodes.items() if count}
     have = describe(gpus)
     wanted = "; ".join(str(demand) for demand in demands if demand.gpus)
@@ -115,7 +115,7 @@ def refusal(nodes: Mapping[str, int], demands: Sequence[Demand]) -> tuple[str, s
     largest = max(gpus.values())
     for demand in demands:
         if demand.gpus > largest:
-            smaller = 1 << (largest.bit_length() - 1)  # a model's heads are divided among them
+            smaller = 1 << (largest.bit_length() - 1)  # the number of a model's heads must be divisible
             size = f"{demand.name}: tensor_parallel_size {demand.gpus}"
             return (
                 f"{size} is more than any node has ({have}); a server's GPUs are on one node",

@@ -1,4 +1,4 @@
-"""Sends an endpoint the requests of the work, and reports every failure with the setting that fixes it."""
+"""Sends an endpoint a build's requests, and reports every failure with the setting that fixes it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
 
-from pipeline.teacher.check import STAND_IN, Questions, Sample
 from pipeline.teacher.client import AGENT, TeacherClient
 from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import Judged, Reasoned, judge, reason
+from pipeline.teacher.trial_requests import STAND_IN, Questions, Sample
 from pipeline.traces.judgements import ASSESS, VERIFY, Labels, needs_assessment
 from schemas.config import BuildConfig
 from schemas.hosting import Endpoint
@@ -26,11 +26,11 @@ Who = Literal["teacher", "verifier"]
 _TRY: Final = {"max_attempts": 2, "try_timeout_s": 120.0, "deadline_s": 240.0}
 _LISTED_S: Final = 20.0
 _NO_LIST: Final = frozenset({403, 404, 405, 501})
-"""A server without a list of models, or a key that may not see it; whether it has this one is seen from its answers."""
+"""The server has no list of models, or the key may not see it. Its answers show whether it has this one."""
 
 
 class Finding(NamedTuple):
-    """What an endpoint can or cannot do. `trouble`: for what it cannot; `some_go`: other requests of the kind did."""
+    """What an endpoint can or cannot do. `trouble`: why it cannot; `some_go`: other requests of the kind succeeded."""
 
     endpoint: str
     ability: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Example:
-    """A query and all that was said of it."""
+    """A query and the answers to its requests."""
 
     sample: Sample
     assessed: Judged | None = None
@@ -53,14 +53,14 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """To verify: the teacher's, if it is there."""
+        """The answer to verify: the teacher's, or a stand-in."""
         trace = self.reasoned.trace if self.reasoned is not None else None
         return trace.answer if isinstance(trace, Trace) else STAND_IN
 
 
 @dataclass
-class Report:
-    """Of one endpoint. `serves`: the model that answered, as it names it, and where its list says that it lies."""
+class PreflightResult:
+    """Of one endpoint. `serves`: the model's name in its answers, and its path in the list of models."""
 
     endpoint: Endpoint
     findings: list[Finding] = field(default_factory=list)
@@ -71,50 +71,50 @@ class Report:
     def ok(self) -> bool:
         return all(finding.ok for finding in self.findings)
 
-    def add(self, ability: str, found: Trouble | None = None, *, some_go: bool = False) -> None:
-        self.findings.append(Finding(self.endpoint.url, ability, found, some_go))
+    def add(self, ability: str, trouble: Trouble | None = None, *, some_go: bool = False) -> None:
+        self.findings.append(Finding(self.endpoint.url, ability, trouble, some_go))
 
 
 async def preflight(
     endpoint: Endpoint, who: Who, config: BuildConfig, questions: Questions, examples: Sequence[Example]
-) -> Report:
-    """Asks for each example all that a build asks of this teacher or verifier; the answers are put into the examples.
+) -> PreflightResult:
+    """Sends, for each example, the requests that a build sends to this teacher or verifier, and stores the answers in it.
 
-    The teacher verifies as well where there is no other verifier. Nothing is recorded.
+    Without a separate verifier, the teacher also verifies. Nothing is recorded.
     """
     settings = questions.verifier if who == "verifier" else config.teacher
-    report = Report(endpoint, examples=list(examples))
+    result = PreflightResult(endpoint, examples=list(examples))
     listed = await _listed(endpoint, settings)
     if isinstance(listed, str):
-        report.add("reachable", unreachable(who, settings, listed))
-        return report
-    report.add("reachable")
+        result.add("reachable", unreachable(who, settings, listed))
+        return result
+    result.add("reachable")
     names = [str(model["id"]) for model in listed] if listed is not None else [endpoint.model]
     if endpoint.model not in names:
         served = ", ".join(names) or "nothing"
         detail = f"it serves {served}, not {endpoint.model}"
-        report.add("model name", Trouble(detail, f"mend `model` of {who}.endpoints", stops=True))
-        return report
-    report.add("model name")
+        result.add("model name", Trouble(detail, f"correct `model` of {who}.endpoints", stops=True))
+        return result
+    result.add("model name")
     transport = settings.transport.model_copy(update=_TRY)
     async with TeacherClient(transport.client((endpoint,)), agent=f"{AGENT} preflight") as client:
-        asking = _Asking(who, settings, config, questions, client)
-        await asyncio.gather(*(asking.ask(example) for example in examples))
-    asking.tell(report)
+        trial = _Trial(who, settings, config, questions, client)
+        await asyncio.gather(*(trial.ask(example) for example in examples))
+    trial.add_findings(result)
     known = next((model for model in listed or () if model["id"] == endpoint.model), {})
-    report.serves = tuple(sorted({str(value) for value in (known.get("root"), *asking.models) if value}))
-    return report
+    result.serves = tuple(sorted({str(value) for value in (known.get("root"), *trial.models) if value}))
+    return result
 
 
-class _Asking:
-    """The result of each kind of request, by family."""
+class _Trial:
+    """Sends the requests and collects the result of each kind, by family."""
 
     def __init__(
         self, who: Who, settings: TeacherConfig, config: BuildConfig, questions: Questions, client: TeacherClient
     ) -> None:
         self._who, self._settings, self._config = who, settings, config
         self._questions, self._client = questions, client
-        self._found: dict[str, list[tuple[str, Trouble | None]]] = {"assess": [], "reason": [], "verify": []}
+        self._results: dict[str, list[tuple[str, Trouble | None]]] = {"assess": [], "reason": [], "verify": []}
         self.models: set[str] = set()
 
     async def ask(self, example: Example) -> None:
@@ -128,22 +128,22 @@ class _Asking:
             request = self._questions.verify(example.sample, example.answer)
             example.verified = await self._judge("verify", example, request, VERIFY)
 
-    def tell(self, report: Report) -> None:
-        """One finding for each kind that goes, and for each remedy of what does not."""
-        for kind, found in self._found.items():
-            if not found:
+    def add_findings(self, result: PreflightResult) -> None:
+        """Adds one finding for each kind that succeeds, and one for each remedy of those that fail."""
+        for kind, results in self._results.items():
+            if not results:
                 continue
             troubles: dict[str, Trouble] = {}
             families: dict[str, dict[str, None]] = {}
-            for family, one in found:
-                if one is not None:
-                    troubles.setdefault(one.remedy, one)
-                    families.setdefault(one.remedy, {})[family] = None
-            some_go = any(one is None for _, one in found)
-            for remedy, one in troubles.items():
-                report.add(f"{kind} ({', '.join(families[remedy])})", one, some_go=some_go)
+            for family, failure in results:
+                if failure is not None:
+                    troubles.setdefault(failure.remedy, failure)
+                    families.setdefault(failure.remedy, {})[family] = None
+            some_go = any(failure is None for _, failure in results)
+            for remedy, failure in troubles.items():
+                result.add(f"{kind} ({', '.join(families[remedy])})", failure, some_go=some_go)
             if not troubles:
-                report.add(kind)
+                result.add(kind)
 
     async def _assess(self, example: Example) -> None:
         example.assessed = await self._judge("assess", example, self._questions.assess(example.sample), ASSESS)
@@ -159,15 +159,15 @@ class _Asking:
         return judged
 
     def _note(self, kind: str, example: Example, request: TeacherRequest, answer: TeacherAnswer, meaning: object) -> None:
-        found = trouble(self._who, self._settings, request, answer, meaning)
-        self._found[kind].append((example.sample.family.name, found))
+        failure = trouble(self._who, self._settings, request, answer, meaning)
+        self._results[kind].append((example.sample.family.name, failure))
         if answer.outcome is Outcome.OK:
             self.models.add(answer.model)
 
 
 async def _listed(endpoint: Endpoint, settings: TeacherConfig) -> list[dict[str, Any]] | str | None:
-    """The server's list of models, or what went wrong; None where it has none."""
-    client = TeacherClient(settings.transport.client((endpoint,)))  # reads the key, if there is one
+    """The server's list of models, or what went wrong; None if it has no list."""
+    client = TeacherClient(settings.transport.client((endpoint,)))  # for the headers, with the key if there is one
     try:
         timeout = aiohttp.ClientTimeout(total=_LISTED_S)
         url, headers = f"{endpoint.url.rstrip('/')}/models", client.headers(endpoint)

@@ -20,12 +20,12 @@ _OF_HEAD: Final = f"set RAY_ADDRESS=HEAD:6379, the address that `ray status` of 
 
 
 def start_ray(*, show_workers: bool = False) -> None:
-    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing where it runs.
+    """Joins the cluster of ``RAY_ADDRESS``, or starts Ray in this process; does nothing if it already runs.
 
-    A cluster that someone else has started on this machine, which Ray would join unasked, is left alone.
-    show_workers: what workers print is printed here.
+    Does not join a cluster of someone else on this machine, as Ray would by default.
+    show_workers: print the workers' output here.
 
-    Raises ConfigError where there is no such cluster, and where Ray cannot start here.
+    Raises ConfigError if there is no such cluster, or Ray cannot start here.
     """
     if ray.is_initialized():
         return
@@ -52,7 +52,7 @@ def _check(address: str) -> None:
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ConfigError(f"RAY_ADDRESS={address} is no address", f"write HOST:PORT or auto: {_OF_HEAD}")
+        raise ConfigError(f"RAY_ADDRESS={address} is not an address", f"write HOST:PORT or auto: {_OF_HEAD}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
     except OSError as error:
@@ -63,9 +63,9 @@ def _check(address: str) -> None:
 
 
 def explained(address: str, error: Exception) -> CotError:
-    """What Ray raised, as an error that says what to do."""
-    said = str(error).strip().splitlines()
-    first = said[0] if said else type(error).__name__
+    """Ray's exception as an error with a remedy."""
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
     if "AF_UNIX path length" in first:
         where = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "the temporary directory"
         return ConfigError(f"Ray cannot keep its sockets below {where}: the path is too long", "set RAY_TMPDIR=/tmp")
@@ -74,6 +74,6 @@ def explained(address: str, error: Exception) -> CotError:
     if address == "local":
         return ConfigError(
             f"Ray cannot start here: {first}",
-            "look at free memory, at free space in RAY_TMPDIR (or TMPDIR, or /tmp) and at /dev/shm, then run again",
+            "check free memory, free space in RAY_TMPDIR (or TMPDIR, or /tmp), and /dev/shm, then run again",
         )
     return ConfigError(f"RAY_ADDRESS={address}: {first}", _OF_HEAD)

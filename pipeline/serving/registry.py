@@ -1,7 +1,7 @@
 """Running servers: `mbeir-cot serve` registers its server, and other commands may use it (`reuse`).
 
-An entry is named by the settings' digest, so only a server with the very same settings is found; it counts only while its
-process lives and it answers.
+An entry is named by the digest of the settings, so only a server with the same settings is found, and only while its process
+lives and it answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _path(config: ServerConfig) -> Path:
 
 @contextmanager
 def registered(config: ServerConfig, endpoint: Endpoint, supervisor: int) -> Iterator[None]:
-    """Makes a server known for as long as the context lasts."""
+    """Registers a server while the context lasts."""
     path = _path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{supervisor}.tmp")
@@ -50,6 +50,6 @@ def running(config: ServerConfig) -> Endpoint | None:
     except (OSError, ValidationError):
         return None
     if Path("/proc").is_dir() and not Path(f"/proc/{entry.supervisor}").is_dir():
-        path.unlink(missing_ok=True)  # its process is gone without having said so
+        path.unlink(missing_ok=True)  # its process died without removing the entry
         return None
     return entry.endpoint if health(entry.endpoint.url.removesuffix("/v1") + "/health") is None else None

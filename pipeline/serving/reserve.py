@@ -10,11 +10,12 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from pipeline.serving.placement import Demand, Plan, describe, plan, refusal
+from pipeline.serving.placement import Demand, Plan, describe, explain_misfit, plan
 from pipeline.serving.server import HostingError
 
 _SETTLE_S: Final = 10.0
-"""GPUs of a job that has just ended come free within seconds: so long, fewer servers than the cluster holds are not enough."""
+"""GPUs of a job that has just ended become free within seconds. Until then, wait for as many servers as the cluster can
+hold."""
 
 _POLL_S: Final = 0.5
 
@@ -22,14 +23,14 @@ _POLL_S: Final = 0.5
 def reserve(demands: Sequence[Demand], timeout_s: float) -> list[list[PlacementGroup | None]]:
     """A placement group for each server of each demand; None for a server on CPU.
 
-    Raises HostingError at once where the cluster could not hold them if it were empty, and after `timeout_s` where GPUs
-    that others hold do not come free.
+    Raises HostingError at once if they would not fit on the empty cluster, and after `timeout_s` if GPUs in use do not become
+    free.
     """
     if not any(demand.gpus for demand in demands):
         return [[None] * (demand.count or 1) for demand in demands]
     whole = plan(_gpus(), demands)
     if whole is None:
-        raise HostingError(*refusal(_gpus(), demands))
+        raise HostingError(*explain_misfit(_gpus(), demands))
     began = time.monotonic()
     while True:
         chosen = _choose(demands, whole, began, timeout_s)
@@ -47,7 +48,7 @@ def release(groups: Sequence[PlacementGroup | None]) -> None:
 
 
 def _choose(demands: Sequence[Demand], whole: Plan, began: float, timeout_s: float) -> Plan:
-    """A plan on what is free."""
+    """Waits for a plan that fits on the free GPUs."""
     while True:
         waited = time.monotonic() - began
         chosen = plan(_free(), demands)
@@ -59,7 +60,8 @@ def _choose(demands: Sequence[Demand], whole: Plan, began: float, timeout_s: flo
 
 
 def _hold(demands: Sequence[Demand], chosen: Plan, timeout_s: float) -> list[list[PlacementGroup | None]] | None:
-    """None if somebody else was quicker. The plan's node is a hint to Ray; each server is on one node in any case."""
+    """Reserves a plan's GPUs; None if another job took them first. The plan's node is a hint to Ray; a server is always on one
+    node."""
     held: list[list[PlacementGroup | None]] = [
         [
             placement_group([{"GPU": demand.gpus}], strategy="STRICT_PACK", _soft_target_node_id=node) if demand.gpus else None
@@ -79,7 +81,7 @@ def _taken(demands: Sequence[Demand], timeout_s: float) -> HostingError:
     return HostingError(
         f"{'; '.join(str(demand) for demand in demands if demand.gpus)}: not enough free GPUs after {timeout_s:g} s; "
         f"the cluster has {describe(_held(_gpus()))}, free are {_list(_free(), _gpus())}",
-        "end what holds them (`ray status` shows it), lower `server.count`, or raise `server.placement_timeout_s`",
+        "end the jobs that use them (see `ray status`), lower `server.count`, or raise `server.placement_timeout_s`",
     )
 
 
@@ -97,4 +99,4 @@ def _gpus() -> dict[str, int]:
 
 
 def _free() -> dict[str, int]:
-    return {node: int(found.get("GPU", 0)) for node, found in available_resources_per_node().items()}
+    return {node: int(resources.get("GPU", 0)) for node, resources in available_resources_per_node().items()}

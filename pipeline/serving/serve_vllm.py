@@ -25,9 +25,10 @@ def main() -> None:
 
 
 def _serve_several() -> None:
-    """What `vllm serve` does. That command itself fails with CPU builds: it asks for the version of a package named `vllm`.
+    """Does what `vllm serve` does. That command fails with CPU builds, because it asks for the version of a package named
+    `vllm`.
 
-    Parser and checks are asked of the subcommand, which has stayed where it is from one vLLM to the next; they have not.
+    Parser and checks come from the subcommand, whose place is stable between vLLM versions; theirs is not.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415 (heavy)
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415

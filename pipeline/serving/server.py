@@ -1,4 +1,4 @@
-"""One managed server: started, waited for, watched, restarted, stopped."""
+"""One managed server: start, wait, watch, restart, stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SERVES_SECONDS: Final = 30.0
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
 
 _CAUSES: Final = (
-    # what the log says, what it means, what to do
+    # pattern in the log, cause, remedy
     (r"No space left on device", "the disk is full", "free space in the model and temporary directories"),
     (r"address already in use", "the port is taken", "leave `port` unset for a free one"),
     (r"CUDA out of memory|OutOfMemoryError", "the GPU has too little memory", "raise tensor_parallel_size"),
@@ -45,7 +45,7 @@ _CAUSES: Final = (
     (r"Repository Not Found|is not a local folder|LocalEntryNotFound", "the model is not there", "check `model`"),
     (r"trust_remote_code", "the model wants to run its own code", "read it, then set trust_remote_code"),
     (r"max_model_len .* is greater than", "max_model_len is beyond the model", "lower max_model_len"),
-    (r"No CUDA GPUs are available|Failed to infer device type", "no GPU is to be seen", "set device: cpu"),
+    (r"No CUDA GPUs are available|Failed to infer device type", "no GPU is visible", "set device: cpu"),
 )
 
 
@@ -54,7 +54,7 @@ class HostingError(CotError):
 
 
 class ManagedServer:
-    """A vLLM server process of this process's own.
+    """A vLLM server that runs as a child process.
 
     Use it as a context manager. If this process is killed, the server ends within seconds: see `supervise`.
     """
@@ -92,8 +92,8 @@ class ManagedServer:
     def start(self, progress: Callable[[float, str], None] = lambda seconds, line: None) -> Endpoint:
         """Starts the server and waits until it is healthy.
 
-        `progress` gets the seconds so far and the log's last line. Raises ConfigError for what the model's files show to be
-        wrong, HostingError with the cause first if the server fails or takes longer than `startup_timeout_s`.
+        `progress` gets the seconds so far and the log's last line. Raises ConfigError for problems visible in the
+        model's files, HostingError with the cause first if the server fails or takes longer than `startup_timeout_s`.
         """
         check_model(self.config)
         self._launch()
@@ -105,7 +105,7 @@ class ManagedServer:
         return self.endpoint
 
     def revive(self) -> None:
-        """Starts a server that was given up once more, with all its restarts. Does nothing for others."""
+        """Starts a server that was given up again, with a new count of restarts. Does nothing for others."""
         if self.failure is None:
             return
         with self._launching:
@@ -143,7 +143,7 @@ class ManagedServer:
         return health(f"http://127.0.0.1:{self._port}/health")
 
     def _launch(self) -> None:
-        """Starts the process; again on the same port, so that clients find a restarted server where it was."""
+        """Starts the process. A restarted server gets the same port, so that clients find it."""
         if not self._port:
             if self.config.port and not _is_free(self.config.port):
                 raise HostingError(f"port {self.config.port} is taken by another program", "leave `port` unset for a free one")

@@ -1,6 +1,6 @@
-"""Servers under Ray: as many as their config says or the GPUs of the machine or cluster hold; or one on CPU.
+"""Servers under Ray: as many as the config says, or as fit on the GPUs of the machine or cluster; one on CPU.
 
-Ray is started embedded where none runs; with ``RAY_ADDRESS`` the cluster there is used and this code stays the same. Each
+Ray is embedded if none runs; with ``RAY_ADDRESS`` its cluster is used. Each
 server lives in an actor that holds its GPUs; when the driver, the actor or the raylet dies, the supervisor ends the server.
 """
 
@@ -47,16 +47,17 @@ class ServerActor:
         return node
 
     def fetch(self) -> None:
-        """The model's files, on this node."""
+        """Downloads the model's files to this node."""
         fetch_model(self._server.config)
 
     def start(self) -> Endpoint:
-        """The endpoint under an address that other nodes reach."""
+        """Starts the server. Returns its endpoint with an address that other nodes can reach."""
         endpoint = self._server.start()
         return endpoint.model_copy(update={"url": endpoint.url.replace("127.0.0.1", self._address())})
 
     def failure(self) -> str | None:
-        """Why the server is given up, if it is. Asked of a started one: one that was not is Ray's new actor for a lost one."""
+        """Why the server was given up, if it was. An actor whose server was never started is Ray's replacement of a lost
+        one."""
         if self._server.pid is None:
             return _LOST
         return str(self._server.failure) if self._server.failure is not None else None
@@ -131,14 +132,14 @@ class ServerPool:
 
     def failures(self) -> list[str]:
         """The failures of servers that were given up."""
-        found = []
-        for asked in [actor.failure.remote() for actor in self.actors]:
+        failures = []
+        for reference in [actor.failure.remote() for actor in self.actors]:
             try:
-                failure = ray.get(asked, timeout=_ANSWER_S)
-            except ray.exceptions.RayError:  # it is gone, or waits for a node that has room
+                failure = ray.get(reference, timeout=_ANSWER_S)
+            except ray.exceptions.RayError:  # the actor is gone, or waits for a node with room
                 failure = _LOST
-            found += [failure] if failure is not None else []
-        return found
+            failures += [failure] if failure is not None else []
+        return failures
 
     def revive(self) -> None:
         """Restarts the servers that were given up, with a new count of restarts."""

@@ -2,11 +2,11 @@
 
     python -m pipeline.serving.supervise PARENT_PID -- ARGUMENTS OF THE SERVER
 
-The supervisor leads a process group of its own, in which the server and all its processes are. It ends the whole group when
-its parent is gone (even by SIGKILL), when it is told to stop, and when the server exits. The server itself watches the
-supervisor in the same way, so that killing the supervisor leaves nothing behind either.
+The supervisor leads a process group that contains the server and all its processes. It ends the whole group when its parent is
+gone (even by SIGKILL), when it is told to stop, and when the server exits. The server watches the supervisor in the same way,
+so that killing the supervisor leaves nothing behind either.
 
-Imports nothing heavy: it has to be there before the server and stay small.
+Imports nothing heavy: it must start before the server and stay small.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def server_config(config: TeacherConfig, mbeir: Path) -> ServerConfig | None:
 
 
 class Teachers:
-    """Starts what must be started in a thread of its own, so that the driver stays responsive."""
+    """Starts the servers in a separate thread, so that the driver stays responsive."""
 
     def __init__(self, config: BuildConfig, logs: Path, ledger: str) -> None:
         self._config, self._logs, self._ledger = config, logs, ledger
@@ -41,7 +41,7 @@ class Teachers:
         self._endpoints: Endpoints | None = None
         self._error: BaseException | None = None
         self.doing = ""
-        """What is being waited for, in words."""
+        """What it is waiting for, in words."""
 
     @property
     def begun(self) -> bool:
@@ -49,7 +49,7 @@ class Teachers:
 
     @property
     def endpoints(self) -> Endpoints | None:
-        """None until the servers answer. Raises why they do not come up."""
+        """None until the servers answer. Raises the error if they fail to start."""
         if self._error is not None:
             raise self._error
         return self._endpoints
@@ -60,20 +60,20 @@ class Teachers:
             self._thread.start()
 
     def wait(self) -> Endpoints:
-        """Begins, and waits until the servers answer. Raises why they do not come up."""
+        """Starts the servers and waits until they answer. Raises the error if they fail to start."""
         self.begin()
         assert self._thread is not None
         self._thread.join()
-        found = self.endpoints
-        assert found is not None
-        return found
+        endpoints = self.endpoints
+        assert endpoints is not None
+        return endpoints
 
     def failures(self) -> list[str]:
-        """Servers that were given up."""
+        """The failures of servers that were given up."""
         return [failure for pool in self._pools for failure in pool.failures()]
 
     def revive(self) -> None:
-        """Starts the servers that were given up once more."""
+        """Starts the servers that were given up again."""
         for pool in self._pools:
             pool.revive()
 
@@ -88,34 +88,36 @@ class Teachers:
             if self._config.verifier is not None:
                 configs["verifier"] = self._config.verifier
             self._check(configs)
-            found = self._hosted(configs)
-            self._endpoints = Endpoints(found["teacher"], found.get("verifier", found["teacher"]))
+            endpoints = self._hosted(configs)
+            self._endpoints = Endpoints(endpoints["teacher"], endpoints.get("verifier", endpoints["teacher"]))
         except CotError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001 (carried to the driver's thread)
             self._error = error
 
     def _check(self, configs: dict[Who, TeacherConfig]) -> None:
-        """Asks external endpoints a few of the work's questions. Raises ConfigError for what no query would survive."""
+        """Sends external endpoints a few of the build's requests. Raises ConfigError for failures that every query would
+        meet."""
         external = {name: config for name, config in configs.items() if config.hosting == "external"}
         if external:
             self.doing = "asking the endpoints what they can do"
             check_endpoints(self._config, external, self._ledger)
 
     def _hosted(self, configs: dict[Who, TeacherConfig]) -> dict[Who, tuple[Endpoint, ...]]:
-        """Reached or reused where they run; the others are given their GPUs together, then started side by side."""
-        found: dict[Who, tuple[Endpoint, ...]] = {}
+        """Endpoints by name. Servers that already run are used; for the others GPUs are reserved together, then they start in
+        parallel."""
+        endpoints: dict[Who, tuple[Endpoint, ...]] = {}
         managed: dict[Who, ServerConfig] = {}
         for name, config in configs.items():
             server = server_config(config, self._config.mbeir)
             if server is None:
-                found[name] = config.endpoints
-            elif config.reuse and (one := running(server)) is not None:
-                found[name] = (one,)
+                endpoints[name] = config.endpoints
+            elif config.reuse and (endpoint := running(server)) is not None:
+                endpoints[name] = (endpoint,)
             else:
                 managed[name] = server
         if not managed:
-            return found
+            return endpoints
         from pipeline.serving.placement import Demand  # noqa: PLC0415 (Ray)
         from pipeline.serving.ray_session import start_ray  # noqa: PLC0415
         from pipeline.serving.reserve import reserve  # noqa: PLC0415
@@ -139,9 +141,9 @@ class Teachers:
             done, _ = wait(started.values(), return_when=FIRST_EXCEPTION)
             for finished in done:
                 if (error := finished.exception()) is not None:
-                    self.stop()  # the others would load for minutes before anybody heard of it
+                    self.stop()  # otherwise the error would wait for the others to load
                     raise error
-        return found | {name: endpoints.result() for name, endpoints in started.items()}
+        return endpoints | {name: future.result() for name, future in started.items()}
 
     def _tell(self, doing: str) -> None:
         self.doing = doing

@@ -1,11 +1,11 @@
 """Lets torchvision import beside a CPU build of torch.
 
-The registry's torchvision is a CUDA build whose C++ operators do not load there, and importing it dies with "operator
-torchvision::nms does not exist". Image processors need its transforms only, which are plain torch: with the two missing
-schemas declared they work, with exact results. Where the real operators load, nothing is changed.
+The registry's torchvision is a CUDA build whose C++ operators do not load there, and importing it fails with "operator
+torchvision::nms does not exist". Image processors need only its transforms, which are plain torch: with the two missing schemas
+declared they work, with exact results. If the real operators load, nothing is changed.
 
-It has to happen in every process before torchvision is imported, also in those that vLLM starts by itself, so it is
-registered as an extension that torch loads at the end of its own import (entry point group ``torch.backends``).
+This must happen in every process before torchvision is imported, including those that vLLM starts, so it is registered as an
+extension that torch loads at the end of its own import (entry point group ``torch.backends``).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _SCHEMAS = {
 
 
 def declare_missing_ops() -> None:
-    """Declares torchvision's operators where torch is a CPU build and their library cannot be loaded."""
+    """Declares torchvision's operators if torch is a CPU build and their library cannot be loaded."""
     import torch  # noqa: PLC0415 (torch itself calls this)
 
     if torch.version.cuda is not None:
         return
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
         return
     with suppress(OSError):
-        for library in Path(found.origin).parent.glob("_C*.so"):
+        for library in Path(spec.origin).parent.glob("_C*.so"):
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):

@@ -15,9 +15,9 @@ _NOT_NEEDED: Final = ("original/*", "onnx/*", "openvino/*")
 
 
 def fetch_model(config: ServerConfig) -> Path:
-    """The directory with the model's files. Downloads what Hugging Face's cache lacks; a local directory is left as it is.
+    """The directory of the model's files. Downloads those that Hugging Face's cache lacks; a local directory is only checked.
 
-    Raises ConfigError where there is no such repository or revision, it may not be read, or the Hub cannot be reached.
+    Raises ConfigError if there is no such repository or revision, access is denied, or the Hub cannot be reached.
     """
     check_model(config)
     if Path(config.model).exists():
@@ -27,12 +27,12 @@ def fetch_model(config: ServerConfig) -> Path:
 
     what = f"{config.model} at {config.revision}" if config.revision else config.model
     try:
-        found = snapshot_download(
+        directory = snapshot_download(
             config.model, revision=config.revision, allow_patterns=list(_NEEDED), ignore_patterns=list(_NOT_NEEDED)
         )
     except hub.GatedRepoError as error:
         raise ConfigError(
-            f"{what}: the Hub wants its terms accepted",
+            f"{what}: the Hub requires that its terms are accepted",
             f"accept them at https://huggingface.co/{config.model} and set HF_TOKEN",
         ) from error
     except hub.RepositoryNotFoundError as error:
@@ -52,7 +52,7 @@ def fetch_model(config: ServerConfig) -> Path:
         refused = refused_by_system(error)
         raise ConfigError(
             f"{what}: cannot be fetched ({refused.cause if refused else f'{type(error).__name__}: {error}'})",
-            f"{refused.remedy if refused else 'check the network'}; then run the same command again: what has arrived is kept",
+            f"{refused.remedy if refused else 'check the network'}; then run the same command again: downloaded files are kept",
         ) from error
-    check_files(config, Path(found))
-    return Path(found)
+    check_files(config, Path(directory))
+    return Path(directory)

@@ -3,7 +3,7 @@
     prompt, images ─► fingerprint ─► ledger ─► answer
                                        └─ none ─► client ─► journal ─► answer
 
-Two simultaneous requests with one fingerprint are sent once.
+Two simultaneous requests with the same fingerprint are sent once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Stopped(Exception):
 
 
 class Asked(NamedTuple):
-    """`known`: the answer came from the ledger."""
+    """An answer. `known`: it came from the ledger."""
 
     answer: TeacherAnswer
     known: bool
 
 
 class Counters:
-    """What was asked in this process."""
+    """Counts of requests in this process."""
 
     def __init__(self) -> None:
         self.asked = self.known = self.failed = 0
@@ -53,12 +53,12 @@ class Counters:
 
 
 class CachedTeacherClient:
-    """One teacher (or verifier) as one annotator asks it.
+    """A teacher's (or verifier's) client with the ledger as its cache, for one worker.
 
     Args:
-        client: gives the client when something must really be asked; waits for the servers the first time.
+        client: returns the client when a request must be sent; waits for the servers the first time.
         stopping: whether the build is being stopped.
-        alone: nothing else is in flight anywhere, so that a server that dies has died of the question.
+        alone: no other request is in flight anywhere, so that a dying server was killed by this one.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class CachedTeacherClient:
     async def ask(
         self, kind: str, subject: str, prompt: Prompt, images: Mapping[str, str], *, fields: Mapping[str, Any], attempt: int = 0
     ) -> Asked:
-        """The answer to a prompt. `images`: role -> path. Raises ImageProblem, LedgerError, Stopped; never for the teacher."""
+        """The answer to a prompt. `images`: role -> path. Raises ImageProblem, LedgerError and Stopped, but no failure of the
+        teacher."""
         roles = {part.role for part in prompt if isinstance(part, ImageSlot)}
         digests = {role: self._encoder.digest(images[role]) for role in roles}
         key = fingerprint(self.identity, prompt, digests, fields, attempt)
@@ -109,7 +110,7 @@ class CachedTeacherClient:
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
-            future.exception()  # looked at: nobody may be waiting
+            future.exception()  # marks it as retrieved, in case nothing waits for it
             raise
         finally:
             del self._under_way[key]
@@ -121,12 +122,12 @@ class CachedTeacherClient:
         self._encoder.encode(path)
 
     def _record(self, client: TeacherClient, entry: Entry) -> None:
-        """After an answer that cannot be recorded, no more requests are sent."""
+        """Records an answer. If that fails, no more requests are sent."""
         assert self._ledger is not None
         try:
             self._ledger.append(entry)
         except LedgerError as error:
-            client.refuse(error)
+            client.stop_sending(error)
             raise
 
     def _count(self, answer: TeacherAnswer) -> None:

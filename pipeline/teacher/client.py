@@ -35,12 +35,12 @@ _DETAIL_CHARACTERS: Final = 300
 _DETAIL_BYTES: Final = 1 << 16
 _WORST_RETRY_AFTER_S: Final = 60.0
 _ENGINE_DIED: Final = re.compile(r"EngineDead|EngineCore .*(?:died|encountered an issue)", re.IGNORECASE)
-"""What vLLM's API answers to all in flight when its engine has died, before it ends itself."""
+"""vLLM's answers to requests in flight when its engine has died."""
 
 _CONNECT_S: Final = 15.0
-"""A host that has vanished refuses nothing: it does not answer."""
+"""A host that is gone does not refuse connections; it does not answer."""
 _LOOKS_S: Final = (0.1, 0.2, 0.3, 0.3)
-"""Shorter in all than a server takes to be started again."""
+"""In all shorter than a server's restart."""
 
 
 class ClientStats(NamedTuple):
@@ -71,9 +71,9 @@ class TeacherClient:
     """Use as an async context manager, within one event loop."""
 
     def __init__(self, config: ClientConfig, *, agent: str = AGENT, ours: bool = False) -> None:
-        """agent: as which servers' logs show it.
+        """agent: the name in the servers' logs.
 
-        ours: servers that this program started: one that dies may have died of what it was asked (`LOST_WITH_SERVER`).
+        ours: this program started the servers, so one that dies may have been killed by a request (`LOST_WITH_SERVER`).
         """
         self.config, self._agent, self._ours = config, agent, ours
         self._places = Places(config)
@@ -111,7 +111,7 @@ class TeacherClient:
         except TimeoutError:
             detail = f"no answer within {self.config.deadline_s:g} s"
             answer = TeacherAnswer(key=request.key, outcome=Outcome.DEADLINE, detail=detail, total_s=time.monotonic() - began)
-        if answer.outcome is not Outcome.LOST_WITH_SERVER:  # a death takes all in flight with it, and they are asked again
+        if answer.outcome is not Outcome.LOST_WITH_SERVER:  # these requests are sent again
             self._recent.append(not answer.ok)
         if not answer.ok:
             logger.warning(
@@ -124,9 +124,9 @@ class TeacherClient:
         self._completion_tokens += answer.completion_tokens
         return answer
 
-    def refuse(self, error: Exception) -> None:
-        """Sends no more requests: waiting and later requests fail with this error. Requests in flight continue."""
-        self._places.refuse(error)
+    def stop_sending(self, error: Exception) -> None:
+        """Sends no more requests: waiting and later ones fail with this error. Those in flight continue."""
+        self._places.stop_sending(error)
 
     def failure_share(self) -> float:
         """Share of failures among the last answers; 0 until half a window has been seen."""
@@ -194,7 +194,7 @@ class TeacherClient:
                 return answer.model_copy(update={"attempts": attempt, "latency_s": latency, "total_s": now - began})
 
     async def _attempt(self, server: Server, request: TeacherRequest) -> TeacherAnswer:
-        """One try. Raises _Retry where another may help."""
+        """One attempt. Raises _Retry if another may succeed."""
         if self._session is None:
             raise RuntimeError("the client is used outside its context")
         body = request_body(request, server.endpoint.model)
@@ -203,7 +203,7 @@ class TeacherClient:
                 async with self._session.post(server.url, data=body, headers=server.headers) as response:
                     content, status, headers = await response.read(), response.status, response.headers
         except TimeoutError as error:  # this attempt's; the deadline arrives as a cancellation
-            if isinstance(error, aiohttp.ServerTimeoutError):  # of connecting alone: answers are waited for without one
+            if isinstance(error, aiohttp.ServerTimeoutError):  # while connecting; answers have no such limit
                 server.limiter.unreachable()
                 self._places.wake_later()
                 raise _Retry(f"no connection within {_CONNECT_S:g} s") from None
@@ -216,16 +216,17 @@ class TeacherClient:
             if sent and self._ours and await _is_gone(server.url):
                 raise _Lost(server.redacted(f"{type(error).__name__}: {error}")) from None
             raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
-        except aiohttp.ClientError as error:  # an answer that is no HTTP
+        except aiohttp.ClientError as error:  # an answer that is not HTTP
             raise _Retry(server.redacted(f"{type(error).__name__}: {error}")) from None
         if status == 200:
             return self._completed(server, request, content)
-        said = server.redacted(content[:_DETAIL_BYTES].decode("utf-8", "replace"))  # before it is cut: a key may lie across
-        detail = f"HTTP {status}: {said[:_DETAIL_CHARACTERS]}"
+        # redacted before it is cut, so that no part of a key is left
+        message = server.redacted(content[:_DETAIL_BYTES].decode("utf-8", "replace"))
+        detail = f"HTTP {status}: {message[:_DETAIL_CHARACTERS]}"
         if status in _CONGESTION:
             server.limiter.congested(_retry_after(headers.get("Retry-After")))
             self._places.wake_later()
-        if status >= 500 and self._ours and _ENGINE_DIED.search(said):
+        if status >= 500 and self._ours and _ENGINE_DIED.search(message):
             raise _Lost(detail)
         if status in RETRIED_STATUS or status >= 500:
             raise _Retry(detail)
@@ -235,7 +236,7 @@ class TeacherClient:
         try:
             done = read_completion(content)
         except ValueError:
-            # read again without the key, of which a cut would leave a part in the message
+            # parsed again without the key: the message may otherwise contain a part of it
             raise _Retry(
                 _malformed(server.redacted(content.decode("utf-8", "replace"))), Outcome.MALFORMED_COMPLETION
             ) from None
@@ -257,9 +258,9 @@ class TeacherClient:
 
 
 async def _is_gone(url: str) -> bool:
-    """Whether nothing listens there any more. A broken connection alone may be an idle one that the server closed."""
+    """Whether nothing listens there any more. A broken connection alone could be an idle one that the server closed."""
     parts = urlsplit(url)
-    for pause in _LOOKS_S:  # a process that ends lets go of what it listens on last
+    for pause in _LOOKS_S:  # a process that ends closes its listening socket last
         await asyncio.sleep(pause)
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -279,7 +280,7 @@ def _malformed(text: str) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header; dates are left alone."""
+    """Seconds of a Retry-After header; None for dates."""
     try:
         return min(_WORST_RETRY_AFTER_S, max(0.0, float(value))) if value else None
     except ValueError:

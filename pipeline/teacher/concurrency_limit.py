@@ -1,10 +1,8 @@
 """How many requests an endpoint gets at once: additive increase, multiplicative decrease.
 
-The limit doubles with every window of successes while it is used until the server first objects (TCP's slow start); from then
-on it grows by one. It is halved, at most once per round trip, when the server says that it is too much (429, 503) or takes too
-long. An endpoint that refuses connections is left alone for a
-growing while and then probed by a single request.
-"""
+While the limit is used, it doubles with every window of successes until the server first objects (TCP's slow start); after that
+it grows by one. It is halved, at most once per round trip, when the server is overloaded (429, 503) or takes too long. An
+endpoint that refuses connections is left alone for a growing time and then probed by a single request."""
 
 from __future__ import annotations
 
@@ -53,15 +51,15 @@ class Limiter:
         self._down = 0
         self.down_since = None
         self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
-        if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not used says nothing about more
-            # doubling in a round trip until the server first says that it is too much, then one more
+        if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not reached says nothing about a higher one
+            # doubles per round trip until the server first objects, then grows by one
             self.limit = min(float(self.most), self.limit + (1.0 / self.limit if self.congestions else 1.0))
 
     def congested(self, retry_after: float | None = None) -> None:
-        """The server is overloaded; `retry_after` seconds were asked for."""
+        """The server is overloaded, and may ask to wait `retry_after` seconds."""
         now = time.monotonic()
         self.congestions += 1
-        if now - self._cut_at > max(self.latency, 0.05):  # the requests of one round trip fail for one reason
+        if now - self._cut_at > max(self.latency, 0.05):  # requests of one round trip fail for the same reason
             self._cut_at = now
             self.limit = max(float(self.least), self.limit / 2)
         if retry_after:
@@ -71,7 +69,7 @@ class Limiter:
         """The connection failed or broke."""
         self.connection_failures += 1
         now = time.monotonic()
-        if now >= self.available_at:  # the others of the same break do not count again
+        if now >= self.available_at:  # other requests of the same failure do not count again
             self.available_at = now + min(_DOWN_MOST_S, _DOWN_FIRST_S * 2**self._down)
             self._down += 1
             self.down_since = self.down_since or now

@@ -1,4 +1,4 @@
-"""Derives from a server's answer to a trial request what is wrong with the settings, and which setting fixes it."""
+"""Finds out, from a server's answer to a trial request, what is wrong with the settings and which setting fixes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.teacher_config import VLLM_ONLY, TeacherConfig
 from schemas.trace import FormatReason, Malformed
 
 _OF_VLLM: Final = VLLM_ONLY | {"structured_outputs", "uuid", "max_tokens"}
-"""What `dialect: openai` does not send."""
+"""Fields that `dialect: openai` does not send."""
 
 _FILES: Final = re.compile(r"local file|allowed.local.media|file:/|image_url\.url|invalid (?:image )?url", re.IGNORECASE)
 _TOO_MANY: Final = re.compile(r"at most \d+ image", re.IGNORECASE)
@@ -30,9 +30,11 @@ _PLACE: Final = re.compile(r"HTTP 404:")
 
 @dataclass(frozen=True)
 class Trouble:
-    """Args:
-    sets: settings (dotted keys) that fix it; `remedy` says them, or what else to do.
-    stops: every request of this kind will meet it, so that a build need not begin.
+    """Why a request failed, and what to do.
+
+    Args:
+        sets: settings (dotted keys) that fix it; `remedy` names them, or says what else to do.
+        stops: every request of this kind will fail, so that a build should not begin.
     """
 
     detail: str
@@ -42,9 +44,9 @@ class Trouble:
 
 
 def trouble(who: str, config: TeacherConfig, request: TeacherRequest, answer: TeacherAnswer, meaning: object) -> Trouble | None:
-    """None for an answer that serves. who: `teacher` or `verifier`, whose settings these are.
+    """None for a usable answer. who: `teacher` or `verifier`, whose settings these are.
 
-    meaning: what the answer says: a trace or a judgement, or why it is none; None where no usable text arrived.
+    meaning: a trace or a judgement, or why it is none; None if no usable text arrived.
     """
     if answer.outcome is Outcome.PERMANENT_HTTP:
         return _refused(who, config, request, answer.detail)
@@ -59,39 +61,41 @@ def trouble(who: str, config: TeacherConfig, request: TeacherRequest, answer: Te
         if meaning.reason is JudgementReason.NO_LOGPROBS:
             return _set(who, meaning.detail, {"judgements": "stated"}, " (less well calibrated)", stops=True)
         if meaning.reason is JudgementReason.NO_LABEL:
-            return _set(who, meaning.detail, {"judgements": "stated"}, ", or use a model that answers with the word asked for")
-        return Trouble(meaning.detail, f"use another {who}, or {who}.judgements: logprobs where the server has them")
+            return _set(
+                who, meaning.detail, {"judgements": "stated"}, ", or use a model that answers with one of the two words"
+            )
+        return Trouble(meaning.detail, f"use another {who}, or {who}.judgements: logprobs if the server has them")
     if isinstance(meaning, Malformed):
-        said = f"{meaning.reason}: {meaning.detail}; it wrote {answer.text[:80]!r}"
+        detail = f"{meaning.reason}: {meaning.detail}; it wrote {answer.text[:80]!r}"
         if config.grammar and meaning.reason is not FormatReason.PROMPT_LEAKAGE:
-            return _set(who, said, {"grammar": False}, ": this server does not hold answers to a grammar")
-        return Trouble(said, "repairs and screens go on from here; for many such answers use another teacher or prompt set")
+            return _set(who, detail, {"grammar": False}, ": this server does not constrain answers by a grammar")
+        return Trouble(detail, "repairs and screens deal with these; if there are many, use another teacher or prompt set")
     return Trouble(answer.detail, "see the server's log")
 
 
 def unreachable(who: str, config: TeacherConfig, detail: str) -> Trouble:
-    """A server whose list of models cannot be asked for."""
+    """The failure of a server whose list of models cannot be read."""
     if _KEY.match(detail):
         return Trouble(detail, _NO_KEY.format(who=who), stops=True)
     if config.transport.trust_env:
         return Trouble(
-            detail, f"start the server, fix the URL in {who}.endpoints, or the proxy's variables (no_proxy leaves hosts out)"
+            detail, f"start the server, fix the URL in {who}.endpoints, or fix the proxy's variables (no_proxy excludes hosts)"
         )
     if config.hosting == "external" and getproxies():
-        found = _set(who, detail, {"transport.trust_env": True}, " if it is reached only through your shell's proxy")
-        return Trouble(detail, f"start the server, fix the URL in {who}.endpoints, or {found.remedy}", sets=found.sets)
+        proxy = _set(who, detail, {"transport.trust_env": True}, " if it is reached only through your shell's proxy")
+        return Trouble(detail, f"start the server, fix the URL in {who}.endpoints, or {proxy.remedy}", sets=proxy.sets)
     return Trouble(detail, f"start the server, or fix the URL in {who}.endpoints")
 
 
 def refused_field(detail: str, request: TeacherRequest) -> str | None:
-    """The field that a 400 names, of those that were sent."""
+    """The sent field that a 400 names."""
     sent = [*request.fields, *{name for part in request.messages[0]["content"] for name in part if name != "type"}]
     if named := re.search(r'"param"\s*:\s*"([^"]+)"', detail):
         last = re.split(r"[.\[\]]+", named[1].rstrip("]"))[-1]
         if last in sent:
             return last
     places = {name: place.start() for name in sent if (place := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", detail))}
-    places.pop("text", None)  # a word of many messages
+    places.pop("text", None)  # too common a word
     return min(places, key=places.__getitem__, default=None)
 
 
@@ -107,17 +111,17 @@ def _refused(who: str, config: TeacherConfig, request: TeacherRequest, detail: s
         return Trouble(detail, "start the server with --limit-mm-per-prompt '{\"image\": 2}'", stops=True)
     if _BLIND.search(detail):
         return Trouble(detail, "use a vision-language model", stops=True)
-    if TOO_LONG.search(detail):  # such a message names fields too
+    if TOO_LONG.search(detail):  # tested first, since such a message names fields too
         longer = (
             f"raise {who}.server.max_model_len" if config.hosting == "managed" else "start the server with a longer context"
         )
         return Trouble(detail, f"{longer}, or lower {who}.max_pixels or {who}.sampling.max_tokens")
     name = refused_field(detail, request)
     if name is None:
-        return Trouble(detail, "see the server's log for what it refuses; extra_body sends or leaves out any field", stops=True)
+        return Trouble(detail, "see the server's log for the reason; extra_body adds or leaves out any field", stops=True)
     detail = f"it refuses the field {name}: {detail}"
     if name == "chat_template_kwargs":
-        return _set(who, detail, {"chat_template_kwargs": {}}, "; extra_body sends any other field", stops=True)
+        return _set(who, detail, {"chat_template_kwargs": {}}, "; extra_body adds any other field", stops=True)
     if config.dialect == "vllm" and config.hosting == "external" and name in _OF_VLLM:
         sets: dict[str, Any] = {"dialect": "openai"}
         sets |= {"grammar": False} if config.grammar and "grammar" in config.model_fields_set else {}
@@ -139,19 +143,19 @@ def _thinking(who: str, config: TeacherConfig, detail: str) -> Trouble:
             who,
             detail,
             {"extra_body": config.extra_body | {"reasoning_effort": "none"}},
-            " (or the field by which this API ends thinking), or use a model that does not think",
+            " (or this API's field that turns thinking off), or use a model that does not think",
             stops=True,
         )
     if "enable_thinking" in config.chat_template_kwargs:
-        return Trouble(detail, "this model thinks whatever its template is told: use its Instruct twin", stops=True)
+        return Trouble(detail, "this model thinks regardless of its template: use its Instruct variant", stops=True)
     quiet = config.chat_template_kwargs | {"enable_thinking": False}
-    also = " (or the variable that this model's template has), or use its Instruct twin"
+    also = " (or the variable of this model's template), or use its Instruct variant"
     return _set(who, detail, {"chat_template_kwargs": quiet}, also, stops=True)
 
 
 def _unfinished(who: str, config: TeacherConfig, request: TeacherRequest) -> str:
     if request.key.endswith("/reason"):
-        return f"raise {who}.sampling.max_tokens, or set {who}.grammar: bounded where the server has grammars"
+        return f"raise {who}.sampling.max_tokens, or set {who}.grammar: bounded if the server has grammars"
     if config.judgements == "logprobs":
         return f"this model does not end after one word: set {who}.judgements: stated"
     return f"this model does not end after one line: use another {who}"
@@ -159,12 +163,12 @@ def _unfinished(who: str, config: TeacherConfig, request: TeacherRequest) -> str
 
 def _set(who: str, detail: str, sets: Mapping[str, Any], also: str = "", *, stops: bool = False) -> Trouble:
     named = {f"{who}.{key}": value for key, value in sets.items()}
-    said = " and ".join(f"{key}: {_yaml(value)}" for key, value in named.items())
-    return Trouble(detail, f"set {said}{also}", stops, named)
+    assignments = " and ".join(f"{key}: {_yaml(value)}" for key, value in named.items())
+    return Trouble(detail, f"set {assignments}{also}", stops, named)
 
 
 def _yaml(value: Any) -> str:
     """The value as written in a config."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)

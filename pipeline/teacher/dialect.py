@@ -1,8 +1,7 @@
 """The request fields for each kind of server: vLLM's own fields, or only those that OpenAI's API takes.
 
-Fields are translated before a request's fingerprint is taken, so that it is of what was really sent. Images are no part of
-that: a server gets the same picture with a cache key beside it or without.
-"""
+Fields are translated before a request's fingerprint is computed, so that it covers what is sent. An image's cache key is not
+part of it."""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ _OF_JUDGEMENTS: Final = frozenset({"logprobs", "top_logprobs"})
 
 
 def spoken(fields: Mapping[str, Any], config: TeacherConfig) -> dict[str, Any]:
-    """The fields of a request as these endpoints take them, with those of the user's own."""
-    found = dict(fields)
+    """The fields of a request as these endpoints take them, with the user's own."""
+    sent = dict(fields)
     if config.dialect == "openai":
-        found = {name: value for name, value in found.items() if name not in VLLM_ONLY | _GUIDES}
-        found["max_completion_tokens"] = found.pop("max_tokens")
+        sent = {name: value for name, value in sent.items() if name not in VLLM_ONLY | _GUIDES}
+        sent["max_completion_tokens"] = sent.pop("max_tokens")
     if config.chat_template_kwargs:
-        found["chat_template_kwargs"] = config.chat_template_kwargs
+        sent["chat_template_kwargs"] = config.chat_template_kwargs
     for name, value in config.extra_body.items():
-        if name in _OF_JUDGEMENTS and name not in found:
-            continue  # servers refuse the one without the other
+        if name in _OF_JUDGEMENTS and name not in sent:
+            continue  # servers refuse one of the two without the other
         if value is None:
-            found.pop(name, None)
+            sent.pop(name, None)
         else:
-            found[name] = value
-    return found
+            sent[name] = value
+    return sent
 
 
 def image_part(image: EncodedImage, config: TeacherConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Assigns waiting requests to endpoints, in the order in which they were made.
+"""Assigns waiting requests to endpoints, in order.
 
-Each request goes to the least loaded endpoint with room; see `concurrency_limit` for how much room there is.
+Each request goes to the least loaded endpoint with room (see `concurrency_limit`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Server:
             self._key = os.environ.get(endpoint.api_key_env, "").strip()
             if not self._key:
                 raise ConfigError(
-                    f"the environment variable {endpoint.api_key_env} is not set in the environment",
-                    f"it holds the key of {endpoint.url}",
+                    f"the environment variable {endpoint.api_key_env} is not set",
+                    f"set it to the key of {endpoint.url}",
                 )
             self.headers["Authorization"] = f"Bearer {self._key}"
 
@@ -42,13 +42,13 @@ class Server:
 
 
 class Places:
-    """Use within one event loop; `close` it at the end."""
+    """Places at the endpoints, for one event loop. `close` it at the end."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.servers = [Server(endpoint, config) for endpoint in config.endpoints]
         self._waiting: deque[asyncio.Future[Server]] = deque()
         self._wake: asyncio.TimerHandle | None = None
-        self._refusal: Exception | None = None
+        self._stopped_by: Exception | None = None
 
     @property
     def waiting(self) -> int:
@@ -59,16 +59,16 @@ class Places:
         if self._wake is not None:
             self._wake.cancel()
 
-    def refuse(self, error: Exception) -> None:
+    def stop_sending(self, error: Exception) -> None:
         """Assigns no more places: waiting and later requests fail with this error."""
-        self._refusal = error
+        self._stopped_by = error
 
     async def acquire(self) -> Server:
-        """A place. Checked again after waiting: the answer whose place this is may be the reason to stop."""
+        """Waits for a place. Checked again afterwards: the answer that freed the place may be the reason to stop."""
         server = await self._place()
-        if self._refusal is not None:
+        if self._stopped_by is not None:
             self.release(server)
-            raise self._refusal
+            raise self._stopped_by
         return server
 
     async def _place(self) -> Server:
@@ -83,7 +83,7 @@ class Places:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self.release(future.result())  # given a place in the moment of giving up
+                self.release(future.result())  # the place arrived at the moment of cancellation
             raise
 
     def release(self, server: Server) -> None:
@@ -108,9 +108,9 @@ class Places:
         return min(open_servers, key=lambda server: server.limiter.load, default=None)
 
     def wake_later(self) -> None:
-        """Hands out places again at once if there is one, else when the next endpoint that is left alone may be asked.
+        """Hands out places at once if there is room, else when the next endpoint may be tried again.
 
-        Where neither is so, requests are in flight, and each hands out when it ends.
+        Otherwise requests are in flight, and each hands out places when it ends.
         """
         if self._wake is not None:
             self._wake.cancel()
@@ -120,6 +120,6 @@ class Places:
         now = time.monotonic()
         waits = [server.limiter.available_at - now + 0.001 for server in self.servers if server.limiter.available_at > now]
         if any(server.limiter.has_room(now) for server in self.servers):
-            waits.append(0.0)  # whose time has come between another look at the clock and this one
+            waits.append(0.0)  # it became available since the last look at the clock
         if waits:
             self._wake = asyncio.get_running_loop().call_later(min(waits), self._hand_out)

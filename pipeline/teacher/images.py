@@ -1,4 +1,4 @@
-"""Images in requests: by path if the teacher may read it, otherwise embedded, within a pixel budget."""
+"""Images in requests: by path if the server may read the file, otherwise embedded, within a pixel budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.mbeir.images import ImageStore
 from schemas.teacher_config import TeacherConfig
 
 _SEEN: Final = b"upright, on white, 8 bits"
-"""Goes into the digest of a file that is shown otherwise than it is: an answer to what a server made of it is another one."""
+"""Added to the digest of a file that is not sent unchanged: answers to the unchanged file must not be reused for it."""
 _QUALITY: Final = 95
 _PATHS_KEPT: Final = 20_000
 _IMAGES_KEPT: Final = 256
@@ -24,23 +24,22 @@ _IMAGES_KEPT: Final = 256
 
 class ImageMode(StrEnum):
     PATH = "path"
-    """Client and server share a file system and the server may read the root (`media_root`)."""
+    """Client and server share a file system, and the server may read the root (`media_root`)."""
     DATA_URL = "data_url"
 
 
 class EncodedImage(NamedTuple):
-    """`sha256` is the file's digest (`ImageEncoder.digest`): a request's fingerprint holds it instead of the URL."""
+    """`sha256` is the file's digest (`ImageEncoder.digest`), which a request's fingerprint covers instead of the URL."""
 
     url: str
     sha256: str
 
 
 class ImageEncoder:
-    """Encodes images of one store; the last `keep` of them are remembered (by default as many as memory bears).
+    """Encodes images of one store, and caches the last `keep` of them.
 
-    `max_pixels`: larger images are reduced once, by us, so that every server sees the same pixels. A reduced image travels
-    within the request also in path mode, as a server may read one directory only; and so does one that servers and students
-    would see differently (`pipeline.mbeir.pictures`).
+    `max_pixels`: larger images are reduced here, so that every server sees the same pixels. A reduced image is embedded in the
+    request even in path mode, and so is one that decoders would read differently (`pipeline.mbeir.pictures`).
     """
 
     def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int | None = None) -> None:
@@ -51,20 +50,20 @@ class ImageEncoder:
 
     @classmethod
     def of(cls, config: TeacherConfig, store: ImageStore) -> Self:
-        """As a build sends images to this teacher."""
+        """The encoder of a build for this teacher."""
         return cls(store, ImageMode(config.images), max_pixels=config.max_pixels)
 
     def digest(self, relative: str) -> str:
-        """SHA-256 of the file, in hexadecimal digits. Does not decode it; raises ImageProblem where there is none.
+        """SHA-256 of the file in hexadecimal digits, without decoding it. Raises ImageProblem if there is no file.
 
-        Of a file that is not sent as it is, the digest also covers what is made of it.
+        The digest of a file that is not sent unchanged differs from its plain SHA-256.
         """
         if relative not in self._digests:
             self._remember(relative, self._store.read_bytes(relative))
         return self._digests[relative]
 
     def _remember(self, relative: str, data: bytes) -> bool:
-        """Whether the file is plain; its digest is kept."""
+        """Caches the file's digest. Returns whether the file is plain."""
         plain = self._store.is_plain(relative, data)
         self._digests[relative] = hashlib.sha256(data if plain else data + _SEEN).hexdigest()
         if len(self._digests) > _PATHS_KEPT:
@@ -72,7 +71,8 @@ class ImageEncoder:
         return plain
 
     def encode(self, relative: str) -> EncodedImage:
-        """Raises ImageProblem for an image that cannot be used: a damaged file is our rejection, not the server's error."""
+        """Raises ImageProblem for an image that cannot be used, so that a damaged file is a rejection and not the server's
+        error."""
         if relative in self._known:
             self._known.move_to_end(relative)
             return self._known[relative]

@@ -10,10 +10,12 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class TeacherRequest:
-    """Args:
-    key: the caller's name for it; comes back with the answer.
-    messages: OpenAI chat messages; images are parts with a ``file://`` or ``data:`` URL.
-    fields: everything else of the body but the model: sampling, structured_outputs, logprobs.
+    """A chat request.
+
+    Args:
+        key: the caller's name for it, which the answer repeats.
+        messages: OpenAI chat messages; images are parts with a ``file://`` or ``data:`` URL.
+        fields: the rest of the body, without the model: sampling, structured_outputs, logprobs.
     """
 
     key: str
@@ -22,5 +24,5 @@ class TeacherRequest:
 
 
 def request_body(request: TeacherRequest, model: str) -> bytes:
-    """The same request gives the same bytes, so that a fingerprint can be taken of it."""
+    """The body to send. The same request gives the same bytes."""
     return orjson.dumps({"model": model, "messages": request.messages, **request.fields}, option=orjson.OPT_SORT_KEYS)

@@ -1,8 +1,7 @@
 """The teacher's three kinds of request: assess a query, reason about it, verify an answer.
 
-Each takes a prompt and gives the server's answer together with what it means: a trace or why it is none, a judgement or why
-it is none. An answer that did not arrive (see `Outcome`) means neither.
-"""
+Each takes a prompt and returns the server's answer together with its meaning: a trace or a judgement, or why it is none. An
+answer that did not arrive (see `Outcome`) has no meaning."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ _STATED = "\nInstead of the word, write one line: confidence: a number from 0.00
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """`trace` is None where no usable text arrived."""
+    """`trace` is None if no usable text arrived."""
 
     answer: TeacherAnswer
     trace: Trace | Malformed | None
@@ -38,14 +37,14 @@ class Reasoned:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """`judgement` is None where no usable text arrived."""
+    """`judgement` is None if no usable text arrived."""
 
     answer: TeacherAnswer
     judgement: Judgement | NoJudgement | None
 
 
 def messages(prompt: Prompt, images: Mapping[str, EncodedImage], config: TeacherConfig) -> list[dict[str, Any]]:
-    """A prompt as one user turn; `images` holds the image of each role."""
+    """A prompt as one user turn; `images`: role -> image."""
     parts = [
         image_part(images[part.role], config) if isinstance(part, ImageSlot) else {"type": "text", "text": part}
         for part in prompt
@@ -54,7 +53,7 @@ def messages(prompt: Prompt, images: Mapping[str, EncodedImage], config: Teacher
 
 
 def reason_fields(family: Family, config: TeacherConfig, *, attempt: int = 0, hotter: float = 0.0) -> dict[str, Any]:
-    """What a request for a trace holds besides its messages. Each attempt has a seed of its own; `hotter` adds temperature."""
+    """Fields of a request for a trace. Each attempt has its own seed; `hotter` is added to the temperature."""
     fields = draw_fields(config.sampling, attempt=attempt, hotter=hotter)
     if config.grammar:
         fields["structured_outputs"] = {"grammar": _grammar(family, config)}
@@ -78,22 +77,22 @@ def judge_prompt(prompt: Prompt, labels: Labels, config: TeacherConfig) -> Promp
 
 
 def read_judgement(answer: TeacherAnswer, labels: Labels, config: TeacherConfig) -> Judgement | NoJudgement:
-    """What a usable answer to a request for a judgement says."""
+    """The judgement in a usable answer, or why there is none."""
     if config.judgements == "logprobs":
-        found = judgement_from_logprobs(answer.first_token_logprobs, labels)
+        judgement = judgement_from_logprobs(answer.first_token_logprobs, labels)
     else:
-        found = judgement_from_statement(answer.text)
-    if isinstance(found, NoJudgement) and answer.detail:
-        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
-    return found
+        judgement = judgement_from_statement(answer.text)
+    if isinstance(judgement, NoJudgement) and answer.detail:
+        return judgement.model_copy(update={"detail": f"{judgement.detail}; {answer.detail}"})
+    return judgement
 
 
 def read_trace(answer: TeacherAnswer, family: Family) -> Trace | Malformed:
-    """What a usable answer to a request for a trace says."""
-    found = parse_trace(answer.text, family)
-    if isinstance(found, Malformed) and answer.detail:
-        return found.model_copy(update={"detail": f"{found.detail}; {answer.detail}"})
-    return found
+    """The trace in a usable answer, or why there is none."""
+    trace = parse_trace(answer.text, family)
+    if isinstance(trace, Malformed) and answer.detail:
+        return trace.model_copy(update={"detail": f"{trace.detail}; {answer.detail}"})
+    return trace
 
 
 def reason_request(

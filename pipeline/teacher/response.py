@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 THINKS: Final = "the model thinks before it answers"
-"""Begins the note on an answer beside which, or before which, there are thoughts."""
+"""Begins the note on an answer that comes with thoughts."""
 
 _SHOWN: Final = 60
 
@@ -15,8 +15,8 @@ _SHOWN: Final = 60
 class Completion(NamedTuple):
     """The content of a well-formed chat completion.
 
-    first_token_logprobs: empty where the first token is one of thinking, which says nothing of the answer.
-    note: what stands beside the answer or in its place, in words; empty for an ordinary one.
+    first_token_logprobs: empty if the first token belongs to thinking and says nothing about the answer.
+    note: a remark on what comes with the answer or instead of it; empty for an ordinary one.
     """
 
     text: str
@@ -72,7 +72,7 @@ def _note(text: str, message: dict[str, Any]) -> str:
 
 
 def _first_token(logprobs: Any) -> dict[str, float]:
-    """Of the first token's alternatives; of the token alone where a server lists no others."""
+    """Log-probabilities of the first token's alternatives, or of the token alone if the server lists none."""
     if not logprobs or not logprobs.get("content"):
         return {}
     first = logprobs["content"][0]

@@ -1,13 +1,12 @@
 """The output form of a trace as an EBNF grammar for structured decoding (xgrammar's dialect, which vLLM takes).
 
-What the grammar accepts is exactly what `Trace.render` writes, so that the parser never has to guess. How long a line may be is
-left to `max_tokens` and to the screens: with the 150,000 tokens of a real vocabulary a bounded line costs about 1 ms for each
-token of an answer, growing along the line, and an open one 0.003 ms (`bench/grammar.py`).
+The grammar accepts exactly what `Trace.render` writes, so that the parser never has to guess. The length of lines is left to
+`max_tokens` and the screens: with the 150,000 tokens of a real vocabulary a bounded line costs about 1 ms per token of an
+answer, growing along the line, and an unbounded one 0.003 ms (`bench/grammar.py`).
 
-The root rule holds everything. With a rule for lines, a token would cost some 60 times as much: xgrammar prepares the mask of
-each place in a rule once, but tokens that go on beyond the rule's end (a full stop and a line feed in one) depend on who called
-it, and are looked at again each time.
-"""
+Everything is in the root rule. A separate rule for lines would make a token some 60 times as expensive: xgrammar prepares the
+mask of each position in a rule once, but tokens that extend beyond the rule's end (a full stop and a line feed in one) depend
+on the calling rule and are checked every time."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _EDGE: Final = r"[^<>\r\n\t\v\f \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202
 
 
 def trace_grammar(family: Family, *, max_facet_chars: int | None = None, max_answer_chars: int | None = None) -> str:
-    """The grammar of one family's traces. Bounds are in characters (code points); None leaves a line's length open."""
+    """The grammar of one family's traces. Bounds are in characters (code points); None: unbounded."""
     lines = " ".join(f'"{facet.label}: " {_line(max_facet_chars)} "\\n"' for facet in family.facets)
     return f'root ::= "<reasoning>\\n" {lines} "</reasoning>\\n<answer>" {_line(max_answer_chars)} "</answer>"'
 

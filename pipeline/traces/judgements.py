@@ -1,8 +1,7 @@
-"""Judgements as one token between two labels: the probability costs no more than reading the prompt.
+"""Judgements as one token between two labels: a probability for the cost of reading the prompt.
 
-The request holds the answer to the labels and asks for log-probabilities; the probability is the positive label's share of
-what both labels have, over all tokens that begin them (with a space, in capitals, or a first piece of the word).
-"""
+The request restricts the answer to the labels and asks for log-probabilities. The probability is the positive label's share of
+both labels' mass, over all tokens that begin them (with a space, in capitals, or a first piece of the word)."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ VERIFY: Final = Labels("yes", "no")
 
 
 def choice_fields(labels: Labels) -> dict[str, Any]:
-    """What a chat request to vLLM needs for a judgement, besides model and messages."""
+    """Fields of a chat request to vLLM for a judgement, besides model and messages."""
     return {
         **greedy_fields(8),  # a label may be several tokens; the first decides
         "logprobs": True,
@@ -48,7 +47,7 @@ def choice_fields(labels: Labels) -> dict[str, Any]:
 def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -> Judgement | NoJudgement:
     """The judgement from the first token's alternatives (token -> log-probability).
 
-    A label without any token among them gets the smallest log-probability listed: its true one is at most that.
+    A label without any listed token gets the smallest listed log-probability, an upper bound of its own.
     """
     if not top_logprobs:
         return NoJudgement(reason=JudgementReason.NO_LOGPROBS, detail="the answer came without log-probabilities")
@@ -64,7 +63,7 @@ def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -
 
 
 def judgement_from_statement(output: str) -> Judgement | NoJudgement:
-    """The fallback for endpoints without log-probabilities: the last number from 0 to 1 (or per cent) that was written."""
+    """The fallback for endpoints without log-probabilities: the last number from 0 to 1 (or per cent) in the output."""
     matches = list(_NUMBER.finditer(output))
     if not matches:
         return NoJudgement(reason=JudgementReason.NO_NUMBER, detail=f"no number between 0 and 1 in {output[:80]!r}")
@@ -78,7 +77,7 @@ class _Encodes(Protocol):
 
 
 def require_distinct_labels(tokenizer: _Encodes, labels: Labels) -> None:
-    """Raises ConfigError where both labels begin with the same token: the first would decide nothing."""
+    """Raises ConfigError if both labels begin with the same token, which would not distinguish them."""
     first = [tokenizer.encode(label, add_special_tokens=False)[0] for label in (labels.positive, labels.negative)]
     if first[0] == first[1]:
         raise ConfigError(
@@ -93,13 +92,13 @@ def _pairs(labels: Labels) -> tuple[tuple[str, str], tuple[str, str]]:
 
 def _mass(top_logprobs: Mapping[str, float], label: str, other: str) -> float | None:
     """Log of the summed probability of tokens that begin `label` and cannot begin `other`."""
-    found = [logprob for token, logprob in top_logprobs.items() if _begins(token, label, other)]
-    if not found:
+    logprobs = [logprob for token, logprob in top_logprobs.items() if _begins(token, label, other)]
+    if not logprobs:
         return None
-    most = max(found)
-    if len(found) == 1:
+    most = max(logprobs)
+    if len(logprobs) == 1:
         return most
-    return most if most == -math.inf else most + math.log(sum(math.exp(value - most) for value in found))
+    return most if most == -math.inf else most + math.log(sum(math.exp(value - most) for value in logprobs))
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
-"""Parses teacher output into a `Trace`, or gives the reason why it is none.
+"""Parses teacher output into a `Trace`, or says why it is none.
 
-Outputs held by the grammar parse as they are; unconstrained ones may differ in case of labels, blank lines, bold marks around
-labels, and a ``<think>…</think>`` block before the trace. Nothing else is overlooked: text is never dropped to make it fit.
+Output under the grammar parses unchanged. Unconstrained output may differ in the case of labels, blank lines, bold marks around
+labels, and a ``<think>…</think>`` block before the trace. Nothing else is tolerated: text is never dropped to make it fit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LEAKS: Final = re.compile(
     re.IGNORECASE,
 )
 _LEAK_SIGNS: Final = ("<|", "prompt", "output rules", "as instructed", "instruction", "{{", "}}", "{%", "worked example")
-"""One of them stands in every ASCII text, in lower case, that `_LEAKS` finds: to look for them takes a tenth of the time."""
+"""Every ASCII text that `_LEAKS` matches contains one of these in lower case. Searching for them takes a tenth of the time."""
 _LABELS: Final = frozenset(facet.label.lower() for family in FAMILIES.values() for facet in family.facets)
 _ORDER: Final = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 
 def parse_trace(output: str, family: Family) -> Trace | Malformed:
-    """The trace that `output` holds, or what is wrong with its form."""
+    """The trace in `output`, or what is wrong with its form."""
     text = _THINK.sub("", output, count=1).strip()
     if not text:
         return Malformed(reason=FormatReason.EMPTY_OUTPUT, detail="the output is empty")
@@ -38,7 +38,7 @@ def parse_trace(output: str, family: Family) -> Trace | Malformed:
         return Malformed(reason=FormatReason.PROMPT_LEAKAGE, detail=f"{leak[0]!r} belongs to the prompt")
     if plain := _rendered(family.name).fullmatch(text):
         return _trace(family, plain.groups())
-    pieces = _split(text)
+    pieces = _sections(text)
     if isinstance(pieces, Malformed):
         return pieces
     reasoning, answer = pieces
@@ -62,14 +62,14 @@ def _leak(text: str) -> re.Match[str] | None:
 
 @lru_cache(maxsize=len(FAMILIES))
 def _rendered(family: str) -> re.Pattern[str]:
-    """A trace as `Trace.render` writes it and the grammar has it: then there is nothing to overlook, and all of it is valid."""
+    """A trace exactly as `Trace.render` writes it, which needs no further checks."""
     line = r"([^<>\s](?:[^<>\r\n]*[^<>\s])?)"
     lines = "".join(f"{facet.label}: {line}\n" for facet in FAMILIES[family].facets)
     return re.compile(f"<reasoning>\n{lines}</reasoning>\n<answer>{line}</answer>")
 
 
 def _trace(family: Family, texts: tuple[str, ...]) -> Trace:
-    """Of texts that are known to be `TraceText`."""
+    """A trace of texts that are known to be `TraceText`."""
     facets = tuple(
         FacetText.model_construct(name=facet.name, label=facet.label, text=text)
         for facet, text in zip(family.facets, texts, strict=False)
@@ -77,7 +77,7 @@ def _trace(family: Family, texts: tuple[str, ...]) -> Trace:
     return Trace.model_construct(family=family.name, facets=facets, answer=texts[-1])
 
 
-def _split(text: str) -> tuple[str, str] | Malformed:
+def _sections(text: str) -> tuple[str, str] | Malformed:
     """(reasoning, answer) between their tags."""
     tags = [(re.sub(r"\s", "", match[0]).lower(), match) for match in _TAG.finditer(text)]
     names = [name for name, _ in tags]
@@ -103,21 +103,21 @@ def _split(text: str) -> tuple[str, str] | Malformed:
 
 
 def _facets(reasoning: str, family: Family) -> tuple[FacetText, ...] | Malformed:
-    """The labelled lines; a line without a label that any family has continues the facet before it."""
+    """The labelled lines. A line without any family's label continues the previous facet."""
     labels = {facet.label.lower(): facet for facet in family.facets}
-    found: list[tuple[str, list[str]]] = []
-    for line in reasoning.replace("\r\n", "\n").split("\n"):  # as the grammar has it: other breaks are text
+    lines: list[tuple[str, list[str]]] = []
+    for line in reasoning.replace("\r\n", "\n").split("\n"):  # as in the grammar: other line breaks are text
         match = _LINE.match(line)
         label = match["label"].strip().lower() if match else ""
         if match and label in labels:
-            found.append((label, [match["text"].strip()]))
+            lines.append((label, [match["text"].strip()]))
         elif label in _LABELS:
             return Malformed(reason=FormatReason.UNKNOWN_FACET, detail=f"'{label}:' is a facet of another family")
-        elif line.strip() and not found:
+        elif line.strip() and not lines:
             return Malformed(reason=FormatReason.UNKNOWN_FACET, detail=f"before the first facet: {line.strip()[:80]!r}")
         elif line.strip():
-            found[-1][1].append(line.strip())
-    names = [name for name, _ in found]
+            lines[-1][1].append(line.strip())
+    names = [name for name, _ in lines]
     for facet in family.facets:
         count = names.count(facet.label.lower())
         if count == 0:
@@ -126,11 +126,11 @@ def _facets(reasoning: str, family: Family) -> tuple[FacetText, ...] | Malformed
             return Malformed(reason=FormatReason.REPEATED_FACET, detail=f"'{facet.label}:' stands {count} times")
     if names != list(labels):
         return Malformed(reason=FormatReason.REORDERED_FACETS, detail=f"the facets come as {', '.join(names)}")
-    texts = [" ".join(part for part in parts if part) for _, parts in found]
+    texts = [" ".join(part for part in parts if part) for _, parts in lines]
     for facet, text in zip(family.facets, texts, strict=True):
         if not text:
             return Malformed(reason=FormatReason.EMPTY_FACET, detail=f"nothing after '{facet.label}:'")
-    # Contents are checked by Trace; here only their form was.
+    # `Trace` validates the contents; only the form was checked here.
     return tuple(
         FacetText.model_construct(name=facet.name, label=facet.label, text=text)
         for facet, text in zip(family.facets, texts, strict=True)

@@ -7,7 +7,7 @@ from prompts import Prompt, PromptSet
 from schemas.mbeir import Candidate, Query
 
 _TEXT_TARGETS = frozenset({1, 3, 6, 8})
-"""Tasks whose answers are verified against the target's text, as the paper does for OVEN and InfoSeek (also with an image)."""
+"""Tasks whose answers are verified against the target's text, as in the paper for OVEN and InfoSeek (even with an image)."""
 
 
 def assess_prompt(prompts: PromptSet, query: Query, instruction: str) -> Prompt:
@@ -40,7 +40,7 @@ def verify_template(query: Query) -> str:
 
 
 def verify_prompt(prompts: PromptSet, query: Query, instruction: str, answer: str, target: Candidate) -> Prompt:
-    """The one prompt that sees the target."""
+    """The only prompt that shows the target."""
     by_text = query.task_id in _TEXT_TARGETS
     return prompts.render(
         verify_template(query),

@@ -1,9 +1,8 @@
-"""Sampling: every field that decides an answer is sent with every request.
+"""Sampling: every field that influences an answer is sent with every request.
 
-A server fills what a request leaves open from the model's own generation_config.json: Qwen2.5-VL brings a repetition penalty
-(over the prompt's words too, which a trace is told to use again), Qwen3-VL brings top-k, top-p and a presence penalty. Fields
-that are sent also stand in the request's fingerprint, so that other habits are another question.
-"""
+A server fills fields that a request leaves out from the model's generation_config.json: Qwen2.5-VL sets a repetition penalty
+(which also covers the prompt's words, although a trace should use them), Qwen3-VL sets top-k, top-p and a presence penalty. All
+fields that are sent are part of the request's fingerprint."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _PLAIN: Final[dict[str, float]] = {
 
 
 def draw_fields(sampling: Sampling, *, attempt: int = 0, hotter: float = 0.0) -> dict[str, Any]:
-    """For a trace. Each attempt has a seed of its own; `hotter` adds temperature."""
+    """Fields for a trace. Each attempt has its own seed; `hotter` is added to the temperature."""
     return {
         **{name: getattr(sampling, name) for name in _PLAIN},
         "temperature": round(sampling.temperature + hotter, 4),
@@ -32,5 +31,5 @@ def draw_fields(sampling: Sampling, *, attempt: int = 0, hotter: float = 0.0) ->
 
 
 def greedy_fields(max_tokens: int) -> dict[str, Any]:
-    """For a judgement: the likeliest token, with nothing added to its logit or taken from it."""
+    """Fields for a judgement: the likeliest token, without any change of logits."""
     return {**_PLAIN, "temperature": 0.0, "max_tokens": max_tokens}

@@ -1,8 +1,7 @@
-"""Text lengths in the teacher's tokens, from its tokenizer alone (no model is loaded).
+"""Lengths of texts in the teacher's tokens, from its tokenizer alone (no model is loaded).
 
-The tokenizers of GPT-2 and of Qwen cut a text before every single space, so the tokens of a text are those of its words, one by
-one. Words come again and again: their lengths are remembered, which takes a fifth of the time of the whole text's.
-"""
+The tokenizers of GPT-2 and Qwen cut a text before every single space, so that its tokens are those of its words. Words recur,
+so their lengths are cached, which takes a fifth of the time."""
 
 from __future__ import annotations
 
@@ -28,29 +27,29 @@ _QWEN: Final = {
     "behavior": "Isolated",
     "invert": False,
 }
-"""How Qwen's tokenizers, 2 to 3, cut a text before they merge bytes."""
+"""How the tokenizers of Qwen2 to Qwen3 cut a text before they merge bytes."""
 
 
 def tokenizer_source(config: BuildConfig) -> str:
-    """Where the tokenizer comes from; ConfigError where the config leaves it open."""
+    """Where the tokenizer comes from. Raises ConfigError if the config does not say."""
     if config.screen.tokenizer is not None:
         return config.screen.tokenizer
     if config.teacher.server is not None:
         return config.teacher.server.model
     raise ConfigError(
-        "screen.tokenizer is not set, and an external teacher does not say which tokenizer is its own",
+        "screen.tokenizer is not set, and an external teacher does not say which tokenizer it uses",
         "name the directory or the Hub repository of the teacher's model",
     )
 
 
 def tokenizer_revision(config: BuildConfig) -> str | None:
-    """The commit of a Hub repository that the tokenizer is of: the teacher's own, where it is the teacher's."""
+    """The tokenizer's commit on the Hub: the teacher's revision, if it is the teacher's tokenizer."""
     server = config.teacher.server
     return server.revision if server is not None and tokenizer_source(config) == server.model else None
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Tokenizer:
-    """Of a directory or a Hub repository, by its tokenizer.json, or made from the older files (vocab.json and merges.txt)."""
+    """Loads a directory's or Hub repository's tokenizer.json, or converts the older files (vocab.json and merges.txt)."""
     path = Path(source)
     try:
         if not path.is_dir():
@@ -58,26 +57,26 @@ def load_tokenizer(source: str, revision: str | None = None) -> Tokenizer:
         if (path / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception)
-        return _made(source, revision, error)
-    return _made(source, revision, FileNotFoundError("it has no tokenizer.json"))
+        return _convert(source, revision, error)
+    return _convert(source, revision, FileNotFoundError("it has no tokenizer.json"))
 
 
-def _made(source: str, revision: str | None, why: Exception) -> Tokenizer:
-    """By transformers, which is slow to import, and without code of the repository's own."""
+def _convert(source: str, revision: str | None, why: Exception) -> Tokenizer:
+    """Converts with transformers, which is slow to import, without running the repository's code."""
     try:
         from transformers import AutoTokenizer  # noqa: PLC0415
 
-        found: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision).backend_tokenizer
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision).backend_tokenizer
     except Exception as error:  # noqa: BLE001 (whatever it is, there is no tokenizer)
         raise ConfigError(
             f"no tokenizer at {source!r}{f' at {revision}' if revision else ''} ({why}; {str(error).splitlines()[0][:200]})",
             "set screen.tokenizer to a directory or Hub repository with a tokenizer.json",
         ) from None
-    return found
+    return tokenizer
 
 
 def tokenizer_digest(config: BuildConfig) -> str:
-    """Of a tokenizer in a directory, whose place does not matter; of another one its name, and its commit if it is pinned."""
+    """A directory's tokenizer by its content; a Hub repository's by name, and by commit if it is pinned."""
     source, revision = tokenizer_source(config), tokenizer_revision(config)
     file = Path(source) / "tokenizer.json"
     if file.is_file():
@@ -90,7 +89,7 @@ def token_counter(config: BuildConfig) -> CountTokens:
 
 
 def counter_of(tokenizer: Tokenizer) -> CountTokens:
-    """Tells the number of tokens of a text."""
+    """A function from a text to its number of tokens."""
 
     @lru_cache(maxsize=1024)
     def whole(text: str) -> int:
@@ -103,7 +102,7 @@ def counter_of(tokenizer: Tokenizer) -> CountTokens:
 
     def count(text: str) -> int:
         words = text.split(" ")
-        if not text.isascii() or words != text.split():  # other white space, or two spaces in a row: they may make one token
+        if not text.isascii() or words != text.split():  # other white space or two spaces in a row, which may be one token
             return whole(text)
         return first(words[0]) + others.count(words[1:])
 
@@ -111,7 +110,7 @@ def counter_of(tokenizer: Tokenizer) -> CountTokens:
 
 
 class _SpacedWords:
-    """Tokens of words that stand behind a space. Those that have come twice are remembered: many come but once."""
+    """Counts tokens of words after a space. Words that occur twice are cached: many occur only once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -146,15 +145,14 @@ class _SpacedWords:
 
 
 def _cuts_before_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether an ASCII text's tokens never lie across a single space between two other characters, and begin anew there.
+    """Whether an ASCII text's tokens never span a single space between two other characters.
 
-    Of GPT-2's and Qwen's patterns no alternative goes on over a space behind another character, none looks behind itself, and
-    none looks ahead but over white space.
-    """
+    In GPT-2's and Qwen's patterns no alternative continues over a space after another character, none looks behind, and none
+    looks ahead except over white space."""
     cutter = tokenizer.pre_tokenizer
     if cutter is None or tokenizer.truncation is not None or tokenizer.padding is not None:
         return False
-    if tokenizer.normalizer is not None and _state(tokenizer.normalizer) != {"type": "NFC"}:  # which leaves ASCII as it is
+    if tokenizer.normalizer is not None and _state(tokenizer.normalizer) != {"type": "NFC"}:  # which does not change ASCII
         return False
     if any(
         token.lstrip or token.rstrip or token.single_word or not token.content or " " in token.content

@@ -234,7 +234,7 @@ def test_the_commands_around_a_build(finished: tuple[Path, Path, Oracle], small_
     assert mbeir_cot("ledger", "verify", out).returncode == 0
     missing = mbeir_cot("status", tmp_path)
     assert missing.returncode == 2
-    assert "no build was begun" in missing.stderr
+    assert "there is no build in" in missing.stderr
     with Oracle(tmp_path / "oracle.log") as oracle:
         config = oracle.config(tmp_path, small_world, route__policy="by-modality")
         preview = mbeir_cot("preview", config, "-n", "40")

@@ -153,7 +153,7 @@ def test_a_second_build_into_the_same_directory_is_refused(small_world: Path, tm
         process = start("build", config, "--quiet")
         wait_for_log(oracle, 20, process)
         said = built(config, expect=2)
-        assert "another build is at work" in said
+        assert "another build is running" in said
         assert str(process.pid) in said
         assert process.poll() is None
         kill(process)

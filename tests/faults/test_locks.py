@@ -46,7 +46,7 @@ def test_a_file_system_without_locks_is_not_taken_for_another_build(
     assert [path.name for path in out.iterdir()] == [".lock"]
     with only_one(out, local / "out.lock"):
         assert is_held(out)  # as `status` checks
-        with pytest.raises(LockError, match="another build is at work"), only_one(out, local / "out.lock"):
+        with pytest.raises(LockError, match="another build is running"), only_one(out, local / "out.lock"):
             pass
     assert not is_held(out)
     journal = Journal(local / "a.journal")

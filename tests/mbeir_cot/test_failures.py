@@ -69,9 +69,9 @@ def _transformers() -> None:
     ("action", "words", "remedy"),
     [
         (lambda: Image.open(__file__), "UnidentifiedImageError", "mbeir check DIR --decode"),
-        (lambda: yaml.safe_load("a: [1"), "YAML", "mend the file"),
+        (lambda: yaml.safe_load("a: [1"), "YAML", "correct the file"),
         (lambda: pq.read_table(__file__), "ArrowInvalid", "build or convert it again"),
-        (lambda: Manifest.model_validate_json("{"), "ValidationError", "of another version"),
+        (lambda: Manifest.model_validate_json("{"), "ValidationError", "from another version"),
         (lambda: b"\xff".decode("utf-8"), "not UTF-8", "write the file as UTF-8"),
         (_full, "the disk is full: /data/x", "free space"),
         (_carried, "line 3 of a file", "mend it"),

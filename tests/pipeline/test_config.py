@@ -58,7 +58,7 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
         (("teacher.hosting=managed",), "needs `server`"),
         (("teacher.endpoints=[]",), "needs `endpoints`"),
         (("mbeir",), "key=value"),
-        (("mbeir.x=1",), "holds no further keys"),
+        (("mbeir.x=1",), "has no further keys"),
     ],
 )
 def test_unknown_settings_are_named_with_the_nearest_known_one(tmp_path: Path, change: tuple[str, ...], message: str) -> None:

@@ -21,7 +21,7 @@ from schemas.mbeir import (
     Query,
     hash_did,
     hash_qid,
-    split_id,
+    parse_id,
     unhash_did,
     unhash_qid,
 )
@@ -132,7 +132,7 @@ def test_qid_hash_is_uniirs_and_invertible(dataset: int, number: int) -> None:
 @given(st.text(max_size=12))
 def test_split_id_accepts_only_ids(text: str) -> None:
     try:
-        dataset, number = split_id(text)
+        dataset, number = parse_id(text)
     except ValueError:
         return
     assert text.isascii()

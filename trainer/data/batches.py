@@ -22,7 +22,8 @@ from schemas.mbeir import Candidate
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import BatchSampler, rng_for
 from trainer.data.dataset import Candidates, Item, Records
-from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder
+from trainer.data.encoding import EncodedSequence, SequenceEncoder
+from trainer.data.micro_batch import MicroBatch
 
 CPU_CHUNK: Final = 16
 """What `batch.micro_batch_size: auto` is on CPU."""
@@ -32,7 +33,8 @@ CPU_CHUNK: Final = 16
 class Batch:
     """One process's share of a step.
 
-    queries, candidates: chunks. `MicroBatch.places` gives the index of each row's embedding: queries in the order of `ids`,
+    queries, candidates: micro-batches. `MicroBatch.places` gives the index of each sequence's embedding: queries in the order
+    of `ids`,
         candidates in that of `dids`, which are the queries' positives, then hard negatives.
     positives: all listed positives of each query.
     """
@@ -46,7 +48,7 @@ class Batch:
     reasoning: int
     """Queries with a trace."""
     at_once: bool
-    """Whether all rows together fit `batch.micro_batch_size`."""
+    """Whether all sequences together fit `batch.micro_batch_size`."""
 
 
 class BatchSource(Dataset["Batch | CotError"]):
@@ -92,7 +94,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         """This process's share of the step."""
         epoch, of_all_processes = self.draw(step)
         items = [self.records.item(int(index)) for index in of_all_processes[self.rank :: self.world_size]]
-        queries = [row for item in items for row in self.encode_query(item, epoch)]
+        queries = [sequence for item in items for sequence in self.encode_query(item, epoch)]
         dids = [item.positives[int(self._rng(epoch, item, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
             count = min(self.config.data.hard_negatives, len(item.hard_negatives))
@@ -112,7 +114,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         )
 
     def encode_query(self, item: Item, epoch: int) -> list[EncodedSequence]:
-        """One row; two if the embedding follows the student's own trace, and the cross-entropy the teacher's."""
+        """One sequence; two if the embedding follows the student's own trace, and the cross-entropy the teacher's."""
         trace = self._trace(item)
         # always-reason: a query whose trace was rejected has nothing to imitate, and must not learn to bypass
         labelled = self.variant != "always-reason" or bool(trace)
@@ -121,10 +123,11 @@ class BatchSource(Dataset["Batch | CotError"]):
             return [self._encode(item, trace, labelled=labelled)]
         return [self._encode(item, own), self._encode(item, trace, labelled=True, pooled=False)]
 
-    def sample_labelled(self, rows: int = 128) -> list[MicroBatch]:
-        """Labelled rows of random queries, the same in every process: the token's row is initialised from them."""
-        drawn = rng_for("opening", self.config.seed).permutation(len(self.records.table))[:rows]
-        labelled = [row for index in drawn for row in self.encode_query(self.records.item(int(index)), 0) if row.labelled]
+    def sample_labelled(self, records: int = 128) -> list[MicroBatch]:
+        """Labelled sequences of random records, the same in every process: the token's row is initialised from them."""
+        drawn = rng_for("opening", self.config.seed).permutation(len(self.records.table))[:records]
+        sequences = [sequence for index in drawn for sequence in self.encode_query(self.records.item(int(index)), 0)]
+        labelled = [sequence for sequence in sequences if sequence.labelled]
         return self.encoder.make_chunks(
             labelled, self.config.batch.forward_batch_size or self.chunk, self.config.batch.micro_batch_patches
         )
@@ -134,7 +137,9 @@ class BatchSource(Dataset["Batch | CotError"]):
         drawn = rng_for("sample", self.config.seed).permutation(len(self.records.table))[:queries]
         items = [self.records.item(int(index)) for index in drawn]
         positives = self.candidates.fetch([item.positives[0] for item in items])
-        return [row for item in items for row in self.encode_query(item, 0)] + [*map(self.encode_candidate, positives)]
+        return [sequence for item in items for sequence in self.encode_query(item, 0)] + [
+            *map(self.encode_candidate, positives)
+        ]
 
     def encode_prompt(self, item: Item) -> EncodedSequence:
         """The query alone, for the student to write its trace."""

@@ -1,8 +1,8 @@
-"""Encodes queries, candidates and traces as the rows of a forward pass.
+"""Encodes queries, candidates and traces as the sequences of a forward pass.
 
-A row is a prompt (the student's query or candidate prompt in the chat template) and the text that the student wrote after it.
-Its embedding is the state at its last position: with `pre` pooling a row ends *before* the embedding token, at the state that
-predicts it; with `token` pooling it ends with the token.
+A sequence is a prompt (the student's query or candidate prompt in the chat template) and the text that the student wrote after
+it. Its embedding is the state at its last position: with `pre` pooling a sequence ends *before* the embedding token, at the
+state that predicts it; with `token` pooling it ends with the token.
 
     query      prompt + trace           labels: trace + emb token      embedding: last position
     candidate  prompt                   no labels                      embedding: last position
@@ -10,8 +10,8 @@ predicts it; with `token` pooling it ends with the token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -24,11 +24,11 @@ from prompts import ImageSlot, Prompt, PromptSet
 from schemas.content import ContentPart
 from schemas.mbeir import Candidate
 from schemas.training import Pooling
+from trainer.data.micro_batch import IGNORE, MicroBatch
 from trainer.data.pixels import PixelScale
 from trainer.data.positions import compute_mrope_positions
 from trainer.data.tower_plan import TowerPlan
 
-IGNORE: Final = -100
 LENGTH_STEP: Final = 16
 """Lengths are padded to multiples of this: on a CPU every new shape costs a compilation of its matrix products."""
 
@@ -47,7 +47,7 @@ class EncodedSequence:
 
     name: qid or did, for messages.
     labelled: whether the written text and the embedding token after it are labels.
-    pooled: whether the row's embedding is used.
+    pooled: whether the sequence's embedding is used.
     """
 
     name: str
@@ -56,51 +56,6 @@ class EncodedSequence:
     written: str = ""
     labelled: bool = False
     pooled: bool = True
-
-
-@dataclass(slots=True)
-class MicroBatch:
-    """Rows of one forward pass, right-padded.
-
-    inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` of shape (rows, length); `position_ids` (3, rows, length);
-        if there are images, `image_grid_thw` (images, 3) and `pixel_values`: (patches, channels, values) in uint8 until the
-        chunk is moved `to` its device, then (patches, values) in float32.
-    labels: (rows, length); the token that should *follow* each position, IGNORE where there is no label.
-    last: (rows,); the position of the embedding.
-    places: (rows,); the index of the row's embedding in the batch, -1 for none.
-    names: qid or did of each row.
-    learnt: (labelled,); the positions with labels, in the flattened (rows * length).
-    tower: the vision tower's windows and positions (`TowerPlan`), computed in advance.
-    host: those that stay on the CPU, so that reading them does not wait for the GPU.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    last: Tensor
-    places: Tensor
-    names: list[str]
-    learnt: Tensor
-    tower: dict[str, Tensor] = field(default_factory=dict)
-    host: dict[str, Tensor] = field(default_factory=dict)
-    scale: PixelScale | None = None
-
-    def to(self, device: torch.device, *, pixels: bool = True) -> MicroBatch:
-        """A copy on the device. `pixels=False` drops the pixel values."""
-        inputs = {name: value for name, value in self.inputs.items() if pixels or name != "pixel_values"}
-        moved = replace(self, inputs=inputs, host={}).map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
-        raw = moved.inputs.get("pixel_values")
-        if raw is not None and raw.dtype == torch.uint8 and self.scale is not None:
-            moved.inputs["pixel_values"] = self.scale.normalise(raw)
-        return replace(moved, host=self.host)
-
-    def map_tensors(self, change: Callable[[Any], Any]) -> MicroBatch:
-        """A copy with `change` applied to every tensor."""
-        dicts = [{name: change(value) for name, value in one.items()} for one in (self.inputs, self.tower, self.host)]
-        flat = {name: change(getattr(self, name)) for name in ("labels", "last", "places", "learnt")}
-        return replace(self, inputs=dicts[0], tower=dicts[1], host=dicts[2], **flat)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def shows_image(candidate: Candidate) -> bool:
@@ -118,7 +73,7 @@ def read_text(text: str | None, max_chars: int) -> str:
 
 
 class SequenceEncoder:
-    """Makes the rows and chunks of one checkpoint: tokenises texts and prepares images. Picklable."""
+    """Makes the sequences and micro-batches of one checkpoint: tokenises texts and prepares images. Picklable."""
 
     def __init__(
         self, processor: Any, prompts: PromptSet, pool: Pooling, emb_id: int, *, tower: TowerPlan | None = None
@@ -158,7 +113,7 @@ class SequenceEncoder:
         return self.encode_interleaved(name, instruction, content, **options)
 
     def prepare(self, picture: Image.Image) -> PreparedPicture:
-        """Frees the caller from keeping the decoded picture, if it holds many rows."""
+        """Spares a caller that holds many sequences from keeping the decoded pictures."""
         return PreparedPicture(self._process_images([picture]), picture.width, picture.height)
 
     def encode_candidate(self, name: str, text: str | None, picture: Image.Image | PreparedPicture | None) -> EncodedSequence:
@@ -181,21 +136,21 @@ class SequenceEncoder:
         return ids
 
     def make_chunk(
-        self, rows: Sequence[EncodedSequence], places: Sequence[int] = (), *, prompts_only: bool = False
+        self, sequences: Sequence[EncodedSequence], places: Sequence[int] = (), *, prompts_only: bool = False
     ) -> MicroBatch:
-        """The rows of one forward pass. `prompts_only`: end each after its prompt, whatever the pooling (for generation)."""
-        pictures = [picture for row in rows for picture in row.pictures]
+        """One forward pass. `prompts_only`: end each sequence after its prompt, whatever the pooling (for generation)."""
+        pictures = [picture for sequence in sequences for picture in sequence.pictures]
         visual: dict[str, Tensor] = self._process_images(pictures) if pictures else {}
         merge = self.processor.image_processor.merge_size**2
         tokens = iter((visual["image_grid_thw"].prod(-1) // merge).tolist() if pictures else [])
-        sequences, starts = [], []
-        for row in rows:
-            prompt = self._prompt_ids(row, tokens)
-            written = [] if prompts_only else self.tokenise(row.written)
+        token_ids, starts = [], []
+        for sequence in sequences:
+            prompt = self._prompt_ids(sequence, tokens)
+            written = [] if prompts_only else self.tokenise(sequence.written)
             ending = [self.emb_id] if self.pool == "token" and not prompts_only else []
-            sequences.append(prompt + written + ending)
+            token_ids.append(prompt + written + ending)
             starts.append(len(prompt))
-        ids_BL, mask_BL, labels_BL = self._pad(rows, sequences, starts)
+        ids_BL, mask_BL, labels_BL = self._pad(sequences, token_ids, starts)
         is_image_BL = (ids_BL == self.processor.image_token_id).int()
         inputs: dict[str, Tensor] = {
             "input_ids": ids_BL,
@@ -206,40 +161,43 @@ class SequenceEncoder:
             ),
             **{name: visual[name] for name in ("pixel_values", "image_grid_thw") if name in visual},
         }
-        chunk = MicroBatch(
+        batch = MicroBatch(
             inputs=inputs,
             labels=labels_BL,
             last=mask_BL.sum(1) - 1,
-            places=torch.tensor(list(places) if places else list(range(len(rows)))),
-            names=[row.name for row in rows],
+            places=torch.tensor(list(places) if places else list(range(len(sequences)))),
+            names=[sequence.name for sequence in sequences],
             learnt=(labels_BL != IGNORE).flatten().nonzero().flatten(),
             scale=self.scale,
         )
         if pictures and self.tower is not None:
-            chunk.tower, lengths = self.tower.place(visual["image_grid_thw"])
-            chunk.host = {"image_grid_thw": visual["image_grid_thw"], **lengths}
-        return chunk
+            batch.tower, lengths = self.tower.place(visual["image_grid_thw"])
+            batch.host = {"image_grid_thw": visual["image_grid_thw"], **lengths}
+        return batch
 
     def _pad(
-        self, rows: Sequence[EncodedSequence], sequences: Sequence[list[int]], starts: Sequence[int]
+        self, sequences: Sequence[EncodedSequence], token_ids: Sequence[list[int]], starts: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, mask, labels), each (rows, length). starts: where the text after the prompt begins."""
-        length = max(map(len, sequences))
+        """(ids, mask, labels), each (sequences, length). starts: where the text after the prompt begins."""
+        length = max(map(len, token_ids))
         length += -length % LENGTH_STEP
-        ids_BL = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0)
+        ids_BL = torch.full((len(sequences), length), self.tokenizer.pad_token_id or 0)
         mask_BL = torch.zeros_like(ids_BL)
         labels_BL = torch.full_like(ids_BL, IGNORE)
-        for i, (row, sequence, start) in enumerate(zip(rows, sequences, starts, strict=True)):
-            ids_BL[i, : len(sequence)] = torch.tensor(sequence)
-            mask_BL[i, : len(sequence)] = 1
-            if row.labelled:
-                labels = sequence[start:] if self.pool == "token" else [*sequence[start:], self.emb_id]
+        for i, (sequence, ids, start) in enumerate(zip(sequences, token_ids, starts, strict=True)):
+            ids_BL[i, : len(ids)] = torch.tensor(ids)
+            mask_BL[i, : len(ids)] = 1
+            if sequence.labelled:
+                labels = ids[start:] if self.pool == "token" else [*ids[start:], self.emb_id]
                 labels_BL[i, start - 1 : start - 1 + len(labels)] = torch.tensor(labels)
         return ids_BL, mask_BL, labels_BL
 
     def _process_images(self, pictures: Sequence[Image.Image | PreparedPicture]) -> dict[str, Tensor]:
         if any(isinstance(picture, PreparedPicture) for picture in pictures):
-            each = [one.inputs if isinstance(one, PreparedPicture) else self._process_images([one]) for one in pictures]
+            each = [
+                picture.inputs if isinstance(picture, PreparedPicture) else self._process_images([picture])
+                for picture in pictures
+            ]
             return {name: torch.cat([inputs[name] for inputs in each]) for name in each[0]}
         processor = self.processor.image_processor
         decoded = [picture for picture in pictures if isinstance(picture, Image.Image)]
@@ -247,20 +205,22 @@ class SequenceEncoder:
             return dict(processor(images=decoded, return_tensors="pt"))
         return self.scale.make_patches(processor, decoded)
 
-    def make_chunks(self, rows: Sequence[EncodedSequence], size: int, patches: int) -> list[MicroBatch]:
-        """All rows in chunks of at most `size` rows and `patches` image patches, with rows of similar length together."""
+    def make_chunks(self, sequences: Sequence[EncodedSequence], size: int, patches: int) -> list[MicroBatch]:
+        """Micro-batches of at most `size` sequences and `patches` image patches, with sequences of similar length together."""
         places, next_place = [], 0
-        for row in rows:
-            places.append(next_place if row.pooled else -1)
-            next_place += row.pooled
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), _characters(rows[i]), i))
+        for sequence in sequences:
+            places.append(next_place if sequence.pooled else -1)
+            next_place += sequence.pooled
+        order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].pictures), _characters(sequences[i]), i))
         return [
-            self.make_chunk([rows[i] for i in part], [places[i] for i in part])
-            for part in _split(order, [self.count_patches(row) for row in rows], size, patches)
+            self.make_chunk([sequences[i] for i in part], [places[i] for i in part])
+            for part in _pack(order, [self.count_patches(sequence) for sequence in sequences], size, patches)
         ]
 
-    def _prompt_ids(self, row: EncodedSequence, image_tokens: Iterator[int]) -> list[int]:
-        content = [{"type": "image"} if isinstance(part, ImageSlot) else {"type": "text", "text": part} for part in row.prompt]
+    def _prompt_ids(self, sequence: EncodedSequence, image_tokens: Iterator[int]) -> list[int]:
+        content = [
+            {"type": "image"} if isinstance(part, ImageSlot) else {"type": "text", "text": part} for part in sequence.prompt
+        ]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
@@ -270,10 +230,10 @@ class SequenceEncoder:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def count_patches(self, row: EncodedSequence) -> int:
-        """Image patches of the row, before the image processor resizes its pictures."""
+    def count_patches(self, sequence: EncodedSequence) -> int:
+        """Image patches of the sequence, before the image processor resizes its pictures."""
         side: int = self.processor.image_processor.patch_size
-        return sum((picture.width // side) * (picture.height // side) for picture in row.pictures)
+        return sum((picture.width // side) * (picture.height // side) for picture in sequence.pictures)
 
 
 def _per_slot(prompt: Prompt, picture: Image.Image | PreparedPicture | None) -> tuple[Image.Image | PreparedPicture, ...]:
@@ -283,11 +243,11 @@ def _per_slot(prompt: Prompt, picture: Image.Image | PreparedPicture | None) -> 
     return tuple(picture for part in prompt if isinstance(part, ImageSlot))
 
 
-def _characters(row: EncodedSequence) -> int:
-    return len(row.written) + sum(len(part) for part in row.prompt if isinstance(part, str))
+def _characters(sequence: EncodedSequence) -> int:
+    return len(sequence.written) + sum(len(part) for part in sequence.prompt if isinstance(part, str))
 
 
-def _split(order: Sequence[int], patches: Sequence[int], size: int, most: int) -> Iterator[list[int]]:
+def _pack(order: Sequence[int], patches: Sequence[int], size: int, most: int) -> Iterator[list[int]]:
     part: list[int] = []
     used = 0
     for i in order:

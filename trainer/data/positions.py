@@ -1,9 +1,8 @@
 """M-RoPE positions of tokens in text and images, computed in the loader's workers.
 
-The model would compute them in every forward pass, row by row on the GPU, and wait for it at each image. The rule is that of
-Qwen2-VL and its successors: a text token takes the next position; the tokens of an image share one time and have the rows and
-columns of a grid; the next position is beyond the longer side of the grid.
-"""
+The model would compute them in every forward pass, one sequence after the other on the GPU, and wait for it at each image. The
+rule is that of Qwen2-VL and its successors: a text token takes the next position; the tokens of an image share one time and
+have the rows and columns of a grid; the next position is beyond the longer side of the grid."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from torch import Tensor
 
 
 def compute_mrope_positions(is_image_BL: Tensor, mask_BL: Tensor, grids: Tensor | None, merge: int) -> Tensor:
-    """(3, rows, length): time, row and column of every token; 0 at padding.
+    """(3, sequences, length): time, row and column of every token; 0 at padding.
 
     is_image_BL: whether a token is an image's. mask_BL: 0 at padding. grids: (images, 3), the patches of each image in time,
-    height and width, in the order of the rows. merge: patches per token along a side.
+    height and width, in the order of the sequences. merge: patches per token along a side.
     """
     sizes: Iterator[Sequence[int]] = iter(grids.tolist() if grids is not None else ())
     positions_3BL = np.zeros((3, *is_image_BL.shape), np.int64)

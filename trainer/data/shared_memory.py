@@ -20,9 +20,9 @@ MARGIN: Final = 1.25
 
 
 def measure_row_bytes(source: BatchSource, queries: int = 16) -> float:
-    """Mean bytes per row, images included, over some queries and their positives."""
-    rows = source.sample(queries)
-    chunks = source.encoder.make_chunks(rows, source.chunk, source.config.batch.micro_batch_patches)
+    """Mean bytes per sequence, images included, over some queries and their positives."""
+    sequences = source.sample(queries)
+    chunks = source.encoder.make_chunks(sequences, source.chunk, source.config.batch.micro_batch_patches)
     total = 0
 
     def count(tensor: object) -> object:
@@ -32,14 +32,14 @@ def measure_row_bytes(source: BatchSource, queries: int = 16) -> float:
 
     for chunk in chunks:
         chunk.map_tensors(count)
-    return total / len(rows)
+    return total / len(sequences)
 
 
 def estimate_bytes(source: BatchSource, processes: int, each: float) -> float:
-    """Bytes in /dev/shm of a node with this many processes. each: bytes per row."""
+    """Bytes in /dev/shm of a node with this many processes. each: bytes per sequence."""
     config = source.config
-    rows = config.batch.global_batch_size / source.world_size * (2 + config.data.hard_negatives)
-    return MARGIN * processes * config.data.workers * config.data.prefetch * rows * each
+    sequences = config.batch.global_batch_size / source.world_size * (2 + config.data.hard_negatives)
+    return MARGIN * processes * config.data.workers * config.data.prefetch * sequences * each
 
 
 def check_shared_memory(source: BatchSource, group: ProcessGroup, shared: Path = SHARED) -> str | None:
@@ -56,7 +56,7 @@ def check_shared_memory(source: BatchSource, group: ProcessGroup, shared: Path =
     data = source.config.data
     line = (
         f"loaders hold up to {_format_size(wanted)} in {shared} ({processes} x {data.workers} workers x {data.prefetch} "
-        f"batches, {_format_size(each)} a row), which has {_format_size(free)}"
+        f"batches, {_format_size(each)} per sequence), which has {_format_size(free)}"
     )
     short = [text for text, is_short in group.gather_objects((line, wanted > free)) if is_short]
     if short:

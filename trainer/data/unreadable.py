@@ -119,16 +119,16 @@ def _check_images(config: TrainConfig, records: Records, candidates: Candidates)
         ThreadPoolExecutor(max(4, config.data.workers)) as threads,
         Meter("checking images", len(pairs) + len(dids), unit="images") as meter,
     ):
-        for part in _split(pairs):
+        for part in _batches(pairs):
             yield from filter(None, threads.map(check, part))
             meter.advance(len(part))
-        for part_dids in _split(dids):
+        for part_dids in _batches(dids):
             with_image = [one for one in candidates.fetch(part_dids) if one.img_path and one.modality.has_image]
             yield from filter(None, threads.map(check, [(one.did, one.img_path or "") for one in with_image]))
             meter.advance(len(part_dids))
 
 
-def _split(items: list[T]) -> Iterator[list[T]]:
+def _batches(items: list[T]) -> Iterator[list[T]]:
     return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
 
 

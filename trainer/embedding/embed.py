@@ -26,8 +26,9 @@ from pipeline.mbeir.queries import read_queries
 from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
-from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
+from trainer.data.encoding import EncodedSequence, SequenceEncoder, shows_image, text_of
 from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
+from trainer.data.micro_batch import MicroBatch
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
@@ -62,7 +63,8 @@ class PoolEmbedder:
     """Embeds candidates with one model, in the process that loaded it."""
 
     def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int, skip: bool = False) -> None:
-        """rows: of a forward pass. skip: leave out candidates whose images cannot be read, instead of raising InputError."""
+        """rows: sequences in a forward pass. skip: leave out candidates whose images cannot be read, instead of raising
+        InputError."""
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
         self.images = images
         self.rows, self.max_chars, self.skip = rows, max_chars, skip
@@ -105,23 +107,23 @@ class PoolEmbedder:
             thread.shutdown(cancel_futures=True)
 
     def _prepare_group(self, candidates: list[Candidate], places: list[int]) -> _Group:
-        rows: dict[int, EncodedSequence] = {}
+        sequences: dict[int, EncodedSequence] = {}
         left_out: dict[int, Exclusion] = {}
         for place in places:
             try:
-                rows[place] = self.encoder.encode_pool_candidate(
+                sequences[place] = self.encoder.encode_pool_candidate(
                     candidates[place], self.images, max_chars=self.max_chars, prepare=True
                 )
             except ImageProblem as problem:
                 if not self.skip:
                     raise refuse("candidate", candidates[place].did, problem) from problem
                 left_out[place] = Exclusion.of(candidates[place].did, problem)
-        chunks = self.encoder.make_chunks(list(rows.values()), self.rows, 1 << 20) if rows else []
-        return _Group(list(rows), chunks, left_out)
+        chunks = self.encoder.make_chunks(list(sequences.values()), self.rows, 1 << 20) if sequences else []
+        return _Group(list(sequences), chunks, left_out)
 
 
 class _Group(NamedTuple):
-    """Candidates that were prepared together. places: the indices of the chunks' rows among all candidates."""
+    """Candidates that were prepared together. places: the indices of the chunks' sequences among all candidates."""
 
     places: list[int]
     chunks: list[MicroBatch]
@@ -203,7 +205,7 @@ class QueryFile:
         self._choice = choice or SeededChoice()
 
     def encode(self, encoder: SequenceEncoder, images: ImageStore) -> list[EncodedSequence]:
-        """The rows of all queries, with their images in memory."""
+        """The sequences of all queries, with their images in memory."""
         return [self.student_query(query).encode(encoder, images) for query in self.queries]
 
     def student_query(self, query: Query) -> StudentQuery:

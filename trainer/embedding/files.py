@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files.durable import replace_text
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, EvaluationSplit, unhash_did
 from schemas.os_errors import refused_by_system
@@ -69,6 +72,16 @@ def ids_path(embeddings: Path) -> Path:
 def exclusions_path(embeddings: Path) -> Path:
     """Lists the candidates or queries that have no embedding because their image cannot be read."""
     return embeddings.with_name(embeddings.name.removesuffix("_embed.npy") + "_unreadable.json")
+
+
+def empty_unless_made_by(directory: Path, made_by: Mapping[str, Any]) -> None:
+    """Removes everything in the directory if it was made from something else, and notes there what it is made from now."""
+    marker, text = directory / "made_by.json", json.dumps(made_by, sort_keys=True)
+    if marker.is_file() and marker.read_text(encoding="utf-8") == text:
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    replace_text(marker, text)
 
 
 def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> Embeddings:

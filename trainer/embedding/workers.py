@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -135,6 +135,17 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
             self._ray.kill(actor)
         if self._started:
             self._ray.shutdown()
+
+
+def open_workers(spec: EmbedderSpec, *, logs: Path | None = None) -> AbstractContextManager[Workers]:
+    """As many as `evaluation.workers`: one is this process; more are Ray actors, with a GPU each if the device is one."""
+    from trainer.distributed import ProcessGroup  # noqa: PLC0415
+
+    count = spec.config.evaluation.workers
+    if count == 1:
+        return nullcontext(LocalPoolEmbedder(spec.embedder(), spec.config))
+    on_gpu = ProcessGroup.join(spec.config.device).device.type == "cuda"
+    return RayPoolEmbedder(spec, count, gpu=on_gpu, logs=logs)
 
 
 class _Actor:

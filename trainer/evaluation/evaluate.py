@@ -7,19 +7,16 @@ and UniIR's code does not know of them.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from pipeline.files.durable import replace_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
@@ -28,14 +25,14 @@ from schemas.mbeir import DATASET_TASKS, DatasetTask, Query
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.data.exclusions import Exclusion, describe_exclusions, save_exclusions
-from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, embed_pool, save_queries
-from trainer.embedding.files import EmbeddingFiles, exclusions_path, ids_path, pool_name
+from trainer.embedding.files import EmbeddingFiles, empty_unless_made_by, exclusions_path, ids_path, pool_name
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
-from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
-from trainer.evaluation.results import Result, TaskResult
-from trainer.evaluation.uniir import Score, format_table, headline_k, score_directory
+from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
+from trainer.evaluation.query_log import make_entry, queries_file, write_query_log
+from trainer.evaluation.results import Result, make_task_result, trace_accuracy
+from trainer.evaluation.uniir import Score, score_directory, write_table
 from trainer.model.metadata import fingerprint
 from trainer.retrieval.topk import search_device
 
@@ -134,24 +131,14 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             **({"skip_unreadable": True} if config.data.skip_unreadable else {}),
             "pools": pools,
         }
-        directory = self.directory / "embed" / suffix
-        marker, text = directory / "made_by.json", json.dumps(made_by, sort_keys=True)
-        if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
-            shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)
-        replace_text(marker, text)
+        empty_unless_made_by(self.directory / "embed" / suffix, made_by)
 
     @property
     def workers(self) -> Workers:
         """The processes that embed. They load the model on first use and release it when the evaluation is closed."""
         if self._workers is None:
-            spec, count = EmbedderSpec(self.config, self.model), self.config.evaluation.workers
-            if count == 1:
-                self._workers = LocalPoolEmbedder(spec.embedder(), self.config)
-            else:
-                on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
-                workers = RayPoolEmbedder(spec, count, gpu=on_gpu, logs=self.directory)
-                self._workers = self._open.enter_context(workers)
+            spec = EmbedderSpec(self.config, self.model)
+            self._workers = self._open.enter_context(open_workers(spec, logs=self.directory))
         return self._workers
 
     def run(
@@ -179,11 +166,11 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             ids = [self._record_id(task, query) for query in self.files[task].queries]
             of_this = dict(zip(ids, embeddings, strict=True))
             by_id |= of_this
-            accuracy[task] = _accuracy(of_this, answers) if answers else None
+            accuracy[task] = trace_accuracy(of_this, answers) if answers else None
         scores = self._score(files)
-        self._write_queries(suffix, by_id)
+        self._write_query_log(suffix, by_id)
         tasks = [
-            _task_result(task, scores, of_task[task][1], accuracy=accuracy[task], unreadable=len(self._unreadable(task)))
+            make_task_result(task, scores, of_task[task][1], accuracy=accuracy[task], unreadable=len(self._unreadable(task)))
             for task in self.tasks
         ]
         result = Result(name, tasks)
@@ -216,24 +203,13 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _record_id(self, task: DatasetTask, query: Query) -> str:
         return record_id(self.split, task.dataset, task.task_id, query.qid)
 
-    def _write_queries(self, suffix: str, by_id: Mapping[str, QueryEmbedding]) -> None:
-        """A line for each query: what it asks and how it was embedded (see `queries_file`)."""
-        lines = []
+    def _write_query_log(self, suffix: str, by_id: Mapping[str, QueryEmbedding]) -> None:
+        entries = []
         for task, file in self.files.items():
             for query in file.queries:
                 identifier = self._record_id(task, query)
-                entry = {
-                    "id": identifier,
-                    "task": task.name,
-                    "qid": query.qid,
-                    "instruction": file.instruction(query),
-                    "text": query.query_txt,
-                    "image": query.query_img_path,
-                    "positives": list(query.pos_cand_list),
-                    **_route_entry(by_id[identifier]),
-                }
-                lines.append(json.dumps(entry, ensure_ascii=False))
-        queries_file(self.directory, suffix, self.split).write_text("\n".join(lines) + "\n", encoding="utf-8")
+                entries.append(make_entry(identifier, task, query, file.instruction(query), by_id[identifier]))
+        write_query_log(queries_file(self.directory, suffix, self.split), entries)
 
     def _link_pools(self, files: EmbeddingFiles) -> None:
         """All routings of an embedder have the same candidates: links, not copies."""
@@ -252,8 +228,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         device = search_device(self.config.device)
         for of_search, _ in score_directory(files, self.layout, split=self.split, pools=pools, device=device):  # type: ignore[arg-type]
             scores += of_search
-        files.tables.mkdir(parents=True, exist_ok=True)
-        (files.tables / f"eval_results_{self.split}.tsv").write_text(format_table(scores), newline="", encoding="utf-8")
+        write_table(files, scores, self.split)
         return scores
 
     def _pool(self, task: DatasetTask) -> Path:
@@ -265,36 +240,5 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         return path
 
 
-def queries_file(directory: Path, suffix: str, split: str) -> Path:
-    """JSON lines: each query of an evaluation with its route and trace, the text that its embedding followed."""
-    return directory / f"queries_{suffix}_{split}.jsonl"
-
-
-def _route_entry(embedding: QueryEmbedding) -> dict[str, Any]:
-    return {
-        "reasoned": embedding.reasoned,
-        "ended": embedding.ended,
-        "p_direct": round(embedding.p_direct, 6),
-        "tokens": embedding.tokens,
-        "trace": embedding.trace,
-    }
-
-
 def _with_ids(path: Path) -> tuple[Path, Path]:
     return path, ids_path(path)
-
-
-def _accuracy(embedded: Mapping[str, QueryEmbedding], answers: Mapping[str, str]) -> float | None:
-    """Share of the queries with a known answer whose trace ends in it."""
-    known = [identifier for identifier in embedded if identifier in answers]
-    if not known:
-        return None
-    return float(np.mean([embedded[i].trace.strip().endswith(answers[i].strip()) for i in known]))
-
-
-def _task_result(
-    task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, *, accuracy: float | None, unreadable: int
-) -> TaskResult:
-    k = headline_k(task)
-    by_pool = {score.pool: score.value for score in scores if score.task == task and score.k == k}
-    return TaskResult(task.name, k, by_pool["single"], by_pool.get("union"), costs, accuracy, unreadable)

@@ -22,7 +22,7 @@ from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, EvaluationSplit
 from schemas.training import TrainConfig
 from trainer.embedding.files import EmbeddingFiles
-from trainer.evaluation.evaluate import queries_file
+from trainer.evaluation.query_log import queries_file, read_query_log
 from trainer.evaluation.run_files import read_ranks
 from trainer.evaluation.uniir import headline_k
 
@@ -160,9 +160,10 @@ def _make_costs(results: Sequence[Entry]) -> Grid:
 
 def _compare_ranks(config: TrainConfig, split: EvaluationSplit) -> list[Entry]:
     """The queries of `trace`, each with its rank in it and in `direct`; empty if one of the two was not trained."""
-    entries = {name: _load_queries(config, name, split) for name in ("trace", "direct")}
-    if not all(entries.values()):
+    logs = {name: queries_file(config.out / "eval", name, split) for name in ("trace", "direct")}
+    if not all(log.is_file() for log in logs.values()):
         return []
+    entries = {name: read_query_log(log) for name, log in logs.items()}
     layout = Layout.open(config.data.mbeir)
     for key, name in (("rank", "trace"), ("direct_rank", "direct")):
         ranks = read_ranks(EmbeddingFiles(config.out / "eval", name), layout, DATASET_TASKS, "single", split)
@@ -170,11 +171,6 @@ def _compare_ranks(config: TrainConfig, split: EvaluationSplit) -> list[Entry]:
             ranked = ranks.get(entry["id"])
             entry[key] = ranked.rank if ranked is not None and ranked.rank is not None else _MISSED
     return entries["trace"]
-
-
-def _load_queries(config: TrainConfig, name: str, split: EvaluationSplit) -> list[Entry]:
-    path = queries_file(config.out / "eval", name, split)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _chart_difficulty(config: TrainConfig, entries: Sequence[Entry]) -> list[Chart]:

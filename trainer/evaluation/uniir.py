@@ -173,6 +173,20 @@ def format_table(scores: Sequence[Score]) -> str:
     return "\r\n".join(lines) + "\r\n"
 
 
+def write_table(files: EmbeddingFiles, scores: Sequence[Score], split: EvaluationSplit) -> Path:
+    """Writes UniIR's table of the scores among the files, and returns its path."""
+    files.tables.mkdir(parents=True, exist_ok=True)
+    path = files.tables / f"eval_results_{split}.tsv"
+    path.write_text(format_table(scores), newline="", encoding="utf-8")
+    return path
+
+
+def count_unreadable(files: EmbeddingFiles, split: EvaluationSplit) -> dict[DatasetTask, int]:
+    """Tasks with queries that could not be read, and how many. `score_directory` counts them as misses."""
+    counts = {task: len(load_exclusions(exclusions_path(files.queries(task, split)))) for task in files.available(split)}
+    return {task: count for task, count in counts.items() if count}
+
+
 def score_directory(
     files: EmbeddingFiles,
     layout: Layout,

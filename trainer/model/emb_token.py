@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from trainer.data.encoding import MicroBatch
+from trainer.data.micro_batch import MicroBatch
 from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 

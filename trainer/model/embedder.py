@@ -23,7 +23,8 @@ from schemas.errors import ConfigError, InputError
 from schemas.os_errors import refused_by_system
 from schemas.record import EMB_TOKEN
 from schemas.training import Autocast, ModelSettings, Pooling
-from trainer.data.encoding import MicroBatch, SequenceEncoder
+from trainer.data.encoding import SequenceEncoder
+from trainer.data.micro_batch import MicroBatch
 from trainer.data.tower_plan import TowerPlan, vision_tower
 from trainer.model.losses import trace_losses
 from trainer.model.metadata import EmbedderMetadata
@@ -147,9 +148,9 @@ class Embedder(nn.Module):
         return SequenceEncoder(self.processor, prompts, self.metadata.pool, self.emb_id, tower=TowerPlan.of(self.model))
 
     def states(self, chunk: MicroBatch, *, seen: Seen | None = None) -> Tensor:
-        """Final states after the model's last norm: (rows, length, dim). States at padding are meaningless.
+        """Final states after the model's last norm: (sequences, length, dim). States at padding are meaningless.
 
-        No mask is given: rows are padded on the right and attention is causal, so padding is never attended to.
+        No mask is given: sequences are padded on the right and attention is causal, so padding is never attended to.
         """
         chunk = chunk.to(self.device, pixels=seen is None)
         inputs: dict[str, Any] = {name: chunk.inputs[name] for name in ("input_ids", "position_ids", "mm_token_type_ids")}
@@ -172,7 +173,8 @@ class Embedder(nn.Module):
     def forward(
         self, chunk: MicroBatch, *, labelled: bool = True, route: float = 0.0, seen: Seen | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(embeddings of unit length (rows, dim) in float32, CE per row (rows,)). `labelled=False` leaves CE at 0.
+        """(embeddings of unit length (sequences, dim) in float32, CE per sequence (sequences,)). `labelled=False` leaves CE at
+        0.
 
         `route`: see `trace_losses`. `seen`: the vision tower's output for these images, from an earlier pass.
         """

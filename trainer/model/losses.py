@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.data.encoding import IGNORE
+from trainer.data.micro_batch import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +58,21 @@ def info_nce(queries_QD: Tensor, candidates_CD: Tensor, pairing: Pairing, scale:
 def trace_losses(
     states_BLD: Tensor, labels_BL: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
 ) -> Tensor:
-    """CE per row (B,), averaged over its labelled tokens; 0 for rows without labels.
+    """CE per sequence (B,), averaged over its labelled tokens; 0 for sequences without labels.
 
     learnt: sorted indices of the labelled positions in the flattened (B * L); logits are computed only there. Finding them
     here would wait for the GPU.
-    route: weight of an extra CE term on a row's first token, which decides its route. In the mean over a trace of n tokens that
-    token has 1/n of the weight that it has in a bypass, which biases the learned route towards bypass.
-    """
+    route: weight of an extra CE term on a sequence's first token, which decides its route. In the mean over a trace of n tokens
+    that token has 1/n of the weight that it has in a bypass, which biases the learned route towards bypass."""
     learnt_T = (labels_BL != IGNORE).flatten().nonzero().flatten() if learnt is None else learnt
-    rows, length = labels_BL.shape
+    sequences, length = labels_BL.shape
     if not learnt_T.numel():
-        return states_BLD.new_zeros(rows, dtype=torch.float32)
+        return states_BLD.new_zeros(sequences, dtype=torch.float32)
     logits_TV = head(states_BLD.flatten(0, 1).index_select(0, learnt_T)).float()
     losses_T = nn.functional.cross_entropy(logits_TV, labels_BL.flatten().index_select(0, learnt_T), reduction="none")
     owners_T = learnt_T // length
-    summed_B = losses_T.new_zeros(rows).index_add(0, owners_T, losses_T)
-    counts_B = torch.zeros_like(owners_T[:1]).expand(rows).index_add(0, owners_T, torch.ones_like(owners_T))
+    summed_B = losses_T.new_zeros(sequences).index_add(0, owners_T, losses_T)
+    counts_B = torch.zeros_like(owners_T[:1]).expand(sequences).index_add(0, owners_T, torch.ones_like(owners_T))
     means_B = summed_B / counts_B.clamp(min=1)
     if not route:
         return means_B

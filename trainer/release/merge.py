@@ -53,9 +53,9 @@ class MergeError(CotError):
 
 
 class Sample(NamedTuple):
-    """A row with the adapter's own results. direct: whether its route is a bypass; only meaningful for a query."""
+    """A sequence with the adapter's own results. direct: whether its route is a bypass; only meaningful for a query."""
 
-    row: EncodedSequence
+    sequence: EncodedSequence
     query: bool
     direct: bool
     vector: np.ndarray[Any, np.dtype[np.float32]]
@@ -135,7 +135,7 @@ def sort_disagreements(samples: list[Sample], same: list[bool], dtype: str) -> t
     for sample, agrees in zip(samples, same, strict=True):
         if not agrees:
             p = min(max(sample.p_direct, 1e-9), 1 - 1e-9)
-            (even if abs(math.log(p / (1 - p))) <= EVEN[dtype] else wrong).append(sample.row.name)
+            (even if abs(math.log(p / (1 - p))) <= EVEN[dtype] else wrong).append(sample.sequence.name)
     return even, wrong
 
 
@@ -147,17 +147,17 @@ def _make_samples(
     learned = adaptive.embed(queries, route="learned")
     written = adaptive.embed(queries, route="always-reason")
     traced = [
-        EncodedSequence(row.name, row.prompt, row.pictures, one.trace.strip())
-        for row, one in zip(queries, written, strict=True)
+        EncodedSequence(query.name, query.prompt, query.pictures, embedding.trace.strip())
+        for query, embedding in zip(queries, written, strict=True)
     ]
-    plain = [*queries, *(row for row in traced if row.written), *candidates]
+    plain = [*queries, *(sequence for sequence in traced if sequence.written), *candidates]
     with torch.inference_mode():
-        for i, row in enumerate(plain):
-            vectors_BD, _ = embedder(embedder.encoder().make_chunk([row]).to(embedder.device), labelled=False)
+        for i, sequence in enumerate(plain):
+            vectors_BD, _ = embedder(embedder.encoder().make_chunk([sequence]).to(embedder.device), labelled=False)
             is_query = i < len(queries)
             direct = is_query and not learned[i].reasoned
             p_direct = learned[i].p_direct if is_query else 0.0
-            yield Sample(row, is_query, direct, vectors_BD[0].float().cpu().numpy(), p_direct)
+            yield Sample(sequence, is_query, direct, vectors_BD[0].float().cpu().numpy(), p_direct)
 
 
 def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
@@ -181,7 +181,7 @@ class ServerPlan(NamedTuple):
     dtype: Literal["bfloat16", "float32"]
     max_model_len: int
     ending: str
-    """Text appended to a row before its state is pooled."""
+    """Text appended to a sequence before its state is pooled."""
 
 
 def _plan_servers(embedder: Embedder) -> ServerPlan:
@@ -239,7 +239,7 @@ def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]
         cosines = []
         for sample in samples:
             answer = _request(
-                f"{server.endpoint.url}/embeddings", _messages(sample.row, plan.ending) | {"encoding_format": "float"}
+                f"{server.endpoint.url}/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"}
             )
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
@@ -252,23 +252,25 @@ def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) ->
     with ManagedServer(server_config(plan, directory, "--runner", "generate")) as server:
         same = []
         for sample in samples:
-            body = _messages(sample.row, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
+            body = _messages(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
             answer = _request(f"{server.endpoint.url}/chat/completions", body)
             same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
     return same
 
 
-def _messages(row: EncodedSequence, ending: str) -> dict[str, Any]:
-    """The row as a chat request: its prompt, and the text after it as the start of the reply."""
-    pictures = iter([picture for picture in row.pictures if isinstance(picture, Image.Image)])  # those of samples are decoded
+def _messages(sequence: EncodedSequence, ending: str) -> dict[str, Any]:
+    """The sequence as a chat request: its prompt, and the text after it as the start of the reply."""
+    pictures = iter(
+        [picture for picture in sequence.pictures if isinstance(picture, Image.Image)]
+    )  # those of samples are decoded
     content: list[dict[str, Any]] = []
-    for part in row.prompt:
+    for part in sequence.prompt:
         if isinstance(part, ImageSlot):
             content.append({"type": "image_url", "image_url": {"url": _data_url(next(pictures))}})
         else:
             content.append({"type": "text", "text": part})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    reply = row.written + ending
+    reply = sequence.written + ending
     if reply:
         messages.append({"role": "assistant", "content": reply})
     return {

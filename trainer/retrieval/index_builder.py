@@ -18,10 +18,13 @@ from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
+from schemas.training import TrainConfig
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
 from trainer.embedding.embed import embed_pool
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
-from trainer.embedding.workers import Workers
+from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
+from trainer.model.location import is_checkpoint, model_directory
+from trainer.model.metadata import fingerprint
 from trainer.retrieval.index import IDS, LOG, METADATA, UNREADABLE, VECTORS, Index, IndexMetadata
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,26 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
             raise InputError(f"{local or name}: no such pool in {layout.root}", "download cand_pool/local/")
         paths.append(local)
     return list(dict.fromkeys(paths))
+
+
+def index_run(config: TrainConfig, run: Path, variant: str, *, split: Split, pools: Sequence[str] = (), out: Path) -> Index:
+    """Indexes a split's pools with a run's or a checkpoint's embedder. `pools` and errors: see `pool_paths`, `build_index`."""
+    model = model_directory(config, run, variant)
+    layout = Layout.open(config.data.mbeir)
+    paths = pool_paths(layout, split, pools)
+    metadata = IndexMetadata(
+        run=run.absolute(),
+        variant=variant,
+        embedder_sha256=fingerprint(model),
+        base=config.model.base if is_checkpoint(run) else None,
+        mbeir=config.data.mbeir.absolute(),
+        cache=config.data.candidate_cache,
+        pools=tuple(layout.relative(path) for path in paths),
+        count=0,
+        dim=0,
+    )
+    with open_workers(EmbedderSpec(config, model), logs=out) as workers:
+        return build_index(out, metadata, paths, workers, skip=config.data.skip_unreadable)
 
 
 def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False) -> Index:

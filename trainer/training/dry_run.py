@@ -150,9 +150,9 @@ def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devic
     source = BatchSource(
         config, variant, records, traces=traces, encoder=embedder.encoder(), candidates=candidates, world_size=devices
     )
-    rows = source.sample(min(SAMPLE, len(records)))
+    sequences = source.sample(min(SAMPLE, len(records)))
     tokens = patches = 0
-    for chunk in source.encoder.make_chunks(rows, source.chunk, config.batch.micro_batch_patches):
+    for chunk in source.encoder.make_chunks(sequences, source.chunk, config.batch.micro_batch_patches):
         tokens += int(chunk.inputs["attention_mask"].sum())
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
@@ -165,10 +165,10 @@ def format_plan(plan: Plan) -> str:
     billion = 1e9
     lines = [
         f"parameters   {plan.parameters / billion:,.3f} B, of which {plan.trained / billion:,.3f} B are trained",
-        f"step         {plan.step_rows:,} rows over {plan.devices} device{'s' if plan.devices > 1 else ''}",
+        f"step         {plan.step_rows:,} sequences over {plan.devices} device{'s' if plan.devices > 1 else ''}",
         f"memory       {plan.memory / billion:,.1f} GB a device, estimated"
         + (
-            f" with {CPU_CHUNK} rows at once; batch.micro_batch_size: auto tries more on the GPU"
+            f" with {CPU_CHUNK} sequences at once; batch.micro_batch_size: auto tries more on the GPU"
             if plan.chunk == "auto"
             else ""
         ),

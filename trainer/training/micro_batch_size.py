@@ -1,8 +1,7 @@
-"""`batch.micro_batch_size: auto`: the number of rows that the GPU can process at once, tried out before the first step.
+"""`batch.micro_batch_size: auto`: the number of sequences that the GPU can process at once, tried out before the first step.
 
-Forward and backward passes are run over growing numbers of the longest rows in a sample of the data. Their peak memory, with
-the optimiser's state and the kept vision states, must stay within a share of the GPU's.
-"""
+Forward and backward passes are run over growing numbers of the longest sequences in a sample of the data. Their peak memory,
+with the optimiser's state and the kept vision states, must stay within a share of the GPU's."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from trainer.model.embedder import Embedder
 STEP: Final = 4
 """Chunks above this size are multiples of it."""
 SAMPLE: Final = 256
-"""Queries among whose rows the longest are found."""
+"""Queries among whose sequences the longest are found."""
 
 
 def find_largest(measure: Callable[[int], float | None], limit: float, most: int) -> int:
@@ -58,7 +57,7 @@ def find_largest(measure: Callable[[int], float | None], limit: float, most: int
 def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: ProcessGroup) -> str | None:
     """Sets the source's chunk if it is `auto`, the same in all processes, and records it in the run's file.
 
-    Returns a line about it. A resumed run keeps its chunk. Raises ConfigError if not even one row fits.
+    Returns a line about it. A resumed run keeps its size. Raises ConfigError if not even one sequence fits.
     """
     if source.config.batch.micro_batch_size != "auto":
         return None
@@ -67,7 +66,7 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
     )[0]
     if recorded is not None:
         source.chunk = recorded
-        return f"batch.micro_batch_size: auto is {recorded} rows, as when the run began"
+        return f"batch.micro_batch_size: auto is {recorded} sequences, as when the run began"
     if processes.device.type != "cuda":
         source.chunk, how = CPU_CHUNK, "the fixed value on CPU"
     else:
@@ -75,17 +74,17 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
         how = f"within {source.config.batch.memory_share:.0%} of the memory of each GPU"
     if not source.chunk:
         raise ConfigError(
-            f"not even one row fits {source.config.batch.memory_share:.0%} of the GPU's memory",
+            f"not even one sequence fits {source.config.batch.memory_share:.0%} of the GPU's memory",
             "set model.gradient_checkpointing, or lower model.max_pixels, model.lora.r or batch.vision_cache_gib",
         )
     if processes.first:
         replace_text(run, json.dumps(json.loads(run.read_text(encoding="utf-8")) | {"chunk": source.chunk}, indent=1) + "\n")
-    return f"batch.micro_batch_size: auto is {source.chunk} rows, {how}"
+    return f"batch.micro_batch_size: auto is {source.chunk} sequences, {how}"
 
 
 def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> int:
     batch, device = source.config.batch, processes.device
-    rows = sorted(source.sample(SAMPLE), key=lambda row: count_tokens(source, row), reverse=True)
+    sequences = sorted(source.sample(SAMPLE), key=lambda sequence: count_tokens(source, sequence), reverse=True)
     share = -(-batch.global_batch_size // processes.size) * (2 + source.config.data.hard_negatives)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
@@ -94,7 +93,7 @@ def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> 
     route = source.config.loss.route_weight
 
     def measure(chunk: int) -> float | None:
-        longest = (rows * -(-chunk // len(rows)))[:chunk]
+        longest = (sequences * -(-chunk // len(sequences)))[:chunk]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -113,6 +112,6 @@ def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> 
     return largest
 
 
-def count_tokens(source: BatchSource, row: EncodedSequence) -> int:
-    """Tokens of a row, including those of its images."""
-    return int(source.encoder.make_chunk([row]).last[0]) + 1
+def count_tokens(source: BatchSource, sequence: EncodedSequence) -> int:
+    """Tokens of a sequence, including those of its images."""
+    return int(source.encoder.make_chunk([sequence]).last[0]) + 1

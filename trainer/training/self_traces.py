@@ -24,8 +24,8 @@ def generate_traces(
     traces: dict[str, str] = {}
     for start in range(0, len(mine), 512):
         part = mine[start : start + 512]
-        rows = [source.encode_prompt(item) for item in part]
-        embeddings = adaptive.embed(rows, route="always-reason")
+        sequences = [source.encode_prompt(item) for item in part]
+        embeddings = adaptive.embed(sequences, route="always-reason")
         traces |= {item.id: one.trace for item, one in zip(part, embeddings, strict=True) if one.ended and one.trace}
     embedder.train()
     return {identifier: trace for part in processes.gather_objects(traces) for identifier, trace in part.items()}

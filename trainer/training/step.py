@@ -6,13 +6,13 @@
        Σ embedding · gradient  +  λ_gen · Σ CE / global queries
    is differentiated. The sum over chunks is the gradient of the whole loss.
 
-A batch whose rows fit `batch.micro_batch_size` keeps the graph of the first pass and skips the repetition.
+A batch whose sequences fit `batch.micro_batch_size` keeps the graph of the first pass and skips the repetition.
 
 A frozen vision tower's states are kept from the first pass for the third, up to a limit. Nothing in the passes waits for the
 GPU: losses are read once, at the end.
 
-Gradient caching: Gao et al. 2021 (arXiv 2101.06983). The cross-entropy is part of the third pass because it is a sum over rows.
-"""
+Gradient caching: Gao et al. 2021 (arXiv 2101.06983). The cross-entropy is part of the third pass because it is a sum over
+sequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from schemas.errors import CotError
 from schemas.training import LossSettings
 from trainer.data.batches import Batch
-from trainer.data.encoding import MicroBatch
+from trainer.data.micro_batch import MicroBatch
 from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.losses import Pairing, info_nce
@@ -81,7 +81,7 @@ def train_step(
         if not math.isfinite(value):  # before the optimiser's step, so the weights are unchanged
             raise DivergedError(
                 f"step {batch.step}: the loss is not finite for {', '.join(chunk.names[:8])}",
-                "lower optimiser.lr, or look at these rows; the last checkpoint is as it was",
+                "lower optimiser.lr, or check these records; the last checkpoint is unchanged",
             )
     processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = processes.sum(generation)
@@ -136,7 +136,7 @@ def _name_not_finite(batch: Batch, queries_QD: Tensor, candidates_CD: Tensor, mo
 
 
 def _row_gradients(gradients_QD: Tensor, places_B: Tensor) -> Tensor:
-    """(rows, dim): the gradient of each row's embedding, 0 for a row without one. places_B: on the CPU."""
+    """(sequences, dim): the gradient of each sequence's embedding, 0 for a sequence without one. places_B: on the CPU."""
     index_B = places_B.to(gradients_QD.device, non_blocking=True)
     return gradients_QD.index_select(0, index_B.clamp(min=0)) * (index_B >= 0).unsqueeze(1)
 
@@ -175,7 +175,7 @@ class _GradientCache:
                     vectors_BD, _ = self._embedder(chunk.to(self._device), labelled=False)
                 self._seen.append(seen)
             if embeddings_QD is None:
-                # one more, for rows whose embedding is not used
+                # one more, for sequences whose embedding is not used
                 embeddings_QD = vectors_BD.new_zeros(count + 1, vectors_BD.shape[1])
             places_B = torch.where(chunk.places < 0, count, chunk.places)
             embeddings_QD.index_copy_(0, places_B.to(self._device, non_blocking=True), vectors_BD)
@@ -183,7 +183,7 @@ class _GradientCache:
         return embeddings_QD[:count].requires_grad_()
 
     def replay(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(embeddings, CE per row) of the next chunk."""
+        """(embeddings, CE per sequence) of the next micro-batch."""
         if self._keep_graph:
             return self._kept.pop(0)
         cpu, gpu = self._random.pop(0)

@@ -1,4 +1,7 @@
-"""Images and captions that belong together, as one task in each direction: what Flickr30K, Urban1K and ShareGPT4V share."""
+"""Tasks of images and captions.
+
+In both directions: Flickr30K, Urban1K and ShareGPT4V. One of two captions: SugarCrepe and CC-Neg.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,23 @@ def both_directions(dataset: str, title: str, pairs: Pairs) -> tuple[Task, Task]
         Task(f"{dataset}/t2i", f"{title} t2i", Measure.HITS, (1, 5, 10), by_text, images),
         Task(f"{dataset}/i2t", f"{title} i2t", Measure.HITS, (1, 5, 10), by_image, texts),
     )
+
+
+Choices = Callable[[], Iterator[tuple[str, Picture, str, str]]]
+"""(id, image, its caption, a caption that does not describe it) in the order of the file."""
+
+
+def one_of_two(name: str, column: str, choices: Choices) -> Task:
+    """The caption that describes the image is to score more than the other."""
+
+    def queries() -> Iterator[Query]:
+        for identifier, picture, _, _ in choices():
+            right, wrong = f"{identifier}/caption", f"{identifier}/negative"
+            yield Query(identifier, (picture,), (right,), gallery=(right, wrong))
+
+    def candidates() -> Iterator[Candidate]:
+        for identifier, _, caption, negative in choices():
+            yield Candidate(f"{identifier}/caption", (caption,))
+            yield Candidate(f"{identifier}/negative", (negative,))
+
+    return Task(name, column, Measure.PAIRWISE, (1,), queries, candidates)

@@ -16,8 +16,9 @@ import orjson
 
 from pipeline.files.durable import replace_text
 from schemas.errors import InputError
+from trainer.zero_shot.captions import one_of_two
 from trainer.zero_shot.reading import REMEDY, Record
-from trainer.zero_shot.tasks import Candidate, Counts, Dataset, Measure, Picture, Query, Task
+from trainer.zero_shot.tasks import Counts, Dataset, Picture, Task
 
 CONVERTED: Final = "ccneg/ccneg_val.jsonl"
 EVALUATED: Final = 40_000
@@ -28,31 +29,19 @@ _PREFIX: Final = "/workspace/datasets/cc3m/"
 
 
 def tasks(root: Path) -> tuple[Task, ...]:
-    if not (root / CONVERTED).is_file():
-        return ()
     path = root / CONVERTED
-    return (Task("cc-neg", "CC-Neg", Measure.PAIRWISE, (1,), partial(_queries, path), partial(_candidates, path)),)
+    return (one_of_two("cc-neg", "CC-Neg", partial(_choices, path)),) if path.is_file() else ()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+def _choices(path: Path) -> Iterator[tuple[str, Picture, str, str]]:
     with path.open("rb") as lines:
         for at, line in enumerate(lines):
             try:
-                yield at, Record(path, f"line {at + 1}", orjson.loads(line))
+                record = Record(path, f"line {at + 1}", orjson.loads(line))
             except orjson.JSONDecodeError as error:
                 raise InputError(f"{path}, line {at + 1}: no JSON: {error}", _AGAIN) from error
-
-
-def _queries(path: Path) -> Iterator[Query]:
-    for at, record in _lines(path):
-        picture = Picture(f"ccneg/{record.get('image', str)}")
-        yield Query(str(at), (picture,), (f"{at}/caption",), gallery=(f"{at}/caption", f"{at}/negative"))
-
-
-def _candidates(path: Path) -> Iterator[Candidate]:
-    for at, record in _lines(path):
-        yield Candidate(f"{at}/caption", (record.get("caption", str),))
-        yield Candidate(f"{at}/negative", (record.get("negative", str),))
+            picture = Picture(f"ccneg/{record.get('image', str)}")
+            yield str(at), picture, record.get("caption", str), record.get("negative", str)
 
 
 _AGAIN: Final = "write it again: mbeir-cot zero-shot convert-cc-neg ccneg_preprocessed.pt ROOT"

@@ -18,7 +18,7 @@ from trainer.zero_shot.tasks import Candidate, Counts, Dataset, Picture, Query, 
 _EXAMPLES: Final = 3
 
 
-class TaskReport(BaseModel):
+class TaskCheck(BaseModel):
     """One task. `problems` make the check fail; `notes` do not."""
 
     task: str
@@ -33,9 +33,9 @@ class TaskReport(BaseModel):
     notes: list[str] = []
 
 
-class SuiteReport(BaseModel):
+class SuiteCheck(BaseModel):
     root: str
-    tasks: list[TaskReport]
+    tasks: list[TaskCheck]
     absent: dict[str, list[str]]
     """Data set -> annotation files that are not there."""
 
@@ -44,40 +44,42 @@ class SuiteReport(BaseModel):
         return bool(self.tasks) and not any(task.problems for task in self.tasks)
 
 
-def check(datasets: Sequence[Dataset], root: Path, *, images: bool = True, image_roots: Sequence[Path] = ()) -> SuiteReport:
+def check(datasets: Sequence[Dataset], root: Path, *, images: bool = True, image_roots: Sequence[Path] = ()) -> SuiteCheck:
     """Reads every task whose files are there. Raises InputError where the root is no directory."""
     if not root.is_dir():
         raise InputError(f"{root} is no directory", "name the directory with the folders of the data sets (docs/zero-shot.md)")
     store = plain_store(root, tuple(image_roots))
     absent = {}
-    reports = []
+    checked = []
     for dataset in datasets:
         found = dataset.found(root)
         if len(found) < len(dataset.files):
             absent[dataset.name] = [name for name in dataset.files if name not in found]
-        reports += [_report(task, dataset.published.get(task.name), store if images else None) for task in dataset.open(root)]
-    return SuiteReport(root=str(root), tasks=reports, absent=absent)
+        checked += [
+            _check_task(task, dataset.published.get(task.name), store if images else None) for task in dataset.open(root)
+        ]
+    return SuiteCheck(root=str(root), tasks=checked, absent=absent)
 
 
-def _report(task: Task, published: Counts | None, store: ImageStore | None) -> TaskReport:
-    report = TaskReport(task=task.name, column=task.column)
+def _check_task(task: Task, published: Counts | None, store: ImageStore | None) -> TaskCheck:
+    result = TaskCheck(task=task.name, column=task.column)
     try:
-        report.queries = sum(1 for _ in task.queries())
+        result.queries = sum(1 for _ in task.queries())
         ids = Counter(candidate.id for candidate in task.candidates())
-        report.candidates = ids.total()
-        report.problems += _strange(task, ids)
-        report.notes += _unanswerable(task)
+        result.candidates = ids.total()
+        result.problems += _strange(task, ids)
+        result.notes += _unanswerable(task)
         if repeated := ids.total() - len(ids):
-            report.notes.append(f"{repeated:,} candidates are listed twice; each place counts")
+            result.notes.append(f"{repeated:,} candidates are listed twice; each place counts")
         if store is not None:
-            _look(report, store, _pictures(task))
+            _look(result, store, _pictures(task))
     except InputError as error:
-        report.problems.append(error.problem)
+        result.problems.append(error.problem)
     else:
-        report.notes += _differing(report, published)
-        if not report.queries or not report.candidates:
-            report.problems.append("it is empty")
-    return report
+        result.notes += _differing(result, published)
+        if not result.queries or not result.candidates:
+            result.problems.append("it is empty")
+    return result
 
 
 def _pictures(task: Task) -> Iterator[Picture]:
@@ -114,18 +116,18 @@ def _unanswerable(task: Task) -> Iterator[str]:
         yield f"{number:,} queries cannot be answered: what is right is passed over in them"
 
 
-def _differing(report: TaskReport, published: Counts | None) -> Iterator[str]:
+def _differing(result: TaskCheck, published: Counts | None) -> Iterator[str]:
     if published is None:
         return
     for what, here, there in (
-        ("queries", report.queries, published.queries),
-        ("candidates", report.candidates, published.candidates),
+        ("queries", result.queries, published.queries),
+        ("candidates", result.candidates, published.candidates),
     ):
         if there is not None and here != there:
             yield f"{here:,} {what} here, {there:,} as published: its scores are not comparable"
 
 
-def _look(report: TaskReport, store: ImageStore, pictures: Iterable[Picture]) -> None:
+def _look(result: TaskCheck, store: ImageStore, pictures: Iterable[Picture]) -> None:
     """Whether each file is there; nothing is decoded."""
     seen: set[str] = set()
     reasons: dict[str, list[str]] = {}
@@ -137,9 +139,9 @@ def _look(report: TaskReport, store: ImageStore, pictures: Iterable[Picture]) ->
             find(store, picture)
         except ImageProblem as problem:
             reasons.setdefault(problem.reason, []).append(problem.path)
-    report.images, report.missing = len(seen), sum(map(len, reasons.values()))
+    result.images, result.missing = len(seen), sum(map(len, reasons.values()))
     for reason, paths in reasons.items():
         shown = ", ".join(paths[:_EXAMPLES])
-        report.problems.append(
+        result.problems.append(
             f"{len(paths):,} of {len(seen):,} images: {reason}: {shown}{' …' if len(paths) > _EXAMPLES else ''}"
         )

@@ -12,16 +12,18 @@ called, FashionIQ's by asin, others by their path.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from pipeline.dataset.training_store import training_store
+from pipeline.files.durable import replace_text
 from pipeline.mbeir.images import ImageProblem, ImageStore
 from schemas.training import TrainConfig
 from trainer.data.dataset import Candidates, Records
@@ -45,6 +47,27 @@ class Marks(NamedTuple):
     @property
     def seen(self) -> bool:
         return any(self)
+
+
+MARKS: Final = (*Marks._fields, "seen")
+
+
+def count_marks(marked: Mapping[str, Mapping[str, Marks]]) -> dict[str, dict[str, int]]:
+    """marked: task -> query id -> marks. Returns for each task its queries, and how many have each of `MARKS`."""
+    return {
+        task: {"queries": len(marks), **{name: sum(getattr(one, name) for one in marks.values()) for name in MARKS}}
+        for task, marks in marked.items()
+    }
+
+
+def write_marks(path: Path, marked: Mapping[str, Mapping[str, Marks]]) -> None:
+    """Writes each query's marks as a JSON line."""
+    lines = [
+        json.dumps({"task": task, "query": identifier, **marks._asdict()}) + "\n"
+        for task, of_task in marked.items()
+        for identifier, marks in of_task.items()
+    ]
+    replace_text(path, "".join(lines))
 
 
 class PairSide(NamedTuple):

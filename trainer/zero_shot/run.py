@@ -28,13 +28,12 @@ from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.exclusions import Exclusion
-from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import embed_pool
-from trainer.embedding.files import load_embeddings
+from trainer.embedding.files import empty_unless_made_by, load_embeddings
 from trainer.embedding.queries import WINDOW, Place, QueryUnit
 from trainer.embedding.vectors import Vectors, normalise
-from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
+from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.model.metadata import fingerprint
 from trainer.retrieval.topk import search_device
 from trainer.zero_shot.inputs import SuiteStore, TaskPool, digest, student_query
@@ -146,12 +145,9 @@ class SuiteRun:
 
     def _candidates(self, task: Task, pool: TaskPool) -> tuple[Vectors, set[int]]:
         """(vectors of all places, zero for those that cannot be read; these places)."""
-        marker, text = self.out / "pools" / "made_by.json", json.dumps(self._embedder(), sort_keys=True)
-        if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
-            shutil.rmtree(marker.parent, ignore_errors=True)
-            marker.parent.mkdir(parents=True)
-            replace_text(marker, text)
-        out = marker.with_name(f"{pool.sha256[:16]}_cand_pool_embed.npy")
+        pools = self.out / "pools"
+        empty_unless_made_by(pools, self._embedder())
+        out = pools / f"{pool.sha256[:16]}_cand_pool_embed.npy"
         with Meter(f"{task.name}: candidates", len(pool), unit="candidates") as meter:
             left_out = embed_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, meter.advance)
         lost = {hash_did(one.name) - 1 for one in left_out}
@@ -207,14 +203,10 @@ class SuiteRun:
         return len(queries) - len(kept), full
 
     def workers(self) -> Workers:
-        """Who embeds; the model is loaded when they are first asked for."""
+        """The processes that embed. They load the model on first use."""
         if self._workers is None:
-            source, count = EmbedderSpec(self.config, self.model, self._images), self.config.evaluation.workers
-            if count == 1:
-                self._workers = LocalPoolEmbedder(source.embedder(), self.config)
-            else:
-                on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
-                self._workers = self._open.enter_context(RayPoolEmbedder(source, count, gpu=on_gpu))
+            spec = EmbedderSpec(self.config, self.model, self._images)
+            self._workers = self._open.enter_context(open_workers(spec))
         return self._workers
 
 

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from trainer.zero_shot.captions import one_of_two
 from trainer.zero_shot.reading import Record, read_json
-from trainer.zero_shot.tasks import Candidate, Counts, Dataset, Measure, Picture, Query, Task
+from trainer.zero_shot.tasks import Counts, Dataset, Picture, Task
 
 PARTS: Final = {
     "add_att": 692,
@@ -32,34 +33,17 @@ def _file(part: str) -> str:
 
 def tasks(root: Path) -> tuple[Task, ...]:
     return tuple(
-        Task(
-            f"sugar-crepe/{part}",
-            "SugarCrepe",
-            Measure.PAIRWISE,
-            (1,),
-            partial(_queries, root / _file(part)),
-            partial(_candidates, root / _file(part)),
-        )
+        one_of_two(f"sugar-crepe/{part}", "SugarCrepe", partial(_choices, root / _file(part)))
         for part in PARTS
         if (root / _file(part)).is_file()
     )
 
 
-def _records(path: Path) -> Iterator[tuple[str, Record]]:
+def _choices(path: Path) -> Iterator[tuple[str, Picture, str, str]]:
     for key, content in read_json(path, dict).items():
-        yield key, Record(path, f"key {key!r}", content)
-
-
-def _queries(path: Path) -> Iterator[Query]:
-    for key, record in _records(path):
+        record = Record(path, f"key {key!r}", content)
         picture = Picture(f"sugar-crepe/images/val2017/{record.get('filename', str)}")
-        yield Query(key, (picture,), (f"{key}/caption",), gallery=(f"{key}/caption", f"{key}/negative"))
-
-
-def _candidates(path: Path) -> Iterator[Candidate]:
-    for key, record in _records(path):
-        yield Candidate(f"{key}/caption", (record.get("caption", str),))
-        yield Candidate(f"{key}/negative", (record.get("negative_caption", str),))
+        yield key, picture, record.get("caption", str), record.get("negative_caption", str)
 
 
 SUGAR_CREPE: Final = Dataset(

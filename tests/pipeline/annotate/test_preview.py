@@ -90,4 +90,4 @@ def test_a_server_that_is_reused_is_named(
         hosted(config, tell=heard.append) as endpoints,
     ):
         assert [one.url for one in endpoints] == [oracle.url]
-    assert heard == [f"using the server at {oracle.url}, which runs already"]
+    assert heard == [f"using the running server at {oracle.url}"]

@@ -13,7 +13,6 @@ from pipeline.annotate.screens import (
     RULES,
     ScreenInput,
     keywords,
-    normalised,
     refusal,
     repeated_ngram,
     screen,
@@ -150,14 +149,6 @@ def test_own_text_contains_no_markup(which: str) -> None:
         assert text.strip()
         assert "{" not in text
         assert "}" not in text
-
-
-@given(st.text(max_size=40), st.sampled_from([" ", "  ", " - ", ", "]))
-def test_normalisation_ignores_case_punctuation_and_space(text: str, space: str) -> None:
-    assert normalised(normalised(text)) == normalised(text)
-    ascii_text = text.encode("ascii", "ignore").decode().replace("'", "")
-    assert normalised(ascii_text.upper()) == normalised(ascii_text)
-    assert normalised(f"a{space}b!") == "a b"
 
 
 @given(st.lists(st.text(alphabet="abc defg.,", min_size=1, max_size=60).map(str.strip).filter(bool), min_size=3, max_size=3))

@@ -42,7 +42,7 @@ def test_a_local_path_is_below_a_root_or_exists(tmp_path: Path) -> None:
         ("at 10.0.0.8:8000", "10.0.0.8:8000"),
         ("version 2.13.0.1 of it", "2.13.0.1"),
     ):
-        assert here.found(text) == wanted, text
+        assert here.find(text) == wanted, text
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.hub.check import NotPublishable, check
+from pipeline.hub.check import NotFitToPush, check
 from tests.pipeline.hub.conftest import rewritten
 
 pytestmark = [pytest.mark.slow]
 
 
 def refusal(dataset: Path) -> str:
-    with pytest.raises(NotPublishable) as caught:
+    with pytest.raises(NotFitToPush) as caught:
         check(BuiltDataset.open(dataset))
     return str(caught.value)
 
@@ -32,7 +32,7 @@ def test_damage_is_found(copied: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert "another SHA-256" in refusal(copied)
+    assert "has a SHA-256 that differs" in refusal(copied)
     shard.unlink()
     assert "is missing" in refusal(copied)
 

@@ -76,7 +76,7 @@ def test_a_pushed_dataset_loads_in_every_config_and_the_local_one_stays(
 ) -> None:
     before = digests(pictured_build / "dataset")
     said = push(hub, pictured_build, REPO, "--with-images", "--private")
-    assert "Published" in said
+    assert "Pushed to" in said
     assert digests(pictured_build / "dataset") == before
     assert hub.repos["dataset", REPO].private
     assert hub.authorizations <= {f"Bearer {TOKEN}", ""}
@@ -183,7 +183,7 @@ def test_a_dry_run_without_network_shows_the_plan_within_seconds(pictured_build:
         done = mbeir_cot("push", pictured_build, REPO, "--dry-run", **(nowhere | changed))
         assert done.returncode == 0, done.stderr
         assert time.monotonic() - began < 25, "it tried again and again"
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not compared with what is there")]
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not compared with the repository")]
         assert why in line
         assert "data/train-00000-of-00001.parquet" in done.stdout
         assert "nothing was sent" in done.stdout

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.ledger.entry import to_answer, to_entry
 from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
 from pipeline.ledger.ledger import Ledger, recover
-from pipeline.ledger.maintenance import compact, disputed_subjects, ledger_stats, verify_ledger
+from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
 from pipeline.ledger.segment import SegmentStore
 from schemas.teacher import Outcome, TeacherAnswer
 
@@ -165,23 +165,6 @@ def test_permanent_failures_are_kept_and_transient_ones_are_owed(tmp_path: Path)
     retrying.append(entry(1, "retried"))
     retrying.close()
     assert Ledger(tmp_path).get(key(1)).text == "retried"  # type: ignore[union-attr]
-
-
-def test_of_two_answers_the_first_wins_and_the_other_is_reported(tmp_path: Path) -> None:
-    first = Ledger(tmp_path)
-    second = Ledger(tmp_path)
-    first.append(entry(1, "one", subject="a"))
-    second.append(entry(1, "two", subject="b"))
-    second.append(entry(2, "three", subject="c"))
-    assert second.get(key(1)).text == "two"  # type: ignore[union-attr]
-    second.close()
-    first.close()
-    names = SegmentStore(tmp_path).names()
-    rows = {name: pq.read_table(tmp_path / name).to_pylist() for name in names}
-    expected = rows[names[0]][0]["text"]
-    loser = {"one": "b", "two": "a"}[expected]
-    assert Ledger(tmp_path).get(key(1)).text == expected  # type: ignore[union-attr]
-    assert disputed_subjects(SegmentStore(tmp_path)) == {loser}
 
 
 def test_compaction_keeps_the_winning_answers(tmp_path: Path) -> None:

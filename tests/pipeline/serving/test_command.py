@@ -134,7 +134,7 @@ def test_a_missing_directory_is_an_error_before_anything_starts(name: str) -> No
         (VISION, ("model.safetensors", "tokenizer.json"), "no image processor"),
         (VISION, ("preprocessor_config.json", "tokenizer.json"), "no weights"),
         (VISION, ("preprocessor_config.json", "model.safetensors"), "no tokenizer"),
-        (VISION | {"text_config": {"max_position_embeddings": 512}}, (), "max_model_len is 1024, the model ends at 512"),
+        (VISION | {"text_config": {"max_position_embeddings": 512}}, (), "max_model_len is 1024, but the model ends at 512"),
     ],
 )
 def test_errors_visible_in_the_files_are_reported(
@@ -165,7 +165,7 @@ def test_internvl_is_refused_until_it_has_the_named_settings(
 ) -> None:
     directory = model(tmp_path / "m", VISION | {"model_type": kind})
     usual = ServerConfig.model_validate({"model": directory, "max_model_len": 1024} | changes)
-    with pytest.raises(ConfigError, match="no pixel budget") as caught:
+    with pytest.raises(ConfigError, match="ignores the pixel budget") as caught:
         check_model(usual)
     assert f"server.extra_args: [--mm-processor-kwargs, '{{\"{tiles}\": 4}}']" in caught.value.remedy
     named = {"max_pixels": None, "extra_args": ("--mm-processor-kwargs", json.dumps({tiles: 4}))}
@@ -173,8 +173,8 @@ def test_internvl_is_refused_until_it_has_the_named_settings(
 
 
 def test_an_internvl_with_custom_code_is_reported_before_the_download(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="code of its own") as caught:
+    with pytest.raises(ConfigError, match="needs code from its repository") as caught:
         check_model(ServerConfig(model="OpenGVLab/InternVL3-78B"))
     assert "-hf" in caught.value.remedy
-    with pytest.raises(ConfigError, match="no pixel budget"):
+    with pytest.raises(ConfigError, match="ignores the pixel budget"):
         check_model(ServerConfig(model="OpenGVLab/InternVL3-78B-hf"))

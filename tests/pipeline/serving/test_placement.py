@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.serving.placement import Demand, plan, refusal
+from pipeline.serving.placement import Demand, explain_misfit, plan
 
 
 def nodes(*gpus: int) -> dict[str, int]:
@@ -84,14 +84,15 @@ def test_a_plan_is_valid_and_is_refused_only_if_none_exists(
 
 
 def test_refusals_name_the_gpus_of_the_nodes() -> None:
-    problem, remedy = refusal(nodes(8, 8, 0), [Demand("teacher", 16)])
+    problem, remedy = explain_misfit(nodes(8, 8, 0), [Demand("teacher", 16)])
     assert "tensor_parallel_size 16 is more than any node has (2 nodes of 8 GPUs)" in problem
     assert "teacher.server.tensor_parallel_size to 8 or less" in remedy
-    problem, remedy = refusal(nodes(8, 4), [Demand("teacher", 4, 2), Demand("verifier", 8)])
+    problem, remedy = explain_misfit(nodes(8, 4), [Demand("teacher", 4, 2), Demand("verifier", 8)])
     assert "teacher: 2 servers of 4 GPUs" in problem
     assert "verifier: as many servers as fit of 8 GPUs" in problem
     assert "(1 node of 8 GPUs, 1 node of 4)" in problem
     assert "lower teacher.server.count or tensor_parallel_size" in remedy
     assert "verifier.server.count" not in remedy  # it needs only one
-    assert "to 4 or less" in refusal(nodes(6, 6), [Demand("teacher", 8)])[1]  # the number of heads is not divisible by six
-    assert "no node of the Ray cluster has a GPU" in refusal(nodes(0), [Demand("teacher", 1)])[0]
+    # the number of heads is not divisible by six
+    assert "to 4 or less" in explain_misfit(nodes(6, 6), [Demand("teacher", 8)])[1]
+    assert "no node of the Ray cluster has a GPU" in explain_misfit(nodes(0), [Demand("teacher", 1)])[0]

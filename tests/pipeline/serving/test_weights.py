@@ -75,7 +75,7 @@ def test_a_failed_download_is_an_error_with_a_remedy(tmp_path: Path, hub: HubRep
         ("org/none", False, {}, "org/none: the Hub has no such model"),
         ("org/teacher", False, {"revision": "v9"}, "org/teacher at v9: there is no such revision"),
         ("org/teacher", True, {}, "org/teacher: not in the cache"),
-        ("org/teacher", False, {"max_model_len": 4096}, "max_model_len is 4096, the model ends at 1024"),
+        ("org/teacher", False, {"max_model_len": 4096}, "max_model_len is 4096, but the model ends at 1024"),
     ):
         code, said = fetch(tmp_path, hub, name, offline=offline, **server)
         assert code != 0

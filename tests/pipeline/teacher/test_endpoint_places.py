@@ -111,7 +111,7 @@ async def test_after_a_refusal_nothing_is_sent_and_requests_in_flight_are_comple
                 asyncio.create_task(client.ask(TeacherRequest(str(n), [{"role": "user", "content": "x"}]))) for n in range(20)
             ]
             await asyncio.sleep(0.1)
-            client.refuse(RuntimeError("enough"))
+            client.stop_sending(RuntimeError("enough"))
             found = await asyncio.gather(*asked, return_exceptions=True)
         assert server.asked == 4
         assert sum(not isinstance(one, BaseException) and one.ok for one in found) == 4

@@ -89,5 +89,5 @@ async def test_requests_to_an_endpoint_use_the_proxy_on_demand(proxy: list[str],
 
 
 def test_the_proxy_setting_is_refused_for_managed_servers() -> None:
-    with pytest.raises(ValueError, match="past all proxies"):
+    with pytest.raises(ValueError, match="managed servers are reached without a proxy"):
         TeacherConfig(server=ServerConfig(model="m"), transport=Transport(trust_env=True))

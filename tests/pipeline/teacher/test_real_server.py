@@ -18,12 +18,12 @@ from PIL import Image
 
 from pipeline.serving.preflight import Example, Finding, preflight
 from pipeline.serving.server_pool import ServerPool
-from pipeline.teacher.check import Questions
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
 from pipeline.teacher.images import ImageEncoder, ImageMode
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import reason_request
+from pipeline.teacher.trial_requests import Questions
 from pipeline.traces.families import FAMILIES, VISUAL
 from pipeline.traces.grammar import trace_grammar
 from pipeline.traces.judgements import VERIFY, choice_fields, judgement_from_logprobs

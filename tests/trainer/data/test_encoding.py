@@ -10,7 +10,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3
 
 from schemas.training import Pooling, TrainConfig
 from tests.trainer.conftest import fresh
-from trainer.data.encoding import IGNORE, EncodedSequence
+from trainer.data.encoding import EncodedSequence
+from trainer.data.micro_batch import IGNORE
 from trainer.data.positions import compute_mrope_positions
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
-from mbeir_cot.commands.train import _show, console
 from schemas.errors import ConfigError
 from schemas.training import DataSettings, TrainConfig
 from trainer.data.dataset import Records
 from trainer.embedding.queries import QueryCosts
 from trainer.evaluation.results import Result, TaskResult, as_json
+from trainer.evaluation.tables import render_results
 from trainer.training.run_directory import run_conditions
 
 
@@ -50,8 +51,9 @@ def test_a_table_has_them_in_a_group_of_their_own() -> None:
     costs = QueryCosts.of([], 0.0)
     tasks = [TaskResult(name, 5, value, None, costs) for name, value in (("nights_task4", 0.2), ("cirr_task7", 0.6))]
     result = Result("trace", tasks)
+    console = Console(width=140)
     with console.capture() as shown:
-        _show([result], "val", ("nights_task4",))
+        console.print(render_results([result], "val", ("nights_task4",)))
     lines = [line for line in shown.get().splitlines() if "nights" in line or "cirr" in line or "mean" in line]
     assert ["cirr_task7" in line for line in lines[:2]] == [True, False]
     assert "held out: nights_task4" in lines[1]

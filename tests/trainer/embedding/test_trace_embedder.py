@@ -17,7 +17,7 @@ from tests.support.cli import mbeir_cot
 from trainer import Index, TraceEmbedder, evaluate_run, load_settings
 from trainer.embedding.files import EmbeddingFiles, load_embeddings
 from trainer.embedding.trace_embedder import TextOrImage
-from trainer.evaluation.evaluate import queries_file
+from trainer.evaluation.query_log import queries_file, read_query_log
 
 TASKS = (DatasetTask("cirr", 7), DatasetTask("webqa", 1))
 
@@ -47,7 +47,7 @@ def test_vectors_equal_those_of_an_evaluation(
     assert [one["name"] for one in json.loads((tmp_path / "eval" / "results_val.json").read_text())] == names
 
     files = EmbeddingFiles(tmp_path / "eval", "trace")
-    lines = [json.loads(line) for line in queries_file(tmp_path / "eval", "trace", "val").read_text().splitlines()]
+    lines = read_query_log(queries_file(tmp_path / "eval", "trace", "val"))
     for task in TASKS:
         asked = [line for line in lines if line["task"] == task.name]
         found = embedder.embed_queries(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.data.encoding import IGNORE
+from trainer.data.micro_batch import IGNORE
 from trainer.model.losses import Pairing, info_nce, trace_losses
 
 

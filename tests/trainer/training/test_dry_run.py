@@ -13,7 +13,7 @@ from pocket.training.train_models import MODELS
 from schemas.training import LoraSettings, ModelSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from tests.trainer.conftest import fresh, source_of
-from trainer.data.encoding import IGNORE
+from trainer.data.micro_batch import IGNORE
 from trainer.training.dry_run import make_plan
 
 

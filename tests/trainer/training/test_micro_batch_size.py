@@ -59,7 +59,7 @@ def test_on_cpu_it_is_a_fixed_value_and_a_resumed_run_keeps_its_own(config: Trai
     assert "16 rows" in (settle_chunk(embedder, source, run, ONE) or "")
     assert (source.chunk, json.loads(run.read_text())) == (16, {"chunk": 16})
     run.write_text('{"chunk": 4}')
-    assert "4 rows, as when the run began" in (settle_chunk(embedder, source, run, ONE) or "")
+    assert "4 sequences, as when the run began" in (settle_chunk(embedder, source, run, ONE) or "")
     assert max(map(len, source.make_batch(0).queries)) == 4
     assert settle_chunk(embedder, source_of(config, embedder), run, ONE) is None, "a number stays one"
 
@@ -74,12 +74,12 @@ def test_a_training_prints_and_records_its_chunk(
     )
     train(chosen, "direct")
     told = capsys.readouterr().err
-    assert "batch.micro_batch_size: auto is 16 rows, the fixed value on CPU\n" in told
+    assert "batch.micro_batch_size: auto is 16 sequences, the fixed value on CPU\n" in told
     assert "loaders hold up to" in told
     assert json.loads((tmp_path / "direct" / "run.json").read_text())["chunk"] == 16
     (tmp_path / "direct" / "model" / "finished.json").unlink()
     train(chosen, "direct")
-    assert "16 rows, as when the run began" in capsys.readouterr().err
+    assert "16 sequences, as when the run began" in capsys.readouterr().err
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def test_processes_agree_on_the_smallest_gpus_chunk(
         assert source.chunk == json.loads(run.read_text())["chunk"] == expected
     run.write_text("{}")
     found["rows"] = 0
-    with pytest.raises(ConfigError, match=r"(?s)not even one row fits 85% of the GPU's memory.*gradient_checkpointing"):
+    with pytest.raises(ConfigError, match=r"(?s)not even one sequence fits 85% of the GPU's memory.*gradient_checkpointing"):
         settle_chunk(embedder, source, run, world)
 
 

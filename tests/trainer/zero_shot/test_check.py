@@ -9,11 +9,11 @@ import pytest
 from tests.support.cli import mbeir_cot
 from tests.trainer.zero_shot.conftest import put
 from trainer.zero_shot import cc_neg
-from trainer.zero_shot.check import TaskReport, check
+from trainer.zero_shot.check import TaskCheck, check
 from trainer.zero_shot.suite import DATASETS
 
 
-def reports(root: Path) -> dict[str, TaskReport]:
+def reports(root: Path) -> dict[str, TaskCheck]:
     return {one.task: one for one in check(DATASETS, root).tasks}
 
 

@@ -29,15 +29,15 @@ from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Query, Split
 from schemas.teacher_config import TeacherConfig
 
 STAND_IN: Final = "a picture that fits the request"
-"""The answer to verify where the teacher has given none."""
+"""The answer to verify if the teacher has given none."""
 
 _LOOKED_AT: Final = 200
-"""Queries of a file among which one is sought that can be asked: an image may be missing."""
+"""Queries of a file that are tried until one is usable: images may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A query that is asked for real, with its first positive."""
+    """A real query with its first positive."""
 
     family: Family
     query: Query
@@ -46,32 +46,32 @@ class Sample:
 
 
 class Questions:
-    """The requests of a build, for samples."""
+    """Makes the requests of a build for samples."""
 
     def __init__(self, config: BuildConfig) -> None:
         self._config = config
         self._verifier = config.verifier or config.teacher
         self._layout = Layout.open(config.mbeir)
         store = build_store(config)
-        self._encoders = [ImageEncoder.of(one, store) for one in (config.teacher, self._verifier)]
-        self._prompts = [PromptSet.load(one.prompts) for one in (config.teacher, self._verifier)]
+        self._encoders = [ImageEncoder.of(teacher, store) for teacher in (config.teacher, self._verifier)]
+        self._prompts = [PromptSet.load(teacher.prompts) for teacher in (config.teacher, self._verifier)]
 
     def samples(self, splits: tuple[Split, ...], *, each: int = 1, skip: int = 0) -> list[Sample]:
-        """Of each family that the config's datasets have: `each` queries of the first split there is, after `skip` others.
+        """`each` queries per family of the config's datasets, from the first split that exists, after `skip` others.
 
-        Only queries whose images can be used. Raises InputError where there is none at all.
+        Only queries whose images can be used. Raises InputError if there are none.
         """
         table = InstructionTable.load(self._layout.instructions)
-        found = []
+        samples = []
         for family in FAMILIES.values():
-            for query, target in islice(self._askable(family, splits), skip, skip + each):
-                found.append(Sample(family, query, target, table.for_query(query, FixedChoice(), split="val")))
-        if not found:
+            for query, target in islice(self._usable_queries(family, splits), skip, skip + each):
+                samples.append(Sample(family, query, target, table.for_query(query, FixedChoice(), split="val")))
+        if not samples:
             raise InputError(
-                f"{self._config.mbeir} has no query to ask the teacher for a try",
-                "`mbeir-cot mbeir check` tells what is missing; name other datasets or a smaller --skip",
+                f"{self._config.mbeir} has no usable query for a trial request",
+                "`mbeir-cot mbeir check` lists what is missing; name other datasets or a smaller --skip",
             )
-        return found
+        return samples
 
     def assess(self, sample: Sample) -> TeacherRequest:
         prompt = assess_prompt(self._prompts[0], sample.query, sample.instruction)
@@ -91,15 +91,15 @@ class Questions:
 
     @property
     def verifier(self) -> TeacherConfig:
-        """The settings by which verifications are asked."""
+        """The settings that verifications use."""
         return self._verifier
 
     def _images(self, sample: Sample, whose: int) -> dict[str, EncodedImage]:
         paths = image_paths(sample.query, sample.target)
         return {role: self._encoders[whose].encode(path) for role, path in paths.items()}
 
-    def _askable(self, family: Family, splits: tuple[Split, ...]) -> Iterator[tuple[Query, Candidate]]:
-        """Queries of the family's last dataset-task that is there and chosen."""
+    def _usable_queries(self, family: Family, splits: tuple[Split, ...]) -> Iterator[tuple[Query, Candidate]]:
+        """Usable queries of the family's last dataset-task that exists and is chosen."""
         chosen = self._config.input
         for task in reversed(DATASET_TASKS):
             if family_of(task.task_id) is not family or (chosen.datasets and task.dataset not in chosen.datasets):
@@ -107,11 +107,11 @@ class Questions:
             if chosen.tasks and task.task_id not in chosen.tasks:
                 continue
             for split in splits:
-                there = False
-                for found in self._of_task(task, split):
-                    there = True
-                    yield found
-                if there:
+                exists = False
+                for query_and_target in self._of_task(task, split):
+                    exists = True
+                    yield query_and_target
+                if exists:
                     return
 
     def _of_task(self, task: DatasetTask, split: Split) -> Iterator[tuple[Query, Candidate]]:
@@ -119,7 +119,7 @@ class Questions:
         if not path.is_file():
             return
         with CandidateLookup(self._layout, self._config.input.candidate_cache) as lookup:
-            rows = (row for _, _, row in scan_rows(path, Query) if isinstance(row, Query))  # malformed ones are the build's
+            rows = (row for _, _, row in scan_rows(path, Query) if isinstance(row, Query))  # a build reports malformed ones
             of_task = (query for query in rows if query.dataset_task == task)
             for query in islice(of_task, _LOOKED_AT):
                 (target,) = lookup.first_held(task, split, [query.pos_cand_list])
