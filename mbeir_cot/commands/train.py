@@ -61,6 +61,9 @@ def train(
     peak: Annotated[
         float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s (default: 989, H100 SXM).")
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="With --dry-run: M-BEIR-CoT's published counts instead of the config's data.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -82,11 +85,14 @@ def train(
         from trainer.training.dry_run import format_plan, make_plan
 
         devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
-        planned = make_plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        flops = PEAK if peak is None else peak * 1e12
+        planned = make_plan(settings, devices, mfu=mfu, peak=flops, published=published)
         console.print(planned.model_dump_json(indent=1) if as_json else format_plan(planned), markup=False)
         return
-    if as_json or mfu is not None or peak is not None:
-        raise ConfigError("--json, --mfu and --peak say nothing without --dry-run", "give it too, or leave them out")
+    if as_json or published or mfu is not None or peak is not None:
+        raise ConfigError(
+            "--json, --mfu, --peak and --published say nothing without --dry-run", "give it too, or leave them out"
+        )
     if ray_workers is not None:
         from trainer.training.launch_ray import train_on_ray
 
