@@ -124,7 +124,7 @@ def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
         words = _words(text)
-        if len(words) < config.ngram + config.ngram_times - 1:
+        if len(words) < config.ngram + config.ngram_times - 1 or len(words) - len(set(words)) < _least_repeated(config):
             continue
         ends = list(zip(words, words[config.ngram - 1 :], strict=False))
         if len(ends) - len(set(ends)) < config.ngram_times - 1:  # so many repetitions one of them would need
@@ -137,6 +137,14 @@ def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
     return None
 
 
+def _least_repeated(config: ScreenConfig) -> int:
+    """Words that a text at least has beyond its different ones where an n-gram stands often enough.
+
+    Two occurrences d words apart cover n + min(d, n) words, of which at most min(d, n) differ; each further one adds a word.
+    """
+    return config.ngram + config.ngram_times - 2 if config.ngram_times > 1 else 0
+
+
 def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """Latin script, and for longer texts more function words of English than of any other language known here."""
     text = f"{given.trace.reasoning} {given.trace.answer}"
@@ -146,8 +154,10 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
     words = [*_words(given.trace.reasoning), *_words(given.trace.answer)]
+    if len(words) < 20:
+        return None
     own = sum(map(ENGLISH.__contains__, words))
-    if len(words) >= 20 and own < 0.15 * len(words):
+    if own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
             hits = sum(word in markers and word not in ENGLISH for word in words)
             if hits > own and hits >= 0.1 * len(words):

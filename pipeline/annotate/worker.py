@@ -241,9 +241,10 @@ class AnnotationWorker:
                 rejections.append(rejection)
             if item.conflict is not None and rejection is None:
                 rejections.append(self._conflict(annotation, item.conflict))
-            owed += annotation.rejection is not None and any(answer.is_owed for answer in annotation.answers[-1:])
-            prompt_tokens += sum(answer.prompt_tokens for answer in annotation.answers)
-            completion_tokens += sum(answer.completion_tokens for answer in annotation.answers)
+            answers = annotation.answers
+            owed += annotation.rejection is not None and any(answer.is_owed for answer in answers[-1:])
+            prompt_tokens += sum([answer.prompt_tokens for answer in answers])
+            completion_tokens += sum([answer.completion_tokens for answer in answers])
         return Chunk(
             records_table(records),
             rejections_table(rejections),
