@@ -54,13 +54,15 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         self.layout = Layout.open(config.data.mbeir)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
         if not self.tasks:
-            raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
+            bring = f"`mbeir-cot mbeir fetch {self.layout.root} --no-images`"
+            raise InputError(f"{self.layout.root} has no {self.split} queries", f"{bring}, or set evaluation.split")
         self.notices: list[str] = []
         """What a reader of the table must know."""
         self.files = {task: QueryFile(self.layout, task, self.split) for task in self.tasks}
         for task, file in self.files.items():
             if not file.queries:
-                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", "download the file again")
+                again = f"remove it, then {self.layout.fetch_remedy(task.dataset, self.split)}"
+                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", again)
         self._open = ExitStack()
         self._workers: Workers | None = None
         self._queries: QueryEmbeddings | None = None
@@ -87,16 +89,14 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 pool.close()
 
     def check_positives(self, task: DatasetTask, pool: CandidatePool) -> None:
-        """A query whose positives are all missing from the pool counts as a miss, as in UniIR's scorer: that is noted.
-
-        Raises InputError if it is so for all queries.
-        """
+        """Notes queries whose positives the pool lacks: misses, as in UniIR's scorer. Raises InputError if all are such."""
         listed = [(query.qid, query.pos_cand_list) for query in self.files[task].queries if query.pos_cand_list]
         lost = [qid for qid, dids in listed if not any(did in pool for did in dids)]
         if lost and len(lost) == len(listed):
+            fetch = self.layout.fetch_remedy(task.dataset, self.split)
             raise InputError(
                 f"{pool_name(task, self.split)} holds no positive of any of the {len(listed):,} queries of {task.name}",
-                "the pool is of another split or version: download cand_pool/local/ and query/ together",
+                f"the pool is of another split or version: remove it, then {fetch}",
             )
         if lost:
             named = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
@@ -108,9 +108,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _notice_excluded_candidates(self, task: DatasetTask, excluded: Sequence[Exclusion], file: Path) -> None:
         if excluded:
             gone = {one.name for one in excluded}
-            missed = sum(
-                bool(query.pos_cand_list) and gone.issuperset(query.pos_cand_list) for query in self.files[task].queries
-            )
+            positives = [query.pos_cand_list for query in self.files[task].queries]
+            missed = sum(bool(dids) and gone.issuperset(dids) for dids in positives)
             self.notices.append(
                 f"{task.name}: {describe_exclusions('candidates', excluded, file)}; queries without another positive, "
                 f"which count as misses: {missed:,}"
@@ -260,7 +259,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         path = self.layout.local_pool(task, self.split)
         if path is None or not path.is_file():
             raise InputError(
-                f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}", "download cand_pool/local/"
+                f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}",
+                self.layout.fetch_remedy(task.dataset, self.split),
             )
         return path
 

@@ -35,7 +35,10 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
     if not names:
         path = layout.global_pool(split)
         if not path.is_file():
-            raise InputError(f"{path} is missing", "download cand_pool/global/, or name local pools with --pool")
+            raise InputError(
+                f"{path} is missing",
+                f"`mbeir-cot mbeir fetch {layout.root} --union --no-images` brings it, or name local pools with --pool",
+            )
         return [path]
     by_name = {task.name: task for task in DATASET_TASKS}
     paths = []
@@ -44,7 +47,9 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
             raise ConfigError(f"--pool {name}: unknown", f"one of {', '.join(by_name)}")
         local = layout.local_pool(by_name[name], split)
         if local is None or not local.is_file():
-            raise InputError(f"{local or name}: no such pool in {layout.root}", "download cand_pool/local/")
+            raise InputError(
+                f"{local or name}: no such pool in {layout.root}", layout.fetch_remedy(by_name[name].dataset, split)
+            )
         paths.append(local)
     return list(dict.fromkeys(paths))
 
