@@ -37,10 +37,12 @@ def index(
     """Embeds a corpus with a trained embedder. After an interruption, run it again: finished parts are kept."""
     from contextlib import nullcontext
 
+    from pipeline.dataset.training_store import training_store
     from pipeline.mbeir.layout import Layout
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
     from trainer.distributed import ProcessGroup
+    from trainer.embedding.mended import readable
     from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
     from trainer.model.location import is_checkpoint, locate, model_directory
     from trainer.model.metadata import fingerprint
@@ -76,6 +78,9 @@ def index(
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
+        if mended := readable(left_out, training_store(settings)):
+            again = f"{len(mended):,} of them can be read now: remove {out} and run again to index them too"
+            console.print(f"[yellow]{escape(again)}[/]")
     if approximate is not None:
         from trainer.retrieval.recall_queries import recall_queries
 

@@ -71,10 +71,12 @@ def _rendered(family: str) -> re.Pattern[str]:
 
 def _trace(family: Family, texts: tuple[str, ...]) -> Trace:
     """Of texts that are known to be `TraceText`."""
-    facets = tuple([
-        construct(FacetText, {"name": facet.name, "label": facet.label, "text": text})
-        for facet, text in zip(family.facets, texts, strict=False)
-    ])
+    facets = tuple(
+        [
+            construct(FacetText, {"name": facet.name, "label": facet.label, "text": text})
+            for facet, text in zip(family.facets, texts, strict=False)
+        ]
+    )
     return construct(Trace, {"family": family.name, "facets": facets, "answer": texts[-1]})
 
 

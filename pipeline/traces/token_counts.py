@@ -1,8 +1,8 @@
 """Text lengths in the teacher's tokens, from its tokenizer alone (no model is loaded).
 
 The tokenizers of GPT-2 and of Qwen cut a text before every single space, so the tokens of a text are those of its words, one by
-one. Words come again and again: their lengths are remembered. A new word is cut as the tokenizer cuts it, and most of its pieces
-are known; so numbers and names that come but once cost no call of the tokenizer either.
+one. Words come again and again: their lengths are remembered. A new word is cut as the tokenizer would cut it, and most of its
+pieces are known, so numbers and names that come but once cost no call of the tokenizer either.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _QWEN: Final = {
     "invert": False,
 }
 """How Qwen's tokenizers, 2 to 3, cut a text before they merge bytes."""
-_QWEN_PIECES: Final = re.compile(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+| ", re.ASCII
-)
+_QWEN_PIECES: Final = re.compile(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+| ", re.ASCII)
 _GPT_2_PIECES: Final = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+", re.ASCII)
 """The same for an ASCII word, alone or behind one space."""
 _GPT_2_DIGITS: Final = re.compile(_GPT_2_PIECES.pattern.replace("[0-9]+", "[0-9]"), re.ASCII)

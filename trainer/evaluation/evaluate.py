@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
@@ -30,8 +31,9 @@ from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.data.exclusions import Exclusion, describe_exclusions, save_exclusions
 from trainer.distributed import ProcessGroup
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.embed import QueryFile, embed_pool, save_queries
+from trainer.embedding.embed import QueryFile, save_queries
 from trainer.embedding.files import EmbeddingFiles, exclusions_path, ids_path, pool_name
+from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
 from trainer.evaluation.results import Result, TaskResult
@@ -79,12 +81,13 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             self.check_positives(task, pool)
         self.remove_stale_vectors(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
+        images = training_store(self.config)
         with Meter("candidates", total, unit="candidates") as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                excluded = embed_pool(out, partial(self.workers.embed_ranges, pool), ids, meter.advance)
+                excluded = embed_whole_pool(out, partial(self.workers.embed_ranges, pool), ids, images, meter.advance)
                 self._notice_excluded_candidates(task, excluded, exclusions_path(out))
                 pool.close()
 
@@ -237,9 +240,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _link_pools(self, files: EmbeddingFiles) -> None:
         """All routings of an embedder have the same candidates: links, not copies."""
         for task in self.tasks:
-            for own, shared in zip(
-                _with_ids(files.candidates(task, self.split)), _with_ids(self._pools.candidates(task, self.split)), strict=True
-            ):
+            pair = files.candidates(task, self.split), self._pools.candidates(task, self.split)
+            for own, shared in (pair, (ids_path(pair[0]), ids_path(pair[1]))):
                 if own != shared:
                     own.parent.mkdir(parents=True, exist_ok=True)
                     own.unlink(missing_ok=True)
@@ -278,10 +280,6 @@ def _route_entry(embedding: QueryEmbedding) -> dict[str, Any]:
         "tokens": embedding.tokens,
         "trace": embedding.trace,
     }
-
-
-def _with_ids(path: Path) -> tuple[Path, Path]:
-    return path, ids_path(path)
 
 
 def _accuracy(embedded: Mapping[str, QueryEmbedding], answers: Mapping[str, str]) -> float | None:

@@ -108,6 +108,19 @@ def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, st
         assert sorted(index.ids.tolist()) == sorted(ids.tolist())
         assert [one.name for one in load_exclusions(tmp_path / "index" / "unreadable.json")] == [thin]
 
+    # the image is mended: the next evaluation has the candidate, and embeds no other one again
+    Image.new("RGB", (30, 30), "red").save(config.data.mbeir / "mbeir_images" / "thin.png")
+    before, kept = dict(zip(ids.tolist(), vectors, strict=True)), candidates.with_name("mbeir_cirr_task7_cand_pool_embed.npy")
+    with Evaluation(skipping(config), None, tmp_path / "eval") as evaluation:
+        evaluation.embed_pools("base")
+        assert evaluation.notices == []
+    after = dict(zip(np.load(candidates).tolist(), np.load(kept), strict=True))
+    lines = pool_of(config).read_text().splitlines()
+    assert list(after) == [hash_did(json.loads(line)["did"]) for line in lines]
+    assert after.keys() - before.keys() == {hash_did(thin)}
+    assert all(np.array_equal(after[did], vector) for did, vector in before.items())
+    assert np.isclose(np.linalg.norm(after[hash_did(thin)].astype(np.float32)), 1, atol=1e-2)
+
 
 @pytest.mark.slow
 def test_ray_actors_leave_out_the_same(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
