@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -128,5 +129,10 @@ def test_what_is_named_shows_what_the_teacher_saw(
     assert done.pictures == len(list((out / "pictures").rglob("*.*"))) >= len(beside)
     assert done.unusable >= 1
     assert all(pixels(root / path) for path in beside)
+    # ms-swift resolves the dots by text, so it needs the real path; the others leave it to the system, which also takes a link
+    assert all(Path(os.path.abspath(os.path.join(os.path.realpath(root), path))).is_file() for path in beside)  # noqa: PTH100, PTH118
+    (tmp_path / "link").symlink_to(root)
+    assert all((tmp_path / "link" / path).is_file() for path in beside)
+    assert "`readlink -f`" in (out / "README.md").read_text(encoding="utf-8")
     assert f"{done.pictures} pictures are in out/pictures" in (out / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in (out / "README.md").read_text(encoding="utf-8")
