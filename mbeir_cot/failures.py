@@ -79,7 +79,9 @@ def explained(error: BaseException) -> CotError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return CotError(f"no memory is left: {said}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
     if isinstance(error, UnicodeDecodeError):
-        return CotError(f"a text is not UTF-8: {said}", "write the file as UTF-8, or download it again")
+        place = _text_file(error.__traceback__)
+        which = f"{place} is not UTF-8 text" if place is not None else "a text is not UTF-8"
+        return CotError(f"{which}: {said}", "write the file as UTF-8, or download it again")
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         what, remedy = _BY_ERRNO[error.errno]
         place = f": {error.filename}" if error.filename else ""
@@ -112,6 +114,16 @@ def _raised_in(trace: TracebackType | None) -> str | None:
             found = package
         elif package in ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards"):
             found = None
+        trace = trace.tb_next
+    return found
+
+
+def _text_file(trace: TracebackType | None) -> Path | None:
+    """The file whose text was being read."""
+    found = None
+    while trace is not None:
+        reader = trace.tb_frame.f_locals.get("self")
+        found = reader if isinstance(reader, Path) else found
         trace = trace.tb_next
     return found
 

@@ -183,11 +183,12 @@ def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> 
 
 def _show_diagnostics(file: Path) -> None:
     """Shows what explains the table (`trainer.evaluation.diagnostics`)."""
+    from pipeline.files.state import read_model
     from trainer.evaluation.diagnostics import Diagnostics
 
     if not file.is_file():
         return
-    found = Diagnostics.model_validate_json(file.read_bytes())
+    found = read_model(file, Diagnostics)
     groups = (
         ("by the teacher's P(complex)", found.by_difficulty),
         ("by the trace's agreement with the teacher's", found.by_agreement),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from pipeline.mbeir.images import ImageProblem
 
 _NAMED: Final = 5
@@ -41,4 +42,4 @@ def load_exclusions(path: Path) -> list[Exclusion]:
     """Empty if there is no such file: nothing was left out."""
     if not path.is_file():
         return []
-    return [Exclusion(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["left_out"]]
+    return [Exclusion(**entry) for entry in read_json(path)["left_out"]]

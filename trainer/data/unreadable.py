@@ -12,7 +12,6 @@ By default the first such image ends the work with an error that names its file,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 import pyarrow as pa
 
 from pipeline.dataset.training_store import training_store
+from pipeline.files.state import read_json
 from pipeline.mbeir.images import ImageProblem
 from pipeline.meter import Meter
 from schemas.errors import InputError
@@ -74,9 +74,9 @@ def readable_records(config: TrainConfig, records: Records, candidates: Candidat
     Checks all images once and writes OUT/unreadable.json; a resumed run uses that list. Raises InputError if no record is left.
     """
     file = config.out / "unreadable.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["dataset_sha256"] != records.digest:
+    if not file.is_file() or read_json(file, "remove it: the images are checked again")["dataset_sha256"] != records.digest:
         _list_unreadable(file, records, list(_check_images(config, records, candidates)))
-    listed = json.loads(file.read_text(encoding="utf-8"))
+    listed = read_json(file, "remove it: the images are checked again")
     unreadable = {entry["name"] for entry in [*listed["left_out"], *listed["images"]]}
     if not unreadable:
         return records

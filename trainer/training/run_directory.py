@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from schemas.errors import ConfigError
 from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Records
@@ -53,7 +54,7 @@ class RunDirectory:
     def claim(self, conditions: dict[str, Any]) -> None:
         """Records the run's conditions. Raises ConfigError if the directory holds a run with others."""
         if self.conditions.is_file():
-            old = json.loads(self.conditions.read_text(encoding="utf-8"))
+            old = read_json(self.conditions, f"remove {self.path} to start again")
             old.pop("chunk", None)  # the value found for `batch.micro_batch_size: auto`
             if differing := _differing(old, conditions):
                 raise ConfigError(

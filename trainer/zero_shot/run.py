@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from pipeline.meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did
@@ -146,7 +147,7 @@ class SuiteRun:
 
     def _mended(self, place: Path, pool: TaskPool) -> bool:
         """Whether something that was left out can be read by now."""
-        queries = json.loads((place / "unreadable_queries.json").read_text(encoding="utf-8"))
+        queries = read_json(place / "unreadable_queries.json")
         candidates = load_exclusions(exclusions_path(self._pool_file(pool)))
         return bool(readable([*(Exclusion(**one) for one in queries), *candidates], self._images))
 
