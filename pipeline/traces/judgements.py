@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -21,6 +21,8 @@ from schemas.judgement import Judgement, JudgementReason, JudgementSource, NoJud
 from schemas.record import RoutePolicy
 
 TOP_LOGPROBS: Final = 20
+_LEAST: Final = -40.0
+"""The smallest log-probability that is assumed."""
 _NUMBER: Final = re.compile(r"(?<![\d.])(?:(\d{1,3})\s*%|([01](?:\.\d+)?|\.\d+))(?![\d.])")
 
 
@@ -49,7 +51,7 @@ def choice_fields(labels: Labels) -> dict[str, Any]:
 def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -> Judgement | NoJudgement:
     """The judgement from the first token's alternatives (token -> log-probability).
 
-    A label without any token among them gets the smallest log-probability listed: its true one is at most that.
+    A label without any token among them gets a bound: the smallest log-probability listed, and no more than those listed leave.
     """
     if not top_logprobs:
         return NoJudgement(reason=JudgementReason.NO_LOGPROBS, detail="the answer came without log-probabilities")
@@ -60,7 +62,7 @@ def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -
     if not any(of_labels):
         seen = ", ".join(repr(token) for token in list(top_logprobs)[:5])
         return NoJudgement(reason=JudgementReason.NO_LABEL, detail=f"neither label is among the likeliest tokens ({seen}, …)")
-    positive, negative = [_mass(logprobs or [min(top_logprobs.values())]) for logprobs in of_labels]
+    positive, negative = [_mass(logprobs) if logprobs else _bound(top_logprobs.values()) for logprobs in of_labels]
     source = JudgementSource.LOGPROBS if all(of_labels) else JudgementSource.BOUNDED
     return construct(Judgement, {"probability": _share(positive, negative), "source": source})
 
@@ -95,6 +97,12 @@ def _mass(logprobs: Sequence[float]) -> float:
     if len(logprobs) == 1 or most == -math.inf:
         return most
     return most + math.log(sum(math.exp(value - most) for value in logprobs))
+
+
+def _bound(listed: Collection[float]) -> float:
+    """Of a token that is not listed: some servers list nothing but the token that they chose."""
+    left = 1 - sum(math.exp(min(value, 0.0)) for value in listed)
+    return max(_LEAST, min(*listed, math.log(left) if left > 0 else _LEAST, 0.0))
 
 
 @lru_cache(maxsize=4096)
