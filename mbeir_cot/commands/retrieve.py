@@ -74,11 +74,12 @@ def index(
         if count == 1
         else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers,
     ):
-        made = build_index(out, metadata, paths, workers, skip=settings.data.skip_unreadable)
+        images = training_store(settings)
+        made = build_index(out, metadata, paths, workers, images=images, data=settings.data)
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
-        if mended := readable(left_out, training_store(settings)):
+        if mended := readable(left_out, images):
             again = f"{len(mended):,} of them can be read now: remove {out} and run again to index them too"
             console.print(f"[yellow]{escape(again)}[/]")
     if approximate is not None:

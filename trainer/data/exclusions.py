@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from pipeline.files.durable import replace_text
 from pipeline.files.state import read_json
 from pipeline.mbeir.images import ImageProblem
+from schemas.errors import InputError
 
 _NAMED: Final = 5
 
@@ -32,6 +33,19 @@ def describe_exclusions(kind: str, exclusions: Sequence[Exclusion], file: Path) 
     named = ", ".join(f"{one.name} ({one.image}: {one.detail})" for one in exclusions[:_NAMED])
     more = ", …" if len(exclusions) > _NAMED else ""
     return f"{kind} left out because their images cannot be read: {len(exclusions):,}: {named}{more}; listed in {file}"
+
+
+def refuse_most(what: str, exclusions: Sequence[Exclusion], total: int, most: float = 1.0) -> None:
+    """Raises InputError if more than the share `most` of `total` cannot be read, or nothing can."""
+    count = len(exclusions)
+    if count < total and count <= most * total:
+        return
+    said = f"{what}: {'none' if count == total else f'only {total - count:,} of {total:,}'} can be read"
+    more = "" if count == total else "; data.most_unreadable allows more"
+    raise InputError(
+        f"{said}: {exclusions[0].image}: {exclusions[0].detail}, and so on",
+        f"is the disk with the images mounted? (data.mbeir){more}",
+    )
 
 
 def save_exclusions(path: Path, exclusions: Sequence[Exclusion], **more: Any) -> None:

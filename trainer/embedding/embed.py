@@ -27,7 +27,7 @@ from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
 from trainer.data.encoding import EncodedSequence, MicroBatch, SequenceEncoder, shows_image, text_of
-from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
+from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
@@ -161,10 +161,8 @@ def embed_pool(
         advance(span.stop - span.start)
     left_out = [one for span in ranges for one in load_exclusions((parts / span.file).with_suffix(".json"))]
     if left_out and len(left_out) == len(ids):
-        raise InputError(
-            f"{out}: no candidate of this pool can be read: {left_out[0].image}: {left_out[0].detail}, and so on",
-            "is the disk with the images mounted? (data.mbeir)",
-        )
+        shutil.rmtree(parts)  # so that they are looked at again
+        refuse_most(f"the candidates of {out}", left_out, len(ids))
     without = np.array([hash_did(one.name) for one in left_out], np.int64)
     _join([parts / span.file for span in ranges], out)
     write_array(ids_path(out), np.asarray(ids[~np.isin(ids, without)], np.int64))

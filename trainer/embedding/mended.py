@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.files.durable import sync
 from pipeline.mbeir.images import ImageProblem, ImageStore
 from schemas.mbeir import hash_did
-from trainer.data.exclusions import Exclusion, save_exclusions
+from trainer.data.exclusions import Exclusion, refuse_most, save_exclusions
 from trainer.embedding.embed import PoolPart, Range, embed_pool, write_array
 from trainer.embedding.files import exclusions_path, ids_path
 
@@ -38,10 +38,27 @@ def _can_be_read(images: ImageStore, path: str) -> bool:
 
 
 def embed_whole_pool(
-    out: Path, embed: Embed, ids: NDArray[np.int64], images: ImageStore, advance: Callable[[int], None]
+    out: Path,
+    embed: Embed,
+    ids: NDArray[np.int64],
+    images: ImageStore,
+    advance: Callable[[int], None],
+    *,
+    most: float = 1.0,
 ) -> list[Exclusion]:
-    """`embed_pool`, and whatever a finished pool lacks and can be read now. Returns what is left out still."""
-    left_out = embed_pool(out, embed, ids, advance)
+    """`embed_pool`, and whatever a finished pool lacks and can be read now. Returns what is left out still.
+
+    Raises InputError if that is more than the share `most` of the pool.
+    """
+    left_out = _complete(out, embed, ids, images, embed_pool(out, embed, ids, advance))
+    if left_out:
+        refuse_most(f"the candidates of {out}", left_out, len(ids), most)
+    return left_out
+
+
+def _complete(
+    out: Path, embed: Embed, ids: NDArray[np.int64], images: ImageStore, left_out: list[Exclusion]
+) -> list[Exclusion]:
     mended = readable(left_out, images)
     if not mended:
         return left_out

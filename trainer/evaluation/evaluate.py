@@ -81,13 +81,14 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             self.check_positives(task, pool)
         self.remove_stale_vectors(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
-        images = training_store(self.config)
+        images, most = training_store(self.config), self.config.data.most_unreadable
         with Meter("candidates", total, unit="candidates") as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                excluded = embed_whole_pool(out, partial(self.workers.embed_ranges, pool), ids, images, meter.advance)
+                embed = partial(self.workers.embed_ranges, pool)
+                excluded = embed_whole_pool(out, embed, ids, images, meter.advance, most=most)
                 self._notice_excluded_candidates(task, excluded, exclusions_path(out))
                 pool.close()
 

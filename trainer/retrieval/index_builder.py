@@ -13,14 +13,16 @@ import numpy as np
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
+from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
+from schemas.training import DataSettings
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
-from trainer.embedding.embed import embed_pool
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
+from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.workers import Workers
 from trainer.retrieval.index import IDS, LOG, METADATA, UNREADABLE, VECTORS, Index, IndexMetadata
 
@@ -54,12 +56,15 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
     return list(dict.fromkeys(paths))
 
 
-def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False) -> Index:
+def build_index(
+    out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, images: ImageStore, data: DataSettings
+) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index.
 
-    metadata: `count` and `dim` are filled in. skip: leave out candidates whose images cannot be read.
+    metadata: `count` and `dim` are filled in. data: whether candidates whose images cannot be read are left out, and how many.
     Raises ConfigError if `out` holds anything else than this index or its parts.
     """
+    skip = data.skip_unreadable
     if (out / METADATA).is_file():
         built = Index.open(out)
         if (built.metadata.embedder_sha256, built.metadata.pools) == (metadata.embedder_sha256, metadata.pools):
@@ -78,7 +83,8 @@ def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], worke
         with Meter("candidates", sum(map(len, pools)), unit="candidates") as meter:
             for pool, part in zip(pools, parts, strict=True):
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                left_out += embed_pool(part, partial(workers.embed_ranges, pool), ids, meter.advance)
+                embed = partial(workers.embed_ranges, pool)
+                left_out += embed_whole_pool(part, embed, ids, images, meter.advance, most=data.most_unreadable)
         (out / UNREADABLE).unlink(missing_ok=True)
         if left_out:
             save_exclusions(out / UNREADABLE, left_out)

@@ -79,7 +79,7 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
     """What determines a training's result: settings, data and steps. A run resumes only under the same conditions."""
     settings = config.model_dump(mode="json", exclude=_FREE)
     for part, free in (
-        ("data", ("workers", "prefetch", "candidate_cache", "image_roots")),
+        ("data", ("workers", "prefetch", "candidate_cache", "image_roots", "most_unreadable")),
         ("batch", ("vision_cache_gib", "memory_share")),
     ):
         for key in free:
