@@ -129,8 +129,8 @@ def test_a_disk_that_is_not_mounted_is_not_a_pool_of_text(damaged: tuple[TrainCo
     config = skipping(damaged[0])
     images, away = config.data.mbeir / "mbeir_images", config.data.mbeir / "away"
     lines = [json.loads(line) for line in pool_of(config).read_text().splitlines()]
-    for did in ("8:4000001", "8:4000002"):
-        lines.append({"did": did, "txt": "a text", "img_path": None, "modality": "text", "src_content": None})
+    text = {"txt": "a text", "img_path": None, "modality": "text", "src_content": None}
+    lines += [text | {"did": did} for did in ("8:4000001", "8:4000002")]
     pool_of(config).write_text("".join(json.dumps(line) + "\n" for line in lines))
     images.rename(away)
     images.mkdir()
