@@ -97,8 +97,8 @@ class DataSettings(_Settings):
     list it, in training, evaluation and index; otherwise the first one ends the work. A query that is left out of an evaluation
     counts as a miss. Training checks all images before its first step."""
     most_unreadable: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """With `skip_unreadable`: if more than this share of a training's records, or of a pool's candidates, would be left out, that
-    is an error. So much is a disk that is not mounted."""
+    """With `skip_unreadable`: more than this share of a training's records, or of a pool's candidates, is not left out: that
+    is an error, for so much is a disk that is not mounted."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2
