@@ -71,10 +71,16 @@ _REFUSAL_SIGNS: Final = (
 """One of them stands in every ASCII text, in lower case, that `_REFUSAL` finds: to look for them takes a tenth of the time."""
 
 
+_BETWEEN_WORDS: Final = {number: " " for number in range(128) if not chr(number).isalnum()}
+
+
 @lru_cache(maxsize=64)
 def _words(text: str) -> list[str]:
     """Lower case. Each rule looks at the same two texts; the list is not to be changed."""
-    return WORD.findall(text.lower())
+    lower = text.lower()
+    if lower.isascii() and "'" not in lower:  # the same words, in two fifths of the time
+        return lower.translate(_BETWEEN_WORDS).split()
+    return WORD.findall(lower)
 
 
 def normalised(text: str) -> str:
@@ -85,7 +91,7 @@ def normalised(text: str) -> str:
 @lru_cache(maxsize=4096)
 def keywords(text: str) -> frozenset[str]:
     """The salient words: no stop words, plural and singular alike."""
-    return frozenset(_stem(word) for word in _words(text) if word not in STOP_WORDS)
+    return frozenset(map(_stem, set(_words(text)) - STOP_WORDS))
 
 
 @lru_cache(maxsize=65_536)
@@ -153,9 +159,10 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = [*_words(given.trace.reasoning), *_words(given.trace.answer)]
-    if len(words) < 20:
+    reasoning, answer = _words(given.trace.reasoning), _words(given.trace.answer)
+    if len(reasoning) + len(answer) < 20:
         return None
+    words = [*reasoning, *answer]
     own = sum(map(ENGLISH.__contains__, words))
     if own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
@@ -187,8 +194,10 @@ def _may_copy(given: ScreenInput, size: int) -> bool:
     """False where no facet and no answer has `size` words in a row that are all the template's."""
     known = _vocabulary(given.template_words)
     for text in (given.trace.reasoning, given.trace.answer):
-        run = 0
-        for word in _words(text):
+        words, run = _words(text), 0
+        if sum(map(known.__contains__, words)) < size:
+            continue
+        for word in words:
             run = run + 1 if word in known else 0
             if run >= size:
                 return True

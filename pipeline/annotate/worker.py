@@ -126,8 +126,9 @@ class AnnotationWorker:
             gc.set_threshold(100_000, 20, 100)  # annotations make no cycles; full collections cost a tenth of a second each
             self._upkeep = asyncio.create_task(self._keep_up())
         annotations = self.annotations(items)
-        tasks = [asyncio.create_task(self._travel(annotation)) for annotation in annotations]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            await self._start(annotations, tasks)
             await asyncio.gather(*tasks)
         except Stopped:
             await asyncio.wait(tasks)
@@ -152,8 +153,7 @@ class AnnotationWorker:
         tally.known = sum(c.known for c in counters)
         tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
-        clients = self.clients.made()
-        stats = [client.stats() for client in clients]
+        clients, stats = self.clients.made(), [client.stats() for client in self.clients.made()]
         tally.in_flight = sum(one.in_flight for one in stats)
         tally.limit = sum(one.limit for one in stats)
         tally.failure_share = max((client.failure_share() for client in clients), default=0.0)
@@ -198,6 +198,18 @@ class AnnotationWorker:
             )
         return found
 
+    async def _start(self, annotations: list[Annotation], tasks: list[asyncio.Task[None]]) -> None:
+        """Starts all. A task goes on to the next one until it has to wait: those whose answers are known need but one task."""
+        waiting = deque(annotations)
+
+        async def travel() -> None:
+            while waiting:
+                await self._travel(waiting.popleft())
+
+        while waiting:
+            tasks.append(asyncio.create_task(travel()))
+            await asyncio.sleep(0)
+
     async def _travel(self, annotation: Annotation) -> None:
         try:
             await self.annotator.annotate(annotation)
@@ -229,8 +241,7 @@ class AnnotationWorker:
             self._recent.append(annotation.rejection is not None)
 
     def _chunk(self, items: list[WorkItem], annotations: list[Annotation]) -> Chunk:
-        records: list[Record] = []
-        rejections: list[Rejection] = []
+        records, rejections = list[Record](), list[Rejection]()
         owed = prompt_tokens = completion_tokens = 0
         unread = [annotation.unread for annotation in annotations if annotation.unread is not None]
         for item, annotation in zip(items, annotations, strict=True):
