@@ -17,7 +17,9 @@ from PIL import Image
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.export.export_dataset import export_dataset
+from pipeline.export.samples import SkipReason
 from pipeline.mbeir.images import ImageStore
+from schemas.errors import InputError
 
 pytestmark = [pytest.mark.slow]
 RANDOM = np.random.default_rng(7)
@@ -136,3 +138,27 @@ def test_what_is_named_shows_what_the_teacher_saw(
     assert "`readlink -f`" in (out / "README.md").read_text(encoding="utf-8")
     assert f"{done.pictures} pictures are in out/pictures" in (out / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers", "tevatron"])
+def test_a_damaged_picture_does_not_end_an_export_that_holds_pictures(
+    prepared: tuple[Path, Path, list[str]], tmp_path: Path, name: str
+) -> None:
+    dataset, root, originals = prepared
+    broken = sum((root / path).is_file() and (root / path).read_bytes() == b"no picture" for path in originals)
+    opened = BuiltDataset.open(dataset)
+    done = export_dataset(opened, name, tmp_path / "out", mbeir=root)
+    left_out = done.skipped[SkipReason.UNREADABLE]
+    assert left_out >= broken > 0
+    assert done.records + left_out == opened.manifest.records
+    readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"{left_out:,} records are left out because {SkipReason.UNREADABLE}" in readme
+
+    bare = tmp_path / "M-BEIR"
+    (bare / "mbeir_images").mkdir(parents=True)
+    for part in ("query", "cand_pool", "instructions"):
+        (bare / part).symlink_to(root / part)
+    with pytest.raises(InputError, match="cannot be opened; nothing was written") as caught:
+        export_dataset(opened, name, tmp_path / "none", mbeir=bare)
+    assert "mounted?" in caught.value.remedy
+    assert not list(tmp_path.glob("*none*"))
