@@ -20,7 +20,6 @@ from pipeline.mbeir.stores import plain_store
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 
-
 _MOST_UNREADABLE: Final = 0.5
 """More records than this are not left out: so much is a disk that is not mounted."""
 
