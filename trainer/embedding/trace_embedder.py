@@ -93,8 +93,8 @@ class TraceEmbedder:
         route: learned (the embedder decides which queries reason), always-direct or always-reason.
 
         A `QueryEmbedding` has `vector` ((dim,), float32, unit length, on CPU), `reasoned`, `trace`, `p_direct`, `tokens` and
-        `seconds`. Raises InputError for an empty query, a picture that cannot be used or a vector that is not finite, ConfigError
-        for an unknown route.
+        `seconds`. Raises InputError for an empty query, a picture that cannot be used or a vector that is not finite, and
+        ConfigError for an unknown route.
         """
         if route not in get_args(RouteChoice) or route == "given":
             raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
