@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -31,9 +32,10 @@ class Oracle:
         refuse: str = "",
         kind: str = "oracle",
         root: str = "",
+        key: str = "",
     ) -> None:
         """`kind`: one of `bench.oracle_server.KINDS`."""
-        self.kind, self.root = kind, root
+        self.kind, self.root, self.key = kind, root, key
         self.log, self.delay, self.garbage, self.bodies, self.refuse = log, delay, garbage, bodies, refuse
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -42,12 +44,14 @@ class Oracle:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "bench.oracle_server", str(self.port), "--log", str(self.log)]
         command += ["--delay", str(self.delay), "--garbage", self.garbage, "--refuse", self.refuse]
-        command += ["--kind", self.kind, "--root", self.root]
+        command += ["--kind", self.kind, "--root", self.root, "--key", self.key]
         command += ["--bodies", str(self.bodies)] if self.bodies is not None else []
         self.process = subprocess.Popen(command, cwd=ROOT)
         for _ in range(200):
             try:
                 urllib.request.urlopen(f"{self.url}/models", timeout=1)
+                break
+            except urllib.error.HTTPError:  # it answers, but wants a key
                 break
             except OSError:
                 time.sleep(0.1)

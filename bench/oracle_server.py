@@ -4,7 +4,7 @@ An answer is a function of the request's content only (a hash of the texts and i
 answers. It logs every request that it answers, so that a test can count what was asked twice. It never fails by itself; for
 failures see `fault_server`.
 
-    python -m bench.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND] [--die TEXT]
+    python -m bench.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND] [--die TEXT] [--key KEY]
 
 Other kinds of server give the same answers in their own form: see `strict_server` and `thinking_server`. A preflight's requests are
 not logged.
@@ -120,6 +120,7 @@ def application(
     root: str = "",
     die: str = "",
     deaths: Path | None = None,
+    key: str = "",
 ) -> web.Application:
     respond = respond_as(kind)
     file = log.open("a", buffering=1, encoding="utf-8") if log is not None else None
@@ -156,7 +157,14 @@ def application(
     async def models(request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "oracle"} | ({"root": root} if root else {})]})
 
-    app = web.Application(client_max_size=2**28)
+    @web.middleware
+    async def keyed(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        if key and request.headers.get("Authorization") != f"Bearer {key}":
+            return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
+        found: web.StreamResponse = await handler(request)
+        return found
+
+    app = web.Application(client_max_size=2**28, middlewares=[keyed])
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
@@ -174,9 +182,10 @@ def main() -> None:
     parser.add_argument("--deaths", type=Path, help="a file that gets a line per death")
     parser.add_argument("--kind", default="oracle", choices=KINDS)
     parser.add_argument("--root", default="", help="the model's path that its list of models reports")
+    parser.add_argument("--key", default="", help="requests without this key get a 401")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
-    own = {"kind": given.kind, "root": given.root, "die": given.die, "deaths": given.deaths}
+    own = {"kind": given.kind, "root": given.root, "die": given.die, "deaths": given.deaths, "key": given.key}
     web.run_app(
         application(given.log, given.delay, given.garbage, given.bodies, given.refuse, **own),
         host="127.0.0.1",

@@ -79,7 +79,9 @@ def explained(error: BaseException) -> CotError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return CotError(f"no memory is left: {message}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
     if isinstance(error, UnicodeDecodeError):
-        return CotError(f"a text is not UTF-8: {message}", "write the file as UTF-8, or download it again")
+        text_file = _text_file(error.__traceback__)
+        which = f"{text_file} is not UTF-8 text" if text_file is not None else "a text is not UTF-8"
+        return CotError(f"{which}: {message}", "write the file as UTF-8, or download it again")
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         what, remedy = _BY_ERRNO[error.errno]
         place = f": {error.filename}" if error.filename else ""
@@ -114,6 +116,16 @@ def _raised_in(trace: TracebackType | None) -> str | None:
             library = None
         trace = trace.tb_next
     return library
+
+
+def _text_file(trace: TracebackType | None) -> Path | None:
+    """The file whose text was being read."""
+    found = None
+    while trace is not None:
+        reader = trace.tb_frame.f_locals.get("self")
+        found = reader if isinstance(reader, Path) else found
+        trace = trace.tb_next
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,6 +32,8 @@ def load_config(
             f"cannot read the config {path}: {explained(error).cause}",
             refused.remedy if refused else "see configs/ for examples",
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "correct the file") from error
     if not isinstance(data, dict):
@@ -63,7 +65,10 @@ def _set(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise ConfigError(f"--set {key}: {parent} has no further keys", "name an existing key")
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: its value is not YAML ({error})", "put quotes around it") from error
 
 
 def _add_image_roots(data: dict[str, Any], section: str, roots: Sequence[Path]) -> None:

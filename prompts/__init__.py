@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +52,7 @@ Part = str | ImageSlot
 Prompt = tuple[Part, ...]
 
 
+@lru_cache(maxsize=1024)  # a query's texts stand in each of its prompts
 def defused(text: str) -> str:
     """Returns `text` without control characters, and with tags, special tokens and image placeholders in other brackets:
     ``‹|im_start|›``, ``‹image›``.
@@ -66,22 +68,26 @@ def defused(text: str) -> str:
 class _Skeleton:
     """A rendered prompt in which the values of printed variables are still missing."""
 
-    def __init__(self, parts: list[ImageSlot | list[str]]) -> None:
-        self._parts = parts
+    def __init__(self, text: str) -> None:
+        pieces = _IMAGE.split(text)  # text, role, text, role, …, text
+        self._parts = [ImageSlot(piece) if i % 2 else self._format(piece) for i, piece in enumerate(pieces)]
+
+    @staticmethod
+    def _format(text: str) -> tuple[str, list[str]]:
+        """(a format of %, the variables that it prints)"""
+        pieces = _VARIABLE.split(text)  # text, variable, text, variable, …, text
+        return "%s".join(piece.replace("%", "%%") for piece in pieces[::2]), pieces[1::2]
 
     def filled(self, values: dict[str, Any]) -> Prompt:
         found: list[Part] = []
         for part in self._parts:
             if isinstance(part, ImageSlot):
                 found.append(part)
-            elif (text := "".join([values[piece] if i % 2 else piece for i, piece in enumerate(part)])).strip():
-                found.append(text)
+            else:
+                text = part[0] % tuple([values[name] for name in part[1]])
+                if text and not text.isspace():
+                    found.append(text)
         return tuple(found)
-
-
-def _skeleton(text: str) -> _Skeleton:
-    pieces = _IMAGE.split(text)  # text, role, text, role, …, text
-    return _Skeleton([ImageSlot(piece) if i % 2 else _VARIABLE.split(piece) for i, piece in enumerate(pieces)])
 
 
 def _join(parts: Prompt) -> str:
@@ -132,32 +138,36 @@ class PromptSet:
 
         A variable may itself be a sequence of texts and slots; each gets its own line.
         """
-        safe = {name: defused(value) if isinstance(value, str) else value for name, value in variables.items()}
-        if any(isinstance(value, tuple) for value in safe.values()):
-            joined = {name: _join(value) if isinstance(value, tuple) else value for name, value in safe.items()}
-            return _skeleton(self._rendered(template, joined)).filled(joined)
-        if template not in self._decisive:
-            self._decisive[template] = self._decisive_variables(template)
-        decisive = self._decisive[template]
-        if decisive is None:
-            return _skeleton(self._rendered(template, safe)).filled(safe)
+        safe: dict[str, Any] = {}
         key: list[Any] = [template]
-        for name, value in safe.items():
-            if not value or not isinstance(value, str):
-                key += name, value
-            elif name not in decisive:
-                key += name, ...
+        printed = True
+        for name, value in variables.items():
+            if isinstance(value, str):
+                safe[name] = text = defused(value)
+                key += name, ... if text else ""
+                printed = printed and not (text and self._is_decisive(template, name))
             else:
-                return _skeleton(self._rendered(template, safe)).filled(safe)
+                safe[name] = _join(value) if isinstance(value, tuple) else value
+                key += name, value
+                printed = printed and not isinstance(value, tuple)
+        if not printed:
+            return _Skeleton(self._rendered(template, safe)).filled(safe)
         known = tuple(key)
-        if known not in self._skeletons:
+        skeleton = self._skeletons.get(known)
+        if skeleton is None:
             if len(self._skeletons) >= _SKELETONS_KEPT:
                 self._skeletons.clear()
             marked = {
                 name: f"\x00variable:{name}\x00" if isinstance(value, str) and value else value for name, value in safe.items()
             }
-            self._skeletons[known] = _skeleton(self._rendered(template, marked))
-        return self._skeletons[known].filled(safe)
+            skeleton = self._skeletons[known] = _Skeleton(self._rendered(template, marked))
+        return skeleton.filled(safe)
+
+    def _is_decisive(self, template: str, name: str) -> bool:
+        if template not in self._decisive:
+            self._decisive[template] = self._decisive_variables(template)
+        decisive = self._decisive[template]
+        return decisive is None or name in decisive
 
     def _decisive_variables(self, template: str) -> frozenset[str] | None:
         """Returns the decisive variables; None for a template that cannot be parsed (rendering it raises the error)."""

@@ -180,12 +180,13 @@ def estimate(
 
 
 def _manifest(directory: Path) -> Manifest:
+    from pipeline.files.state import read_model
     from schemas.errors import InputError
     from schemas.manifest import Manifest
 
     for place in (directory / "dataset", directory):
         if (place / "manifest.json").is_file():
-            return Manifest.model_validate_json((place / "manifest.json").read_bytes())
+            return read_model(place / "manifest.json", Manifest, "build the dataset again: nothing is asked twice")
     raise InputError(f"{directory} contains no finished dataset", "`mbeir-cot status DIR` tells how far a build is")
 
 

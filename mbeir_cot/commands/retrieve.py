@@ -35,8 +35,10 @@ def index(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Embeds a corpus with a trained embedder. After an interruption, run it again: finished parts are kept."""
+    from pipeline.dataset.training_store import training_store
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
+    from trainer.embedding.mended import readable
     from trainer.embedding.workers import EmbedderSpec
     from trainer.model.location import locate, model_directory
     from trainer.retrieval.index import UNREADABLE
@@ -50,6 +52,9 @@ def index(
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
+        if mended := readable(left_out, training_store(settings)):
+            again = f"{len(mended):,} of them can be read now: remove {out} and run again to index them too"
+            console.print(f"[yellow]{escape(again)}[/]")
     if approximate is not None:
         from trainer.retrieval.recall_queries import recall_queries
 

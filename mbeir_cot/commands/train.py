@@ -57,6 +57,9 @@ def train(
     peak: Annotated[
         float | None, typer.Option(min=1e-3, help="With --dry-run: a device's dense bfloat16 TFLOP/s [default: 989, H100 SXM].")
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="With --dry-run: M-BEIR-CoT's published counts instead of the config's data.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -78,11 +81,12 @@ def train(
         from trainer.training.dry_run import format_plan, make_plan
 
         devices = ray_workers or max(processes, int(os.environ.get("WORLD_SIZE", "1")))
-        planned = make_plan(settings, devices, mfu=mfu, peak=PEAK if peak is None else peak * 1e12)
+        flops = PEAK if peak is None else peak * 1e12
+        planned = make_plan(settings, devices, mfu=mfu, peak=flops, published=published)
         console.print(planned.model_dump_json(indent=1) if as_json else format_plan(planned), markup=False)
         return
-    if as_json or mfu is not None or peak is not None:
-        raise ConfigError("--json, --mfu and --peak have no effect without --dry-run", "add it, or leave them out")
+    if as_json or published or mfu is not None or peak is not None:
+        raise ConfigError("--json, --mfu, --peak and --published have no effect without --dry-run", "add it, or leave them out")
     if ray_workers is not None:
         from trainer.training.launch_ray import train_on_ray
 
@@ -116,6 +120,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
     the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
     """
+    from pipeline.files.state import read_model
     from schemas.errors import ConfigError
     from trainer.evaluation.diagnostics import Diagnostics
     from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run, results_file
@@ -135,7 +140,7 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     directory, split = settings.out / "eval", settings.evaluation.split
     console.print(render_results(results, split, settings.data.hold_out))
     if diagnostics_file(settings).is_file():
-        console.print(render_diagnostics(Diagnostics.model_validate_json(diagnostics_file(settings).read_bytes())))
+        console.print(render_diagnostics(read_model(diagnostics_file(settings), Diagnostics)))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     files = ", ".join(file.name for file in (results_file(settings), diagnostics_file(settings)) if file.is_file())

@@ -64,5 +64,9 @@ class Annotation:
 
     @property
     def answers(self) -> list[TeacherAnswer]:
-        found = [self.assess_answer, *(a for attempt in self.attempts for a in (attempt.answer, attempt.verify_answer))]
-        return [answer for answer in found if answer is not None]
+        found = [self.assess_answer] if self.assess_answer is not None else []
+        for attempt in self.attempts:
+            found.append(attempt.answer)
+            if attempt.verify_answer is not None:
+                found.append(attempt.verify_answer)
+        return found

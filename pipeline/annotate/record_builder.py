@@ -26,7 +26,7 @@ class RecordBuilder:
     def __init__(self, annotator: Annotator) -> None:
         self._annotator = annotator
         self._config = annotator.config
-        self._shas: dict[str, str] = {}
+        self._shas: dict[tuple[str, ...], str] = {}
         self._places = Places.of(annotator.config)
 
     def rows(self, annotation: Annotation) -> tuple[Record | None, Rejection | None]:
@@ -99,11 +99,11 @@ class RecordBuilder:
         }
 
     def _prompts_sha256(self, query: Query) -> str:
-        names = [reason_template(query), *([verify_template(query)] if self._config.verify.enabled else [])]
-        if needs_assessment(self._config.route):
-            names.insert(0, "assess")
-        key = "+".join(names)
+        verified = verify_template(query) if self._config.verify.enabled else ""
+        assessed = "assess" if needs_assessment(self._config.route) else ""
+        key = (assessed, reason_template(query), verified)
         if key not in self._shas:
+            names = [name for name in key if name]
             sets = [self._annotator.verify_prompts if name.startswith("verify") else self._annotator.prompts for name in names]
             shas = [prompts.sha256(name) for prompts, name in zip(sets, names, strict=True)]
             self._shas[key] = "+".join(sha[:16] for sha in shas)

@@ -76,7 +76,7 @@ time."""
 @lru_cache(maxsize=4096)
 def keywords(text: str) -> frozenset[str]:
     """The salient words: no stop words, plural and singular alike."""
-    return frozenset(_stem(word) for word in find_words(text) if word not in STOP_WORDS)
+    return frozenset(map(_stem, set(find_words(text)) - STOP_WORDS))
 
 
 @lru_cache(maxsize=65_536)
@@ -115,7 +115,7 @@ def answer_length(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | N
 def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     for text in (given.trace.reasoning, given.trace.answer):
         words = find_words(text)
-        if len(words) < config.ngram + config.ngram_times - 1:
+        if len(words) < config.ngram + config.ngram_times - 1 or len(words) - len(set(words)) < _least_repeated(config):
             continue
         ends = list(zip(words, words[config.ngram - 1 :], strict=False))
         if len(ends) - len(set(ends)) < config.ngram_times - 1:  # too few repetitions for any n-gram to fail
@@ -128,6 +128,14 @@ def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
     return None
 
 
+def _least_repeated(config: ScreenConfig) -> int:
+    """Words that a text at least has beyond its different ones where an n-gram stands often enough.
+
+    Two occurrences d words apart cover n + min(d, n) words, of which at most min(d, n) differ; each further one adds a word.
+    """
+    return config.ngram + config.ngram_times - 2 if config.ngram_times > 1 else 0
+
+
 def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
     """Latin script; in longer texts, more English function words than those of any other listed language."""
     text = f"{given.trace.reasoning} {given.trace.answer}"
@@ -136,9 +144,12 @@ def english(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | None:
         foreign = sum(c > "\u024f" for c in letters)  # beyond Latin and its extensions
         if foreign > 0.1 * len(letters):
             return ScreenFailure(ScreenReason.NOT_ENGLISH, f"{foreign} of {len(letters)} letters are not Latin")
-    words = [*find_words(given.trace.reasoning), *find_words(given.trace.answer)]
+    reasoning, answer = find_words(given.trace.reasoning), find_words(given.trace.answer)
+    if len(reasoning) + len(answer) < 20:
+        return None
+    words = [*reasoning, *answer]
     own = sum(map(ENGLISH.__contains__, words))
-    if len(words) >= 20 and own < 0.15 * len(words):
+    if own < 0.15 * len(words):
         for language, markers in FOREIGN.items():
             hits = sum(word in markers and word not in ENGLISH for word in words)
             if hits > own and hits >= 0.1 * len(words):
@@ -168,8 +179,10 @@ def _may_copy(given: ScreenInput, size: int) -> bool:
     """False if neither reasoning nor answer has a run of `size` words that all occur in the template."""
     known = _vocabulary(given.template_words)
     for text in (given.trace.reasoning, given.trace.answer):
-        run = 0
-        for word in find_words(text):
+        words, run = find_words(text), 0
+        if sum(map(known.__contains__, words)) < size:
+            continue
+        for word in words:
             run = run + 1 if word in known else 0
             if run >= size:
                 return True

@@ -126,8 +126,9 @@ class AnnotationWorker:
             gc.set_threshold(100_000, 20, 100)  # annotations form no cycles; a full collection takes a tenth of a second
             self._upkeep = asyncio.create_task(self._keep_up())
         annotations = self.annotations(items)
-        tasks = [asyncio.create_task(self._annotate(annotation)) for annotation in annotations]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            await self._start(annotations, tasks)
             await asyncio.gather(*tasks)
         except Stopped:
             await asyncio.wait(tasks)
@@ -153,9 +154,8 @@ class AnnotationWorker:
         tally.prompt_tokens = sum(c.prompt_tokens for c in counters)
         tally.completion_tokens = sum(c.completion_tokens for c in counters)
         clients = self.clients.made()
-        stats = [client.stats() for client in clients]
-        tally.in_flight = sum(client.in_flight for client in stats)
-        tally.limit = sum(client.limit for client in stats)
+        tally.in_flight = sum(client.stats().in_flight for client in clients)
+        tally.limit = sum(client.stats().limit for client in clients)
         tally.failure_share = max((client.failure_share() for client in clients), default=0.0)
         tally.unreachable_s = max((client.unreachable_s() for client in clients), default=0.0)
         window = self.config.early_stop.window
@@ -185,8 +185,6 @@ class AnnotationWorker:
                 self._ledger.close()
         self._lookup.close()
 
-    # Internal
-
     def annotations(self, items: list[WorkItem]) -> list[Annotation]:
         queries = [Query.model_validate_json(item.line) for item in items]
         targets = self._targets(queries, items[0].split) if items else []
@@ -199,6 +197,18 @@ class AnnotationWorker:
                 )
             )
         return annotations
+
+    async def _start(self, annotations: list[Annotation], tasks: list[asyncio.Task[None]]) -> None:
+        """Starts all. A task goes on to the next one until it has to wait: those whose answers are known need only one task."""
+        waiting = deque(annotations)
+
+        async def annotate_next() -> None:
+            while waiting:
+                await self._annotate(waiting.popleft())
+
+        while waiting:
+            tasks.append(asyncio.create_task(annotate_next()))
+            await asyncio.sleep(0)
 
     async def _annotate(self, annotation: Annotation) -> None:
         try:
@@ -231,8 +241,7 @@ class AnnotationWorker:
             self._recent.append(annotation.rejection is not None)
 
     def _chunk(self, items: list[WorkItem], annotations: list[Annotation]) -> Chunk:
-        records: list[Record] = []
-        rejections: list[Rejection] = []
+        records, rejections = list[Record](), list[Rejection]()
         owed = prompt_tokens = completion_tokens = 0
         unread = [annotation.unread for annotation in annotations if annotation.unread is not None]
         for item, annotation in zip(items, annotations, strict=True):
@@ -243,9 +252,10 @@ class AnnotationWorker:
                 rejections.append(rejection)
             if item.conflict is not None and rejection is None:
                 rejections.append(self._conflict(annotation, item.conflict))
-            owed += annotation.rejection is not None and any(answer.is_owed for answer in annotation.answers[-1:])
-            prompt_tokens += sum(answer.prompt_tokens for answer in annotation.answers)
-            completion_tokens += sum(answer.completion_tokens for answer in annotation.answers)
+            answers = annotation.answers
+            owed += annotation.rejection is not None and any(answer.is_owed for answer in answers[-1:])
+            prompt_tokens += sum([answer.prompt_tokens for answer in answers])
+            completion_tokens += sum([answer.completion_tokens for answer in answers])
         return Chunk(
             records_table(records),
             rejections_table(rejections),

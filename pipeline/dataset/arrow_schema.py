@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -77,11 +77,26 @@ REJECTIONS: Final = pa.schema(
 
 
 def records_table(rows: Sequence[Record]) -> pa.Table:
-    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=RECORDS)
+    return _table([_fields(row) for row in rows], RECORDS)
 
 
 def rejections_table(rows: Sequence[Rejection]) -> pa.Table:
-    return pa.Table.from_pylist([row.model_dump() for row in rows], schema=REJECTIONS)
+    return _table([vars(row) for row in rows], REJECTIONS)
+
+
+def _fields(row: Record) -> dict[str, Any]:
+    """What `model_dump` gives, in a fifth of its time."""
+    nested = {
+        "facets": [vars(facet) for facet in row.facets],
+        "verdict": vars(row.verdict) if row.verdict is not None else None,
+        "provenance": vars(row.provenance),
+    }
+    return vars(row) | nested
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def with_features(schema: pa.Schema, *, image_column: str | None = None) -> pa.Schema:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from schemas.errors import BuildError
@@ -21,8 +23,8 @@ def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) 
 
     written: the directory of the new dataset. least_share: the share of the old records that the new one must keep.
     """
-    old = _manifest(place)
-    lacking = lost(new, old.records, old.tasks, least_share, f"the dataset in {place}") if old is not None else None
+    records, tasks = _old(place)
+    lacking = lost(new, records, tasks, least_share, f"the dataset in {place}")
     worse = lacking or nothing_kept(new)
     if worse is None:
         return
@@ -86,10 +88,17 @@ def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: 
     return None
 
 
-def _manifest(place: Path) -> Manifest | None:
+def _old(place: Path) -> tuple[int, Sequence[TaskCounts]]:
+    """(records, tasks) of the dataset there. Its files count where the manifest is lost, damaged or of another version."""
     try:
-        return Manifest.model_validate_json((place / "manifest.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:  # damaged or from another version: nothing to compare with
-        return None
+        manifest = Manifest.model_validate_json((place / "manifest.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return sum(map(_rows, sorted((place / "data").glob("*.parquet")))), ()
+    return manifest.records, manifest.tasks
+
+
+def _rows(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except pa.ArrowInvalid:  # cut off: no good dataset
+        return 0

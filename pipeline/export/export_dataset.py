@@ -6,17 +6,22 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.export.formats import FORMATS, NAMES_PICTURES, texts
 from pipeline.export.portable_pictures import BESIDE, PortablePictures
-from pipeline.export.samples import Sample, Skipped, SkipReason, samples
+from pipeline.export.samples import Sample, Skipped, SkipReason, samples, without_pictures
 from pipeline.files.atomic_directory import replace_directory, staging_path
+from pipeline.mbeir.images import ImageProblem, ImageStore
 from pipeline.mbeir.stores import plain_store
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
+
+_MOST_UNREADABLE: Final = 0.5
+"""More records than this are not left out: so much is a disk that is not mounted."""
 
 
 class Exported(NamedTuple):
@@ -60,20 +65,30 @@ def export_dataset(
     skipped: Counter[SkipReason] = Counter()
     new, images = staging_path(out), plain_store(root, roots)
     pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
+    opens = lru_cache(maxsize=1 << 20)(partial(_opens, images))
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
         def usable() -> Iterator[Sample]:
             for sample in samples(dataset, root, cache, negatives=negatives):
                 meter.advance()
-                if isinstance(sample, Skipped):
-                    skipped[sample.reason] += 1
+                usable_sample = (
+                    sample if isinstance(sample, Skipped) or pictures is not None else without_pictures(sample, opens)
+                )
+                if isinstance(usable_sample, Skipped):
+                    skipped[usable_sample.reason] += 1
                 else:
-                    yield sample if pictures is None else pictures.of(sample)
+                    yield usable_sample if pictures is None else pictures.of(usable_sample)
 
         new.mkdir(parents=True, exist_ok=True)
         for path in new.iterdir():  # from an interrupted export
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         written = FORMATS[format](usable(), images, new, negatives)
+    if (lost := skipped[SkipReason.UNREADABLE]) > _MOST_UNREADABLE * (written.count + skipped.total()):
+        shutil.rmtree(new)
+        raise InputError(
+            f"the images of {lost:,} of {dataset.manifest.records:,} records cannot be opened; nothing was written",
+            f"are the images below {root} all there, and is the disk with them mounted?",
+        )
     if pictures is not None and pictures.count:
         written = replace(written, remarks=(*written.remarks, f"{pictures.count:,} {BESIDE}"))
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
@@ -82,3 +97,11 @@ def export_dataset(
     if pictures is None:
         return Exported(written.count, dict(skipped))
     return Exported(written.count, dict(skipped), pictures.count, pictures.unusable)
+
+
+def _opens(images: ImageStore, path: str) -> bool:
+    try:
+        images.is_portable(path)
+    except ImageProblem:
+        return False
+    return True

@@ -15,7 +15,8 @@ from schemas.mbeir import Candidate
 FOLDER: Final = "pictures"
 BESIDE: Final = (
     f"pictures are in OUT/{FOLDER}: M-BEIR's own files do not show in every decoder what the teacher saw (turned by EXIF,\n"
-    "transparent, 16 bits), or have another name there. Their paths lead from MBEIR to OUT, so keep or move the two together."
+    "transparent, 16 bits), or have another name there. Their paths lead from MBEIR to OUT, so keep or move the two together,\n"
+    "and give MBEIR by its real path (`readlink -f`) if it is reached through a link: some projects resolve `..` by text alone."
 )
 
 

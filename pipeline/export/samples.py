@@ -5,7 +5,7 @@ Texts go through `defused`, so that a query never contains the marks by which a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from itertools import groupby, islice
 from pathlib import Path
@@ -68,6 +68,7 @@ class SkipReason(StrEnum):
 
     NOWHERE = "no candidate pool holds their positives"
     EMPTY = "their positives have neither text nor image"
+    UNREADABLE = "their image, or that of every positive, cannot be opened"
 
 
 class Skipped(NamedTuple):
@@ -101,6 +102,19 @@ def samples(dataset: BuiltDataset, mbeir: Path, cache: Path | None, *, negatives
                 listed = lookup.held(task, split, row["hard_negatives"])
                 usable = (negative for negative in listed if not side_of(negative).says_nothing)
                 yield Sample(row, task, query, positives, tuple(islice(usable, negatives)))
+
+
+def without_pictures(sample: Sample, opens: Callable[[str], bool]) -> Sample | Skipped:
+    """The sample without candidates whose picture does not open. opens: whether that of a path does."""
+
+    def usable(candidate: Candidate) -> bool:
+        path = side_of(candidate).image
+        return not path or opens(path)
+
+    positives = tuple(filter(usable, sample.positives))
+    if (sample.query.image and not opens(sample.query.image)) or all(side_of(one).says_nothing for one in positives):
+        return Skipped(sample.row["id"], SkipReason.UNREADABLE)
+    return sample._replace(positives=positives, negatives=tuple(filter(usable, sample.negatives)))
 
 
 def side_of(candidate: Candidate) -> Side:

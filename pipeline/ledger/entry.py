@@ -7,6 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.ledger.request_key import FINGERPRINT_BYTES
+from schemas.construct import construct
 from schemas.teacher import Outcome, TeacherAnswer
 
 Entry = dict[str, Any]
@@ -41,7 +42,6 @@ ANSWER_COLUMNS: Final = [name for name in SCHEMA.names if name not in ("kind", "
 TRANSIENT: Final = frozenset({Outcome.EXHAUSTED_RETRIES, Outcome.DEADLINE, Outcome.LOST_WITH_SERVER})
 """Outcomes that say nothing about the request: they are recorded, and the request is owed again."""
 
-_FIELDS: Final = set(TeacherAnswer.model_fields)
 _OUTCOMES: Final = {str(outcome): outcome for outcome in Outcome}
 
 _LEAST_LOGPROB: Final = -40.0
@@ -76,7 +76,6 @@ def to_entry(answer: TeacherAnswer, fingerprint: bytes, kind: str, attempt: int,
 
 def to_answer(entry: Entry) -> TeacherAnswer:
     """The original answer, without the endpoint (addresses are not stored) and without masked log-probabilities."""
-    answer = TeacherAnswer.__new__(TeacherAnswer)  # what `model_construct` does, in a tenth of its time
     fields = {
         "key": entry["subject"],
         "outcome": _OUTCOMES[entry["outcome"]],
@@ -93,8 +92,4 @@ def to_answer(entry: Entry) -> TeacherAnswer:
         "fingerprint": entry["system_fingerprint"],
         "endpoint": "",
     }
-    object.__setattr__(answer, "__dict__", fields)
-    object.__setattr__(answer, "__pydantic_fields_set__", _FIELDS)
-    object.__setattr__(answer, "__pydantic_extra__", None)
-    object.__setattr__(answer, "__pydantic_private__", None)
-    return answer
+    return construct(TeacherAnswer, fields)

@@ -10,6 +10,8 @@ THINKS: Final = "the model thinks before it answers"
 """Begins the note on an answer that comes with thoughts."""
 
 _SHOWN: Final = 60
+_ROUNDED: Final = 1e-2
+"""Log-probabilities may be above 0 by rounding."""
 
 
 class Completion(NamedTuple):
@@ -76,7 +78,14 @@ def _first_token(logprobs: Any) -> dict[str, float]:
     if not logprobs or not logprobs.get("content"):
         return {}
     first = logprobs["content"][0]
-    return {str(item["token"]): float(item["logprob"]) for item in first.get("top_logprobs") or (first,)}
+    return {str(item["token"]): _logprob(item["logprob"]) for item in first.get("top_logprobs") or (first,)}
+
+
+def _logprob(value: Any) -> float:
+    logprob = float(value)
+    if not logprob <= _ROUNDED:  # NaN too
+        raise ValueError(f"a log-probability of {value}")
+    return logprob
 
 
 def _optional_text(value: Any) -> str | None:

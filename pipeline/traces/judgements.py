@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from pipeline.traces.sampling import greedy_fields
 from schemas.config import RouteConfig
+from schemas.construct import construct
 from schemas.errors import ConfigError
 from schemas.judgement import Judgement, JudgementReason, JudgementSource, NoJudgement
 from schemas.record import RoutePolicy
 
 TOP_LOGPROBS: Final = 20
+_LEAST: Final = -40.0
+"""The smallest log-probability that is assumed."""
 _NUMBER: Final = re.compile(r"(?<![\d.])(?:(\d{1,3})\s*%|([01](?:\.\d+)?|\.\d+))(?![\d.])")
 
 
@@ -47,19 +50,20 @@ def choice_fields(labels: Labels) -> dict[str, Any]:
 def judgement_from_logprobs(top_logprobs: Mapping[str, float], labels: Labels) -> Judgement | NoJudgement:
     """The judgement from the first token's alternatives (token -> log-probability).
 
-    A label without any listed token gets the smallest listed log-probability, an upper bound of its own.
+    A label without any listed token gets a bound: the smallest listed log-probability, and no more than the listed ones leave.
     """
     if not top_logprobs:
         return NoJudgement(reason=JudgementReason.NO_LOGPROBS, detail="the answer came without log-probabilities")
-    masses = [_mass(top_logprobs, label, other) for label, other in _pairs(labels)]
-    known = [mass for mass in masses if mass is not None]
-    if not known:
+    of_labels: tuple[list[float], list[float]] = ([], [])
+    for token, logprob in top_logprobs.items():
+        if (which := _begun(token, labels)) is not None:
+            of_labels[which].append(logprob)
+    if not any(of_labels):
         seen = ", ".join(repr(token) for token in list(top_logprobs)[:5])
         return NoJudgement(reason=JudgementReason.NO_LABEL, detail=f"neither label is among the likeliest tokens ({seen}, …)")
-    floor = min(top_logprobs.values())
-    positive, negative = (floor if mass is None else mass for mass in masses)
-    source = JudgementSource.LOGPROBS if len(known) == 2 else JudgementSource.BOUNDED
-    return Judgement(probability=_share(positive, negative), source=source)
+    positive, negative = [_mass(logprobs) if logprobs else _bound(top_logprobs.values()) for logprobs in of_labels]
+    source = JudgementSource.LOGPROBS if all(of_labels) else JudgementSource.BOUNDED
+    return construct(Judgement, {"probability": _share(positive, negative), "source": source})
 
 
 def judgement_from_statement(output: str) -> Judgement | NoJudgement:
@@ -86,26 +90,26 @@ def require_distinct_labels(tokenizer: _Encodes, labels: Labels) -> None:
         )
 
 
-def _pairs(labels: Labels) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (labels.positive, labels.negative), (labels.negative, labels.positive)
-
-
-def _mass(top_logprobs: Mapping[str, float], label: str, other: str) -> float | None:
-    """Log of the summed probability of tokens that begin `label` and cannot begin `other`."""
-    logprobs = [logprob for token, logprob in top_logprobs.items() if _begins(token, label, other)]
-    if not logprobs:
-        return None
+def _mass(logprobs: Sequence[float]) -> float:
+    """Log of the summed probability."""
     most = max(logprobs)
-    if len(logprobs) == 1:
+    if len(logprobs) == 1 or most == -math.inf:
         return most
-    return most if most == -math.inf else most + math.log(sum(math.exp(value - most) for value in logprobs))
+    return most + math.log(sum(math.exp(value - most) for value in logprobs))
+
+
+def _bound(listed: Collection[float]) -> float:
+    """Of a token that is not listed: some servers list nothing but the token that they chose."""
+    left = 1 - sum(math.exp(min(value, 0.0)) for value in listed)
+    return max(_LEAST, min(*listed, math.log(left) if left > 0 else _LEAST, 0.0))
 
 
 @lru_cache(maxsize=4096)
-def _begins(token: str, label: str, other: str) -> bool:
-    """Whether a token begins `label` and cannot begin `other`."""
+def _begun(token: str, labels: Labels) -> int | None:
+    """Which label a token begins: 0 for the positive one, 1 for the negative one, None for neither or both."""
     word = token.strip().lower().lstrip("▁Ġ")
-    return bool(word) and label.lower().startswith(word) and not other.lower().startswith(word)
+    begun = [bool(word) and label.lower().startswith(word) for label in (labels.positive, labels.negative)]
+    return begun.index(True) if sum(begun) == 1 else None
 
 
 def _share(positive: float, negative: float) -> float:

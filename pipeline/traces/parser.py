@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from pipeline.traces.families import FAMILIES, Family
+from schemas.construct import construct
 from schemas.trace import FacetText, FormatReason, Malformed, Trace
 
 _TAG: Final = re.compile(r"</?\s*(?:reasoning|answer)\s*>", re.IGNORECASE)
@@ -71,10 +72,12 @@ def _rendered(family: str) -> re.Pattern[str]:
 def _trace(family: Family, texts: tuple[str, ...]) -> Trace:
     """A trace of texts that are known to be `TraceText`."""
     facets = tuple(
-        FacetText.model_construct(name=facet.name, label=facet.label, text=text)
-        for facet, text in zip(family.facets, texts, strict=False)
+        [
+            construct(FacetText, {"name": facet.name, "label": facet.label, "text": text})
+            for facet, text in zip(family.facets, texts, strict=False)
+        ]
     )
-    return Trace.model_construct(family=family.name, facets=facets, answer=texts[-1])
+    return construct(Trace, {"family": family.name, "facets": facets, "answer": texts[-1]})
 
 
 def _sections(text: str) -> tuple[str, str] | Malformed:

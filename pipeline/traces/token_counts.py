@@ -1,10 +1,13 @@
 """Lengths of texts in the teacher's tokens, from its tokenizer alone (no model is loaded).
 
 The tokenizers of GPT-2 and Qwen cut a text before every single space, so that its tokens are those of its words. Words recur,
-so their lengths are cached, which takes a fifth of the time."""
+so their lengths are cached. A new word is cut as the tokenizer would cut it, and most of its pieces are known, so numbers and
+names that occur only once cost no call of the tokenizer either.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +31,12 @@ _QWEN: Final = {
     "invert": False,
 }
 """How the tokenizers of Qwen2 to Qwen3 cut a text before they merge bytes."""
+_QWEN_PIECES: Final = re.compile(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+| ", re.ASCII)
+_GPT_2_PIECES: Final = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+", re.ASCII)
+"""The same for an ASCII word, alone or after one space."""
+_GPT_2_DIGITS: Final = re.compile(_GPT_2_PIECES.pattern.replace("[0-9]+", "[0-9]"), re.ASCII)
+"""For a vocabulary in which no token has two digits: then nothing is merged across digits, and each may be counted alone."""
+_TWO_DIGITS: Final = re.compile(r"[0-9].*[0-9]", re.ASCII | re.DOTALL)
 
 
 def tokenizer_source(config: BuildConfig) -> str:
@@ -95,75 +104,79 @@ def counter_of(tokenizer: Tokenizer) -> CountTokens:
     def whole(text: str) -> int:
         return len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])  # without offsets, which cost a fifth
 
-    if not _cuts_before_spaces(tokenizer):
+    pieces = _pieces(tokenizer)
+    if pieces is None:
         return whole
-    first = lru_cache(maxsize=_WORDS_KEPT)(lambda word: len(tokenizer.encode(word, add_special_tokens=False)))
-    others = _SpacedWords(tokenizer)
+    first, others = _Words(tokenizer, pieces, ""), _Words(tokenizer, pieces, " ")
 
     def count(text: str) -> int:
         words = text.split(" ")
         if not text.isascii() or words != text.split():  # other white space or two spaces in a row, which may be one token
             return whole(text)
-        return first(words[0]) + others.count(words[1:])
+        return first.count(words[:1]) + others.count(words[1:])
 
     return count
 
 
-class _SpacedWords:
-    """Counts tokens of words after a space. Words that occur twice are cached: many occur only once."""
+class _Words(dict[str, int]):
+    """Tokens of ASCII words after `before` (a space or nothing); each is counted when it is first asked for."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._lengths: dict[str, int] = {}
-        self._once: set[str] = set()
+    def __init__(self, tokenizer: Tokenizer, pieces: re.Pattern[str], before: str) -> None:
+        super().__init__()
+        self._tokenizer, self._cut, self._before = tokenizer, pieces, before
+        added = "|".join(re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values())
+        self._added = re.compile(added or r"(?!)")
+        self._pieces: dict[str, int] = {}
 
     def count(self, words: list[str]) -> int:
-        total, unknown, lengths = 0, [], self._lengths
-        for word in words:
-            length = lengths.get(word)
-            if length is None:
-                unknown.append(word)
-            else:
-                total += length
-        return total + self._count_unknown(unknown) if unknown else total
+        return sum(map(self.__getitem__, words))
 
-    def _count_unknown(self, words: list[str]) -> int:
-        for word in words:
-            if word in self._once:
-                self._once.discard(word)
-                if len(self._lengths) >= _WORDS_KEPT:
-                    self._lengths.clear()
-                self._lengths[word] = self._tokens(f" {word}")
-            elif word not in self._lengths:
-                if len(self._once) >= _WORDS_KEPT:
-                    self._once.clear()
-                self._once.add(word)
-        return self._tokens("".join([f" {word}" for word in words]))
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _WORDS_KEPT:
+            self.clear()
+        length = self[word] = self._length(word)
+        return length
+
+    def _length(self, word: str) -> int:
+        if self._added.search(word):  # these are found before a text is cut
+            return self._tokens(self._before + word)
+        total = 0
+        for piece in self._cut.findall(self._before + word):
+            length = self._pieces.get(piece)
+            if length is None:
+                if len(self._pieces) >= _WORDS_KEPT:
+                    self._pieces.clear()
+                length = self._pieces[piece] = self._tokens(piece)
+            total += length
+        return total
 
     def _tokens(self, text: str) -> int:
         return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 
 
-def _cuts_before_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether an ASCII text's tokens never span a single space between two other characters.
+def _pieces(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """How the tokenizer cuts ASCII words, if an ASCII text's tokens never lie across a single space between two other
+    characters, and begin anew there; None otherwise.
 
     In GPT-2's and Qwen's patterns no alternative continues over a space after another character, none looks behind, and none
     looks ahead except over white space."""
     cutter = tokenizer.pre_tokenizer
     if cutter is None or tokenizer.truncation is not None or tokenizer.padding is not None:
-        return False
+        return None
     if tokenizer.normalizer is not None and _state(tokenizer.normalizer) != {"type": "NFC"}:  # which does not change ASCII
-        return False
+        return None
     if any(
         token.lstrip or token.rstrip or token.single_word or not token.content or " " in token.content
         for token in tokenizer.get_added_tokens_decoder().values()
     ):
-        return False
+        return None
     state = _state(cutter)
     steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    if len(steps) == 2 and steps[0] == _QWEN:
-        return _is_byte_level(steps[1], use_regex=False)
-    return len(steps) == 1 and _is_byte_level(steps[0], use_regex=True)
+    if len(steps) == 2 and steps[0] == _QWEN and _is_byte_level(steps[1], use_regex=False):
+        return _QWEN_PIECES
+    if len(steps) == 1 and _is_byte_level(steps[0], use_regex=True):
+        return _GPT_2_PIECES if any(map(_TWO_DIGITS.search, tokenizer.get_vocab())) else _GPT_2_DIGITS
+    return None
 
 
 def _is_byte_level(step: dict[str, Any], *, use_regex: bool) -> bool:

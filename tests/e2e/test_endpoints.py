@@ -143,3 +143,32 @@ def test_another_model_under_the_same_name_is_detected(small_world: Path, tmp_pa
         built(config, "--limit", "12")
         assert anew > server.answered().total() - anew > 0  # the first six are not asked again
     assert {row["provenance"]["revision"] for row in rows(tmp_path / "out" / "dataset")} == {"as served"}
+
+
+def test_an_endpoint_that_is_not_there_or_wants_a_key(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each remedy of the check is followed, until it finds nothing more."""
+    with Oracle(tmp_path / "log", key="its-key") as server:
+        config = server.config(tmp_path, small_world, input__datasets=["cirr"])
+        endpoint = {"url": server.url, "model": "oracle"}
+        code, said = checked(config, f"teacher.endpoints={json.dumps([endpoint | {'url': 'http://127.0.0.1:9/v1'}])}")
+        assert code == 1
+        assert re.search(r"what to do: start the server, or fix the URL in teacher\.endpoints", " ".join(said.split()))
+        code, said = checked(config, f"teacher.endpoints={json.dumps([endpoint])}")
+        assert code == 1
+        named = re.search(r"set (api_key_env) of (teacher\.endpoints) to a variable", " ".join(said.split()))
+        assert named is not None, said
+        monkeypatch.setenv("ITS_KEY", "its-key")
+        given = f"{named[2]}={json.dumps([endpoint | {named[1]: 'ITS_KEY'}])}"
+        code, said = checked(config, given)
+        assert code == 0, said
+        assert "its-key" not in said
+        for options, remedy in (
+            (["--set", "input.datasets=[edis]", "--set", "input.tasks=[7]"], "name other datasets"),
+            (["--skip", "100000"], "a smaller --skip"),
+        ):
+            refused = mbeir_cot("teacher", "check", config, "--set", given, *options)
+            assert refused.returncode == 2
+            assert remedy in " ".join(refused.stderr.split())
+            assert "`mbeir-cot mbeir check`" in " ".join(refused.stderr.split())

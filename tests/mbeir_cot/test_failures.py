@@ -151,3 +151,12 @@ def test_markup_in_a_query_is_text(pictured_build: Path, small_world: Path, tmp_
     done = mbeir_cot("show", copied, rows[0]["id"])
     assert done.returncode == 0, done.stderr
     assert "[/red] and [bold] :tiger:" in done.stdout
+
+
+def test_a_text_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "allowed.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UnicodeDecodeError) as caught:
+        (tmp_path / "allowed.txt").read_text(encoding="utf-8")
+    known = explained(caught.value)
+    assert known is not None
+    assert known.problem.startswith(f"{tmp_path / 'allowed.txt'} is not UTF-8 text")

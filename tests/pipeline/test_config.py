@@ -58,6 +58,7 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
         (("teacher.hosting=managed",), "needs `server`"),
         (("teacher.endpoints=[]",), "needs `endpoints`"),
         (("mbeir",), "key=value"),
+        (("mbeir=[a",), r"--set 'mbeir=\[a': its value is not YAML"),
         (("mbeir.x=1",), "has no further keys"),
     ],
 )
@@ -72,3 +73,9 @@ def test_invalid_files_are_clear_errors(tmp_path: Path, text: str) -> None:
         load_config(write(tmp_path / "c.yaml", text), BuildConfig)
     with pytest.raises(ConfigError, match="cannot read the config"):
         load_config(tmp_path / "none.yaml", BuildConfig)
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("mbeir: /data/caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.yaml is not UTF-8 text \(byte 16\)"):
+        load_config(tmp_path / "c.yaml", BuildConfig)

@@ -82,6 +82,72 @@ def test_from_a_run_that_is_not_finished_to_a_push(
     done(*push)
 
 
+@pytest.mark.timeout(300)
+def test_from_an_evaluation_to_a_report(finished: Path, tiny_world: Path, dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    mbeir = ("--set", f"data.mbeir={tiny_world}", "--set", "evaluation.base=false", "--quiet")
+    command = named(r"`mbeir-cot (eval \S+)`", refused("was not evaluated on test", "report", run)).split()
+
+    remedy = refused("has no test queries", *command, *mbeir, "--set", f"data.mbeir={without_test(tiny_world, tmp_path)}")
+    setting = named(r"set (evaluation\.split)", remedy)
+    val = (*mbeir, "--set", f"{setting}=val")
+    teacher = ("--set", f"evaluation.teacher_trace_dataset={dataset}")
+    null = named(r"set (evaluation\.teacher_trace_dataset: null)", refused("was built on train", *command, *val, *teacher))
+    done(*command, *val, *teacher, "--set", null.replace(": ", "="))
+
+    damaged = run / "eval" / "embed" / "trace" / "cand_pool" / "mbeir_webqa_task1_cand_pool_embed.npy"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    lost = named(r"remove (\S+\.npy)", refused("cannot read the embeddings", *command, *val))
+    Path(lost).unlink()
+    done(*command, *val)
+
+    settings = run / "train.json"
+    settings.write_text(settings.read_text().replace('"split":"test"', '"split":"val"'))
+    done("report", run)
+    assert (run / "report.html").is_file()
+
+
+def without_test(world: Path, place: Path) -> Path:
+    """The same M-BEIR without its test queries."""
+    root = place / "M-BEIR"
+    (root / "query").mkdir(parents=True)
+    for name in ("cand_pool", "instructions", "mbeir_images", "qrels", "query/val", "query/train"):
+        (root / name).symlink_to(world / name)
+    return root
+
+
+@pytest.mark.timeout(300)
+def test_what_keeps_a_merge_from_its_servers(
+    finished: Path, tiny_world: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Followed until the servers would start, which takes a minute; tests/trainer/release merges for real."""
+    from trainer.release import merge
+
+    class Begun(Exception):
+        pass
+
+    def begun(*_: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(merge, "_check", begun)
+    model, out = finished / "trace" / "model", tmp_path / "out"
+    option = named(r"add (--set data\.mbeir=)DIR", refused("does not say where M-BEIR is", "merge", model, out))
+    given = [*f"{option}{tiny_world}".split()]
+    option = named(r"add (--set data\.dataset=)DIR", refused("does not say what it was fitted on", "merge", model, out, *given))
+    given += f"{option}{dataset}".split()
+    out.mkdir()
+    (out / "notes.txt").touch()
+    assert named(r"(remove it)", refused(" exists", "merge", model, out, *given))
+    shutil.rmtree(out)
+    with pytest.raises(Begun):
+        done("merge", model, out, *given)
+    assert not out.exists()
+    assert named(r"(another --variant)", refused("holds no embedder", "merge", finished, out, "--variant", "direct"))
+    with pytest.raises(Begun):
+        done("merge", finished, out, "--variant", "trace")
+
+
 def test_a_dataset_that_is_not_there(finished: Path, train_file: Path, dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     train = ("train", train_file, "--quiet", "--out")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from pipeline.mbeir.images import ImageProblem
+from schemas.errors import InputError
 
 _NAMED: Final = 5
 
@@ -33,6 +35,19 @@ def describe_exclusions(kind: str, exclusions: Sequence[Exclusion], file: Path) 
     return f"{kind} left out because their images cannot be read: {len(exclusions):,}: {named}{more}; listed in {file}"
 
 
+def refuse_most(what: str, exclusions: Sequence[Exclusion], total: int, most: float = 1.0) -> None:
+    """Raises InputError if more than the share `most` of `total` cannot be read, or nothing can."""
+    count = len(exclusions)
+    if count < total and count <= most * total:
+        return
+    said = f"{what}: {'none' if count == total else f'only {total - count:,} of {total:,}'} can be read"
+    more = "" if count == total else "; data.most_unreadable allows more"
+    raise InputError(
+        f"{said}: {exclusions[0].image}: {exclusions[0].detail}, and so on",
+        f"is the disk with the images mounted? (data.mbeir){more}",
+    )
+
+
 def save_exclusions(path: Path, exclusions: Sequence[Exclusion], **more: Any) -> None:
     replace_text(path, json.dumps(more | {"left_out": [one._asdict() for one in exclusions]}, indent=1) + "\n")
 
@@ -41,4 +56,4 @@ def load_exclusions(path: Path) -> list[Exclusion]:
     """Empty if there is no such file: nothing was left out."""
     if not path.is_file():
         return []
-    return [Exclusion(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["left_out"]]
+    return [Exclusion(**entry) for entry in read_json(path)["left_out"]]

@@ -12,7 +12,6 @@ By default the first such image ends the work with an error that names its file,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 import pyarrow as pa
 
 from pipeline.dataset.training_store import training_store
+from pipeline.files.state import read_json
 from pipeline.mbeir.images import ImageProblem
 from pipeline.meter import Meter
 from schemas.errors import InputError
@@ -29,7 +29,7 @@ from schemas.training import TrainConfig
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.encoding import EncodedSequence
-from trainer.data.exclusions import Exclusion, save_exclusions
+from trainer.data.exclusions import Exclusion, refuse_most, save_exclusions
 
 T = TypeVar("T")
 
@@ -71,12 +71,13 @@ class StudentBatches(BatchSource):
 def readable_records(config: TrainConfig, records: Records, candidates: Candidates) -> Records:
     """Without the records, positives and negatives whose images cannot be read.
 
-    Checks all images once and writes OUT/unreadable.json; a resumed run uses that list. Raises InputError if no record is left.
+    Checks all images once and writes OUT/unreadable.json; a resumed run uses that list. Raises InputError if too few
+    are left (`data.most_unreadable`).
     """
     file = config.out / "unreadable.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["dataset_sha256"] != records.digest:
-        _list_unreadable(file, records, list(_check_images(config, records, candidates)))
-    listed = json.loads(file.read_text(encoding="utf-8"))
+    if not file.is_file() or read_json(file, "remove it: the images are checked again")["dataset_sha256"] != records.digest:
+        _list_unreadable(file, records, list(_check_images(config, records, candidates)), config.data.most_unreadable)
+    listed = read_json(file, "remove it: the images are checked again")
     unreadable = {entry["name"] for entry in [*listed["left_out"], *listed["images"]]}
     if not unreadable:
         return records
@@ -85,15 +86,12 @@ def readable_records(config: TrainConfig, records: Records, candidates: Candidat
     return Records(pa.Table.from_pylist(readable, records.table.schema), records.name, records.digest)
 
 
-def _list_unreadable(file: Path, records: Records, exclusions: list[Exclusion]) -> None:
+def _list_unreadable(file: Path, records: Records, exclusions: list[Exclusion], most: float) -> None:
     by_name = {one.name: one for one in exclusions}
     causes = (_cause(entry, by_name) for entry in records.table.to_pylist())
     lost = [cause for cause in causes if cause is not None]
-    if len(lost) == len(records):
-        raise InputError(
-            f"no record of {records.name} can be read: {lost[0].image}: {lost[0].detail}, and {len(lost) - 1:,} more",
-            "is the disk with the images mounted? (data.mbeir)",
-        )
+    if lost:
+        refuse_most(f"the records of {records.name}", lost, len(records), most)
     names = {one.name for one in lost}
     others = [one._asdict() for one in exclusions if one.name not in names]
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
 from trainer.data.encoding import EncodedSequence, SequenceEncoder, shows_image, text_of
-from trainer.data.exclusions import Exclusion, load_exclusions, save_exclusions
+from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
 from trainer.data.micro_batch import MicroBatch
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
@@ -158,18 +158,16 @@ def embed_pool(
         if part.left_out:
             listed = [part.left_out[index] for index in sorted(part.left_out)]
             save_exclusions((parts / span.file).with_suffix(".json"), listed)
-        _write(parts / span.file, part.vectors)
+        write_array(parts / span.file, part.vectors)
         logger.debug("%s: candidates %d to %d", out, span.start, span.stop)
         advance(span.stop - span.start)
     left_out = [one for span in ranges for one in load_exclusions((parts / span.file).with_suffix(".json"))]
     if left_out and len(left_out) == len(ids):
-        raise InputError(
-            f"{out}: no candidate of this pool can be read: {left_out[0].image}: {left_out[0].detail}, and so on",
-            "is the disk with the images mounted? (data.mbeir)",
-        )
+        shutil.rmtree(parts)  # so that they are looked at again
+        refuse_most(f"the candidates of {out}", left_out, len(ids))
     without = np.array([hash_did(one.name) for one in left_out], np.int64)
     _join([parts / span.file for span in ranges], out)
-    _write(ids_path(out), np.asarray(ids[~np.isin(ids, without)], np.int64))
+    write_array(ids_path(out), np.asarray(ids[~np.isin(ids, without)], np.int64))
     if left_out:
         save_exclusions(exclusions_path(out), left_out)
     shutil.rmtree(parts)
@@ -235,8 +233,8 @@ def save_queries(
     vectors_QD = torch.stack([one.vector for one in embeddings]).numpy().astype(np.float16)
     ids = np.array([hash_qid(query.qid) for query in file.queries], np.int64)
     _check_finite(str(out), vectors_QD, ids, unhash_qid)
-    _write(out, vectors_QD)
-    _write(ids_path(out), ids)
+    write_array(out, vectors_QD)
+    write_array(ids_path(out), ids)
 
 
 def _check_finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int64], name_of: Callable[[int], str]) -> None:
@@ -245,7 +243,8 @@ def _check_finite(where: str, vectors: NDArray[np.float16], ids: NDArray[np.int6
         refuse_not_finite(where, indices, ids, name_of)
 
 
-def _write(path: Path, array: NDArray[Any]) -> None:
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Whole or not at all."""
     new = path.with_suffix(".new")
     with new.open("wb") as file:
         np.save(file, array, allow_pickle=False)

@@ -92,14 +92,19 @@ def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> E
     except (OSError, ValueError) as error:
         if (refused := refused_by_system(error)) is not None:
             raise InputError(f"cannot read the embeddings {path}: {refused.cause}", refused.remedy) from error
-        raise InputError(f"cannot read the embeddings {path} ({error})", "embed this pool or these queries again") from error
+        raise InputError(f"cannot read the embeddings {path} ({error})", _again(path)) from error
     if vectors.ndim != 2 or ids.shape != (len(vectors),) or ids.dtype != np.int64:
         raise InputError(
-            f"{path}: {vectors.shape} vectors beside {ids.shape} ids of {ids.dtype}", "they must be (n, dim) and (n,) int64"
+            f"{path}: {vectors.shape} vectors beside {ids.shape} ids of {ids.dtype}, not (n, dim) and (n,) int64", _again(path)
         )
     if len(np.unique(ids)) != len(ids):
-        raise InputError(f"{ids_path(path)}: an id occurs twice", "embed this pool or these queries again")
+        raise InputError(f"{ids_path(path)}: an id occurs twice", _again(path))
     return Embeddings(vectors, ids, path, name_of)
+
+
+def _again(path: Path) -> str:
+    """`eval` embeds nothing that is there."""
+    return f"remove {path} and run the command that made it again, such as `mbeir-cot eval`"
 
 
 def refuse_not_finite(

@@ -28,6 +28,7 @@ from schemas.record import ImageReason
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.queries import WINDOW
 from trainer.embedding.workers import EmbedderSpec
 from trainer.model.embedder import Embedder
@@ -92,7 +93,8 @@ class TraceEmbedder:
         route: learned (the embedder decides which queries reason), always-direct or always-reason.
 
         A `QueryEmbedding` has `vector` ((dim,), float32, unit length, on CPU), `reasoned`, `trace`, `p_direct`, `tokens` and
-        `seconds`. Raises InputError for an empty query or a picture that cannot be used, ConfigError for an unknown route.
+        `seconds`. Raises InputError for an empty query, a picture that cannot be used or a vector that is not finite, and
+        ConfigError for an unknown route.
         """
         if route not in get_args(RouteChoice) or route == "given":
             raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
@@ -106,13 +108,14 @@ class TraceEmbedder:
             ]
             # cloned: a view of a batch's tensor would keep the whole batch in memory
             embeddings += [one._replace(vector=one.vector.clone()) for one in self._adaptive.embed(rows, route=route)]
+        _check_finite("query", [bool(torch.isfinite(one.vector).all()) for one in embeddings])
         return embeddings
 
     @torch.inference_mode()
     def embed_candidates(self, candidates: Sequence[TextOrImage]) -> NDArray[np.float32]:
         """(n, dim), float32, unit length, in the order of `candidates`. Texts are truncated as in training.
 
-        Raises InputError for an empty candidate or a picture that cannot be used.
+        Raises InputError for an empty candidate, a picture that cannot be used or a vector that is not finite.
         """
         embedder, encoder = self.embedder.eval(), self._adaptive.encoder
         vectors_CD = np.zeros((len(candidates), self.dim), np.float32)
@@ -121,6 +124,7 @@ class TraceEmbedder:
             for chunk in encoder.make_chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
                 vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
                 vectors_CD[start + chunk.places.numpy()] = vectors_BD.float().cpu().numpy()
+        _check_finite("candidate", [bool(np.isfinite(vector).all()) for vector in vectors_CD])
         return vectors_CD
 
     def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
@@ -165,3 +169,9 @@ def _decode(name: str, picture: Picture) -> Image.Image:
         return opened_picture(picture, f"of {name}", max_ratio=MAX_RATIO)
     file = Path(picture).resolve()  # the caller's own file: links may lead anywhere
     return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)
+
+
+def _check_finite(kind: str, finite: Sequence[bool]) -> None:
+    wrong = np.flatnonzero(~np.asarray(finite, np.bool_))
+    if len(wrong):
+        refuse_not_finite("the embedder", wrong, np.arange(len(finite)), lambda at: f"{kind} {at}")

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
@@ -26,8 +27,9 @@ from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.data.exclusions import Exclusion, describe_exclusions, save_exclusions
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.embed import QueryFile, embed_pool, save_queries
+from trainer.embedding.embed import QueryFile, save_queries
 from trainer.embedding.files import EmbeddingFiles, empty_unless_made_by, exclusions_path, ids_path, pool_name
+from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.evaluation.query_log import make_entry, queries_file, write_query_log
@@ -51,13 +53,15 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         self.layout = Layout.open(config.data.mbeir)
         self.tasks = [task for task in DATASET_TASKS if self.layout.queries(self.split, task).is_file()]
         if not self.tasks:
-            raise InputError(f"{config.data.mbeir} has no {self.split} queries", "download query/ and qrels/ of that split")
+            bring = f"`mbeir-cot mbeir fetch {self.layout.root} --no-images`"
+            raise InputError(f"{self.layout.root} has no {self.split} queries", f"{bring}, or set evaluation.split")
         self.notices: list[str] = []
         """What a reader of the table must know."""
         self.files = {task: QueryFile(self.layout, task, self.split) for task in self.tasks}
         for task, file in self.files.items():
             if not file.queries:
-                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", "download the file again")
+                again = f"remove it, then {self.layout.fetch_remedy(task.dataset, self.split)}"
+                raise InputError(f"{self.layout.queries(self.split, task)} holds no query", again)
         self._open = ExitStack()
         self._workers: Workers | None = None
         self._queries: QueryEmbeddings | None = None
@@ -74,26 +78,26 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             self.check_positives(task, pool)
         self.remove_stale_vectors(suffix, {task.name: pool.sha256 for task, pool in pools.items()})
         total = sum(map(len, pools.values()))
+        images, most = training_store(self.config), self.config.data.most_unreadable
         with Meter("candidates", total, unit="candidates") as meter:
             for task, pool in pools.items():
                 out = files.candidates(task, self.split)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                excluded = embed_pool(out, partial(self.workers.embed_ranges, pool), ids, meter.advance)
+                embed = partial(self.workers.embed_ranges, pool)
+                excluded = embed_whole_pool(out, embed, ids, images, meter.advance, most=most)
                 self._notice_excluded_candidates(task, excluded, exclusions_path(out))
                 pool.close()
 
     def check_positives(self, task: DatasetTask, pool: CandidatePool) -> None:
-        """A query whose positives are all missing from the pool counts as a miss, as in UniIR's scorer: that is noted.
-
-        Raises InputError if it is so for all queries.
-        """
+        """Notes queries whose positives the pool lacks: misses, as in UniIR's scorer. Raises InputError if all are such."""
         listed = [(query.qid, query.pos_cand_list) for query in self.files[task].queries if query.pos_cand_list]
         lost = [qid for qid, dids in listed if not any(did in pool for did in dids)]
         if lost and len(lost) == len(listed):
+            fetch = self.layout.fetch_remedy(task.dataset, self.split)
             raise InputError(
                 f"{pool_name(task, self.split)} holds no positive of any of the {len(listed):,} queries of {task.name}",
-                "the pool is of another split or version: download cand_pool/local/ and query/ together",
+                f"the pool is of another split or version: remove it, then {fetch}",
             )
         if lost:
             named = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
@@ -105,9 +109,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _notice_excluded_candidates(self, task: DatasetTask, excluded: Sequence[Exclusion], file: Path) -> None:
         if excluded:
             gone = {one.name for one in excluded}
-            missed = sum(
-                bool(query.pos_cand_list) and gone.issuperset(query.pos_cand_list) for query in self.files[task].queries
-            )
+            positives = [query.pos_cand_list for query in self.files[task].queries]
+            missed = sum(bool(dids) and gone.issuperset(dids) for dids in positives)
             self.notices.append(
                 f"{task.name}: {describe_exclusions('candidates', excluded, file)}; queries without another positive, "
                 f"which count as misses: {missed:,}"
@@ -214,9 +217,8 @@ class Evaluation(AbstractContextManager["Evaluation"]):
     def _link_pools(self, files: EmbeddingFiles) -> None:
         """All routings of an embedder have the same candidates: links, not copies."""
         for task in self.tasks:
-            for own, shared in zip(
-                _with_ids(files.candidates(task, self.split)), _with_ids(self._pools.candidates(task, self.split)), strict=True
-            ):
+            pair = files.candidates(task, self.split), self._pools.candidates(task, self.split)
+            for own, shared in (pair, (ids_path(pair[0]), ids_path(pair[1]))):
                 if own != shared:
                     own.parent.mkdir(parents=True, exist_ok=True)
                     own.unlink(missing_ok=True)
@@ -235,10 +237,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         path = self.layout.local_pool(task, self.split)
         if path is None or not path.is_file():
             raise InputError(
-                f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}", "download cand_pool/local/"
+                f"no candidate pool {pool_name(task, self.split)} in {self.layout.root}",
+                self.layout.fetch_remedy(task.dataset, self.split),
             )
         return path
-
-
-def _with_ids(path: Path) -> tuple[Path, Path]:
-    return path, ids_path(path)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.files.state import read_lines
 from schemas.mbeir import DatasetTask, Query
 from trainer.embedding.adaptive import QueryEmbedding
 
@@ -39,4 +40,4 @@ def write_query_log(path: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def read_query_log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path)

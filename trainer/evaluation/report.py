@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipeline.config import load_config
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.training_store import training_store
+from pipeline.files.state import read_json, read_lines
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.thumbnails import Thumbnails
@@ -36,14 +37,14 @@ Entry = dict[str, Any]
 
 def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
     """The page of a run. Raises InputError unless it was evaluated."""
-    config = TrainConfig.model_validate_json((run / "train.json").read_bytes()).model_copy(update={"out": run})
+    config = load_config(run / "train.json", TrainConfig).model_copy(update={"out": run})
     data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
     config = config.model_copy(update={"data": data})
     split = config.evaluation.split
     file = run / "eval" / f"results_{split}.json"
     if not file.is_file():
         raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
-    results = json.loads(file.read_text(encoding="utf-8"))
+    results = read_json(file, f"run `mbeir-cot eval {run}` again")
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
     compared = _compare_ranks(config, split)
     pictures = Thumbnails(training_store(config))
@@ -87,8 +88,7 @@ def _mean(result: Entry, family: str | None = None, key: str = "local") -> float
 def _chart_curves(run: Path, config: TrainConfig) -> list[Chart]:
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = {"retrieval": {}, "generation": {}}
     for variant in config.variants:
-        path = run / variant / "metrics.jsonl"
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        entries = read_lines(run / variant / "metrics.jsonl")
         for name, curves in series.items():
             curves[variant] = ([entry["step"] for entry in entries], _smooth([entry[name] for entry in entries]))
     notes = {

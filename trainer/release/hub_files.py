@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from data_cards import render_trace_model_card
+from pipeline.config import load_config
+from pipeline.files.state import read_json
 from pipeline.hub.push import PushError, Upload
 from schemas.training import TrainConfig
 from trainer.model.metadata import EmbedderMetadata
@@ -29,7 +31,7 @@ def render_card(config: TrainConfig, variant: str, metadata: EmbedderMetadata, r
         config,
         variant,
         metadata,
-        json.loads(results.read_text(encoding="utf-8")) if results is not None and results.is_file() else [],
+        read_json(results, "run `mbeir-cot eval` again") if results is not None and results.is_file() else [],
         repo=repo,
         synthetic=(config.data.mbeir.parent / "truth").is_dir(),
         prompts=prompts_as_source(metadata.prompts) if metadata.merged else "",
@@ -41,7 +43,7 @@ def uploads(run: Path, variant: str, repo: str) -> list[Upload]:
     model = run / variant / "model"
     if not (model / "finished.json").is_file():
         raise PushError(f"{model} is missing or not finished", f"run `mbeir-cot train` first, with variant {variant}")
-    config = TrainConfig.model_validate_json((run / "train.json").read_bytes())
+    config = load_config(run / "train.json", TrainConfig)
     results = run / "eval" / f"results_{config.evaluation.split}.json"
     card = render_card(config, variant, EmbedderMetadata.read(model), repo, results)
     return [
@@ -59,7 +61,7 @@ def _clean(path: Path) -> Upload:
     """Without paths of this machine: a base in a local directory is given by its last name."""
     if path.name not in ("embedder.json", "adapter_config.json"):
         return Upload(path.name, path)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     key = "base" if path.name == "embedder.json" else "base_model_name_or_path"
     if content.get(key) and Path(content[key]).is_absolute():
         content[key] = Path(content[key]).name

@@ -11,17 +11,19 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
+from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
-from schemas.training import TrainConfig
+from schemas.training import DataSettings, TrainConfig
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
-from trainer.embedding.embed import embed_pool
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
+from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.model.location import is_checkpoint, model_directory
 from trainer.model.metadata import fingerprint
@@ -38,7 +40,10 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
     if not names:
         path = layout.global_pool(split)
         if not path.is_file():
-            raise InputError(f"{path} is missing", "download cand_pool/global/, or name local pools with --pool")
+            raise InputError(
+                f"{path} is missing",
+                f"`mbeir-cot mbeir fetch {layout.root} --union --no-images` brings it, or name local pools with --pool",
+            )
         return [path]
     by_name = {task.name: task for task in DATASET_TASKS}
     paths = []
@@ -47,7 +52,9 @@ def pool_paths(layout: Layout, split: Split, names: Sequence[str]) -> list[Path]
             raise ConfigError(f"--pool {name}: unknown", f"one of {', '.join(by_name)}")
         local = layout.local_pool(by_name[name], split)
         if local is None or not local.is_file():
-            raise InputError(f"{local or name}: no such pool in {layout.root}", "download cand_pool/local/")
+            raise InputError(
+                f"{local or name}: no such pool in {layout.root}", layout.fetch_remedy(by_name[name].dataset, split)
+            )
         paths.append(local)
     return list(dict.fromkeys(paths))
 
@@ -69,15 +76,18 @@ def index_run(config: TrainConfig, run: Path, variant: str, *, split: Split, poo
         dim=0,
     )
     with open_workers(EmbedderSpec(config, model), logs=out) as workers:
-        return build_index(out, metadata, paths, workers, skip=config.data.skip_unreadable)
+        return build_index(out, metadata, paths, workers, images=training_store(config), data=config.data)
 
 
-def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, skip: bool = False) -> Index:
+def build_index(
+    out: Path, metadata: IndexMetadata, paths: Sequence[Path], workers: Workers, *, images: ImageStore, data: DataSettings
+) -> Index:
     """Embeds the pools part by part (parts on disk are kept) and writes the index.
 
-    metadata: `count` and `dim` are filled in. skip: leave out candidates whose images cannot be read.
+    metadata: `count` and `dim` are filled in. data: whether candidates whose images cannot be read are left out, and how many.
     Raises ConfigError if `out` holds anything else than this index or its parts.
     """
+    skip = data.skip_unreadable
     if (out / METADATA).is_file():
         built = Index.open(out)
         if (built.metadata.embedder_sha256, built.metadata.pools) == (metadata.embedder_sha256, metadata.pools):
@@ -96,7 +106,8 @@ def build_index(out: Path, metadata: IndexMetadata, paths: Sequence[Path], worke
         with Meter("candidates", sum(map(len, pools)), unit="candidates") as meter:
             for pool, part in zip(pools, parts, strict=True):
                 ids = np.asarray(pool.hashed_dids, np.int64)
-                left_out += embed_pool(part, partial(workers.embed_ranges, pool), ids, meter.advance)
+                embed = partial(workers.embed_ranges, pool)
+                left_out += embed_whole_pool(part, embed, ids, images, meter.advance, most=data.most_unreadable)
         (out / UNREADABLE).unlink(missing_ok=True)
         if left_out:
             save_exclusions(out / UNREADABLE, left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,8 @@ from trainer.training.train import learnt_traces
 SAMPLE = 64
 """Queries whose tokens are counted."""
 
+_WITHOUT_DATA: Final = "give --published: M-BEIR-CoT's published counts are used then"
+
 
 class VariantPlan(BaseModel):
     """One variant. Tokens and patches: of a query, its labels, a positive and hard negatives."""
@@ -42,7 +44,7 @@ class VariantPlan(BaseModel):
     step_s: float
     hours: float
     counted: Literal["data", "published"]
-    """In the data that the config names; or M-BEIR-CoT's published counts, if there is no data."""
+    """In the data that the config names; or M-BEIR-CoT's published counts, if those were asked for."""
 
 
 class Plan(BaseModel):
@@ -60,25 +62,27 @@ class Plan(BaseModel):
     peak: float
     source: str
     runs: tuple[VariantPlan, ...]
-    missing: str | None
-    """Why the data could not be counted."""
 
     @property
     def hours(self) -> float:
         return sum(run.hours for run in self.runs)
 
 
-def make_plan(config: TrainConfig, devices: int, *, mfu: float | None = None, peak: float = PEAK) -> Plan:
-    """peak: FLOP/s of a device. mfu: its useful share [default: measured with the 7B's shape]."""
+def make_plan(
+    config: TrainConfig, devices: int, *, mfu: float | None = None, peak: float = PEAK, published: bool = False
+) -> Plan:
+    """peak: FLOP/s of a device. mfu: its useful share [default: measured with the 7B's shape].
+
+    published: plan with M-BEIR-CoT's published counts, reading no data. Otherwise raises what the training would for its data.
+    """
     embedder = Embedder.create(config.model, config.data.prompts, weights=False)
     checkpointing = config.model.gradient_checkpointing
     share = mfu if mfu is not None else MEASURED_SHARE[checkpointing]
     how = "given" if mfu is not None else f"measured on one {MEASURED_ON} with the 7B's shape, {_with(checkpointing)}"
-    runs, missing = [], None
+    runs = []
     for variant in config.variants:
-        run, cause = _plan_variant(config, variant, embedder, devices, rate=devices * peak * share)
-        runs.append(run)
-        missing = cause or missing
+        counts = _published(config, variant) if published else _count_data(config, variant, embedder, devices)
+        runs.append(_plan_variant(config, variant, embedder, counts, rate=devices * peak * share))
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     chunk = config.batch.micro_batch_size
     text: Any = embedder.model.config.text_config
@@ -102,51 +106,56 @@ def make_plan(config: TrainConfig, devices: int, *, mfu: float | None = None, pe
         peak=peak,
         source=how,
         runs=tuple(runs),
-        missing=missing,
     )
 
 
-def _plan_variant(
-    config: TrainConfig, variant: Variant, embedder: Embedder, devices: int, *, rate: float
-) -> tuple[VariantPlan, str | None]:
-    """(its plan, why the data could not be counted). rate: useful FLOP/s of all devices."""
+class _Counts(NamedTuple):
+    """Of a variant's data. Tokens and patches: of a query, its labels, a positive and hard negatives."""
+
+    queries: int
+    steps_per_epoch: int
+    tokens: float
+    patches: float
+    source: Literal["data", "published"]
+
+
+def _plan_variant(config: TrainConfig, variant: Variant, embedder: Embedder, counts: _Counts, *, rate: float) -> VariantPlan:
+    """rate: useful FLOP/s of all devices."""
     named = list(embedder.model.named_parameters())
     language = sum(p.numel() for name, p in named if "language_model" in name and "embed_tokens" not in name)
     vision = sum(p.numel() for name, p in named if ".visual." in name)
     batch = config.batch.global_batch_size
-    counted: Literal["data", "published"] = "data"
-    missing = None
-    try:
-        queries, per_epoch, tokens, patches = _count_data(config, variant, embedder, devices)
-    except InputError as error:
-        missing = str(error).splitlines()[0]
-        queries, counted = PUBLISHED_ROWS, "published"
-        per_epoch, tokens, patches = queries // batch, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES
-    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * per_epoch))
-    step_s = useful_flop(language, vision, tokens=batch * tokens, patches=batch * patches) / rate
-    plan = VariantPlan(
+    steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * counts.steps_per_epoch))
+    step_s = useful_flop(language, vision, tokens=batch * counts.tokens, patches=batch * counts.patches) / rate
+    return VariantPlan(
         variant=variant,
-        queries=queries,
+        queries=counts.queries,
         steps=steps,
-        tokens=tokens,
-        patches=patches,
-        step_tokens=batch * tokens,
+        tokens=counts.tokens,
+        patches=counts.patches,
+        step_tokens=batch * counts.tokens,
         step_s=step_s,
         hours=steps * step_s / 3600,
-        counted=counted,
+        counted=counts.source,
     )
-    return plan, missing
 
 
 def _with(checkpointing: bool) -> str:
     return f"{'with' if checkpointing else 'without'} checkpointing"
 
 
-def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> tuple[int, int, float, float]:
-    """(queries, steps per epoch, tokens, patches) of the data. Raises InputError if there is none."""
-    records = Records.load(config.data.dataset).without(config.data.hold_out)
-    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
-    traces = learnt_traces(config, variant, records)
+def _published(config: TrainConfig, variant: Variant) -> _Counts:
+    per_epoch = PUBLISHED_ROWS // config.batch.global_batch_size
+    return _Counts(PUBLISHED_ROWS, per_epoch, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES, "published")
+
+
+def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> _Counts:
+    try:
+        records = Records.load(config.data.dataset).without(config.data.hold_out)
+        candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
+        traces = learnt_traces(config, variant, records)
+    except InputError as error:
+        raise InputError(error.problem, f"{error.remedy}. To plan without data, {_WITHOUT_DATA}".removeprefix(". ")) from error
     source = BatchSource(
         config, variant, records, traces=traces, encoder=embedder.encoder(), candidates=candidates, world_size=devices
     )
@@ -157,7 +166,7 @@ def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devic
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
     more = 1 + config.data.hard_negatives / 2  # a negative is as long as a positive, about half of a pair
-    return len(records), source.sampler.per_epoch, tokens / pairs * more, patches / pairs * more
+    return _Counts(len(records), source.sampler.per_epoch, tokens / pairs * more, patches / pairs * more, "data")
 
 
 def format_plan(plan: Plan) -> str:
@@ -181,6 +190,4 @@ def format_plan(plan: Plan) -> str:
             f"positive ({where}), {run.step_tokens:,.0f} a step; {run.step_s:,.3g} s a step, {run.hours:,.2f} hours"
         )
     lines.append(f"in all       {plan.hours:,.2f} hours, {plan.devices * plan.hours:,.2f} device-hours, estimated")
-    if plan.missing is not None:
-        lines.append(f"not counted  {plan.missing}")
     return "\n".join(lines)

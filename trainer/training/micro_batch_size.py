@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from schemas.errors import ConfigError
 from trainer.data.batches import CPU_CHUNK, BatchSource
 from trainer.data.encoding import EncodedSequence
@@ -61,9 +62,7 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
     """
     if source.config.batch.micro_batch_size != "auto":
         return None
-    recorded: int | None = processes.gather_objects(
-        json.loads(run.read_text(encoding="utf-8")).get("chunk") if processes.first else None
-    )[0]
+    recorded: int | None = processes.gather_objects(read_json(run).get("chunk") if processes.first else None)[0]
     if recorded is not None:
         source.chunk = recorded
         return f"batch.micro_batch_size: auto is {recorded} sequences, as when the run began"
@@ -78,7 +77,7 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
             "set model.gradient_checkpointing, or lower model.max_pixels, model.lora.r or batch.vision_cache_gib",
         )
     if processes.first:
-        replace_text(run, json.dumps(json.loads(run.read_text(encoding="utf-8")) | {"chunk": source.chunk}, indent=1) + "\n")
+        replace_text(run, json.dumps(read_json(run) | {"chunk": source.chunk}, indent=1) + "\n")
     return f"batch.micro_batch_size: auto is {source.chunk} sequences, {how}"
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from schemas.errors import ConfigError
 from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Records
@@ -53,7 +54,7 @@ class RunDirectory:
     def claim(self, conditions: dict[str, Any]) -> None:
         """Records the run's conditions. Raises ConfigError if the directory holds a run with others."""
         if self.conditions.is_file():
-            old = json.loads(self.conditions.read_text(encoding="utf-8"))
+            old = read_json(self.conditions, f"remove {self.path} to start again")
             old.pop("chunk", None)  # the value found for `batch.micro_batch_size: auto`
             if differing := _differing(old, conditions):
                 raise ConfigError(
@@ -78,7 +79,7 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
     """What determines a training's result: settings, data and steps. A run resumes only under the same conditions."""
     settings = config.model_dump(mode="json", exclude=_FREE)
     for part, free in (
-        ("data", ("workers", "prefetch", "candidate_cache", "image_roots")),
+        ("data", ("workers", "prefetch", "candidate_cache", "image_roots", "most_unreadable")),
         ("batch", ("vision_cache_gib", "memory_share")),
     ):
         for key in free:

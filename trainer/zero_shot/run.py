@@ -23,14 +23,15 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_json
 from pipeline.meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did
 from schemas.training import RouteChoice, TrainConfig
-from trainer.data.exclusions import Exclusion
+from trainer.data.exclusions import Exclusion, load_exclusions
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.embed import embed_pool
-from trainer.embedding.files import empty_unless_made_by, load_embeddings
+from trainer.embedding.files import empty_unless_made_by, exclusions_path, load_embeddings
+from trainer.embedding.mended import embed_whole_pool, readable
 from trainer.embedding.queries import WINDOW, Place, QueryUnit
 from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
@@ -104,7 +105,7 @@ class SuiteRun:
             raise InputError(f"{task.name} has no queries or no candidates", "its file is empty: take it as it is published")
         made_by = self._made_by(pool, queries, route)
         place = self.out / "tasks" / task.name
-        if (kept := _kept(place, made_by)) is not None:
+        if (kept := _kept(place, made_by)) is not None and not self._mended(place, pool):
             return kept
         candidates, lost = self._candidates(task, pool)
         embeddings, unread = self._queries(task, queries, ROUTES[route])
@@ -143,13 +144,22 @@ class SuiteRun:
             "max_candidate_chars": config.data.max_candidate_chars,
         }
 
+    def _mended(self, place: Path, pool: TaskPool) -> bool:
+        """Whether something that was left out can be read by now."""
+        queries = read_json(place / "unreadable_queries.json")
+        candidates = load_exclusions(exclusions_path(self._pool_file(pool)))
+        return bool(readable([*(Exclusion(**one) for one in queries), *candidates], self._images))
+
+    def _pool_file(self, pool: TaskPool) -> Path:
+        return self.out / "pools" / f"{pool.sha256[:16]}_cand_pool_embed.npy"
+
     def _candidates(self, task: Task, pool: TaskPool) -> tuple[Vectors, set[int]]:
         """(vectors of all places, zero for those that cannot be read; these places)."""
         pools = self.out / "pools"
         empty_unless_made_by(pools, self._embedder())
-        out = pools / f"{pool.sha256[:16]}_cand_pool_embed.npy"
+        out = self._pool_file(pool)
         with Meter(f"{task.name}: candidates", len(pool), unit="candidates") as meter:
-            left_out = embed_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, meter.advance)
+            left_out = embed_whole_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, self._images, meter.advance)
         lost = {hash_did(one.name) - 1 for one in left_out}
         read = load_embeddings(out)
         vectors = np.zeros((len(pool), read.vectors.shape[1]), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from PIL import Image
 
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.export.export_dataset import export_dataset
+from pipeline.export.samples import SkipReason
 from pipeline.mbeir.images import ImageStore
+from schemas.errors import InputError
 
 pytestmark = [pytest.mark.slow]
 RANDOM = np.random.default_rng(7)
@@ -128,5 +131,34 @@ def test_what_is_named_shows_what_the_teacher_saw(
     assert done.pictures == len(list((out / "pictures").rglob("*.*"))) >= len(beside)
     assert done.unusable >= 1
     assert all(pixels(root / path) for path in beside)
+    # ms-swift resolves the dots by text, so it needs the real path; the others leave it to the system, which also takes a link
+    assert all(Path(os.path.abspath(os.path.join(os.path.realpath(root), path))).is_file() for path in beside)  # noqa: PTH100, PTH118
+    (tmp_path / "link").symlink_to(root)
+    assert all((tmp_path / "link" / path).is_file() for path in beside)
+    assert "`readlink -f`" in (out / "README.md").read_text(encoding="utf-8")
     assert f"{done.pictures} pictures are in out/pictures" in (out / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers", "tevatron"])
+def test_a_damaged_picture_does_not_end_an_export_that_holds_pictures(
+    prepared: tuple[Path, Path, list[str]], tmp_path: Path, name: str
+) -> None:
+    dataset, root, originals = prepared
+    broken = sum((root / path).is_file() and (root / path).read_bytes() == b"no picture" for path in originals)
+    opened = BuiltDataset.open(dataset)
+    done = export_dataset(opened, name, tmp_path / "out", mbeir=root)
+    left_out = done.skipped[SkipReason.UNREADABLE]
+    assert left_out >= broken > 0
+    assert done.records + left_out == opened.manifest.records
+    readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"{left_out:,} records are left out because {SkipReason.UNREADABLE}" in readme
+
+    bare = tmp_path / "M-BEIR"
+    (bare / "mbeir_images").mkdir(parents=True)
+    for part in ("query", "cand_pool", "instructions"):
+        (bare / part).symlink_to(root / part)
+    with pytest.raises(InputError, match="cannot be opened; nothing was written") as caught:
+        export_dataset(opened, name, tmp_path / "none", mbeir=bare)
+    assert "mounted?" in caught.value.remedy
+    assert not list(tmp_path.glob("*none*"))

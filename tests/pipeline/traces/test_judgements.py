@@ -55,10 +55,20 @@ def test_a_token_that_begins_both_labels_counts_for_neither() -> None:
 
 
 def test_a_missing_label_gets_a_marked_bound() -> None:
-    judged = judgement_from_logprobs({"yes": -0.01, "x": -5.0}, VERIFY)
+    judged = judgement_from_logprobs({"yes": -0.2, "x": -5.0}, VERIFY)  # the other label has at most as much as x
     assert isinstance(judged, Judgement)
     assert judged.source is JudgementSource.BOUNDED
-    assert probability(judged) == pytest.approx(1 / (1 + math.exp(-5.0 + 0.01)))
+    assert probability(judged) == pytest.approx(1 / (1 + math.exp(-5.0 + 0.2)))
+
+
+@pytest.mark.parametrize(("said", "share"), [("simple", 0.1), ("complex", 0.9)])
+def test_a_token_that_is_listed_alone_leaves_the_rest_to_the_other_label(said: str, share: float) -> None:
+    judged = judgement_from_logprobs({said: math.log(0.9)}, ASSESS)
+    assert isinstance(judged, Judgement)
+    assert judged.source is JudgementSource.BOUNDED
+    assert judged.probability == pytest.approx(share)
+    certain = judgement_from_logprobs({said: 0.0}, ASSESS)
+    assert probability(certain) == pytest.approx(float(said == "complex"), abs=1e-9)
 
 
 def test_a_missing_judgement_says_why() -> None:

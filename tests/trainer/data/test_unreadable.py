@@ -104,9 +104,55 @@ def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, st
 
         (tmp_path / "index").mkdir()
         (tmp_path / "index" / "embed-0.log").write_text("an actor's, which starts before the index\n")
-        index = build_index(tmp_path / "index", card_of(config, tmp_path), [pool_of(config)], evaluation.workers, skip=True)
+        data, images = skipping(config).data, training_store(config)
+        paths = [pool_of(config)]
+        index = build_index(tmp_path / "index", card_of(config, tmp_path), paths, evaluation.workers, images=images, data=data)
         assert sorted(index.ids.tolist()) == sorted(ids.tolist())
         assert [one.name for one in load_exclusions(tmp_path / "index" / "unreadable.json")] == [thin]
+
+    # the image is mended: the next evaluation has the candidate, and embeds no other one again
+    Image.new("RGB", (30, 30), "red").save(config.data.mbeir / "mbeir_images" / "thin.png")
+    before, kept = dict(zip(ids.tolist(), vectors, strict=True)), candidates.with_name("mbeir_cirr_task7_cand_pool_embed.npy")
+    with Evaluation(skipping(config), None, tmp_path / "eval") as evaluation:
+        evaluation.embed_pools("base")
+        assert evaluation.notices == []
+    after = dict(zip(np.load(candidates).tolist(), np.load(kept), strict=True))
+    lines = pool_of(config).read_text().splitlines()
+    assert list(after) == [hash_did(json.loads(line)["did"]) for line in lines]
+    assert after.keys() - before.keys() == {hash_did(thin)}
+    assert all(np.array_equal(after[did], vector) for did, vector in before.items())
+    assert np.isclose(np.linalg.norm(after[hash_did(thin)].astype(np.float32)), 1, atol=1e-2)
+
+
+def test_a_disk_that_is_not_mounted_is_not_a_pool_of_text(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
+    """Not even with skip_unreadable; and once it is mounted, the same evaluation has all candidates."""
+    config = skipping(damaged[0])
+    images, away = config.data.mbeir / "mbeir_images", config.data.mbeir / "away"
+    lines = [json.loads(line) for line in pool_of(config).read_text().splitlines()]
+    text = {"txt": "a text", "img_path": None, "modality": "text", "src_content": None}
+    lines += [text | {"did": did} for did in ("8:4000001", "8:4000002")]
+    pool_of(config).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    images.rename(away)
+    images.mkdir()
+    for said in (r"only 2 of \d+ can be read", "is the disk with the images mounted"):
+        with Evaluation(config, None, tmp_path / "eval") as evaluation, pytest.raises(InputError, match=said):
+            evaluation.embed_pools("base")
+    allowed = config.model_copy(update={"data": config.data.model_copy(update={"most_unreadable": 1.0})})
+    with Evaluation(allowed, None, tmp_path / "eval") as evaluation:
+        evaluation.embed_pools("base")
+        assert len(evaluation.notices) == 1
+    pool_of(config).write_text("".join(json.dumps(line) + "\n" for line in lines[:-2]))
+    with (
+        Evaluation(config, None, tmp_path / "eval") as evaluation,
+        pytest.raises(InputError, match="none can be read"),
+    ):
+        evaluation.embed_pools("base")
+    images.rmdir()
+    away.rename(images)
+    with Evaluation(config, None, tmp_path / "eval") as evaluation:
+        evaluation.embed_pools("base")
+    ids = np.load(tmp_path / "eval" / "embed" / "base" / "cand_pool" / "mbeir_cirr_task7_cand_pool_ids.npy")
+    assert len(ids) == len(lines) - 2 - 1  # but for the one that the processor refuses
 
 
 @pytest.mark.slow

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DatasetTask
+from schemas.training import TrainConfig
 from tests.support.cli import mbeir_cot
 from trainer import Index, TraceEmbedder, evaluate_run, load_settings
 from trainer.embedding.files import EmbeddingFiles, load_embeddings
 from trainer.embedding.trace_embedder import TextOrImage
+from trainer.embedding.workers import EmbedderSpec
 from trainer.evaluation.query_log import queries_file, read_query_log
 
 TASKS = (DatasetTask("cirr", 7), DatasetTask("webqa", 1))
@@ -144,3 +147,16 @@ def test_an_input_that_cannot_be_embedded_is_named(embedder: TraceEmbedder, fini
         TraceEmbedder.load(finished, "trase")
     with pytest.raises(InputError, match="does not exist"):
         TraceEmbedder.load(tmp_path / "nowhere")
+
+
+def test_vectors_that_are_not_finite_are_refused(config: TrainConfig) -> None:
+    diverged = TraceEmbedder(EmbedderSpec(config, None).load(), config)
+    assert len(diverged.embed_candidates(["a", "b"])) == 2
+    with torch.no_grad():
+        for name, parameter in diverged.embedder.named_parameters():
+            if "language_model" in name and "norm" in name:
+                parameter.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"2 of 2 vectors are not finite \(NaN or inf\): candidate 0, candidate 1"):
+        diverged.embed_candidates(["a", "b"])
+    with pytest.raises(InputError, match=r"1 of 1 vectors are not finite \(NaN or inf\): query 0"):
+        diverged.embed_queries(["a"], route="always-direct")

@@ -10,11 +10,13 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig
 
 from pocket.training.train_models import MODELS
+from schemas.errors import CotError
 from schemas.training import LoraSettings, ModelSettings, TrainConfig
 from tests.support.cli import mbeir_cot
 from tests.trainer.conftest import fresh, source_of
 from trainer.data.micro_batch import IGNORE
 from trainer.training.dry_run import make_plan
+from trainer.training.train import train
 
 
 def test_it_counts_the_tokens_of_a_training(config: TrainConfig) -> None:
@@ -25,7 +27,6 @@ def test_it_counts_the_tokens_of_a_training(config: TrainConfig) -> None:
     trained = [p for name, p in embedder.named_parameters() if p.requires_grad and name != "log_scale"]
     assert found.trained == sum(p.numel() for p in trained)
     assert found.step_rows == 16
-    assert found.missing is None
     trace, direct = found.runs
     source = source_of(chosen, embedder)
     rows = source.encoder.make_chunks(source.sample(64), 64, 1 << 20)
@@ -53,14 +54,29 @@ def test_a_plan_for_seven_billion_parameters_needs_no_weights(config: TrainConfi
     batch = config.batch.model_copy(update={"global_batch_size": 1024, "micro_batch_size": 16})
     optimiser = config.optimiser.model_copy(update={"max_steps": None})
     chosen = config.model_copy(update={"model": model, "data": data, "batch": batch, "optimiser": optimiser})
-    found = make_plan(chosen, 8)
+    found = make_plan(chosen, 8, published=True)
     assert found.parameters == pytest.approx(8.66e9, rel=0.01)
     assert found.trained == pytest.approx(0.37e9, rel=0.02)
     assert found.memory == pytest.approx(70e9, rel=0.1)
     assert (found.runs[0].steps, found.runs[0].counted) == (1068, "published")
     assert found.hours == pytest.approx(2.85, rel=0.05)
-    assert "no dataset at" in (found.missing or "")
     assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize("key", ["dataset", "always_reason_dataset", "mbeir"])
+def test_data_that_are_not_there_are_the_error_of_the_training(config: TrainConfig, tmp_path: Path, key: str) -> None:
+    value = tmp_path / "none" if key == "mbeir" else str(tmp_path / "none")
+    data = config.data.model_copy(update={key: value})
+    variants = ("always-reason",) if key == "always_reason_dataset" else ("trace",)
+    chosen = config.model_copy(update={"data": data, "variants": variants, "out": tmp_path / "run"})
+    with pytest.raises(CotError) as trained:
+        train(chosen, variants[0])
+    with pytest.raises(type(trained.value)) as planned:
+        make_plan(chosen, 1)
+    assert planned.value.problem == trained.value.problem
+    assert planned.value.remedy.startswith(trained.value.remedy)
+    assert "--published" in planned.value.remedy
+    assert make_plan(chosen, 1, published=True).runs[0].counted == "published"
 
 
 def test_the_command(train_file: Path, tmp_path: Path) -> None:
