@@ -96,20 +96,28 @@ def search(
     instruction: Annotated[str | None, typer.Option(help="What to look for [default: Find what the query describes.].")] = None,
     route: Annotated[str, typer.Option(help="learned, always-direct or always-reason.")] = "learned",
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Embed the query with this service (`serve-embeddings`), e.g. http://127.0.0.1:8100/v1.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="With --url: the environment variable with its key.")
+    ] = None,
 ) -> None:
     """Embeds one query adaptively and shows its route, its trace and the results."""
     from schemas.errors import ConfigError
     from schemas.training import RouteChoice
     from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION
     from trainer.retrieval.index import Index
+    from trainer.service.remote import RemoteEmbedder
 
     if not text and image is None:
         raise ConfigError("nothing to search for", "give a text, --image, or both")
     chosen = choose("--route", route, get_args(RouteChoice))
     opened = Index.open(where)
+    embedder = RemoteEmbedder(url, api_key_env=api_key_env) if url is not None else opened.embedder()
     ((one, hits),) = opened.find(
         [(text, image)],
-        opened.embedder(),
+        embedder,
         k=k,
         instruction=instruction if instruction is not None else DEFAULT_INSTRUCTION,
         route=chosen,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -78,6 +78,17 @@ class SearchResult(NamedTuple):
     hits: list[Hit]
 
 
+class EmbedsQueries(Protocol):
+    """What `find` needs of an embedder: a `TraceEmbedder`, or a served one."""
+
+    @property
+    def sha256(self) -> str | None: ...
+
+    def embed_queries(
+        self, queries: Sequence[TextOrImage], *, instruction: str | Sequence[str], route: RouteChoice
+    ) -> list[QueryEmbedding]: ...
+
+
 class Index:
     """An index on disk, memory-mapped."""
 
@@ -139,7 +150,7 @@ class Index:
     def find(
         self,
         queries: Sequence[TextOrImage],
-        embedder: TraceEmbedder,
+        embedder: EmbedsQueries,
         *,
         k: int = 10,
         instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
@@ -157,7 +168,7 @@ class Index:
         top = self.search(np.stack([query.vector.numpy() for query in embedded]), k, approximate=approximate)
         return [SearchResult(query, hits) for query, hits in zip(embedded, self.fetch_hits(top), strict=True)]
 
-    def _check_embedder(self, embedder: TraceEmbedder) -> None:
+    def _check_embedder(self, embedder: EmbedsQueries) -> None:
         if embedder.sha256 != self.metadata.embedder_sha256:
             raise InputError(
                 f"the embedder is not the one that made {self.directory} ({self.metadata.variant} of {self.metadata.run})",

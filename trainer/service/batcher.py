@@ -150,7 +150,7 @@ class Batcher:
             starts += 1
             self._metrics.restarts.inc()
             await self._engine.start()
-            logger.info("the engine is running again")
+            logger.info("running again, engine %s", self._engine.pid)
 
     async def _next_batch(self) -> bool:
         """Waits for inputs and embeds a batch. Raises EngineLost, also while nothing waits."""
