@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,9 @@ from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots, choose
 from pipeline.meter import quiet_progress
+
+if TYPE_CHECKING:
+    from trainer.retrieval.index import Index, SmallRecall
 
 _RECALL_K = 10
 
@@ -30,6 +33,13 @@ def index(
     approximate: Annotated[
         str | None, typer.Option(help="Also a faiss index for serving, e.g. HNSW32; recall is printed.")
     ] = None,
+    small: Annotated[
+        str | None,
+        typer.Option(help="Also small vectors for memory: float16, int8 or binary; bytes and recall are printed."),
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option(min=1, help="With --small: keep the first dimensions (loss.matryoshka) [default: all].")
+    ] = None,
     overrides: Set = None,
     image_roots: ImageRoots = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -38,6 +48,7 @@ def index(
     from contextlib import nullcontext
 
     from pipeline.mbeir.layout import Layout
+    from schemas.errors import ConfigError
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
     from trainer.distributed import ProcessGroup
@@ -46,8 +57,12 @@ def index(
     from trainer.model.metadata import fingerprint
     from trainer.retrieval.index import UNREADABLE, IndexMetadata
     from trainer.retrieval.index_builder import build_index, pool_paths
+    from trainer.retrieval.small_vectors import SmallKind
 
     known = choose("--split", split, SPLITS)
+    kind = choose("--small", small, get_args(SmallKind)) if small is not None else None
+    if dims is not None and kind is None:
+        raise ConfigError("--dims says nothing without --small", "give both, or neither; `search --dims` needs no preparation")
     run = locate(run)
     settings = run_settings(run, overrides, None, image_roots)
     model = model_directory(settings, run, variant)
@@ -76,16 +91,30 @@ def index(
     console.print(f"{escape(str(out))}: {made.metadata.count:,} candidates, {made.metadata.dim:,} dimensions")
     if left_out := load_exclusions(out / UNREADABLE):
         console.print(f"[yellow]{escape(describe_exclusions('candidates', left_out, out / UNREADABLE))}[/]")
-    if approximate is not None:
-        from trainer.retrieval.recall_queries import recall_queries
+    if approximate is None and kind is None:
+        return
+    from trainer.retrieval.recall_queries import recall_queries
 
+    queries = recall_queries(source.load(), settings, known)
+    if approximate is not None:
         made.make_approximate(approximate)
-        queries = recall_queries(source.load(), settings, known)
         recall = made.measure_recall(queries, _RECALL_K)
         console.print(
             f"{escape(approximate)}: recall@{_RECALL_K:,} against exact search {recall:.4f} "
             f"({len(queries):,} queries of {escape(split)})"
         )
+    if kind is not None:
+        made.make_small(kind, dims)
+        _print_small(made, made.measure_small(queries, _RECALL_K))
+
+
+def _print_small(made: Index, measured: SmallRecall) -> None:
+    """Recall against exact search, beside the bytes that a vector takes."""
+    form = measured.form
+    table = Table("vectors", "dimensions", "bytes a vector", f"recall@{_RECALL_K}", "rescored")
+    table.add_row("float16, all read", f"{made.metadata.dim:,}", f"{2 * made.metadata.dim:,}", "1.0000", "")
+    table.add_row(form.kind, f"{form.dims:,}", f"{form.bytes:,}", f"{measured.alone:.4f}", f"{measured.rescored:.4f}")
+    console.print(table)
 
 
 def search(
@@ -96,6 +125,10 @@ def search(
     instruction: Annotated[str | None, typer.Option(help="What to look for [default: Find what the query describes.].")] = None,
     route: Annotated[str, typer.Option(help="learned, always-direct or always-reason.")] = "learned",
     approximate: Annotated[bool, typer.Option("--approximate", help="Use the faiss index.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Search the small vectors; hits have exact scores.")] = False,
+    dims: Annotated[
+        int | None, typer.Option(min=1, help="Compare the first dimensions only (loss.matryoshka), exactly.")
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="Embed the query with this service (`serve-embeddings`), e.g. http://127.0.0.1:8100/v1.")
     ] = None,
@@ -122,6 +155,8 @@ def search(
         instruction=instruction if instruction is not None else DEFAULT_INSTRUCTION,
         route=chosen,
         approximate=approximate,
+        small=small,
+        dims=dims,
     )
     said = "reasons" if one.reasoned else "goes straight to its embedding"
     console.print(f"{escape(said)} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
