@@ -6,7 +6,8 @@
     binary    dims / 8 bytes     bits that differ, of the signs around the corpus's mean (faiss: IndexBinaryFlat)
 
 `dims` keeps the first dimensions and scales them to unit length: for an embedder that was trained for it (``loss.matryoshka``).
-A search takes `OVERSAMPLING` times as many candidates as are wanted, reads their full vectors from disk and scores them, so scores and order are those of the exact search (up to rounding), and only what the small vectors did not find is missing.
+A search takes `OVERSAMPLING` times as many candidates as are wanted, reads their full vectors from disk and scores them. So
+scores and order are those of the exact search (up to rounding), and only what the small vectors did not find is missing.
 """
 
 from __future__ import annotations

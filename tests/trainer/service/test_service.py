@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from schemas.errors import InputError
 from tests.support.cli import mbeir_cot
 from tests.support.service import KEY, Service, started
+from tests.test_docs import ROOT, snippets
 from trainer import Index, TraceEmbedder
 from trainer.service.remote import RemoteEmbedder, ServiceError
 
@@ -65,6 +67,12 @@ def test_openais_client_gets_the_vectors_traces_and_routes_of_the_embedder(
         assert said.usage.prompt_tokens == sum(one.prompt_tokens for one in wanted) > 20
         assert said.usage.total_tokens - said.usage.prompt_tokens == sum(one.tokens for one in wanted)
     assert [model.id for model in client.models.list()] == ["trace"]
+
+
+def test_the_documented_python_runs(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = snippets(ROOT / "docs" / "serving.md")
+    exec(code.replace("http://127.0.0.1:8100/v1", service.url).replace('"none"', repr(KEY)), {})
+    assert re.match(r"\[-?0\.\d+, .*\] (reasoning|bypass) [\de.-]+ ", capsys.readouterr().out)
 
 
 def test_content_parts_give_pictures_by_value_or_by_a_path_below_the_roots(
