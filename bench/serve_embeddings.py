@@ -60,10 +60,10 @@ def service(run: Path, overrides: list[str]) -> Iterator[str]:
         env=os.environ | {"COLUMNS": "200"},
     )
     assert process.stdout is not None
-    ready = re.search(r"http://\S+", process.stdout.readline())
+    ready = next((found for line in process.stdout if (found := re.search(r"is served at (\S+)", line))), None)
     try:
         assert ready is not None, "the service did not start"
-        yield ready[0]
+        yield ready[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -47,18 +47,19 @@ def serve_embeddings(
     max_images: Annotated[int, typer.Option(min=1, help="Images of an input.")] = _LIMITS.images,
     max_pixels: Annotated[int, typer.Option(min=1, help="Width x height of an image.")] = _LIMITS.pixels,
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="MiB of a request.")] = _LIMITS.body_mib,
-    log: Annotated[Path | None, typer.Option(help="Append to this file what happens. Never texts, images or keys.")] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Append to this file what happens, and to X-engine.log beside it [default: standard error]."),
+    ] = None,
 ) -> None:
     """Serves OpenAI's /v1/embeddings: queries reason or go straight to their embedding; candidates never reason.
 
     SIGTERM or Ctrl-C finishes what was accepted. /health says whether requests are taken, /metrics is for Prometheus.
     """
-    from contextlib import nullcontext
     from functools import partial
 
     from pipeline.files.run_log import run_log
-    from trainer.embedding.trace_embedder import TraceEmbedder
-    from trainer.service.server import serve_embeddings
+    from trainer.service.server import load_embedder, serve_embeddings
 
     settings = ServiceSettings(
         host=host,
@@ -81,6 +82,7 @@ def serve_embeddings(
     )
     if api_key_env is None and host not in ("127.0.0.1", "::1", "localhost"):
         console.print("[yellow]anyone who reaches this address can use it: --api-key-env names a key[/]")
-    load = partial(TraceEmbedder.load, run, variant, overrides=tuple(overrides or ()))
-    with run_log(log, keys=[api_key_env]) if log is not None else nullcontext():
+    engine_log = log.with_name(f"{log.stem}-engine.log") if log is not None else None
+    load = partial(load_embedder, run, variant, tuple(overrides or ()), log=engine_log, key=api_key_env)
+    with run_log(log, keys=[api_key_env]):
         serve_embeddings(settings, load, ready=lambda url: console.print(f"{escape(settings.name)} is served at {escape(url)}"))

@@ -62,9 +62,13 @@ def started(run: Path, directory: Path, *options: str) -> Iterator[Service]:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        ready = re.search(r"http://\S+/v1", said)
-        assert ready is not None, said + (process.communicate(timeout=60)[0] if process.poll() is not None else "")
+        said: list[str] = []
+        for line in process.stdout:  # warnings of other libraries may come first
+            said.append(line)
+            if "is served at" in line:
+                break
+        ready = re.search(r"http://\S+/v1", said[-1] if said else "")
+        assert ready is not None, "".join(said)
         yield Service(process, ready[0], log)
     finally:
         if process.poll() is None:

@@ -19,6 +19,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from schemas.errors import CotError, InputError
 from schemas.service import ROUTES, ServiceSettings
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _READERS: Final = 4
 """Threads that read and decode images: what they hold is not yet counted."""
+
+
+_CLIENT_GONE: Final = 499
+"""nginx's number; nobody gets this answer, but it is counted."""
 
 
 class HttpError(CotError):
@@ -160,7 +165,7 @@ class EmbeddingService:
             if embedding.done():
                 return embedding.result()
             if gone.done():
-                raise HttpError(499, "the client has gone")
+                raise HttpError(_CLIENT_GONE, "the client has gone")
             raise HttpError(
                 504,
                 f"no answer within {self.settings.timeout_s:g} s",
@@ -178,6 +183,10 @@ class EmbeddingService:
                 response = await handle(request)
             except CotError as error:
                 response = self._error(error)
+                if isinstance(error, Unavailable) and request.method == "POST":  # not a look at /health
+                    self.metrics.refused.labels(error.reason).inc()
+            except ClientDisconnect:
+                response = self._error(HttpError(_CLIENT_GONE, "the client has gone"))
             except Exception:
                 logger.exception("a fault of the service")
                 response = self._error(HttpError(500, "a fault of the service", "see its log", kind="server_error"))
@@ -194,7 +203,6 @@ class EmbeddingService:
         message = f"{error.problem}: {error.remedy}" if error.remedy else error.problem
         headers = {}
         if isinstance(error, Unavailable):
-            self.metrics.refused.labels(error.reason).inc()
             headers["Retry-After"] = f"{error.retry_after_s:.0f}"
             kind = "rate_limit_error" if status == 429 else kind
         return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status, headers)

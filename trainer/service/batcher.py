@@ -43,7 +43,7 @@ class Admission:
         self._timeout_s = timeout_s
         self.waiting = self.bytes = 0
         self.rate = 0.0
-        """Inputs answered per second of late; 0 if none has been."""
+        """Inputs per second of the last full batches; 0 before the first."""
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Held]:
@@ -176,7 +176,8 @@ class Batcher:
         outcomes = await self._engine.embed([one.work for one in batch])
         took = time.perf_counter() - began
         self._metrics.batch_seconds.observe(took)
-        self._admission.note_answered(len(batch), took)
+        if len(batch) == self._settings.batch_size:  # a small one says little about what a full line would take
+            self._admission.note_answered(len(batch), took)
         for one, outcome in zip(batch, outcomes, strict=True):
             if not one.outcome.done():
                 one.outcome.set_result(outcome)

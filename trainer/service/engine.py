@@ -196,7 +196,7 @@ def run_engine(connection: Connection, load: Callable[[], Embeds]) -> None:
 def _embed_each(embedder: Embeds, works: list[Work]) -> list[Outcome]:
     """One bad input must not fail its neighbours: if a batch fails, its items are tried one by one."""
     try:
-        return list(_embed(embedder, works))
+        return _embed(embedder, works)
     except InputError as error:
         if len(works) == 1:
             return [Refused(error.problem, error.remedy)]
@@ -217,14 +217,18 @@ def _check_engine(embedder: Embeds) -> None:
         sys.exit(1)
 
 
-def _embed(embedder: Embeds, works: list[Work]) -> list[Embedded]:
+def _embed(embedder: Embeds, works: list[Work]) -> list[Outcome]:
     contents = [work.content for work in works]
     route = works[0].route
     if route is None:
         vectors_CD, tokens_C = embedder.embed_counted(contents)
-        return [Embedded(vector, int(tokens)) for vector, tokens in zip(vectors_CD, tokens_C, strict=True)]
+        return [_finite(Embedded(vector, int(tokens))) for vector, tokens in zip(vectors_CD, tokens_C, strict=True)]
     queries = embedder.embed_queries(contents, instruction=[work.instruction for work in works], route=route)
     return [
-        Embedded(one.vector.numpy(), one.prompt_tokens, one.reasoned, one.ended, one.trace, one.p_direct, one.tokens)
+        _finite(Embedded(one.vector.numpy(), one.prompt_tokens, one.reasoned, one.ended, one.trace, one.p_direct, one.tokens))
         for one in queries
     ]
+
+
+def _finite(embedded: Embedded) -> Outcome:
+    return embedded if np.isfinite(embedded.vector).all() else Failed("the vector is not finite (NaN or inf)")

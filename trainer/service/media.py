@@ -27,7 +27,7 @@ class MediaLoader:
     """Reads images for requests. Blocking: it is called in threads."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self._most = int(settings.limits.image_mib * 2**20)
+        self._mib = settings.limits.image_mib
         pixels = settings.limits.pixels
         self._roots = [place for root in settings.media_roots for place in {root.absolute(), root.resolve()}]
         self._stores = [ImageStore(root, max_pixels=pixels, max_ratio=MAX_RATIO) for root in self._roots]
@@ -103,5 +103,5 @@ class MediaLoader:
         return bytes(content)
 
     def _check_size(self, name: str, size: int) -> None:
-        if size > self._most:
-            raise InputError(f"{name}: more than {self._most / 2**20:g} MiB", "reduce the image")
+        if size > self._mib * 2**20:
+            raise InputError(f"{name}: more than {self._mib:g} MiB", "reduce the image")

@@ -8,14 +8,17 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import uvicorn
 
+from pipeline.files.run_log import open_run_log
 from schemas.errors import ConfigError, InputError
 from schemas.service import ServiceSettings
+from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.service.app import EmbeddingService
 from trainer.service.engine import Embeds, EngineProcess
 
@@ -65,6 +68,12 @@ def serve_embeddings(
     key = _key(settings.api_key_env)
     with _listen(settings.host, settings.port) as listener:
         asyncio.run(_serve(settings, load, key, listener=listener, ready=ready))
+
+
+def load_embedder(run: Path, variant: str, overrides: Sequence[str], *, log: Path | None, key: str | None) -> TraceEmbedder:
+    """In the engine's process: opens its log, then loads a run's or model's embedder."""
+    open_run_log(log, keys=[key])
+    return TraceEmbedder.load(run, variant, overrides=overrides)
 
 
 async def _serve(
