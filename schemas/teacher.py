@@ -32,7 +32,7 @@ class Transport(BaseModel):
     """Ask through the proxy that `http_proxy`, `https_proxy` and `no_proxy` name, for endpoints that are reached in no other
     way. Never for servers of ours."""
     load_poll_s: NonNegativeFloat = 0
-    """Seconds after which a vLLM server's own metrics are read again, so that no more is sent than its KV cache holds. 0: never."""
+    """Seconds after which a vLLM server's metrics are read again, so that no more is sent than its KV cache holds; 0: never."""
     window: PositiveInt = 200
     """Last answers over which the share of failures is taken, for stopping a run early."""
 

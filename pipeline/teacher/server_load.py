@@ -1,7 +1,7 @@
 """What a vLLM server's own metrics say about its load, read now and then while it is asked.
 
-A server whose KV cache is full preempts requests: what they have written is computed again later. Nothing in an answer shows it,
-so a client that goes by refusals and time-outs sends more and more. Servers without these metrics are asked once.
+A server whose KV cache is full preempts requests: what they have written is computed again later. No answer shows it, so a
+client that goes by refusals and time-outs sends more and more. Servers without these metrics are asked once.
 """
 
 from __future__ import annotations
