@@ -59,8 +59,12 @@ def serve_embeddings(
     from functools import partial
 
     from pipeline.files.run_log import run_log
+    from schemas.errors import InputError
+    from trainer.model.location import locate
     from trainer.service.server import load_embedder, serve_embeddings
 
+    if not locate(run).exists():
+        raise InputError(f"{run} does not exist", "name a run, a model's directory, or ORG/NAME on the Hub")
     settings = ServiceSettings(
         host=host,
         port=port,

@@ -196,9 +196,12 @@ def test_the_log_has_no_texts_urls_or_keys(service: Service) -> None:
 
 
 def test_an_embedder_that_cannot_be_loaded_and_a_used_port_are_told(tmp_path: Path, finished: Path, service: Service) -> None:
-    missing = mbeir_cot("serve-embeddings", tmp_path / "none", own_process=True)
+    missing = mbeir_cot("serve-embeddings", tmp_path / "none")
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
+    untrained = mbeir_cot("serve-embeddings", finished, "--variant", "direct", "--port", "0")
+    assert untrained.returncode == 2
+    assert "direct" in untrained.stderr
     port = service.root.rsplit(":", 1)[1]
     used = mbeir_cot("serve-embeddings", finished, "--port", port)
     assert used.returncode == 2
