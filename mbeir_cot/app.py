@@ -27,6 +27,7 @@ import mbeir_cot.commands.mteb
 import mbeir_cot.commands.pocket
 import mbeir_cot.commands.retrieve
 import mbeir_cot.commands.score
+import mbeir_cot.commands.service
 import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
 import mbeir_cot.commands.zero_shot
@@ -54,6 +55,7 @@ app.command()(mbeir_cot.commands.train.train)
 app.command("eval")(mbeir_cot.commands.train.evaluate)
 app.command()(mbeir_cot.commands.retrieve.index)
 app.command()(mbeir_cot.commands.retrieve.search)
+app.command("serve-embeddings")(mbeir_cot.commands.service.serve_embeddings)
 app.command()(mbeir_cot.commands.merge.merge)
 app.command()(mbeir_cot.commands.score.score)
 app.command()(mbeir_cot.commands.mteb.mteb)

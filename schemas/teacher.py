@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.hosting import Endpoint
 
@@ -31,6 +31,8 @@ class Transport(BaseModel):
     trust_env: bool = False
     """Send requests through the proxy in `http_proxy`, `https_proxy` and `no_proxy`, for endpoints that cannot be reached
     otherwise. Never used for managed servers."""
+    load_poll_s: NonNegativeFloat = 0
+    """Seconds after which a vLLM server's metrics are read again, so that no more is sent than its KV cache holds; 0: never."""
     window: PositiveInt = 200
     """Recent answers over which the share of failures is computed, for stopping a build early."""
 

@@ -148,6 +148,9 @@ class LossSettings(_Settings):
     learn_temperature: bool = False
     bidirectional: bool = False
     """Add the loss from candidates to queries."""
+    matryoshka: tuple[PositiveInt, ...] = ()
+    """Also compare the first 64, 128, … dimensions: the contrastive loss is the mean over these and the whole vector, so that
+    truncated vectors can be searched (`index --dims`, `dimensions` of the service). Empty: the paper's loss."""
 
 
 class OptimiserSettings(_Settings):

@@ -205,7 +205,7 @@ def test_the_zero_shot_snippet_runs(tmp_path: Path) -> None:
 
 
 def test_all_python_snippets_are_run() -> None:
-    shown = {"README.md", "loading.md", "mbeir.md", "python.md", "zero-shot.md"}
+    shown = {"README.md", "loading.md", "mbeir.md", "python.md", "serving.md", "zero-shot.md"}
     assert {page.name for page in PAGES if snippets(page)} == shown
 
 

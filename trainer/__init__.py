@@ -4,6 +4,7 @@ The public interface, imported on first use (``import trainer`` does not load to
 
     TraceEmbedder    texts and images to vectors
     Index            a searchable corpus
+    RemoteEmbedder   the same from a service
     load_settings    the settings of a run, a config file or a checkpoint
     evaluate_run     M-BEIR's table for a run and its controls
 
@@ -28,13 +29,25 @@ if TYPE_CHECKING:
     from trainer.evaluation.results import Result
     from trainer.model.location import load_settings
     from trainer.retrieval.index import Hit, Index, SearchResult
+    from trainer.service.remote import RemoteEmbedder
 
-__all__ = ["Hit", "Index", "QueryEmbedding", "Result", "SearchResult", "TraceEmbedder", "evaluate_run", "load_settings"]
+__all__ = [
+    "Hit",
+    "Index",
+    "QueryEmbedding",
+    "RemoteEmbedder",
+    "Result",
+    "SearchResult",
+    "TraceEmbedder",
+    "evaluate_run",
+    "load_settings",
+]
 
 _PLACES: Final = {
     "Hit": "trainer.retrieval.index",
     "Index": "trainer.retrieval.index",
     "QueryEmbedding": "trainer.embedding.adaptive",
+    "RemoteEmbedder": "trainer.service.remote",
     "Result": "trainer.evaluation.results",
     "SearchResult": "trainer.retrieval.index",
     "TraceEmbedder": "trainer.embedding.trace_embedder",

@@ -35,7 +35,7 @@ def debug_wanted() -> bool:
 
 
 @contextlib.contextmanager
-def run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = logging.INFO) -> Iterator[None]:
+def run_log(file: Path | None, *, keys: Iterable[str | None] = (), level: int = logging.INFO) -> Iterator[None]:
     """Logs of the project's packages go to `file` while the context lasts; see `open_run_log`."""
     handler = open_run_log(file, keys=keys, level=level)
     try:
@@ -46,18 +46,23 @@ def run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = logging
         handler.close()
 
 
-def open_run_log(file: Path, *, keys: Iterable[str | None] = (), level: int = logging.INFO) -> logging.Handler:
-    """Appends to `file` from now on. An actor does not close it: it ends with its process.
+def open_run_log(file: Path | None, *, keys: Iterable[str | None] = (), level: int = logging.INFO) -> logging.Handler:
+    """Appends to `file`, or writes to standard error, from now on. An actor does not close it: it ends with its process.
 
     keys: further environment variables whose values are secret. level: DEBUG instead, with `--debug`.
     The file is created by its first line. If it cannot be written, there is no log: no work depends on it.
     """
     level = logging.DEBUG if debug_wanted() else level
-    handler = _QuietHandler(file, maxBytes=_BYTES, backupCount=_KEPT, encoding="utf-8", errors="backslashreplace", delay=True)
+    if file is None:
+        handler: logging.Handler = logging.StreamHandler()
+    else:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        handler = _QuietHandler(
+            file, maxBytes=_BYTES, backupCount=_KEPT, encoding="utf-8", errors="backslashreplace", delay=True
+        )
     handler.setFormatter(_Formatter(keys))
     handler.setLevel(level)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
     for name in _PACKAGES:
         logger = logging.getLogger(name)
         logger.addHandler(handler)

@@ -21,6 +21,7 @@ import aiohttp
 from pipeline.teacher.endpoint_places import Places, Server
 from pipeline.teacher.request import TeacherRequest, request_body
 from pipeline.teacher.response import read_completion
+from pipeline.teacher.server_load import follow_load
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
 
@@ -78,6 +79,7 @@ class TeacherClient:
         self.config, self._agent, self._ours = config, agent, ours
         self._places = Places(config)
         self._session: aiohttp.ClientSession | None = None
+        self._following: list[asyncio.Future[None]] = []
         self._recent: deque[bool] = deque(maxlen=config.window)
         self._answered = self._failed = self._prompt_tokens = self._completion_tokens = 0
 
@@ -89,12 +91,19 @@ class TeacherClient:
             trust_env=self.config.trust_env,
             headers={"User-Agent": self._agent},
         )
+        if self.config.load_poll_s:
+            self._following = [
+                asyncio.ensure_future(follow_load(self._session, server.endpoint.url, server.limiter, self.config.load_poll_s))
+                for server in self._places.servers
+            ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._places.close()
+        for following in self._following:
+            following.cancel()
         if self._session is not None:
             await self._session.close()
 

@@ -2,7 +2,11 @@
 
 While the limit is used, it doubles with every window of successes until the server first objects (TCP's slow start); after that
 it grows by one. It is halved, at most once per round trip, when the server is overloaded (429, 503) or takes too long. An
-endpoint that refuses connections is left alone for a growing time and then probed by a single request."""
+endpoint that refuses connections is left alone for a growing time and then probed by a single request.
+
+A vLLM server also reports its load (`server_load`): the limit does not grow while requests wait there or the KV cache is nearly
+full, and falls to what is running when requests were preempted.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from typing import Final
 _DOWN_FIRST_S: Final = 0.25
 _DOWN_MOST_S: Final = 15.0
 _SMOOTHING: Final = 0.2
+_FULL: Final = 0.9
+"""Share of the KV cache in use above which the limit does not grow: what runs now will still grow."""
 
 
 @dataclass(slots=True)
@@ -31,6 +37,8 @@ class Limiter:
     down_since: float | None = None
     _cut_at: float = field(default=-1e9)
     _down: int = 0
+    _is_full: bool = False
+    _preemptions: int | None = None
 
     def has_room(self, now: float) -> bool:
         if now < self.available_at:
@@ -51,7 +59,7 @@ class Limiter:
         self._down = 0
         self.down_since = None
         self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
-        if self.in_flight >= 0.8 * int(self.limit):  # a limit that is not reached says nothing about a higher one
+        if self.in_flight >= 0.8 * int(self.limit) and not self._is_full:  # an unused limit says nothing about a higher one
             # doubles per round trip until the server first objects, then grows by one
             self.limit = min(float(self.most), self.limit + (1.0 / self.limit if self.congestions else 1.0))
 
@@ -64,6 +72,15 @@ class Limiter:
             self.limit = max(float(self.least), self.limit / 2)
         if retry_after:
             self.available_at = max(self.available_at, now + retry_after)
+
+    def reported(self, running: int, waiting: int, cache: float, preemptions: int) -> None:
+        """What the server says about itself: requests running and waiting, share of its KV cache in use, preemptions so far."""
+        before = self._preemptions if self._preemptions is not None else preemptions
+        self._preemptions = preemptions
+        self._is_full = waiting > 0 or cache > _FULL
+        if preemptions > before:
+            self.congestions += 1  # from now on the limit grows slowly
+            self.limit = max(float(self.least), min(self.limit, max(float(running), self.limit / 2)))
 
     def unreachable(self) -> None:
         """The connection failed or broke."""

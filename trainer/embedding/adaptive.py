@@ -39,6 +39,7 @@ class QueryEmbedding(NamedTuple):
     seconds: from the start of its prefill to its embedding.
     bypass: with `pre` pooling, the embedding without its trace of a query that reasoned; its prefill computes that anyway.
     bypass_seconds: from the start of its prefill to that.
+    prompt_tokens: read, those of its images included.
     """
 
     vector: Tensor
@@ -50,6 +51,7 @@ class QueryEmbedding(NamedTuple):
     seconds: float
     bypass: Tensor | None = None
     bypass_seconds: float = 0.0
+    prompt_tokens: int = 0
 
 
 class Lane(NamedTuple):
@@ -65,6 +67,7 @@ class Lane(NamedTuple):
     p_direct: float
     bypass: Tensor
     bypass_seconds: float
+    prompt_tokens: int
 
 
 @dataclass(slots=True)
@@ -193,12 +196,14 @@ class AdaptiveEmbedder:
         logits_BV = self._logits(states_BLD[torch.arange(len(rows)), chunk.last])
         p_direct = logits_BV.softmax(-1)[:, self._emb].tolist()
         token_B = self._first_tokens(logits_BV, forced)
+        lengths = (chunk.last + 1).tolist()
         first, now, vectors_BD = token_B.tolist(), time.perf_counter(), vectors_BD.cpu()
         done, going_on = [], []
         for i, token in enumerate(first):
             if self._pre and (token == self._emb or token in self._stops):
                 ended = token == self._emb
-                done.append((indices[i], QueryEmbedding(vectors_BD[i], False, ended, "", p_direct[i], 0, now - began)))
+                one = QueryEmbedding(vectors_BD[i], False, ended, "", p_direct[i], 0, now - began, prompt_tokens=lengths[i])
+                done.append((indices[i], one))
             else:
                 going_on.append(i)
         if not going_on:
@@ -209,7 +214,7 @@ class AdaptiveEmbedder:
             mask=chunk.inputs["attention_mask"],
             position=position_B1,
             token=token_B,
-            lanes=[Lane(indices[i], [], began, p_direct[i], vectors_BD[i], now - began) for i in range(len(rows))],
+            lanes=[Lane(indices[i], [], began, p_direct[i], vectors_BD[i], now - began, lengths[i]) for i in range(len(rows))],
             closing=[False] * len(rows),
             ended=[True] * len(rows),
         ).select(going_on)
@@ -271,7 +276,9 @@ class AdaptiveEmbedder:
     def _embedding(self, lane: Lane, ended: bool, vector: Tensor, now: float) -> QueryEmbedding:
         trace: str = self.embedder.processor.tokenizer.decode(lane.written, skip_special_tokens=True)
         count = len(lane.written)
-        embedding = QueryEmbedding(vector, bool(count), ended, trace, lane.p_direct, count, now - lane.began)
+        embedding = QueryEmbedding(
+            vector, bool(count), ended, trace, lane.p_direct, count, now - lane.began, prompt_tokens=lane.prompt_tokens
+        )
         if not self._pre or not count:
             return embedding
         return embedding._replace(bypass=lane.bypass, bypass_seconds=lane.bypass_seconds)

@@ -111,21 +111,27 @@ class TraceEmbedder:
         _check_finite("query", [bool(torch.isfinite(one.vector).all()) for one in embeddings])
         return embeddings
 
-    @torch.inference_mode()
     def embed_candidates(self, candidates: Sequence[TextOrImage]) -> NDArray[np.float32]:
         """(n, dim), float32, unit length, in the order of `candidates`. Texts are truncated as in training.
 
         Raises InputError for an empty candidate, a picture that cannot be used or a vector that is not finite.
         """
+        return self.embed_counted(candidates)[0]
+
+    @torch.inference_mode()
+    def embed_counted(self, candidates: Sequence[TextOrImage]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`embed_candidates`, and the tokens of each candidate."""
         embedder, encoder = self.embedder.eval(), self._adaptive.encoder
-        vectors_CD = np.zeros((len(candidates), self.dim), np.float32)
+        vectors_CD, tokens_C = np.zeros((len(candidates), self.dim), np.float32), np.zeros(len(candidates), np.int64)
         for start in range(0, len(candidates), WINDOW):
             rows = [self._encode_candidate(at, candidates[at]) for at in range(start, min(start + WINDOW, len(candidates)))]
             for chunk in encoder.make_chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
                 vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
-                vectors_CD[start + chunk.places.numpy()] = vectors_BD.float().cpu().numpy()
+                places_B = start + chunk.places.numpy()
+                vectors_CD[places_B] = vectors_BD.float().cpu().numpy()
+                tokens_C[places_B] = chunk.last.numpy() + 1
         _check_finite("candidate", [bool(np.isfinite(vector).all()) for vector in vectors_CD])
-        return vectors_CD
+        return vectors_CD, tokens_C
 
     def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
         if isinstance(query, list):

@@ -55,6 +55,24 @@ def info_nce(queries_QD: Tensor, candidates_CD: Tensor, pairing: Pairing, scale:
     return loss
 
 
+def matryoshka_info_nce(
+    queries_QD: Tensor,
+    candidates_CD: Tensor,
+    pairing: Pairing,
+    scale: Tensor,
+    *,
+    dims: Sequence[int] = (),
+    symmetric: bool = False,
+) -> Tensor:
+    """Mean of `info_nce` over the whole vectors and their first `dims` dimensions, of unit length (Kusupati et al. 2022,
+    arXiv 2205.13147). The mean, so that the weights of retrieval and generation keep their meaning."""
+    losses = [info_nce(queries_QD, candidates_CD, pairing, scale, symmetric=symmetric)]
+    for dim in dims:
+        first_QD, first_CD = (nn.functional.normalize(x[:, :dim].float(), dim=-1) for x in (queries_QD, candidates_CD))
+        losses.append(info_nce(first_QD, first_CD, pairing, scale, symmetric=symmetric))
+    return torch.stack(losses).mean() if dims else losses[0]
+
+
 def trace_losses(
     states_BLD: Tensor, labels_BL: Tensor, head: nn.Module, *, route: float = 0.0, learnt: Tensor | None = None
 ) -> Tensor:

@@ -3,6 +3,7 @@
 INDEX/index.json              metadata: embedder, pools, dimension
 INDEX/corpus_embed.npy        fp16 vectors, and their int64 ids in corpus_ids.npy (UniIR's layout)
 INDEX/approximate.faiss       for serving only, if it was asked for
+INDEX/small.faiss             small vectors, if they were asked for (`small_vectors`), and small_mean.npy
 INDEX/unreadable.json         candidates that were left out (data.skip_unreadable), if any
 INDEX/index.log               what happened while it was built, and when; embed-N.log is that of Ray actor N
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.files.durable import replace_text
 from pipeline.mbeir.candidates import fetch_held
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import ConfigError, InputError
@@ -28,6 +30,7 @@ from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
 from trainer.embedding.vectors import Vectors, normalise, read_blocks
+from trainer.retrieval.small_vectors import OVERSAMPLING, SmallFormat, SmallKind, SmallVectors, recall, rescore, truncate
 from trainer.retrieval.topk import MISSING, TopK, top_k
 
 METADATA: Final = "index.json"
@@ -59,6 +62,7 @@ class IndexMetadata(BaseModel):
     dim: int
     approximate: str | None = None
     """faiss's factory string."""
+    small: SmallFormat | None = None
 
     @property
     def overrides(self) -> list[str]:
@@ -78,6 +82,23 @@ class SearchResult(NamedTuple):
     hits: list[Hit]
 
 
+class SmallRecall(NamedTuple):
+    form: SmallFormat
+    alone: float
+    rescored: float
+
+
+class EmbedsQueries(Protocol):
+    """What `find` needs of an embedder: a `TraceEmbedder`, or a served one."""
+
+    @property
+    def sha256(self) -> str | None: ...
+
+    def embed_queries(
+        self, queries: Sequence[TextOrImage], *, instruction: str | Sequence[str], route: RouteChoice
+    ) -> list[QueryEmbedding]: ...
+
+
 class Index:
     """An index on disk, memory-mapped."""
 
@@ -93,6 +114,7 @@ class Index:
             )
         self._pools: list[CandidatePool] | None = None
         self._approximate: Any = None
+        self._small: SmallVectors | None = None
 
     @classmethod
     def open(cls, directory: str | Path) -> Index:
@@ -106,11 +128,22 @@ class Index:
                 raise InputError(f"the index {directory} cannot be read: {error}", explained(error).remedy) from error
             raise InputError(f"{directory} is no index: {error}", "build it with `mbeir-cot index`") from error
 
-    def search(self, queries: NDArray[np.floating], k: int, *, approximate: bool = False) -> TopK:
-        """The k best candidates for vectors of shape (n, dim), best first; exact unless `approximate`.
+    def search(
+        self,
+        queries: NDArray[np.floating],
+        k: int,
+        *,
+        approximate: bool = False,
+        small: bool = False,
+        dims: int | None = None,
+    ) -> TopK:
+        """The k best candidates for vectors of shape (n, dim), best first; exact unless `approximate` or `small`.
 
-        Raises InputError if the dimensions differ, or a vector is not finite.
+        small: candidates from the small vectors, with exact scores. dims: compare only the first ones, exactly.
+        Raises InputError if the dimensions differ, or a vector is not finite; ConfigError for `dims` beside another way.
         """
+        if dims is not None and (approximate or small or not 1 <= dims <= self.metadata.dim):
+            raise ConfigError(f"--dims {dims} in a search", f"1 to {self.metadata.dim}, without --approximate and --small")
         if queries.shape[1] != self.metadata.dim:
             raise InputError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.metadata.dim}",
@@ -124,6 +157,11 @@ class Index:
                 "embed them again; a model that gives such vectors has diverged or needs another model.dtype",
             )
         queries_QD = normalise(queries)
+        if small:
+            positions_QK = self._load_small().search(queries_QD, min(OVERSAMPLING * k, max(self.metadata.count, k)))
+            return rescore(queries_QD, positions_QK, lambda held: normalise(self.vectors[held]), k)
+        if dims is not None:
+            return top_k(truncate(queries_QD, dims), (truncate(block_CD, dims) for block_CD in self._read_blocks()), k)
         if not approximate:
             return top_k(queries_QD, self._read_blocks(), k)
         scores, positions = self._load_approximate().search(queries_QD, k)
@@ -139,12 +177,14 @@ class Index:
     def find(
         self,
         queries: Sequence[TextOrImage],
-        embedder: TraceEmbedder,
+        embedder: EmbedsQueries,
         *,
         k: int = 10,
         instruction: str | Sequence[str] = DEFAULT_INSTRUCTION,
         route: RouteChoice = "learned",
         approximate: bool = False,
+        small: bool = False,
+        dims: int | None = None,
     ) -> list[SearchResult]:
         """Embeds texts and images with `embed_queries`, searches, and fetches the candidates of the hits.
 
@@ -154,10 +194,11 @@ class Index:
         if not queries:
             return []
         embedded = embedder.embed_queries(queries, instruction=instruction, route=route)
-        top = self.search(np.stack([query.vector.numpy() for query in embedded]), k, approximate=approximate)
+        vectors_QD = np.stack([query.vector.numpy() for query in embedded])
+        top = self.search(vectors_QD, k, approximate=approximate, small=small, dims=dims)
         return [SearchResult(query, hits) for query, hits in zip(embedded, self.fetch_hits(top), strict=True)]
 
-    def _check_embedder(self, embedder: TraceEmbedder) -> None:
+    def _check_embedder(self, embedder: EmbedsQueries) -> None:
         if embedder.sha256 != self.metadata.embedder_sha256:
             raise InputError(
                 f"the embedder is not the one that made {self.directory} ({self.metadata.variant} of {self.metadata.run})",
@@ -169,27 +210,42 @@ class Index:
         try:
             approximate = faiss.index_factory(self.metadata.dim, factory, faiss.METRIC_INNER_PRODUCT)
             if not approximate.is_trained:
-                rng = np.random.default_rng(0)
-                chosen = np.sort(rng.permutation(self.metadata.count)[:_TRAINING_VECTORS])
-                approximate.train(normalise(self.vectors[chosen]))
+                approximate.train(self._sample())
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[-1]
             raise ConfigError(f"--approximate {factory}: {cause}", "see faiss's index factory; HNSW32 fits most") from error
         for block_CD in self._read_blocks():
             approximate.add(block_CD)
         faiss.write_index(approximate, str(self.directory / _APPROXIMATE))
-        self.metadata = self.metadata.model_copy(update={"approximate": factory})
-        (self.directory / METADATA).write_text(self.metadata.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        self._update(approximate=factory)
         self._approximate = approximate
 
-    def measure_recall(self, queries: NDArray[np.floating], k: int) -> float:
-        """Share of the exact k best that the approximate search finds too."""
-        exact_QK, approximate_QK = (self.search(queries, k, approximate=way).positions for way in (False, True))
-        shared = [
-            len(set(exact_K.tolist()) & set(approximate_K.tolist()) - {MISSING})
-            for exact_K, approximate_K in zip(exact_QK, approximate_QK, strict=True)
-        ]
-        return float(np.mean([count / k for count in shared]))
+    def make_small(self, kind: SmallKind, dims: int | None = None) -> SmallVectors:
+        """Adds small vectors of the first `dims` dimensions [default: all], in place of those that there were."""
+        form = SmallFormat(kind=kind, dims=dims if dims is not None else self.metadata.dim)
+        self._small = SmallVectors.build(form, self._sample(), self._read_blocks())
+        self._small.write(self.directory)
+        self._update(small=form)
+        return self._small
+
+    def measure_recall(self, queries: NDArray[np.floating], k: int, **way: Any) -> float:
+        """Share of the exact k best that another way to search finds too [default: the approximate one]."""
+        return recall(self.search(queries, k).positions, self.search(queries, k, **(way or {"approximate": True})).positions)
+
+    def measure_small(self, queries: NDArray[np.floating], k: int) -> SmallRecall:
+        """Recall@k of the small vectors against exact search: alone, and with what they find rescored."""
+        exact_QK, small = self.search(queries, k).positions, self._load_small()
+        alone = recall(exact_QK, small.search(normalise(queries), k))
+        return SmallRecall(small.form, alone, recall(exact_QK, self.search(queries, k, small=True).positions))
+
+    def _update(self, **changed: Any) -> None:
+        self.metadata = self.metadata.model_copy(update=changed)
+        replace_text(self.directory / METADATA, self.metadata.model_dump_json(indent=1) + "\n")
+
+    def _sample(self) -> Vectors:
+        """Vectors from which faiss learns, of unit length."""
+        chosen = np.sort(np.random.default_rng(0).permutation(self.metadata.count)[:_TRAINING_VECTORS])
+        return normalise(self.vectors[chosen])
 
     def fetch_hits(self, top: TopK) -> Iterator[list[Hit]]:
         """The candidates of each query's hits."""
@@ -207,6 +263,13 @@ class Index:
     def _read_blocks(self) -> Iterator[Vectors]:
         where = str(self.directory / VECTORS)
         return read_blocks(self.vectors, wrong=lambda indices: refuse_not_finite(where, indices, self.ids, unhash_did))
+
+    def _load_small(self) -> SmallVectors:
+        if self._small is None:
+            if self.metadata.small is None:
+                raise InputError(f"{self.directory} has no small vectors", "build them with `mbeir-cot index … --small int8`")
+            self._small = SmallVectors.read(self.directory, self.metadata.small)
+        return self._small
 
     def _load_approximate(self) -> Any:
         if self._approximate is None:

@@ -88,6 +88,8 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
         settings["data"].pop("skip_unreadable")
     if not config.data.hold_out:
         settings["data"].pop("hold_out")
+    if not config.loss.matryoshka:
+        settings["loss"].pop("matryoshka")
     if config.traces.contrastive != "teacher":  # limits the student's own traces, and so changes the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     conditions = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}

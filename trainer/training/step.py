@@ -29,7 +29,7 @@ from trainer.data.batches import Batch
 from trainer.data.micro_batch import MicroBatch
 from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
-from trainer.model.losses import Pairing, info_nce
+from trainer.model.losses import Pairing, matryoshka_info_nce
 from trainer.model.vision_cache import Seen, TowerMemory
 
 
@@ -111,7 +111,14 @@ def _backward_contrastive(
     dids += [did for (d, _), n in zip(of_processes, sizes, strict=True) for did in d[n:]]
     pairing = Pairing.of(dids, [listed for _, positives in of_processes for listed in positives])
     all_queries_QD, all_candidates_CD = torch.cat(query_parts), torch.cat(ordered)
-    loss = info_nce(all_queries_QD, all_candidates_CD, pairing, embedder.scale, symmetric=settings.bidirectional)
+    loss = matryoshka_info_nce(
+        all_queries_QD,
+        all_candidates_CD,
+        pairing,
+        embedder.scale,
+        dims=settings.matryoshka,
+        symmetric=settings.bidirectional,
+    )
     if not bool(torch.isfinite(loss)):
         named = ", ".join(_name_not_finite(batch, queries_QD, candidates_CD))
         raise DivergedError(

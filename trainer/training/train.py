@@ -21,7 +21,7 @@ from torch import nn
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
 from pipeline.meter import Meter, is_quiet, quiet_progress
-from schemas.errors import InputError
+from schemas.errors import ConfigError, InputError
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
 from trainer.data.batches import Batch, allow_open_files, make_loader, unpack
@@ -95,6 +95,11 @@ def _create_embedder(config: TrainConfig, processes: ProcessGroup) -> Embedder:
         temperature=config.loss.temperature,
         learn_temperature=config.loss.learn_temperature,
     )
+    dim = int(embedder.model.config.get_text_config().hidden_size)
+    if any(size >= dim for size in config.loss.matryoshka):
+        raise ConfigError(
+            f"loss.matryoshka {list(config.loss.matryoshka)}: the vectors have {dim} dimensions", "name smaller ones"
+        )
     embedder.to(processes.device).train()
     torch.manual_seed(int(rng_for("process", config.seed, processes.rank).integers(2**62)))  # its own dropout
     return embedder

@@ -26,7 +26,9 @@ def completion(text: str = "fine", finish: str = "stop", **changes: Any) -> dict
 class FaultServer:
     """The endpoint. It counts its requests; `fault` decides what fails, `delay_s` is the ordinary latency."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Callable[[web.Request], Awaitable[web.Response]] | None = None) -> None:
+        """metrics: answers GET /metrics."""
+        self._metrics = metrics
         self.fault: Fault | None = None
         self.delay_s = 0.0
         self.asked = 0
@@ -45,6 +47,8 @@ class FaultServer:
     async def start(self) -> None:
         app = web.Application(client_max_size=2**28)
         app.router.add_post("/v1/chat/completions", self._chat)
+        if self._metrics is not None:
+            app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, backlog=4096)
@@ -78,8 +82,10 @@ class FaultServer:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[FaultServer]:
-    server = FaultServer()
+async def running(
+    metrics: Callable[[web.Request], Awaitable[web.Response]] | None = None,
+) -> AsyncIterator[FaultServer]:
+    server = FaultServer(metrics)
     await server.start()
     try:
         yield server

@@ -78,7 +78,7 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     where = tmp_path / "index"
     made = mbeir_cot(
         "index", finished, "--out", where, "--split", "val", "--pool", "webqa_task1", "--pool", "cirr_task7",
-        "--approximate", "HNSW16", "--set", f"data.mbeir={tiny_world}", timeout=280,
+        "--approximate", "HNSW16", "--small", "int8", "--dims", "64", "--set", f"data.mbeir={tiny_world}", timeout=280,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     recall = float(re.search(r"recall@10 against exact search (\d\.\d+)", made.stdout)[1])  # type: ignore[index]
@@ -86,6 +86,11 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     assert "finished" in (where / "index.log").read_text()
     index = Index.open(where)
     assert index.metadata.approximate == "HNSW16"
+    row = re.search(r"int8 +│ +64 +│ +64 +│ +(\d\.\d+) +│ +(\d\.\d+)", made.stdout)
+    assert row is not None, made.stdout
+    assert 0 < float(row[1]) <= float(row[2]) <= 1
+    index.make_small("int8")
+    assert Index.open(where).measure_small(index.vectors[::50], 10).rescored > 0.95
     index.make_approximate("Flat")
     assert index.measure_recall(index.vectors[::50], 10) > 0.99
     with pytest.raises(ConfigError, match="--approximate Nonsense9"):
@@ -99,11 +104,17 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     assert "reasons (P(direct)" in found.stdout
     assert len([line for line in found.stdout.splitlines() if str(tiny_world) in line or "8:" in line or "2:" in line]) >= 3
     search_command(where, "a town in the north", approximate=True)
+    search_command(where, "a town in the north", small=True)
+    search_command(where, "a town in the north", dims=64)
 
     with pytest.raises(ConfigError, match="holds something else"):
         index_command(finished, where, split="val", pool=["edis_task2"], overrides=[f"data.mbeir={tiny_world}"])
     with pytest.raises(InputError, match="queries have 7 dimensions, the index 256"):
         index.search(np.ones((1, 7)), 3)
+    with pytest.raises(ConfigError, match="says nothing without --small"):
+        index_command(finished, where, dims=64)
+    with pytest.raises(ConfigError, match="without --approximate"):
+        index.search(index.vectors[:1], 3, dims=64, small=True)
     with pytest.raises(ConfigError, match="nothing to search for"):
         search_command(where)
     with pytest.raises(InputError, match="is no index"):

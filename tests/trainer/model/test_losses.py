@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.data.micro_batch import IGNORE
-from trainer.model.losses import Pairing, info_nce, trace_losses
+from trainer.model.losses import Pairing, info_nce, matryoshka_info_nce, trace_losses
 
 
 def plain_info_nce(
@@ -55,6 +55,39 @@ def test_the_symmetric_term_ranks_queries_too() -> None:
     backward = float(torch.nn.functional.cross_entropy((queries @ candidates.T).T, torch.arange(2)))
     both = float(info_nce(queries, candidates, pairing, torch.tensor(1.0), symmetric=True))
     assert both == pytest.approx((forward + backward) / 2)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.lists(st.integers(1, 7), max_size=3, unique=True), st.booleans())
+def test_the_matryoshka_loss_is_the_mean_over_truncated_unit_vectors(
+    seed: int, n: int, dims: list[int], symmetric: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queries, candidates = (nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1) for _ in range(2))
+    pairing = Pairing.of([str(i) for i in range(n)], [frozenset() for _ in range(n)])
+    scale = torch.tensor(5.0)
+    given_dims = float(matryoshka_info_nce(queries, candidates, pairing, scale, dims=dims, symmetric=symmetric))
+    losses = [
+        float(info_nce(queries[:, :d] / queries[:, :d].norm(dim=1, keepdim=True),
+                       candidates[:, :d] / candidates[:, :d].norm(dim=1, keepdim=True), pairing, scale, symmetric=symmetric))
+        for d in (8, *dims)
+    ]  # fmt: skip
+    assert given_dims == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    if not dims:
+        assert given_dims == losses[0], "the default is the plain loss, to the bit"
+
+
+def test_the_matryoshka_loss_pulls_the_first_dimensions() -> None:
+    """The whole vectors are right already; the first two dimensions are not, and get a gradient."""
+    queries = torch.tensor([[0.1, 0.0, 1.0, 0.0], [0.1, 0.0, 0.0, 1.0]], requires_grad=True)
+    candidates = torch.tensor([[0.0, 0.1, 1.0, 0.0], [0.1, 0.0, 0.0, 1.0]])
+    pairing = Pairing.of(["a", "b"], [frozenset(), frozenset()])
+    gradients = []
+    for dims in ((), (2,)):
+        queries.grad = None
+        matryoshka_info_nce(queries, candidates, pairing, torch.tensor(20.0), dims=dims).backward()
+        assert queries.grad is not None
+        gradients.append(float(queries.grad[0, :2].norm()))
+    assert gradients[1] > 10 * gradients[0]
 
 
 def test_cross_entropy_is_averaged_per_row() -> None:

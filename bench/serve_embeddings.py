@@ -1,0 +1,161 @@
+"""Latency of the embedding service at rising rates, and its throughput relative to the bare embedder in the same run.
+
+    python -m bench.serve_embeddings RUN [--think-rate 0.28] [--shares 0.25,0.5,0.75,1.0,1.5] [--seconds 20] [--pool NAME]
+
+Both embed the same queries with the same routes: `--think-rate` of them reason, whatever the run's own rate is. The bare
+embedder gets all of them at once. The service is asked by `--clients` clients that each wait for their answer (its capacity),
+then by arrivals at random moments (Poisson) at shares of that capacity. Latencies count from the moment at which a request was
+due, so a service that falls behind cannot hide it. A refusal (429) is counted, not timed. Everything shares one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import aiohttp
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainer import TraceEmbedder
+
+NOUNS = ("town", "river", "red cube", "tall tower", "small ship", "garden", "black dress", "old map")
+PLACES = ("in the north", "by the sea", "near a lake", "with a bridge", "at night", "of the king")
+
+
+class Asked(NamedTuple):
+    text: str
+    route: str
+
+
+def queries(count: int, think_rate: float) -> list[Asked]:
+    rng = random.Random(0)
+    return [
+        Asked(f"a {rng.choice(NOUNS)} {rng.choice(PLACES)}, number {n}", "always" if rng.random() < think_rate else "never")
+        for n in range(count)
+    ]
+
+
+@contextmanager
+def service(run: Path, overrides: list[str]) -> Iterator[str]:
+    command = [sys.executable, "-m", "mbeir_cot", "serve-embeddings", str(run), "--port", "0", "--name", "trace"]
+    process = subprocess.Popen(
+        [*command, *(word for override in overrides for word in ("--set", override))],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert process.stdout is not None
+    ready = next((found for line in process.stdout if (found := re.search(r"is served at (\S+)", line))), None)
+    try:
+        assert ready is not None, "the service did not start"
+        yield ready[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+async def ask(session: aiohttp.ClientSession, url: str, query: Asked) -> int:
+    body = {"input": query.text, "route": query.route, "encoding_format": "base64"}
+    async with session.post(f"{url}/embeddings", json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+async def closed(url: str, asked: list[Asked], clients: int) -> float:
+    """Requests per second of clients that each wait for their answer."""
+    waiting = iter(asked)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def client() -> None:
+            for query in waiting:
+                assert await ask(session, url, query) == 200
+
+        began = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return len(asked) / (time.perf_counter() - began)
+
+
+async def opened(url: str, asked: list[Asked], rate: float) -> tuple[list[float], Counter[int]]:
+    """(seconds from when each answered request was due, statuses)."""
+    rng = random.Random(1)
+    latencies: list[float] = []
+    statuses: Counter[int] = Counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def arrive(due: float, query: Asked) -> None:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            status = await ask(session, url, query)
+            statuses[status] += 1
+            if status == 200:
+                latencies.append(time.perf_counter() - due)
+
+        due, arrivals = time.perf_counter() + 0.1, []
+        for query in asked:
+            due += rng.expovariate(rate)
+            arrivals.append(asyncio.ensure_future(arrive(due, query)))
+        await asyncio.gather(*arrivals)
+    return latencies, statuses
+
+
+def bare(embedder: TraceEmbedder, asked: list[Asked]) -> float:
+    """Queries per second of the embedder alone, given each route's queries at once."""
+    began = time.perf_counter()
+    for name, route in (("never", "always-direct"), ("always", "always-reason")):
+        embedder.embed_queries([query.text for query in asked if query.route == name], route=route)  # type: ignore[arg-type]
+    return len(asked) / (time.perf_counter() - began)
+
+
+def main(
+    run: Path,
+    think_rate: float = 0.28,
+    shares: str = "0.25,0.5,0.75,1.0,1.5",
+    seconds: float = 20.0,
+    clients: int = 64,
+    count: Annotated[int, typer.Option("--queries", help="For the comparison with the bare embedder.")] = 512,
+    rounds: int = 2,
+    overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Prints throughput and a table of latencies."""
+    console, given = Console(), overrides or []
+    asked = queries(count, think_rate)
+    embedder = TraceEmbedder.load(run, overrides=given)
+    rates: dict[str, list[float]] = {"bare": [], "service": []}
+    with service(run, given) as url:
+        asyncio.run(closed(url, asked[:64], clients))  # warm
+        bare(embedder, asked[:64])
+        for _ in range(rounds):
+            rates["bare"].append(bare(embedder, asked))
+            rates["service"].append(asyncio.run(closed(url, asked, clients)))
+        capacity = float(np.median(rates["service"]))
+        ratio = float(np.median([one / other for one, other in zip(rates["service"], rates["bare"], strict=True)]))
+        console.print(
+            f"{capacity:,.1f} queries/s with {clients} clients, {ratio:.2f} of the bare embedder "
+            f"({', '.join(f'{one:,.1f}' for one in rates['bare'])})"
+        )
+        table = Table("share of capacity", "requests/s", "p50 ms", "p99 ms", "answered", "refused (429)", "other")
+        for share in map(float, shares.split(",")):
+            rate = share * capacity
+            latencies, statuses = asyncio.run(opened(url, queries(max(int(rate * seconds), 20), think_rate), rate))
+            row: list[Any] = [f"{share:g}", f"{rate:,.1f}"]
+            row += [f"{1e3 * np.percentile(latencies or [0], q):,.0f}" for q in (50, 99)]
+            table.add_row(*row, str(statuses.pop(200, 0)), str(statuses.pop(429, 0)), str(dict(statuses) or ""))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
