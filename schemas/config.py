@@ -82,8 +82,13 @@ class ScreenConfig(Settings):
 
 class VerifyConfig(Settings):
     enabled: bool = True
+    form: Literal["single", "facets"] = "single"
+    """`single`: one question, about the answer. `facets`: one about each facet and one about the answer, in prompts that differ
+    only at their ends; records and rejections keep each confidence (`facet_confidences`), and a rejection names the facets."""
     threshold: Probability = 0.7
-    """Kept above this."""
+    """Kept if the answer's confidence is above this."""
+    facet_threshold: Probability = 0.5
+    """For `facets`: and if each facet's is above this."""
 
 
 class RepairConfig(Settings):

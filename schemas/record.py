@@ -58,6 +58,8 @@ class ScreenReason(StrEnum):
 class VerifyReason(StrEnum):
     NOT_SUPPORTED = "not_supported"
     """The verifier's confidence is at or below the threshold."""
+    FACET_NOT_SUPPORTED = "facet_not_supported"
+    """The answer's confidence is above the threshold, a facet's is not; `detail` names the facets."""
     TARGET_MISSING = "target_missing"
     """No pool holds a positive of the query."""
 
@@ -103,8 +105,15 @@ class RecordFacet(_Frozen):
     text: str
 
 
+class FacetConfidence(_Frozen):
+    """P(yes) of the verifier's question about one facet."""
+
+    name: str
+    confidence: Probability
+
+
 class Verdict(_Frozen):
-    """The verifier's. `accepted` is the confidence against the threshold of the build."""
+    """The verifier's. `confidence` is that of the answer; `accepted` compares it with the threshold of the build."""
 
     accepted: bool
     confidence: Probability
@@ -158,6 +167,8 @@ class Record(_Identity):
     target: str
     verdict: Verdict | None = None
     provenance: Provenance
+    facet_confidences: tuple[FacetConfidence, ...] = ()
+    """With `verify.form: facets`, in the order of `facets`; otherwise empty."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -167,7 +178,7 @@ class Record(_Identity):
         if "<" in said or ">" in said:
             raise ValueError("the target contains a tag")
         if self.route is Route.BYPASS:
-            if said or self.facets or self.reasoning or self.answer or self.verdict:
+            if said or self.facets or self.reasoning or self.answer or self.verdict or self.facet_confidences:
                 raise ValueError("a bypass record has no trace")
         elif not (self.facets and self.reasoning and self.answer and said):
             raise ValueError("a reasoning record needs facets, reasoning, answer and target")
@@ -184,6 +195,9 @@ class Rejection(_Identity):
     """The teacher's last output; empty if there was none."""
     assessment: Probability | None
     attempts: NonNegativeInt
+    confidence: Probability | None = None
+    """The verifier's in the answer of the last trace; None where that was not verified."""
+    facet_confidences: tuple[FacetConfidence, ...] = ()
 
     @model_validator(mode="after")
     def _known(self) -> Self:

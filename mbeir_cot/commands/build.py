@@ -267,6 +267,10 @@ def _show_attempt(number: int, attempt: Attempt, settings: BuildConfig) -> None:
         _prompt("verify", attempt.verify_prompt)
         shown = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
         console.print(f"  confidence = {shown} (more than {settings.verify.threshold:g} is wanted)")
+    for question in attempt.facet_questions:
+        _prompt(f"verify {question.name}", question.prompt)
+        shown = f"{question.confidence:.3f}" if question.confidence is not None else "none"
+        console.print(f"  confidence = {shown} (more than {settings.verify.facet_threshold:g} is wanted)")
 
 
 def _prompt(title: str, prompt: Prompt) -> None:

@@ -15,6 +15,7 @@ from pipeline.dataset.staging import Staging
 from pipeline.ledger.request_key import Identity
 from pipeline.mbeir.work_list import WorkList
 from pipeline.traces.families import FAMILIES
+from pipeline.traces.prompting import FACET_TEMPLATE
 from pipeline.traces.token_counts import tokenizer_digest
 from prompts import PromptSet
 from schemas import __version__
@@ -55,8 +56,9 @@ def prompt_digests(config: BuildConfig) -> dict[str, str]:
         prompts = PromptSet.load(teacher.prompts)
         return {name: prompts.sha256(name) for name in names}
 
+    verify = [FACET_TEMPLATE] if config.verify.form == "facets" else ["verify_image", "verify_text"]
     return of(config.teacher, ["assess", *(f"reason_{family}" for family in FAMILIES)]) | of(
-        config.verifier or config.teacher, ["verify_image", "verify_text"]
+        config.verifier or config.teacher, verify
     )
 
 
