@@ -1,7 +1,7 @@
 """How well a verifier's confidences tell right traces from wrong ones in a pocket build, for several ways to combine them.
 
-Counted are the last traces that reached the verifier, kept or not. Ways to combine are compared at one price: the share of right
-traces that the threshold loses.
+Counted are the last traces that reached the verifier, kept or not. Ways to combine are compared at one price: the share of
+right traces that the threshold loses.
 """
 
 from __future__ import annotations
