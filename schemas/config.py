@@ -102,6 +102,18 @@ class RepairConfig(Settings):
     number of attempts in the provenance)."""
 
 
+class AcceptConfig(Settings):
+    """How many records a build is to have. Queries are asked in an order drawn by a hash of their ids until there are so many;
+    the queries after that are left, and are no part of the dataset."""
+
+    records: PositiveInt | None = None
+    """Of each kind; null: all queries are asked. Fewer where the input ends before."""
+    per: Literal["all", "dataset-task"] = "all"
+    """What a kind is: all queries together, or those of a dataset-task."""
+    count: Literal["all", "reasoning"] = "all"
+    """Which records count: every one, or those that reason (the bypass records that come up meanwhile are kept beside them)."""
+
+
 class StopConfig(Settings):
     """When a build gives up early instead of burning GPU-hours."""
 
@@ -166,6 +178,7 @@ class BuildConfig(Settings):
     teacher: TeacherConfig
     verifier: TeacherConfig | None = None
     """Another model for verification; the teacher itself if there is none."""
+    accept: AcceptConfig = AcceptConfig()
     route: RouteConfig = RouteConfig()
     screen: ScreenConfig = ScreenConfig()
     verify: VerifyConfig = VerifyConfig()

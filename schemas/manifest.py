@@ -46,6 +46,8 @@ class TaskCounts(_Frozen):
     reasoning: NonNegativeInt
     bypass: NonNegativeInt
     rejected: dict[str, NonNegativeInt]
+    left: NonNegativeInt = 0
+    """Queries that were not needed, because enough records were accepted before (`accept.records`)."""
 
     @property
     def rejections(self) -> int:
@@ -106,6 +108,10 @@ class Manifest(_Frozen):
     owed: NonNegativeInt
     """Rejections whose request got no answer: running the build again asks these anew."""
     tasks: tuple[TaskCounts, ...]
+    left: NonNegativeInt = 0
+    """Queries of the input that were not needed (`accept.records`); `queries` does not count them."""
+    short: dict[str, NonNegativeInt] = {}
+    """Kind -> records, where the input ended before there were `accept.records`."""
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
     spreads: dict[str, Spread] = {}

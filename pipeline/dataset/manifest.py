@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,16 +12,16 @@ import orjson
 from data_cards import render_dataset_card
 from pipeline.dataset.assemble import Assembled
 from pipeline.dataset.card import examples, spreads
+from pipeline.dataset.chosen import Chosen
 from pipeline.dataset.staging import Staging
 from pipeline.ledger.request_key import Identity
-from pipeline.mbeir.work_list import WorkList
 from pipeline.traces.families import FAMILIES
 from pipeline.traces.prompting import FACET_TEMPLATE
 from pipeline.traces.token_counts import tokenizer_digest
 from prompts import PromptSet
 from schemas import __version__
 from schemas.config import BuildConfig
-from schemas.manifest import InputDigest, Manifest, Model
+from schemas.manifest import InputDigest, Manifest, Model, TaskCounts
 from schemas.teacher_config import TeacherConfig
 
 _PLACES: Final = {"mbeir", "out", "workers", "ledger", "early_stop", "publish", "lock"}
@@ -64,7 +65,7 @@ def prompt_digests(config: BuildConfig) -> dict[str, str]:
 
 def make_manifest(
     config: BuildConfig,
-    work: WorkList,
+    chosen: Chosen,
     assembled: Assembled,
     *,
     inputs: list[InputDigest],
@@ -89,19 +90,25 @@ def make_manifest(
         config_sha256=config_sha256(config),
         inputs=tuple(inputs),
         pools=tuple(pools),
-        split=work.split,
-        queries=len(work),
+        split=chosen.work.split,
+        queries=len(chosen.work),
         records=assembled.records,
         rejections=assembled.rejections,
-        malformed_lines=work.malformed,
+        malformed_lines=chosen.work.malformed,
         owed=sum(staging.owed.values()),
-        tasks=assembled.tasks,
+        tasks=_with_left(assembled.tasks, chosen),
+        left=sum(chosen.left.values()),
+        short=chosen.short,
         prompt_tokens=sum(one["prompt_tokens"] for one in tokens),
         completion_tokens=sum(one["completion_tokens"] for one in tokens),
         spreads=spreads(dataset, assembled.files),
         examples=tuple(shown),
         files=(*assembled.files, *pictures),
     )
+
+
+def _with_left(tasks: Sequence[TaskCounts], chosen: Chosen) -> tuple[TaskCounts, ...]:
+    return tuple(task.model_copy(update={"left": chosen.left.get((task.dataset, task.task_id), 0)}) for task in tasks)
 
 
 def write_card(manifest: Manifest, directory: Path) -> None:
