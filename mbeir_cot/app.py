@@ -20,6 +20,7 @@ import mbeir_cot.commands.build
 import mbeir_cot.commands.export
 import mbeir_cot.commands.hub
 import mbeir_cot.commands.inspect
+import mbeir_cot.commands.label
 import mbeir_cot.commands.ledger
 import mbeir_cot.commands.mbeir
 import mbeir_cot.commands.merge
@@ -48,6 +49,8 @@ for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
 app.command()(mbeir_cot.commands.inspect.report)
 app.command()(mbeir_cot.commands.export.export)
 app.command()(mbeir_cot.commands.inspect.show)
+app.command()(mbeir_cot.commands.label.label)
+app.command()(mbeir_cot.commands.label.agreement)
 app.command()(mbeir_cot.commands.hub.push)
 app.command("push-model")(mbeir_cot.commands.hub.push_model)
 app.command()(mbeir_cot.commands.train.train)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from schemas.labels import Agreement
 from schemas.mbeir import Split
 
 MANIFEST_VERSION = 1
@@ -117,6 +118,8 @@ class Manifest(_Frozen):
     spreads: dict[str, Spread] = {}
     """What is measured -> its distribution over the records: words and tokens."""
     examples: tuple[CardExample, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
+    """With people's labels, where they were compared (`mbeir-cot agreement --card`)."""
     accepted: tuple[str, ...] = ()
     """Ids of rows that looked as if they held a secret or a place of a machine, and were looked at and published."""
     files: tuple[DataFile, ...]

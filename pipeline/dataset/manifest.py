@@ -11,9 +11,11 @@ import orjson
 
 from data_cards import render_dataset_card
 from pipeline.dataset.assemble import Assembled
+from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.card import examples, spreads
 from pipeline.dataset.chosen import Chosen
 from pipeline.dataset.staging import Staging
+from pipeline.files.durable import replace_text
 from pipeline.ledger.request_key import Identity
 from pipeline.traces.families import FAMILIES
 from pipeline.traces.prompting import FACET_TEMPLATE
@@ -21,6 +23,7 @@ from pipeline.traces.token_counts import tokenizer_digest
 from prompts import PromptSet
 from schemas import __version__
 from schemas.config import BuildConfig
+from schemas.labels import Agreement
 from schemas.manifest import InputDigest, Manifest, Model, TaskCounts
 from schemas.teacher_config import TeacherConfig
 
@@ -105,6 +108,13 @@ def make_manifest(
         examples=tuple(shown),
         files=(*assembled.files, *pictures),
     )
+
+
+def add_agreement(dataset: BuiltDataset, found: Sequence[Agreement]) -> None:
+    """Puts people's agreement into the manifest and the card of a finished dataset."""
+    manifest = dataset.manifest.model_copy(update={"agreement": tuple(found)})
+    replace_text(dataset.directory / "README.md", render_dataset_card(manifest, dataset.directory))
+    replace_text(dataset.directory / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
 
 
 def _with_left(tasks: Sequence[TaskCounts], chosen: Chosen) -> tuple[TaskCounts, ...]:
