@@ -1,8 +1,8 @@
 """How verdicts and routes agree with people's labels: precision, recall and Cohen's kappa for the whole dataset.
 
 The labelled sample is stratified (`label_sample`), so each stratum counts by its size in the dataset. Intervals: the share of
-"yes" in each stratum has the posterior Beta(yes + 1/2, no + 1/2) (Jeffreys' prior); all figures are computed from 10,000 draws of
-these shares, and the middle 95% of them is the interval. It also holds where all labels of a stratum agree.
+"yes" in each stratum has the posterior Beta(yes + 1/2, no + 1/2) (Jeffreys' prior); all figures are computed from 10,000 draws
+of these shares, and the middle 95% of them is the interval. It also holds where all labels of a stratum agree.
 """
 
 from __future__ import annotations

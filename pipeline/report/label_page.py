@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
@@ -102,9 +104,6 @@ def label_page(dataset: BuiltDataset, count: int, *, seed: int = 0, image_roots:
 
 def _rows(dataset: BuiltDataset, items: Sequence[LabelItem]) -> dict[tuple[LabelKind, str], dict[str, Any]]:
     """The row behind each item: of a verdict on a rejected trace its rejection, otherwise the record where there is one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     wanted = pa.array(sorted({item.id for item in items}))
     by_id: dict[str, dict[str, dict[str, Any]]] = {"data": {}, "rejected": {}}
     for part in by_id:

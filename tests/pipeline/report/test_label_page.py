@@ -67,7 +67,11 @@ def test_it_is_worked_by_keyboard_and_its_labels_give_the_figures(
         assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
         items = data_of(page_file.read_text())["items"]
         shown = lambda: page.find_element(By.CSS_SELECTOR, "#item .id").text  # noqa: E731
-        press = lambda keys: page.switch_to.active_element.send_keys(keys)  # noqa: E731
+
+        def press(keys: str) -> None:
+            for key in keys:
+                page.switch_to.active_element.send_keys(key)
+
         assert shown() == items[0]["id"]
         assert page.find_element(By.CSS_SELECTOR, "#item .strong").text == items[0]["answer"]
         assert page.find_elements(By.CSS_SELECTOR, "#item img")
