@@ -24,6 +24,7 @@ import mbeir_cot.commands.label
 import mbeir_cot.commands.ledger
 import mbeir_cot.commands.mbeir
 import mbeir_cot.commands.merge
+import mbeir_cot.commands.mine
 import mbeir_cot.commands.mteb
 import mbeir_cot.commands.pocket
 import mbeir_cot.commands.retrieve
@@ -57,6 +58,7 @@ app.command()(mbeir_cot.commands.train.train)
 app.command("eval")(mbeir_cot.commands.train.evaluate)
 app.command()(mbeir_cot.commands.retrieve.index)
 app.command()(mbeir_cot.commands.retrieve.search)
+app.command()(mbeir_cot.commands.mine.mine)
 app.command()(mbeir_cot.commands.merge.merge)
 app.command()(mbeir_cot.commands.score.score)
 app.command()(mbeir_cot.commands.mteb.mteb)

@@ -125,7 +125,7 @@ class Index:
             )
         queries_QD = normalise(queries)
         if not approximate:
-            return top_k(queries_QD, self._read_blocks(), k)
+            return top_k(queries_QD, self.blocks(), k)
         scores, positions = self._load_approximate().search(queries_QD, k)
         return TopK(positions, scores)
 
@@ -175,7 +175,7 @@ class Index:
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[-1]
             raise ConfigError(f"--approximate {factory}: {cause}", "see faiss's index factory; HNSW32 fits most") from error
-        for block_CD in self._read_blocks():
+        for block_CD in self.blocks():
             approximate.add(block_CD)
         faiss.write_index(approximate, str(self.directory / _APPROXIMATE))
         self.metadata = self.metadata.model_copy(update={"approximate": factory})
@@ -204,7 +204,8 @@ class Index:
         candidates = fetch_held(self._pools, dids)
         return [candidates[did] for did in dids]
 
-    def _read_blocks(self) -> Iterator[Vectors]:
+    def blocks(self) -> Iterator[Vectors]:
+        """The normalised vectors in order, block by block. Raises InputError at the end if some are not finite."""
         where = str(self.directory / VECTORS)
         return read_blocks(self.vectors, wrong=lambda indices: refuse_not_finite(where, indices, self.ids, unhash_did))
 
