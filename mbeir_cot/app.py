@@ -31,6 +31,7 @@ import mbeir_cot.commands.retrieve
 import mbeir_cot.commands.score
 import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
+import mbeir_cot.commands.utility
 import mbeir_cot.commands.zero_shot
 from mbeir_cot.failures import FAULT, explained, report_fault
 from mbeir_cot.printing import console
@@ -59,6 +60,7 @@ app.command("eval")(mbeir_cot.commands.train.evaluate)
 app.command()(mbeir_cot.commands.retrieve.index)
 app.command()(mbeir_cot.commands.retrieve.search)
 app.command()(mbeir_cot.commands.mine.mine)
+app.command()(mbeir_cot.commands.utility.utility)
 app.command()(mbeir_cot.commands.merge.merge)
 app.command()(mbeir_cot.commands.score.score)
 app.command()(mbeir_cot.commands.mteb.mteb)

@@ -63,6 +63,16 @@ class RouteConfig(Settings):
     """For `assessor`: P(complex) from which a query reasons."""
     always_assess: bool = False
     """Ask for P(complex) under the other policies too, so that a later re-route with `assessor` costs nothing."""
+    utility: Path | None = None
+    """The file that `mbeir-cot utility` wrote: the records' column `utility`, whatever the policy is."""
+    utility_threshold: float = 0.0
+    """For `utility`: a query reasons if its utility is above this. One without a utility bypasses."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.policy is RoutePolicy.UTILITY and self.utility is None:
+            raise ValueError("route.policy: utility needs route.utility, the file that `mbeir-cot utility RUN DATASET` wrote")
+        return self
 
 
 class ScreenConfig(Settings):

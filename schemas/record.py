@@ -27,6 +27,8 @@ class RoutePolicy(StrEnum):
     """CIRR, FashionIQ, OVEN and InfoSeek reason: what the paper's released counts imply."""
     BY_MODALITY = "by-modality"
     """Queries of image and text reason."""
+    UTILITY = "utility"
+    """Per query: what its trace was measured to do for the embedding, against a threshold (`route.utility`)."""
 
 
 class Stage(StrEnum):
@@ -169,6 +171,8 @@ class Record(_Identity):
     provenance: Provenance
     facet_confidences: tuple[FacetConfidence, ...] = ()
     """With `verify.form: facets`, in the order of `facets`; otherwise empty."""
+    utility: float | None = None
+    """Measured by `mbeir-cot utility`, where the build was given it (`route.utility`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -75,6 +75,8 @@ class Annotation:
     assess_prompt: Prompt | None = None
     assess_answer: TeacherAnswer | None = None
     assessment: float | None = None
+    utility: float | None = None
+    """Measured of its trace, if the build was given it."""
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
     rejection: RejectionCause | None = None

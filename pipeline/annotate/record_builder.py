@@ -80,6 +80,7 @@ class RecordBuilder:
             "verdict": verdict,
             "provenance": self._provenance(annotation),
             "facet_confidences": _facet_confidences(accepted),
+            "utility": _rounded(annotation.utility) if annotation.utility is not None else None,
         }
         return Record.model_validate(row)
 

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
 from pipeline.annotate.routing import route
 from pipeline.annotate.screens import ScreenFailure, ScreenInput, screen, word_ngrams
+from pipeline.annotate.utilities import Utilities
 from pipeline.annotate.verification import Verification
 from pipeline.mbeir.images import ImageProblem
 from pipeline.teacher.cached_client import CachedTeacherClient, failure_of
@@ -38,6 +39,7 @@ class Annotator:
         self.prompts = PromptSet.load(config.teacher.prompts)
         self._verification = Verification(config, verifier)
         self.verify_prompts = self._verification.prompts
+        self._utilities = Utilities(config.route.utility) if config.route.utility is not None else None
         self._own_words: dict[str, frozenset[str]] = {}
         self._assess_fields = judge_fields(ASSESS, config.teacher)
         self._reason_fields: dict[tuple[str, int], dict[str, Any]] = {}
@@ -63,7 +65,8 @@ class Annotator:
             return RejectionCause(Stage.INPUT, query.defects[0], f"the query is {query.query_modality} and lacks it")
         if needs_assessment(self.config.route) and (cause := await self._assess(annotation)) is not None:
             return cause
-        annotation.route = route(query.dataset_task, annotation.assessment, self.config.route)
+        annotation.utility = self._utilities.of(query) if self._utilities is not None else None
+        annotation.route = route(query.dataset_task, annotation.assessment, self.config.route, annotation.utility)
         if annotation.route is Route.BYPASS:
             if query.query_img_path and annotation.assess_answer is None:  # nobody has looked at the image yet
                 self.teacher.check_image(query.query_img_path)

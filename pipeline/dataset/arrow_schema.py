@@ -64,6 +64,7 @@ RECORDS: Final = pa.schema(
             ),
         ),
         _FACET_CONFIDENCES,
+        pa.field("utility", pa.float64()),
     ]
 )
 

@@ -38,7 +38,8 @@ _COLUMNS: Final = [
 
 def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
     """Words of reasoning and answer, the verifier's confidences (records that reason); tokens (all records)."""
-    rows = _rows(dataset, files, ["route", "reasoning", "answer", "verdict", "provenance", "facet_confidences"])
+    columns = ["route", "reasoning", "answer", "verdict", "provenance", "facet_confidences", "utility"]
+    rows = _rows(dataset, files, columns)
     thinks = rows.filter(pc.equal(rows["route"], "reasoning"))
     measured = {
         "words of reasoning": _words(thinks["reasoning"]),
@@ -47,6 +48,10 @@ def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
         "tokens the teacher wrote, a record": pc.struct_field(rows["provenance"], "completion_tokens").to_numpy(),
     }
     found = {name: _spread(values) for name, values in measured.items() if len(values)}
+    for route in ("reasoning", "bypass"):
+        utility = pc.drop_null(rows.filter(pc.equal(rows["route"], route))["utility"]).to_numpy()
+        if len(utility):
+            found[f"measured utility, {route}"] = _spread(utility, digits=3)
     confidences = {"the answer": pc.drop_null(pc.struct_field(thinks["verdict"], "confidence")).to_numpy()}
     judged = pc.list_flatten(thinks["facet_confidences"])
     names = pc.struct_field(judged, "name")

@@ -15,7 +15,7 @@ from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.card import examples, spreads
 from pipeline.dataset.chosen import Chosen
 from pipeline.dataset.staging import Staging
-from pipeline.files.durable import replace_text
+from pipeline.files.durable import replace_text, sha256_file
 from pipeline.ledger.request_key import Identity
 from pipeline.traces.families import FAMILIES
 from pipeline.traces.prompting import FACET_TEMPLATE
@@ -23,8 +23,10 @@ from pipeline.traces.token_counts import tokenizer_digest
 from prompts import PromptSet
 from schemas import __version__
 from schemas.config import BuildConfig
+from schemas.errors import InputError
 from schemas.labels import Agreement
 from schemas.manifest import InputDigest, Manifest, Model, TaskCounts
+from schemas.os_errors import explained
 from schemas.teacher_config import TeacherConfig
 
 _PLACES: Final = {"mbeir", "out", "workers", "ledger", "early_stop", "publish", "lock"}
@@ -39,6 +41,8 @@ def content_settings(config: BuildConfig) -> dict[str, Any]:
     found["input"].pop("candidate_cache")
     found["input"].pop("image_roots")
     found["screen"].pop("tokenizer")
+    if config.route.utility is not None:
+        found["route"]["utility"] = _digest(config.route.utility)
     for name, teacher in (("teacher", config.teacher), ("verifier", config.verifier)):
         if teacher is not None:
             identity = Identity(teacher)
@@ -115,6 +119,14 @@ def add_agreement(dataset: BuiltDataset, found: Sequence[Agreement]) -> None:
     manifest = dataset.manifest.model_copy(update={"agreement": tuple(found)})
     replace_text(dataset.directory / "README.md", render_dataset_card(manifest, dataset.directory))
     replace_text(dataset.directory / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        cause, remedy = explained(error, "write it with `mbeir-cot utility RUN DATASET`")
+        raise InputError(f"route.utility: {path} cannot be read: {cause}", remedy) from error
 
 
 def _with_left(tasks: Sequence[TaskCounts], chosen: Chosen) -> tuple[TaskCounts, ...]:

@@ -15,25 +15,19 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.mbeir.layout import Layout
-from pipeline.meter import Meter
 from schemas.errors import InputError
-from schemas.mbeir import Candidate, Split, hash_did, unhash_did
+from schemas.mbeir import Candidate, unhash_did
 from schemas.mining import MiningReport, MiningSettings
 from schemas.training import TrainConfig, Variant
-from trainer.data.dataset import Candidates, Item, Records
+from trainer.data.dataset import Item, Records
 from trainer.data.mined import write_mined
-from trainer.embedding.embed import StudentQuery
-from trainer.embedding.queries import WINDOW, QueryUnit
 from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import Workers
-from trainer.model.metadata import fingerprint
-from trainer.retrieval.index import Index, IndexMetadata
-from trainer.retrieval.index_builder import build_index
+from trainer.retrieval.index import Index
 from trainer.retrieval.negatives import choose_negatives, shared_positives
 from trainer.retrieval.topk import TopK, search_device, top_k
+from trainer.retrieval.training_pool import PositionsOfDids, embed_items, training_index
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +51,9 @@ def mine(config: TrainConfig, variant: Variant, model: Path, out: Path, *, setti
     model: the embedder's directory. Raises InputError if no query can be embedded or no positive is in the pools.
     """
     records = Records.load(config.data.dataset).without(config.data.hold_out)
-    index = _index(config, variant, model, out, records.split, workers=workers)
+    index = training_index(config, variant, model, out, records.split, workers=workers)
     items = [records.item(number) for number in range(len(records))]
-    vectors = _embed(items, {} if variant == "direct" else records.traces(), workers)
+    vectors = embed_items(items, {} if variant == "direct" else records.traces(), workers)
     items = [item for item in items if item.id in vectors]
     if not items:
         raise InputError(f"no query of {config.data.dataset} can be embedded", "is the disk with the images mounted?")
@@ -76,50 +70,12 @@ def mine(config: TrainConfig, variant: Variant, model: Path, out: Path, *, setti
     return Mined(out / MINED, report)
 
 
-def _index(config: TrainConfig, variant: Variant, model: Path, out: Path, split: Split, *, workers: Workers) -> Index:
-    """In a directory that is named after the weights: those of other weights stay, and are not used."""
-    paths = Candidates.paths(config.data.mbeir, split)
-    layout = Layout.open(config.data.mbeir)
-    metadata = IndexMetadata(
-        run=config.out.absolute(),
-        variant=variant,
-        embedder_sha256=fingerprint(model),
-        mbeir=config.data.mbeir.absolute(),
-        cache=config.data.candidate_cache,
-        pools=tuple(layout.relative(path) for path in paths),
-        count=0,
-        dim=0,
-    )
-    directory = out / f"index-{metadata.embedder_sha256[:12]}"
-    return build_index(directory, metadata, paths, workers, skip=config.data.skip_unreadable)
-
-
-def _embed(items: Sequence[Item], traces: Mapping[str, str], workers: Workers) -> dict[str, NDArray[np.float16]]:
-    """Record id -> vector, without queries that cannot be read (`data.skip_unreadable`)."""
-    units = []
-    ids: dict[Any, str] = {}
-    for start in range(0, len(items), WINDOW):
-        part = items[start : start + WINDOW]
-        places = tuple((item.task, item.qid) for item in part)
-        ids |= dict(zip(places, (item.id for item in part), strict=True))
-        queries = tuple(StudentQuery(item.qid, item.instruction, item.text, item.image, item.parts) for item in part)
-        units.append(QueryUnit(places, queries, "always-direct", tuple(traces.get(item.id, "") for item in part)))
-    found: dict[str, NDArray[np.float16]] = {}
-    with Meter("queries", len(items), unit="queries") as meter:
-        for done in workers.embed_queries(units):
-            found |= {ids[place]: one.vector.numpy() for place, one in done.embeddings.items()}
-            meter.advance(len(done.embeddings) + len(done.left_out))
-    return found
-
-
 class _Chooser:
     """Applies the rules to all queries, and counts."""
 
     def __init__(self, index: Index, items: Sequence[Item], settings: MiningSettings) -> None:
         self._index, self._items, self._settings = index, items, settings
-        hashed = np.asarray(index.ids)
-        self._order = np.argsort(hashed, kind="stable")
-        self._sorted = hashed[self._order]
+        self._positions = PositionsOfDids(index)
         self._masks = shared_positives([item.positives for item in items])
         self._passed: Counter[str] = Counter()
         self._found = 0
@@ -140,7 +96,7 @@ class _Chooser:
             query_D,
             top.positions[number],
             top.scores[number],
-            masked=frozenset(self._positions(self._masks[number])),
+            masked=frozenset(self._positions(sorted(self._masks[number]))),
             positives=positives,
             contents=contents,
             vectors=self._index.vectors,
@@ -154,15 +110,6 @@ class _Chooser:
             "scores": chosen.scores,
             "positive_score": None if np.isnan(chosen.positive_score) else chosen.positive_score,
         }
-
-    def _positions(self, dids: Sequence[str] | frozenset[str]) -> list[int]:
-        """Of those that the index holds."""
-        if not dids:
-            return []
-        hashed = np.array([hash_did(did) for did in sorted(dids)], np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, hashed), len(self._sorted) - 1)
-        found: list[int] = self._order[at[self._sorted[at] == hashed]].tolist()
-        return found
 
     def _contents(self, positions: Sequence[int]) -> dict[int, int]:
         """Position -> digest of the candidate's text and image path."""
