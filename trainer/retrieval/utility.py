@@ -1,8 +1,8 @@
 """Measures what traces do for the embedding, under a frozen embedder.
 
-Each query is embedded twice, at once and after its trace. Compared with are a sample of the training's candidates and the query's
-listed hard negatives; its positives, and those of queries that share one with it, are no negatives. The *margin* is the score of the
-best positive minus that of the best negative, the *rank* that of the best positive among the negatives. A trace's utility is
+Each query is embedded twice, at once and after its trace. It is compared with a sample of the training's candidates and its
+listed hard negatives; its positives, and those of queries that share one with it, are no negatives. The *margin* is the score of
+the best positive minus that of the best negative, the *rank* that of the best positive among the negatives. A trace's utility is
 the margin with it minus the margin without.
 
 The form without traces (`by failure`) takes the negative of the margin without a trace: above 0 where the embedder fails.
@@ -150,8 +150,8 @@ class _Pool:
         masked = self._positions(sorted(self._masks[number]))
         best = float((self._unit(positives) @ query_D).max())
         kept = scores_C[~np.isin(self._sampled, masked)]
-        listed = [position for position in self._positions(item.hard_negatives) if position not in masked]
-        listed = [position for position in listed if position not in self._in_sample(listed)]
+        known = {*masked, *self._in_sample(self._positions(item.hard_negatives))}
+        listed = [position for position in self._positions(item.hard_negatives) if position not in known]
         if listed:
             kept = np.concatenate([kept, self._unit(listed) @ query_D])
         if not len(kept):
