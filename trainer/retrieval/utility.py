@@ -1,9 +1,9 @@
 """Measures what traces do for the embedding, under a frozen embedder.
 
 Each query is embedded twice, at once and after its trace. It is compared with a sample of the training's candidates and its
-listed hard negatives; its positives, and those of queries that share one with it, are no negatives. The *margin* is the score of
-the best positive minus that of the best negative, the *rank* that of the best positive among the negatives. A trace's utility is
-the margin with it minus the margin without.
+listed hard negatives; its positives, and those of queries that share one with it, are no negatives. The *margin* is the
+score of the best positive minus that of the best negative, the *rank* that of the best positive among the negatives. A
+trace's utility is the margin with it minus the margin without.
 
 The form without traces (`by failure`) takes the negative of the margin without a trace: above 0 where the embedder fails.
 """
