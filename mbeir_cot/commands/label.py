@@ -82,7 +82,7 @@ def agreement(
         table.columns[number].justify = "right"
     for one in found:
         figures = (_shown(one.precision), _shown(one.recall), _shown(one.kappa, "{:.2f}"), _threshold(one.threshold))
-        table.add_row(one.kind, one.family, f"{one.labels:,}", f"{one.unsure:,}", f"{one.rows:,}", *figures)
+        table.add_row(escape(one.kind), escape(one.family), f"{one.labels:,}", f"{one.unsure:,}", f"{one.rows:,}", *figures)
     console.print(table)
     console.print(
         "Of the whole dataset, weighted by its strata; in brackets 95% intervals. Threshold: precision, recall there."
