@@ -102,6 +102,7 @@ def show(
         if row["verdict"]:
             _lines([("verdict", f"{row['verdict']['confidence']:.3f} by {row['verdict']['verifier']}")])
             _lines([("  by facet", _facet_confidences(row))])
+        _lines([("utility", f"{row['utility']:.3f}" if row["utility"] is not None else None)])
         _lines([("provenance", ", ".join(f"{key} {value}" for key, value in row["provenance"].items()))])
     annotation = replay(settings, [row]).get(identifier) if settings is not None and here else None
     if annotation is None:

@@ -35,7 +35,7 @@ def fate(query: Query) -> tuple[str, int] | None:
         return None
     if number % 5 == 0:
         return "bypass", 0
-    return "reasoning", number // 7 + 1 if query.task_id == 7 else number + 1_000_000 * query.task_id
+    return "reasoning", number // 7 + 1 if query.task_id == 7 else number + 1_000_000 * (query.task_id + 1)
 
 
 @pytest.fixture(scope="module")
