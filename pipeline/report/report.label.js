@@ -47,17 +47,17 @@
     place.replaceChildren();
     const head = element("div", "", "head");
     head.append(element("span", `${at + 1} of ${items.length}`, "badge"), element("span", item.kind, "tag"), element("span", item.id, "id"));
-    const body = element("div", "", "body two");
-    const middle = element("div", "", "middle");
-    body.append(side("query", "", item.picture, "the query's image"), middle);
-    middle.append(element("p", item.instruction, "instruction"));
-    middle.append(element("p", item.text || "(no text)", "query-text"));
+    const body = element("div", "", item.kind === "verdict" ? "body" : "body alone");
+    const query = side("query", "", item.picture, "the query's image");
+    query.append(element("p", item.text || "(no text)", "query-text"), element("p", item.instruction, "instruction"));
+    body.append(query);
     if (item.kind === "verdict") {
+      const middle = element("div", "", "middle");
       middle.append(element("h3", "reasoning"));
       const facets = element("dl");
       for (const [label, text] of item.facets) facets.append(element("dt", label), element("dd", text));
       middle.append(facets, element("h3", "answer to judge"), element("p", item.answer, "strong"));
-      body.append(side("right result", item.positive_text || (item.positive_picture ? "" : "(not found)"), item.positive_picture, "the right result's image"));
+      body.append(middle, side("right result", item.positive_text || (item.positive_picture ? "" : "(not found)"), item.positive_picture, "the right result's image"));
     }
     const question = element("h2", data.questions[item.kind]);
     question.id = "question";
