@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A build's directory.")]
 
-console = printing.console(least_width=112)
+console = printing.console(least_width=160)
 
 
 def label(
@@ -75,17 +75,17 @@ def agreement(
     if as_json:
         typer.echo(json.dumps([one.model_dump(mode="json") for one in found], indent=1))
         return
-    table = Table(
-        "judged", "family", "labels", "unsure", "rows", "precision", "recall", "kappa", f"threshold for {precision:.0%}"
-    )
+    wanted = f"threshold for {precision:.0%}"
+    table = Table("judged", "family", "labels", "unsure", "rows", "precision, %", "recall, %", "kappa", wanted)
     for number in range(2, 9):
         table.columns[number].justify = "right"
     for one in found:
-        figures = (_shown(one.precision), _shown(one.recall), _shown(one.kappa, "{:.2f}"), _threshold(one.threshold))
+        figures = (_shown(one.precision), _shown(one.recall), _shown(one.kappa, "{:.2f}", 1), _threshold(one.threshold))
         table.add_row(escape(one.kind), escape(one.family), f"{one.labels:,}", f"{one.unsure:,}", f"{one.rows:,}", *figures)
     console.print(table)
     console.print(
-        "Of the whole dataset, weighted by its strata; in brackets 95% intervals. Threshold: precision, recall there."
+        "Estimated for the whole dataset, weighted by its strata; in brackets 95% intervals. "
+        "Threshold: in brackets the precision and recall that it would give."
     )
     if strange:
         console.print(
@@ -97,11 +97,12 @@ def agreement(
         console.print(f"The card and the manifest of {escape(str(dataset.directory))} have these figures now.")
 
 
-def _shown(estimate: Estimate | None, form: str = "{:.1%}") -> str:
+def _shown(estimate: Estimate | None, form: str = "{:.1f}", scale: float = 100) -> str:
     if estimate is None:
         return "-"
-    return f"{form.format(estimate.value)} ({form.format(estimate.low)} to {form.format(estimate.high)})"
+    value, low, high = (form.format(scale * figure) for figure in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
 
 
 def _threshold(found: Threshold | None) -> str:
-    return "-" if found is None else f"{found.threshold:.3f} ({found.precision:.1%}, {found.recall:.1%})"
+    return "-" if found is None else f"{found.threshold:.3f} ({100 * found.precision:.1f}, {100 * found.recall:.1f})"

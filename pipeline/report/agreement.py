@@ -2,7 +2,8 @@
 
 The labelled sample is stratified (`label_sample`), so each stratum counts by its size in the dataset. Intervals: the share of
 "yes" in each stratum has the posterior Beta(yes + 1/2, no + 1/2) (Jeffreys' prior); all figures are computed from 10,000 draws
-of these shares, and the middle 95% of them is the interval. It also holds where all labels of a stratum agree.
+of these shares, and the middle 95% of them is the interval, widened to hold the estimate. So it has a width even where all
+labels of a stratum agree.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def _agreement(
             return None
         drawn = figure(_table(ordered, draws))
         low, high = np.percentile(drawn[~np.isnan(drawn)], _INTERVAL)
-        return Estimate(value=round(value, _DIGITS), low=round(float(low), _DIGITS), high=round(float(high), _DIGITS))
+        low, high = min(float(low), value), max(float(high), value)  # where all labels agree the prior would leave it out
+        return Estimate(value=round(value, _DIGITS), low=round(low, _DIGITS), high=round(high, _DIGITS))
 
     values = Counter(one.value for one in judged)
     return Agreement(
@@ -163,11 +165,13 @@ def _share(part: Floats, whole: Floats) -> Floats:
 def _threshold(judged: Sequence[Judged], strata: Mapping[Any, _Stratum], wanted: float) -> Threshold | None:
     """The least confidence above which the labelled items, weighted by their strata, have the wanted precision.
 
-    None without confidences, or where no threshold reaches it.
+    None where no threshold reaches it, or some have no confidence (rejections of datasets from before there was that column).
     """
     scored = []
     for one in judged:
-        if one.value is LabelValue.UNSURE or one.item.confidence is None:
+        if one.item.confidence is None:
+            return None
+        if one.value is LabelValue.UNSURE:
             continue
         stratum = strata[one.item.stratum]
         scored.append((one.item.confidence, one.value is LabelValue.YES, stratum.rows / (stratum.yes + stratum.no)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_an_interval_has_a_width_where_all_labels_agree_and_shrinks_with_more() 
     assert many is not None
     assert few.value == many.value == 1.0
     assert few.low < many.low < 1.0
+    assert few.high == many.high == 1.0
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -143,3 +145,12 @@ def test_a_file_that_holds_no_labels_is_an_error_with_its_place(tmp_path: Path, 
         read_labels(tmp_path / "labels.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_labels(tmp_path / "absent.json")
+
+
+def test_without_the_refused_traces_confidences_there_is_no_threshold() -> None:
+    """Rejections of earlier datasets have none: a threshold below today's could not be judged."""
+    chosen = items({("visual", True): 10, ("visual", False): 10})
+    judged = said(chosen, {("visual", True): "y" * 5, ("visual", False): "n" * 5})
+    assert only(agreements(chosen, judged, precision=0.9), "visual").threshold is not None
+    old = [Judged(replace(one.item, confidence=None) if not one.item.decision else one.item, one.value) for one in judged]
+    assert only(agreements(chosen, old, precision=0.9), "visual").threshold is None
