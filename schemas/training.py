@@ -108,7 +108,7 @@ class DataSettings(_Settings):
     @property
     def negatives_per_query(self) -> int:
         """Hard negatives added per query, of either kind."""
-        return self.mined_per_query if self.hard_negatives == "mined" else self.hard_negatives
+        return self.hard_negatives if isinstance(self.hard_negatives, int) else self.mined_per_query
 
     @model_validator(mode="after")
     def _mined(self) -> Self:
