@@ -20,9 +20,11 @@ import mbeir_cot.commands.build
 import mbeir_cot.commands.export
 import mbeir_cot.commands.hub
 import mbeir_cot.commands.inspect
+import mbeir_cot.commands.label
 import mbeir_cot.commands.ledger
 import mbeir_cot.commands.mbeir
 import mbeir_cot.commands.merge
+import mbeir_cot.commands.mine
 import mbeir_cot.commands.mteb
 import mbeir_cot.commands.pocket
 import mbeir_cot.commands.retrieve
@@ -30,6 +32,7 @@ import mbeir_cot.commands.score
 import mbeir_cot.commands.service
 import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
+import mbeir_cot.commands.utility
 import mbeir_cot.commands.zero_shot
 from mbeir_cot.failures import FAULT, explained, write_fault
 from mbeir_cot.printing import console
@@ -49,6 +52,8 @@ for _command in ("build", "preview", "estimate", "status", "stats", "reroute"):
 app.command()(mbeir_cot.commands.inspect.report)
 app.command()(mbeir_cot.commands.export.export)
 app.command()(mbeir_cot.commands.inspect.show)
+app.command()(mbeir_cot.commands.label.label)
+app.command()(mbeir_cot.commands.label.agreement)
 app.command()(mbeir_cot.commands.hub.push)
 app.command("push-model")(mbeir_cot.commands.hub.push_model)
 app.command()(mbeir_cot.commands.train.train)
@@ -56,6 +61,8 @@ app.command("eval")(mbeir_cot.commands.train.evaluate)
 app.command()(mbeir_cot.commands.retrieve.index)
 app.command()(mbeir_cot.commands.retrieve.search)
 app.command("serve-embeddings")(mbeir_cot.commands.service.serve_embeddings)
+app.command()(mbeir_cot.commands.mine.mine)
+app.command()(mbeir_cot.commands.utility.utility)
 app.command()(mbeir_cot.commands.merge.merge)
 app.command()(mbeir_cot.commands.score.score)
 app.command()(mbeir_cot.commands.mteb.mteb)

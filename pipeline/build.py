@@ -13,16 +13,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import orjson
 
+from pipeline.annotate.acceptance import Acceptance
 from pipeline.annotate.build_progress import Board
 from pipeline.annotate.dispatcher import Dispatcher
 from pipeline.annotate.interrupt import Interrupt
 from pipeline.dataset.assemble import assemble
 from pipeline.dataset.build_directory import Places
+from pipeline.dataset.chosen import Chosen
 from pipeline.dataset.manifest import config_sha256, make_manifest, write_card
 from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_aside
 from pipeline.dataset.staging import Staging
@@ -126,8 +129,8 @@ class _Build:
             logger.info("nothing has changed since the dataset was published")
             return finished, False
         with Staging(self.places.work / "staging") as staging:
-            self._annotate(inputs.work, staging)
-            manifest = self._publish(inputs, staging)
+            chosen = self._annotate(inputs.work, staging)
+            manifest = self._publish(inputs, chosen, staging)
         if not manifest.owed:
             unread = {path: state for chunk in staging.unread.values() for path, state in chunk.items()}
             self.places.finished.write_bytes(orjson.dumps({"key": self._state_key(inputs), "unread": unread}))
@@ -156,27 +159,36 @@ class _Build:
                 "wait until it ends (a killed build's may take seconds)",
             )
 
-    def _annotate(self, work: WorkList, staging: Staging) -> None:
+    def _annotate(self, work: WorkList, staging: Staging) -> Chosen:
+        """Annotates the queries, or as many as are needed for the records that are wanted."""
         self.board.begin(len(work))
-        dispatcher = Dispatcher(
+        with Dispatcher(
             self.config,
-            work,
-            staging,
             board=self.board,
             ledger=self.ledger,
             logs=self.places.logs,
             interrupted=lambda: self.interrupt.asked,
-        )
-        self.interrupt.listen()  # again: Ray has set its own handler of SIGTERM
-        dispatcher.run()
+        ) as dispatcher:
+            self.interrupt.listen()  # again: Ray has set its own handler of SIGTERM
+            if self.config.accept.records is not None:
+                return Acceptance(work, self.config).annotate(self._counted(dispatcher), staging)
+            dispatcher.run(work, staging)
+            return Chosen(work)
 
-    def _publish(self, inputs: _Inputs, staging: Staging) -> Manifest:
+    def _counted(self, dispatcher: Dispatcher) -> Callable[[WorkList, Staging], None]:
+        def run(work: WorkList, staging: Staging) -> None:
+            self.board.progress.total = len(work)
+            dispatcher.run(work, staging)
+
+        return run
+
+    def _publish(self, inputs: _Inputs, chosen: Chosen, staging: Staging) -> Manifest:
         """Writes the complete dataset beside the old one, then replaces the old one."""
         self.board.state("writing")
         dataset, new = self.places.dataset, staging_path(self.places.dataset)
         shutil.rmtree(new, ignore_errors=True)
         try:
-            manifest = self._write(inputs, staging, new)
+            manifest = self._write(inputs, chosen, staging, new)
             if not self.replace:
                 refuse_worse(manifest, new, dataset, self.config.publish.least_share)
             shutil.rmtree(set_aside(dataset), ignore_errors=True)
@@ -195,7 +207,7 @@ class _Build:
         logger.info("published %s: %d queries, %d owed, %d files", *shown)
         return manifest
 
-    def _write(self, inputs: _Inputs, staging: Staging, directory: Path) -> Manifest:
+    def _write(self, inputs: _Inputs, chosen: Chosen, staging: Staging, directory: Path) -> Manifest:
         """Writes all files of the dataset, its card and its manifest."""
         output = self.config.output
         assembled = assemble(
@@ -209,7 +221,7 @@ class _Build:
         )
         manifest = make_manifest(
             self.config,
-            inputs.work,
+            chosen,
             assembled,
             inputs=inputs.files,
             pools=inputs.pools,

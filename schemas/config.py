@@ -63,6 +63,16 @@ class RouteConfig(Settings):
     """For `assessor`: P(complex) from which a query reasons."""
     always_assess: bool = False
     """Ask for P(complex) under the other policies too, so that a later reroute with `assessor` sends no requests."""
+    utility: Path | None = None
+    """The file that `mbeir-cot utility` wrote: the records' column `utility`, whatever the policy is."""
+    utility_threshold: float = 0.0
+    """For `utility`: a query reasons if its utility is above this. One without a utility bypasses."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.policy is RoutePolicy.UTILITY and self.utility is None:
+            raise ValueError("route.policy: utility needs route.utility, the file that `mbeir-cot utility RUN DATASET` wrote")
+        return self
 
 
 class ScreenConfig(Settings):
@@ -82,8 +92,13 @@ class ScreenConfig(Settings):
 
 class VerifyConfig(Settings):
     enabled: bool = True
+    form: Literal["single", "facets"] = "single"
+    """`single`: one question, about the answer. `facets`: one about each facet and one about the answer, in prompts that differ
+    only at their ends; records and rejections keep each confidence (`facet_confidences`), and a rejection names the facets."""
     threshold: Probability = 0.7
-    """Kept above this."""
+    """Kept if the answer's confidence is above this."""
+    facet_threshold: Probability = 0.5
+    """For `facets`: and if each facet's is above this."""
 
 
 class RepairConfig(Settings):
@@ -97,6 +112,18 @@ class RepairConfig(Settings):
     after: tuple[Stage, ...] = (Stage.REASON, Stage.SCREEN)
     """Stages whose rejections are repaired. With `verify`, traces are selected by the target; the number of attempts in the
     provenance shows for which records."""
+
+
+class AcceptConfig(Settings):
+    """How many records a build is to have. Queries are asked in an order drawn by a hash of their ids until there are so many;
+    the queries after that are left, and are no part of the dataset."""
+
+    records: PositiveInt | None = None
+    """Of each kind; null: all queries are asked. Fewer where the input ends before."""
+    per: Literal["all", "dataset-task"] = "all"
+    """What a kind is: all queries together, or those of a dataset-task."""
+    count: Literal["all", "reasoning"] = "all"
+    """Which records count: every one, or those that reason (the bypass records that come up meanwhile are kept beside them)."""
 
 
 class StopConfig(Settings):
@@ -165,6 +192,7 @@ class BuildConfig(Settings):
     teacher: TeacherConfig
     verifier: TeacherConfig | None = None
     """A separate model for verification [default: the teacher]."""
+    accept: AcceptConfig = AcceptConfig()
     route: RouteConfig = RouteConfig()
     screen: ScreenConfig = ScreenConfig()
     verify: VerifyConfig = VerifyConfig()

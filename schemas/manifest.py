@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from schemas.labels import Agreement
 from schemas.mbeir import Split
 
 MANIFEST_VERSION = 1
@@ -46,6 +47,8 @@ class TaskCounts(_Frozen):
     reasoning: NonNegativeInt
     bypass: NonNegativeInt
     rejected: dict[str, NonNegativeInt]
+    left: NonNegativeInt = 0
+    """Queries that were not needed, because enough records were accepted before (`accept.records`)."""
 
     @property
     def rejections(self) -> int:
@@ -106,11 +109,17 @@ class Manifest(_Frozen):
     owed: NonNegativeInt
     """Rejections whose request got no answer. Running the build again sends these requests again."""
     tasks: tuple[TaskCounts, ...]
+    left: NonNegativeInt = 0
+    """Queries of the input that were not needed (`accept.records`); `queries` does not count them."""
+    short: dict[str, NonNegativeInt] = {}
+    """Kind -> records, where the input ended before there were `accept.records`."""
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
     spreads: dict[str, Spread] = {}
     """Measured quantity -> its distribution over the records: words and tokens."""
     examples: tuple[CardExample, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
+    """With people's labels, where they were compared (`mbeir-cot agreement --card`)."""
     accepted: tuple[str, ...] = ()
     """Ids of rows with a suspected secret or local path that somebody reviewed and accepted."""
     files: tuple[DataFile, ...]

@@ -27,6 +27,8 @@ class RoutePolicy(StrEnum):
     """CIRR, FashionIQ, OVEN and InfoSeek reason: what the paper's released counts imply."""
     BY_MODALITY = "by-modality"
     """Queries of image and text reason."""
+    UTILITY = "utility"
+    """Per query: what its trace was measured to do for the embedding, against a threshold (`route.utility`)."""
 
 
 class Stage(StrEnum):
@@ -58,6 +60,8 @@ class ScreenReason(StrEnum):
 class VerifyReason(StrEnum):
     NOT_SUPPORTED = "not_supported"
     """The verifier's confidence is at or below the threshold."""
+    FACET_NOT_SUPPORTED = "facet_not_supported"
+    """The answer's confidence is above the threshold, a facet's is not; `detail` names the facets."""
     TARGET_MISSING = "target_missing"
     """No pool holds a positive of the query."""
 
@@ -103,8 +107,15 @@ class RecordFacet(_Frozen):
     text: str
 
 
+class FacetConfidence(_Frozen):
+    """P(yes) of the verifier's question about one facet."""
+
+    name: str
+    confidence: Probability
+
+
 class Verdict(_Frozen):
-    """The verifier's verdict. `accepted`: the confidence is above the build's threshold."""
+    """The verifier's verdict. `confidence` is that of the answer; `accepted`: it is above the build's threshold."""
 
     accepted: bool
     confidence: Probability
@@ -160,6 +171,10 @@ class Record(_QueryColumns):
     target: str
     verdict: Verdict | None = None
     provenance: Provenance
+    facet_confidences: tuple[FacetConfidence, ...] = ()
+    """With `verify.form: facets`, in the order of `facets`; otherwise empty."""
+    utility: float | None = None
+    """Measured by `mbeir-cot utility`, where the build was given it (`route.utility`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -169,7 +184,7 @@ class Record(_QueryColumns):
         if "<" in trace or ">" in trace:
             raise ValueError("the target contains a tag")
         if self.route is Route.BYPASS:
-            if trace or self.facets or self.reasoning or self.answer or self.verdict:
+            if trace or self.facets or self.reasoning or self.answer or self.verdict or self.facet_confidences:
                 raise ValueError("a bypass record has no trace")
         elif not (self.facets and self.reasoning and self.answer and trace):
             raise ValueError("a reasoning record needs facets, reasoning, answer and target")
@@ -186,6 +201,9 @@ class Rejection(_QueryColumns):
     """The teacher's last output; empty if there was none."""
     assessment: Probability | None
     attempts: NonNegativeInt
+    confidence: Probability | None = None
+    """The verifier's in the answer of the last trace; None where that was not verified."""
+    facet_confidences: tuple[FacetConfidence, ...] = ()
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -86,8 +86,12 @@ class DataSettings(_Settings):
     """The prompt set with student_query and student_candidate."""
     max_candidate_chars: PositiveInt = 2400
     """Longer candidate texts are cut (LamRA: 480 tokens)."""
-    hard_negatives: NonNegativeInt = 0
-    """Listed negatives added per query."""
+    hard_negatives: NonNegativeInt | Literal["mined"] = 0
+    """Listed negatives added per query; or `mined`: those of `mined` instead."""
+    mined: Path | None = None
+    """For `hard_negatives: mined`: the file that `mbeir-cot mine` wrote."""
+    mined_per_query: PositiveInt = 1
+    """Mined negatives added per query, drawn anew each epoch."""
     upsample: bool = False
     """Repeat records as often as the up-sampled union file does (`multiplicity`)."""
     hold_out: tuple[str, ...] = ()
@@ -103,6 +107,17 @@ class DataSettings(_Settings):
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2
     """Batches that each worker keeps ready in /dev/shm. A run that would fill it is refused at its start."""
+
+    @property
+    def negatives_per_query(self) -> int:
+        """Hard negatives added per query, of either kind."""
+        return self.hard_negatives if isinstance(self.hard_negatives, int) else self.mined_per_query
+
+    @model_validator(mode="after")
+    def _mined(self) -> Self:
+        if self.hard_negatives == "mined" and self.mined is None:
+            raise ValueError("data.hard_negatives: mined needs data.mined, the file that `mbeir-cot mine RUN` wrote")
+        return self
 
     @field_validator("hold_out")
     @classmethod

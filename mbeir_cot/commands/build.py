@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,13 @@ _NARROWEST = 112
 console = printing.console(least_width=_NARROWEST)
 
 
+class Kind(StrEnum):
+    """What `build --accept` counts by."""
+
+    ALL = "all"
+    DATASET_TASK = "dataset-task"
+
+
 def _settings(
     config: Path,
     overrides: list[str] | None,
@@ -53,6 +61,8 @@ def build(
     config: Config,
     out: Out = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Build only this many queries, sampled evenly.")] = None,
+    accept: Annotated[int | None, typer.Option(min=1, help="Ask until there are so many records, or the input ends.")] = None,
+    per: Annotated[Kind | None, typer.Option(help="With --accept: so many of each [default: all].")] = None,
     overrides: Set = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Send permanently failed requests again.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
@@ -68,7 +78,9 @@ def build(
     from pipeline.build import build as run
     from schemas.errors import BuildStopped
 
-    given = [*(overrides or ()), "ledger.retry_failed=true"] if retry_failed else overrides
+    given = [*(overrides or ()), *(["ledger.retry_failed=true"] if retry_failed else [])]
+    given += [f"accept.records={accept}"] if accept is not None else []
+    given += [f"accept.per={per.value}"] if per is not None else []
     settings = _settings(config, given, out, limit, image_roots=image_roots)
     try:
         with quiet_progress(quiet):
@@ -200,6 +212,10 @@ def _print_summary(manifest: Manifest, out: Path, done: bool) -> None:
         f"{manifest.records:,} records of {manifest.queries:,} queries: {reasoning:,} reason, {bypass:,} bypass; "
         f"{manifest.rejections:,} were rejected, each with its reason."
     )
+    if manifest.left:
+        console.print(f"{manifest.left:,} queries of the input were not needed for that: they were left.")
+    for kind, records in manifest.short.items():
+        console.print(f"[yellow]{escape(kind)} has {records:,} records[/]: the input ended before there were enough.")
     if manifest.malformed_lines:
         console.print(f"{manifest.malformed_lines:,} malformed lines are in {escape(str(out / 'work' / 'malformed.jsonl'))}.")
     if manifest.owed:

@@ -12,7 +12,7 @@ from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pipeline.annotate.annotation import Annotation
 
@@ -93,18 +93,27 @@ def show(
         _lines(
             [("rejected at", f"{row['stage']}: {row['reason']}"), ("detail", row["detail"]), ("last answer", row["raw_answer"])]
         )
+        _lines([("confidence", f"{row['confidence']:.3f}" if row["confidence"] is not None else None)])
+        _lines([("  by facet", _facet_confidences(row))])
     else:
         _lines(
             [*((facet["name"], facet["text"]) for facet in row["facets"]), ("answer", row["answer"]), ("target", row["target"])]
         )
         if row["verdict"]:
             _lines([("verdict", f"{row['verdict']['confidence']:.3f} by {row['verdict']['verifier']}")])
+            _lines([("  by facet", _facet_confidences(row))])
+        _lines([("utility", f"{row['utility']:.3f}" if row["utility"] is not None else None)])
         _lines([("provenance", ", ".join(f"{key} {value}" for key, value in row["provenance"].items()))])
     annotation = replay(settings, [row]).get(identifier) if settings is not None and here else None
     if annotation is None:
         console.print("[dim]no prompts and raw answers: the M-BEIR directory or the ledger of this build is not here[/]")
     else:
         _print_exchanges(annotation)
+
+
+def _facet_confidences(row: Mapping[str, Any]) -> str:
+    """The confidence of each facet of a row; empty where it was not verified by facets."""
+    return ", ".join(f"{one['name']} {one['confidence']:.3f}" for one in row["facet_confidences"] or ())
 
 
 def _lines(pairs: Iterable[tuple[str, Any]]) -> None:

@@ -20,6 +20,24 @@ class RejectionCause:
     stage: Stage
     reason: str
     detail: str
+    facets: tuple[str, ...] = ()
+    """Labels of the facets that the verifier did not support."""
+
+    @property
+    def complaint(self) -> str:
+        """What a repair tells the teacher: in short, a colon, details."""
+        fault = self.reason.replace("_", " ")
+        return f"{', '.join(self.facets)} not supported: {self.detail}" if self.facets else f"{fault}: {self.detail}"
+
+
+@dataclass(slots=True)
+class FacetQuestion:
+    """What the verifier was asked about one facet (`verify.form: facets`)."""
+
+    name: str
+    prompt: Prompt
+    answer: TeacherAnswer
+    confidence: float | None = None
 
 
 @dataclass(slots=True)
@@ -33,7 +51,15 @@ class Attempt:
     verify_prompt: Prompt | None = None
     verify_answer: TeacherAnswer | None = None
     confidence: float | None = None
+    """Of the answer; `facet_questions` hold the facets'."""
+    facet_questions: list[FacetQuestion] = field(default_factory=list)
     rejection: RejectionCause | None = None
+
+    @property
+    def answers(self) -> list[TeacherAnswer]:
+        """In the order in which they were asked for."""
+        found = [self.answer, self.verify_answer, *(question.answer for question in self.facet_questions)]
+        return [answer for answer in found if answer is not None]
 
 
 @dataclass(slots=True)
@@ -49,6 +75,8 @@ class Annotation:
     assess_prompt: Prompt | None = None
     assess_answer: TeacherAnswer | None = None
     assessment: float | None = None
+    utility: float | None = None
+    """Measured of its trace, if the build was given it."""
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
     rejection: RejectionCause | None = None
@@ -64,9 +92,12 @@ class Annotation:
 
     @property
     def answers(self) -> list[TeacherAnswer]:
-        found = [self.assess_answer] if self.assess_answer is not None else []
-        for attempt in self.attempts:
-            found.append(attempt.answer)
-            if attempt.verify_answer is not None:
-                found.append(attempt.verify_answer)
-        return found
+        """All, in the order in which they were asked for."""
+        assessed = [self.assess_answer] if self.assess_answer is not None else []
+        return [*assessed, *(answer for attempt in self.attempts for answer in attempt.answers)]
+
+    @property
+    def last_answers(self) -> list[TeacherAnswer]:
+        """Those of the last step, which ended the annotation: one, or those to the questions about the facets."""
+        facets = [question.answer for question in self.attempts[-1].facet_questions] if self.attempts else []
+        return facets or self.answers[-1:]

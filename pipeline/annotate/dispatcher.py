@@ -12,7 +12,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import ray
 
@@ -46,30 +47,21 @@ _RESTARTS: Final = 10
 
 
 class Dispatcher:
-    """The annotation workers of a build and their chunks."""
+    """The annotation workers of a build and their chunks. Servers that were started run until the end of the `with` block."""
 
     def __init__(
         self,
         config: BuildConfig,
-        work: WorkList,
-        staging: Staging,
         *,
         board: Board,
         ledger: str,
         logs: Path,
         interrupted: Callable[[], bool],
     ) -> None:
-        self._config, self._work, self._staging = config, work, staging
+        self._config = config
         self._board, self._ledger = board, ledger
         self._interrupted = interrupted
         start_ray()
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        count = config.workers or max(1, cpus // 4)
-        least, most = _CHUNK
-        self._size = max(least, min(most, -(-len(work) // (count * _CHUNKS_PER_ANNOTATOR))))
-        in_flight = config.teacher.transport.max_in_flight
-        self._ahead = max(3, -(-_AHEAD * in_flight // self._size))
-        self._count = min(count, max(1, -(-len(work) // self._size)))
         self._logs = logs
         self._teachers = Teachers(config, logs, ledger)
         self._stats: dict[int, WorkerStats] = {}
@@ -77,21 +69,35 @@ class Dispatcher:
         self._answered = self._answered_before = 0
         self._told = ""
 
-    def run(self) -> None:
-        chunks = -(-len(self._work) // self._size)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._teachers.stop()
+
+    def run(self, work: WorkList, staging: Staging) -> None:
+        """Annotates all of `work`, and puts its chunks into `staging` in the order of the work."""
+        self._share_out(work, staging)
+        chunks = -(-len(work) // self._size)
         once = _without_retries(self._config)  # the first pass has already retried failures
-        try:
-            self._annotate(list(range(chunks)), self._count, self._config)
-            suspected = [number for number, count in sorted(self._staging.suspects.items()) if count]
-            if suspected:  # a server died: find the request that killed it
-                logger.warning("%d chunks had requests in flight when a server died: sent again, one at a time", len(suspected))
-                self._annotate(suspected, 1, once, alone=True)
-            disputed = self._disputed()
-            if disputed:  # two workers sent the same request at once: all must use the answer that the ledger chooses
-                logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
-                self._annotate(disputed, 1, once)
-        finally:
-            self._teachers.stop()
+        self._annotate(list(range(chunks)), self._count, self._config)
+        suspected = [number for number, count in sorted(staging.suspects.items()) if count]
+        if suspected:  # a server died: find the request that killed it
+            logger.warning("%d chunks had requests in flight when a server died: sent again, one at a time", len(suspected))
+            self._annotate(suspected, 1, once, alone=True)
+        disputed = self._disputed()
+        if disputed:  # two workers sent the same request at once: all must use the answer that the ledger chooses
+            logger.info("%d chunks used an answer that the ledger does not choose: annotated again", len(disputed))
+            self._annotate(disputed, 1, once)
+
+    def _share_out(self, work: WorkList, staging: Staging) -> None:
+        """Into chunks, for as many workers as there is work."""
+        self._work, self._staging = work, staging
+        count = self._config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // 4)
+        least, most = _CHUNK
+        self._size = max(least, min(most, -(-len(work) // (count * _CHUNKS_PER_ANNOTATOR))))
+        self._ahead = max(3, -(-_AHEAD * self._config.teacher.transport.max_in_flight // self._size))
+        self._count = min(count, max(1, -(-len(work) // self._size)))
 
     def _annotate(self, numbers: list[int], count: int, config: BuildConfig, *, alone: bool = False) -> None:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipeline.annotate.annotation import Annotation, RejectionCause
+from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
 from pipeline.annotate.steps import Annotator
 from pipeline.files.redaction import Places
 from pipeline.traces.judgements import needs_assessment
-from pipeline.traces.prompting import reason_template, verify_template
+from pipeline.traces.prompting import FACET_TEMPLATE, reason_template, verify_template
 from schemas import __version__
 from schemas.judgement import Probability
 from schemas.mbeir import Query
-from schemas.record import EMB_TOKEN, Record, Rejection, Route, Stage
+from schemas.record import EMB_TOKEN, FacetConfidence, Record, Rejection, Route, Stage
 
 _DIGITS: Final = 6
 """Digits of probabilities; further ones are numerical noise of the server."""
@@ -77,6 +77,8 @@ class RecordBuilder:
             "target": f"{trace.reasoning}\n{trace.answer}{EMB_TOKEN}" if trace is not None else EMB_TOKEN,
             "verdict": verdict,
             "provenance": self._provenance(annotation),
+            "facet_confidences": _facet_confidences(accepted),
+            "utility": _rounded(annotation.utility) if annotation.utility is not None else None,
         }
         return Record.model_validate(row)
 
@@ -99,9 +101,10 @@ class RecordBuilder:
         }
 
     def _prompts_sha256(self, query: Query) -> str:
-        verified = verify_template(query) if self._config.verify.enabled else ""
+        verify = self._config.verify
+        verified = FACET_TEMPLATE if verify.form == "facets" else verify_template(query)
         assessed = "assess" if needs_assessment(self._config.route) else ""
-        key = (assessed, reason_template(query), verified)
+        key = (assessed, reason_template(query), verified if verify.enabled else "")
         if key not in self._shas:
             names = [name for name in key if name]
             sets = [self._annotator.verify_prompts if name.startswith("verify") else self._annotator.prompts for name in names]
@@ -110,6 +113,7 @@ class RecordBuilder:
         return self._shas[key]
 
     def _rejection(self, annotation: Annotation, cause: RejectionCause) -> Rejection:
+        last = annotation.attempts[-1] if annotation.attempts else None
         raw = next((attempt.answer.text for attempt in reversed(annotation.attempts) if attempt.answer.text), "")
         if not raw and annotation.assess_answer is not None:
             raw = annotation.assess_answer.text
@@ -121,7 +125,18 @@ class RecordBuilder:
             raw_answer=raw[:_RAW_CHARACTERS],
             assessment=_rounded(annotation.assessment) if annotation.assessment is not None else None,
             attempts=len(annotation.attempts),
+            confidence=_rounded(last.confidence) if last is not None and last.confidence is not None else None,
+            facet_confidences=_facet_confidences(last),
         )
+
+
+def _facet_confidences(attempt: Attempt | None) -> tuple[FacetConfidence, ...]:
+    questions = attempt.facet_questions if attempt is not None else ()
+    return tuple(
+        FacetConfidence(name=question.name, confidence=_rounded(question.confidence))
+        for question in questions
+        if question.confidence is not None
+    )
 
 
 def _rounded(value: Probability) -> float:

@@ -12,8 +12,11 @@ REASONING_DATASETS: Final = frozenset({"cirr", "fashioniq", "oven", "infoseek"})
 """The datasets of the paper's reasoning subset."""
 
 
-def route(task: DatasetTask, assessment: float | None, config: RouteConfig) -> Route:
-    """`assessment` is P(complex); may be None if the policy does not need it (ValueError otherwise)."""
+def route(task: DatasetTask, assessment: float | None, config: RouteConfig, utility: float | None = None) -> Route:
+    """`assessment` is P(complex); may be None if the policy does not need it (ValueError otherwise).
+
+    utility: measured of the query's trace; None where it was not.
+    """
     match config.policy:
         case RoutePolicy.ASSESSOR:
             if assessment is None:
@@ -23,4 +26,6 @@ def route(task: DatasetTask, assessment: float | None, config: RouteConfig) -> R
             reasons = task.dataset in REASONING_DATASETS
         case RoutePolicy.BY_MODALITY:
             reasons = task.query_modality is Modality.IMAGE_TEXT
+        case RoutePolicy.UTILITY:
+            reasons = utility is not None and utility > config.utility_threshold
     return Route.REASONING if reasons else Route.BYPASS

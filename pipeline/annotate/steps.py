@@ -11,17 +11,19 @@ from typing import Any
 from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
 from pipeline.annotate.routing import route
 from pipeline.annotate.screens import ScreenFailure, ScreenInput, screen, word_ngrams
+from pipeline.annotate.utilities import Utilities
+from pipeline.annotate.verification import Verification
 from pipeline.mbeir.images import ImageProblem
 from pipeline.teacher.cached_client import CachedTeacherClient, failure_of
 from pipeline.teacher.requests import judge_fields, judge_prompt, read_judgement, read_trace, reason_fields
 from pipeline.traces.families import family_of
-from pipeline.traces.judgements import ASSESS, VERIFY, needs_assessment
-from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, reason_template, verify_prompt
+from pipeline.traces.judgements import ASSESS, needs_assessment
+from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, reason_template
 from pipeline.traces.token_counts import CountTokens
 from prompts import PromptSet
 from schemas.config import BuildConfig
 from schemas.judgement import Judgement
-from schemas.record import Route, Stage, VerifyReason
+from schemas.record import Route, Stage
 from schemas.trace import Malformed
 
 
@@ -35,13 +37,11 @@ class Annotator:
         self.teacher, self.verifier = teacher, verifier
         self.count = count
         self.prompts = PromptSet.load(config.teacher.prompts)
-        self.verifier_config = config.verifier or config.teacher
-        self.verify_prompts = PromptSet.load(self.verifier_config.prompts)
+        self._verification = Verification(config, verifier)
+        self.verify_prompts = self._verification.prompts
+        self._utilities = Utilities(config.route.utility) if config.route.utility is not None else None
         self._own_words: dict[str, frozenset[str]] = {}
-        self._judge_fields = {
-            ASSESS: judge_fields(ASSESS, config.teacher),
-            VERIFY: judge_fields(VERIFY, self.verifier_config),
-        }
+        self._assess_fields = judge_fields(ASSESS, config.teacher)
         self._reason_fields: dict[tuple[str, int], dict[str, Any]] = {}
 
     def own_words(self, template: str) -> frozenset[str]:
@@ -65,7 +65,8 @@ class Annotator:
             return RejectionCause(Stage.INPUT, query.defects[0], f"the query is {query.query_modality} and lacks it")
         if needs_assessment(self.config.route) and (cause := await self._assess(annotation)) is not None:
             return cause
-        annotation.route = route(query.dataset_task, annotation.assessment, self.config.route)
+        annotation.utility = self._utilities.of(query) if self._utilities is not None else None
+        annotation.route = route(query.dataset_task, annotation.assessment, self.config.route, annotation.utility)
         if annotation.route is Route.BYPASS:
             if query.query_img_path and annotation.assess_answer is None:  # no step has opened the image yet
                 self.teacher.check_image(query.query_img_path)
@@ -77,7 +78,7 @@ class Annotator:
         prompt = judge_prompt(assess_prompt(self.prompts, annotation.query, annotation.instruction), ASSESS, teacher)
         annotation.assess_prompt = prompt
         asked = await self.teacher.ask(
-            "assess", annotation.id, prompt, image_paths(annotation.query), fields=self._judge_fields[ASSESS]
+            "assess", annotation.id, prompt, image_paths(annotation.query), fields=self._assess_fields
         )
         annotation.assess_answer, annotation.asked = asked.answer, annotation.asked + (not asked.known)
         if not asked.answer.ok:
@@ -96,7 +97,7 @@ class Annotator:
             cause = attempt.rejection
             if cause is None or cause.stage not in repair.after or not attempt.answer.ok:
                 break
-            complaint = f"{cause.reason.replace('_', ' ')}: {cause.detail}"
+            complaint = cause.complaint
         return cause
 
     async def _attempt(self, annotation: Annotation, number: int, complaint: str) -> Attempt:
@@ -114,7 +115,7 @@ class Annotator:
         annotation.asked += not asked.known
         attempt = Attempt(prompt, asked.answer)
         annotation.attempts.append(attempt)
-        attempt.rejection = self._read(annotation, attempt) or await self._verify(annotation, attempt)
+        attempt.rejection = self._read(annotation, attempt) or await self._verification.verify(annotation, attempt)
         return attempt
 
     def _read(self, annotation: Annotation, attempt: Attempt) -> RejectionCause | None:
@@ -136,36 +137,3 @@ class Annotator:
         )
         failure: ScreenFailure | None = screen(attempt.screened, self.config.screen)
         return RejectionCause(Stage.SCREEN, failure.reason, failure.detail) if failure is not None else None
-
-    async def _verify(self, annotation: Annotation, attempt: Attempt) -> RejectionCause | None:
-        if not self.config.verify.enabled or attempt.trace is None:
-            return None
-        query, target = annotation.query, annotation.target
-        if target is None:
-            return RejectionCause(
-                Stage.VERIFY, VerifyReason.TARGET_MISSING, f"no pool holds {', '.join(query.pos_cand_list[:3])}"
-            )
-        prompt = verify_prompt(self.verify_prompts, query, annotation.instruction, attempt.trace.answer, target)
-        prompt = judge_prompt(prompt, VERIFY, self.verifier_config)
-        attempt.verify_prompt = prompt
-        fields = self._judge_fields[VERIFY]
-        try:
-            asked = await self.verifier.ask("verify", annotation.id, prompt, image_paths(query, target), fields=fields)
-        except ImageProblem as problem:
-            if problem.path == query.query_img_path:
-                raise
-            annotation.unread = problem
-            return RejectionCause(Stage.VERIFY, problem.reason, f"the target's {problem.path}: {problem.detail}")
-        attempt.verify_answer = asked.answer
-        annotation.asked += not asked.known
-        if not asked.answer.ok:
-            return RejectionCause(Stage.VERIFY, *failure_of(asked.answer))
-        judged = read_judgement(asked.answer, VERIFY, self.verifier_config)
-        if not isinstance(judged, Judgement):
-            return RejectionCause(Stage.VERIFY, judged.reason, judged.detail)
-        attempt.confidence = judged.probability
-        threshold = self.config.verify.threshold
-        if judged.probability > threshold:
-            return None
-        detail = f"confidence {judged.probability:.3f}, more than {threshold:g} is wanted"
-        return RejectionCause(Stage.VERIFY, VerifyReason.NOT_SUPPORTED, detail)

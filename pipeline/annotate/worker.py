@@ -51,7 +51,7 @@ _TICK_S: Final = 0.5
 
 
 def _is_lost(annotation: Annotation) -> bool:
-    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in annotation.answers[-1:])
+    return any(answer.outcome is Outcome.LOST_WITH_SERVER for answer in annotation.last_answers)
 
 
 class AnnotationWorker:
@@ -253,7 +253,7 @@ class AnnotationWorker:
             if item.conflict is not None and rejection is None:
                 rejections.append(self._conflict(annotation, item.conflict))
             answers = annotation.answers
-            owed += annotation.rejection is not None and any(answer.is_owed for answer in answers[-1:])
+            owed += annotation.rejection is not None and any(answer.is_owed for answer in annotation.last_answers)
             prompt_tokens += sum([answer.prompt_tokens for answer in answers])
             completion_tokens += sum([answer.completion_tokens for answer in answers])
         return Chunk(

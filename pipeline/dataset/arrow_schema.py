@@ -11,6 +11,9 @@ import pyarrow as pa
 from schemas.record import Record, Rejection
 
 _TEXTS: Final = pa.list_(pa.string())
+_FACET_CONFIDENCES: Final = pa.field(
+    "facet_confidences", pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("confidence", pa.float64())]))
+)
 _QUERY_COLUMNS: Final = [
     pa.field("id", pa.string()),
     pa.field("qid", pa.string()),
@@ -60,6 +63,8 @@ RECORDS: Final = pa.schema(
                 ]
             ),
         ),
+        _FACET_CONFIDENCES,
+        pa.field("utility", pa.float64()),
     ]
 )
 
@@ -72,6 +77,8 @@ REJECTIONS: Final = pa.schema(
         pa.field("raw_answer", pa.string()),
         pa.field("assessment", pa.float64()),
         pa.field("attempts", pa.int16()),
+        pa.field("confidence", pa.float64()),
+        _FACET_CONFIDENCES,
     ]
 )
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 from pipeline.files.durable import sha256_file
 from schemas.config import BuildConfig
 from schemas.errors import InputError
@@ -50,7 +51,7 @@ class BuiltDataset:
     def table(self, part: Part = "data", columns: Sequence[str] | None = None) -> pa.Table:
         paths = [str(self.directory / file.path) for file in self.manifest.files if file.path.startswith(f"{part}/")]
         try:
-            return pads.dataset(paths, format="parquet").to_table(columns=list(columns) if columns is not None else None)
+            return _with_new_columns(pads.dataset(paths, format="parquet"), part, columns)
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(
                 f"{self.directory / part} cannot be read: {error}", explained(error, "build the dataset again").remedy
@@ -107,3 +108,17 @@ class BuiltDataset:
             name = path.relative_to(self.directory).as_posix()
             if name not in listed:
                 yield f"{name} is not in the manifest"
+
+
+def _with_new_columns(found: pads.Dataset, part: Part, columns: Sequence[str] | None) -> pa.Table:
+    """A part's table. Columns that an earlier version did not write are null, or empty lists."""
+    today = {field.name: field for field in (REJECTIONS if part == "rejected" else RECORDS)}
+    written = found.schema.names
+    wanted = list(columns) if columns is not None else [*written, *(name for name in today if name not in written)]
+    new = [name for name in wanted if name in today and name not in written]
+    table = found.to_table(columns=[name for name in wanted if name not in new])
+    for name in new:
+        kind = today[name].type
+        empty = pa.array([[]] * len(table), kind) if pa.types.is_list(kind) else pa.nulls(len(table), kind)
+        table = table.append_column(today[name], empty)
+    return table.select(wanted)

@@ -37,8 +37,9 @@ _COLUMNS: Final = [
 
 
 def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
-    """Words of reasoning and answer (records that reason), tokens read and written (all records)."""
-    rows = _rows(dataset, files, ["route", "reasoning", "answer", "provenance"])
+    """Words of reasoning and answer, the verifier's confidences (records that reason); tokens (all records)."""
+    columns = ["route", "reasoning", "answer", "verdict", "provenance", "facet_confidences", "utility"]
+    rows = _rows(dataset, files, columns)
     thinks = rows.filter(pc.equal(rows["route"], "reasoning"))
     measured = {
         "words of reasoning": _words(thinks["reasoning"]),
@@ -46,7 +47,19 @@ def spreads(dataset: Path, files: Sequence[DataFile]) -> dict[str, Spread]:
         "tokens the teacher read, a record": pc.struct_field(rows["provenance"], "prompt_tokens").to_numpy(),
         "tokens the teacher wrote, a record": pc.struct_field(rows["provenance"], "completion_tokens").to_numpy(),
     }
-    return {name: _spread(values) for name, values in measured.items() if len(values)}
+    found = {name: _spread(values) for name, values in measured.items() if len(values)}
+    for route in ("reasoning", "bypass"):
+        utility = pc.drop_null(rows.filter(pc.equal(rows["route"], route))["utility"]).to_numpy()
+        if len(utility):
+            found[f"measured utility, {route}"] = _spread(utility, digits=3)
+    confidences = {"the answer": pc.drop_null(pc.struct_field(thinks["verdict"], "confidence")).to_numpy()}
+    judged = pc.list_flatten(thinks["facet_confidences"])
+    names = pc.struct_field(judged, "name")
+    for facet in (facet.name for family in FAMILIES.values() for facet in family.facets):
+        confidences[facet] = pc.struct_field(judged, "confidence").filter(pc.equal(names, facet)).to_numpy()
+    return found | {
+        f"verifier's confidence in {name}": _spread(values, digits=3) for name, values in confidences.items() if len(values)
+    }
 
 
 def examples(config: BuildConfig, dataset: Path, files: Sequence[DataFile]) -> tuple[list[CardExample], list[DataFile]]:
@@ -102,6 +115,6 @@ def _words(texts: pa.ChunkedArray) -> Any:
     return np.array([len(text.split()) for text in texts.to_pylist()], float)
 
 
-def _spread(values: Any) -> Spread:
-    least, p5, median, p95, greatest = (round(float(v), 1) for v in np.percentile(values, [0, 5, 50, 95, 100]))
+def _spread(values: Any, digits: int = 1) -> Spread:
+    least, p5, median, p95, greatest = (round(float(v), digits) for v in np.percentile(values, [0, 5, 50, 95, 100]))
     return Spread(least=least, p5=p5, median=median, p95=p95, greatest=greatest)

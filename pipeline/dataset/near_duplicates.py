@@ -81,6 +81,7 @@ def _as_rejections(records: pa.Table) -> pa.Table:
         "detail": pa.array(["an earlier record has the same query and answer"] * count),
         "raw_answer": pa.array([raw_answer(row) for row in records.select(["task_id", "facets", "answer"]).to_pylist()]),
         "attempts": pc.struct_field(records["provenance"], "attempts"),
+        "confidence": pc.struct_field(records["verdict"], "confidence"),
     }
     return pa.table([columns[name] for name in REJECTIONS.names], schema=REJECTIONS)
 
@@ -102,5 +103,6 @@ def _as_bypass(records: pa.Table) -> pa.Table:
         "answer": pa.nulls(count, pa.string()),
         "target": pa.array([EMB_TOKEN] * count),
         "verdict": pa.nulls(count, RECORDS.field("verdict").type),
+        "facet_confidences": pa.array([[]] * count, RECORDS.field("facet_confidences").type),
     }
     return pa.table([empty.get(name, records[name]) for name in RECORDS.names], schema=RECORDS)

@@ -39,6 +39,12 @@ class Staging:
         finally:
             self.path.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Forgets all chunks."""
+        self._file.truncate(0)
+        for held in (self._places, self.keys, self.owed, self.tokens, self.suspects, self.unread):
+            held.clear()
+
     def __len__(self) -> int:
         return len(self._places)
 

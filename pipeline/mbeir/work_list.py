@@ -52,13 +52,21 @@ class WorkList:
     """The queries of a build in order of dataset name, task and number of the qid."""
 
     def __init__(
-        self, split: Split, files: list[Path], columns: NDArray[np.int64], inputs: list[InputFile], malformed: int
+        self,
+        split: Split,
+        files: list[Path],
+        columns: NDArray[np.int64],
+        inputs: list[InputFile],
+        *,
+        keys: NDArray[np.int64],
+        malformed: int,
     ) -> None:
         self.split = split
         self.inputs = inputs
         self.malformed = malformed
+        self.keys = keys  # (n,), see `order_key`
         self._paths = files
-        self._columns = columns  # (n, 7): file, offset, length, multiplicity, conflict offset, conflict length, task key
+        self._columns = columns  # (n, 6): file, offset, length, multiplicity, conflict offset, conflict length
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -66,16 +74,21 @@ class WorkList:
     @property
     def tasks(self) -> list[tuple[str, int]]:
         """The (dataset, task) of all queries, once each, in order."""
-        keys = np.unique(self._columns[:, 6])
-        by_rank = {rank: dataset for dataset, rank in _ALPHABETIC.items()}
-        return [(DATASET_NAMES[by_rank[int(key) // 16]], int(key) % 16) for key in keys]
+        return [task_of_key(int(key)) for key in np.unique(self.keys >> 32)]
+
+    def chosen(self, rows: NDArray[np.int64]) -> WorkList:
+        """The work of these rows only, in the same order."""
+        rows = np.sort(rows)
+        return WorkList(
+            self.split, self._paths, self._columns[rows], self.inputs, keys=self.keys[rows], malformed=self.malformed
+        )
 
     def read(self, start: int, stop: int) -> list[WorkItem]:
         """The items from `start` to `stop`."""
         items = []
         opened: dict[int, int] = {}
         try:
-            for file, offset, length, multiplicity, at, size, _ in self._columns[start:stop].tolist():
+            for file, offset, length, multiplicity, at, size in self._columns[start:stop].tolist():
                 if file not in opened:
                     opened[file] = os.open(self._paths[file], os.O_RDONLY)
                 line = os.pread(opened[file], length, offset)
@@ -103,10 +116,12 @@ def collect(layout: Layout, config: InputConfig, *, rejects: Path) -> WorkList:
     ):
         reader = _Reader(config, rejects_file, meter)
         inputs = [reader.read(number, layout, file) for number, file in enumerate(files)]
-        columns = reader.columns()
-    if config.limit is not None and config.limit < len(columns):
-        columns = _drawn(columns, reader.keys, config.limit)
-    return WorkList(config.record_split, [file.path for file in files], columns, inputs, rejects_file.lines)
+        columns, keys = reader.columns()
+    paths = [file.path for file in files]
+    work = WorkList(config.record_split, paths, columns, inputs, keys=keys, malformed=rejects_file.lines)
+    if config.limit is not None and config.limit < len(work):
+        work = work.chosen(drawn_order(keys)[: config.limit])
+    return work
 
 
 def _wanted(file: QueryFile, config: InputConfig) -> bool:
@@ -123,7 +138,6 @@ class _Reader:
         self._seen: dict[int, int] = {}
         self._rows = array("q")  # _WIDTH numbers per query: a million queries in 50 MB
         self._contents = array("q")
-        self.keys: NDArray[np.int64] = np.empty(0, np.int64)
 
     def read(self, number: int, layout: Layout, file: QueryFile) -> InputFile:
         digest, lines = hashlib.sha256(), 0
@@ -151,8 +165,7 @@ class _Reader:
         return InputFile(layout.relative(file.path), digest.hexdigest(), lines)
 
     def _add(self, number: int, offset: int, line: bytes, query: Query) -> None:
-        # dataset by name, task, number: the order of the dataset in one integer
-        key = (_ALPHABETIC[query.dataset_id] * 16 + query.task_id) << 32 | int(query.qid[2:])
+        key = order_key(query.dataset_id, query.task_id, query.qid)
         row, content = self._seen.get(key), hash(line)
         if row is None:
             self._seen[key] = len(self._contents)
@@ -163,13 +176,13 @@ class _Reader:
         elif not self._rows[row * _WIDTH + 5]:
             self._rows[row * _WIDTH + 4], self._rows[row * _WIDTH + 5] = offset, len(line)
 
-    def columns(self) -> NDArray[np.int64]:
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What a work list holds of each query, and the keys, in the dataset's order."""
         keys = np.fromiter(self._seen.keys(), np.int64, len(self._seen))
         order = np.argsort(keys)
         rows = np.frombuffer(self._rows, np.int64).reshape(-1, _WIDTH)
-        self.keys = keys[order]
         self._seen.clear()
-        return np.column_stack([rows[order], self.keys >> 32])
+        return rows[order], keys[order]
 
 
 def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
@@ -189,10 +202,21 @@ def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
             yield offset, rest
 
 
-def _drawn(columns: NDArray[np.int64], keys: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """The `limit` rows whose keys have the smallest hashes: an even sample that does not depend on the other rows."""
+def order_key(dataset_id: int, task_id: int, qid: str) -> int:
+    """Dataset by name, task, number of the qid: the order of the dataset in one integer."""
+    return (_ALPHABETIC[dataset_id] * 16 + task_id) << 32 | int(qid[2:])
+
+
+def task_of_key(key: int) -> tuple[str, int]:
+    """(dataset, task) of the upper half of an `order_key`."""
+    by_rank = {rank: dataset for dataset, rank in _ALPHABETIC.items()}
+    return DATASET_NAMES[by_rank[key // 16]], key % 16
+
+
+def drawn_order(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All rows by the hashes of their keys: the first n are an even sample that does not depend on the other rows."""
     mixed = keys.astype(np.uint64)
     for factor in (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)):  # splitmix64's finaliser
         mixed = (mixed ^ (mixed >> np.uint64(29))) * factor
     mixed ^= mixed >> np.uint64(32)
-    return columns[np.sort(np.argsort(mixed, kind="stable")[:limit])]
+    return np.argsort(mixed, kind="stable")

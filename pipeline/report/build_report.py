@@ -181,6 +181,7 @@ def _example(
         badges.append(f"P(complex) {row['assessment']:.3f}")
     if row.get("verdict"):
         badges.append(f"verifier {row['verdict']['confidence']:.3f}")
+    badges += [f"{one['name']} {one['confidence']:.3f}" for one in row.get("facet_confidences") or ()]
     if row["multiplicity"] > 1:
         badges.append(f"{row['multiplicity']} times in the input")
     lines = [(_LABELS.get(facet["name"], facet["name"]), facet["text"]) for facet in row.get("facets") or ()]
@@ -234,6 +235,9 @@ def exchanges(annotation: Annotation) -> list[Exchange]:
         if attempt.verify_prompt is not None and attempt.verify_answer is not None:
             answer = attempt.verify_answer.text or attempt.verify_answer.detail
             found.append(Exchange(f"verify, attempt {number}", in_words(attempt.verify_prompt), answer))
+        for question in attempt.facet_questions:
+            answer = question.answer.text or question.answer.detail
+            found.append(Exchange(f"verify {question.name}, attempt {number}", in_words(question.prompt), answer))
     return found
 
 

@@ -108,9 +108,9 @@ def render(page: Page) -> str:
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704 (our own files)
         script=Markup((_HERE / "report.js").read_text(encoding="utf-8")),  # noqa: S704
         plotly=Markup(_plotly()) if page.charts else "",  # noqa: S704
-        charts=_embedded([json.loads(chart.figure) for chart in page.charts]),
-        examples=_embedded([asdict(example) for example in page.examples]),
-        pictures=_embedded(dict(page.pictures)),
+        charts=embedded([json.loads(chart.figure) for chart in page.charts]),
+        examples=embedded([asdict(example) for example in page.examples]),
+        pictures=embedded(dict(page.pictures)),
     )
 
 
@@ -122,7 +122,7 @@ def _plotly() -> str:
     return script
 
 
-def _embedded(value: Any) -> Markup:
+def embedded(value: Any) -> Markup:
     """JSON that cannot end the surrounding script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704

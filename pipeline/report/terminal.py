@@ -26,13 +26,16 @@ from schemas.trace import Trace
 
 def render_manifest(manifest: Manifest) -> RenderableType:
     """Counts by dataset-task, route and the most frequent reason for a rejection."""
-    table = Table("dataset-task", *TASK_COLUMNS, "first reason")
+    left = ["left"] if manifest.left else []
+    table = Table("dataset-task", *TASK_COLUMNS, *left, "first reason")
     for column in table.columns[1:-1]:
         column.justify = "right"
     for task in manifest.tasks:
         first = max(task.rejected.items(), key=lambda item: item[1], default=None)
         reason = f"{escape(first[0])} ({first[1]:,})" if first else ""
-        table.add_row(escape(f"{task.dataset}_task{task.task_id}"), *task_cells(task), reason)
+        table.add_row(
+            escape(f"{task.dataset}_task{task.task_id}"), *task_cells(task), *([f"{task.left:,}"] if left else []), reason
+        )
     if not manifest.synthetic:
         return table
     return Group("[bold]SYNTHETIC[/] (pocket world: invented queries and images)", table)
@@ -87,6 +90,10 @@ def _attempt_lines(number: int, attempt: Attempt, settings: BuildConfig) -> Iter
         yield from _prompt("verify", attempt.verify_prompt)
         confidence = f"{attempt.confidence:.3f}" if attempt.confidence is not None else "none"
         yield f"  confidence = {confidence} (must be above {settings.verify.threshold:g})"
+    for question in attempt.facet_questions:
+        yield from _prompt(f"verify {question.name}", question.prompt)
+        confidence = f"{question.confidence:.3f}" if question.confidence is not None else "none"
+        yield f"  confidence = {confidence} (must be above {settings.verify.facet_threshold:g})"
 
 
 def _example_lines(example: Example, prompt: Prompt, settings: BuildConfig) -> Iterator[RenderableType]:

@@ -19,9 +19,9 @@ from pipeline.mbeir.stores import build_store
 from pipeline.teacher.images import EncodedImage, ImageEncoder
 from pipeline.teacher.request import TeacherRequest
 from pipeline.teacher.requests import judge_request, reason_request
-from pipeline.traces.families import FAMILIES, Family, family_of
+from pipeline.traces.families import ANSWER, FAMILIES, Family, family_of
 from pipeline.traces.judgements import ASSESS, VERIFY
-from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_prompt
+from pipeline.traces.prompting import assess_prompt, image_paths, reason_prompt, verify_facet_prompt, verify_prompt
 from prompts import Prompt, PromptSet
 from schemas.config import BuildConfig
 from schemas.errors import InputError
@@ -86,7 +86,12 @@ class Questions:
         return reason_request(f"{sample.query.qid}/reason", prompt, images, sample.family, self._config.teacher)
 
     def verify(self, sample: Sample, answer: str) -> TeacherRequest:
-        prompt = verify_prompt(self._prompts[1], sample.query, sample.instruction, answer, sample.target)
+        if self._config.verify.form == "facets":
+            prompt = verify_facet_prompt(
+                self._prompts[1], sample.query, sample.instruction, sample.target, facet=ANSWER, statement=answer
+            )
+        else:
+            prompt = verify_prompt(self._prompts[1], sample.query, sample.instruction, answer, sample.target)
         return judge_request(f"{sample.query.qid}/verify", prompt, self._images(sample, 1), VERIFY, self._verifier)
 
     @property

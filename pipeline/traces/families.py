@@ -16,11 +16,15 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """One step of a trace. `label` opens its line; `hint` tells the teacher what to write there."""
+    """One step of a trace. `label` opens its line; `hint` tells the teacher what to write there.
+
+    `question`: what a verifier is asked about it, to be answered with yes or no (`verify.form: facets`).
+    """
 
     name: str
     label: str
     hint: str
+    question: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +39,75 @@ class Family:
 VISUAL: Final = Family(
     "visual",
     (
-        Facet("details", "Details", "the objects, their attributes, counts, positions and relations that matter"),
-        Facet("summary", "Summary", "what the whole shows, in one sentence"),
+        Facet(
+            "details",
+            "Details",
+            "the objects, their attributes, counts, positions and relations that matter",
+            "Does each of these details belong to the right result?",
+        ),
+        Facet("summary", "Summary", "what the whole shows, in one sentence", "Does this sum up the right result?"),
     ),
     "a description of the matching image or caption",
 )
 TEXT: Final = Family(
     "text",
     (
-        Facet("intent", "Intent", "what the query wants to find out or illustrate"),
-        Facet("passage", "Passage", "the kind of text or illustrated text that would serve"),
-        Facet("concepts", "Concepts", "the names and notions it must contain"),
+        Facet(
+            "intent",
+            "Intent",
+            "what the query wants to find out or illustrate",
+            "Is this what the query wants to find out or to see illustrated?",
+        ),
+        Facet(
+            "passage",
+            "Passage",
+            "the kind of text or illustrated text that would serve",
+            "Is the right result a text, or an image with its text, of this kind and about this?",
+        ),
+        Facet(
+            "concepts",
+            "Concepts",
+            "the names and notions it must contain",
+            "Does the right result name these, or do they follow from it?",
+        ),
     ),
     "a description of the text that is sought",
 )
 KNOWLEDGE: Final = Family(
     "knowledge",
     (
-        Facet("subject", "Subject", "the entity in the image that the question is about"),
-        Facet("asked", "Asked", "what exactly is asked about it"),
-        Facet("deduction", "Deduction", "the facts that lead from the subject to the answer, step by step"),
+        Facet(
+            "subject",
+            "Subject",
+            "the entity in the image that the question is about",
+            "Is this the subject of the query, and of the right result?",
+        ),
+        Facet("asked", "Asked", "what exactly is asked about it", "Is this what the query asks?"),
+        Facet(
+            "deduction",
+            "Deduction",
+            "the facts that lead from the subject to the answer, step by step",
+            "Is each of these facts right, and do they lead from the query to what the right result says?",
+        ),
     ),
     "a description of the page or passage that holds the answer",
 )
 COMPOSED: Final = Family(
     "composed",
     (
-        Facet("source", "Source", "the state of the reference image, as far as it matters"),
-        Facet("operation", "Operation", "what the text asks to change"),
-        Facet("invariant", "Invariant", "what stays as it is"),
+        Facet(
+            "source",
+            "Source",
+            "the state of the reference image, as far as it matters",
+            "Is this what the query's image shows?",
+        ),
+        Facet("operation", "Operation", "what the text asks to change", "Is this the change that the query asks for?"),
+        Facet(
+            "invariant",
+            "Invariant",
+            "what stays as it is",
+            "Is this the same in the query's image and in the right result?",
+        ),
     ),
     "a description of the target image",
 )
@@ -81,6 +125,12 @@ _OF_TASK: Final[dict[int, Family]] = {
     7: COMPOSED,
     8: KNOWLEDGE,
 }
+
+
+ANSWER: Final = Facet(
+    "answer", "Answer", "a description of what is sought", "Does this describe the right result, and satisfy the query?"
+)
+"""A trace's answer, as verification by facet asks about it."""
 
 
 def family_of(task_id: int) -> Family:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.traces.families import family_of
+from typing import Final
+
+from pipeline.traces.families import Facet, family_of
 from prompts import Prompt, PromptSet
 from schemas.mbeir import Candidate, Query
 
@@ -36,6 +38,7 @@ def reason_template(query: Query) -> str:
 
 
 def verify_template(query: Query) -> str:
+    """Of the single question about the answer."""
     return "verify_text" if query.task_id in _TEXT_TARGETS else "verify_image"
 
 
@@ -45,6 +48,26 @@ def verify_prompt(prompts: PromptSet, query: Query, instruction: str, answer: st
     return prompts.render(
         verify_template(query),
         answer=answer,
+        target_text=target.txt or "",
+        has_target_image=not by_text and target.img_path is not None,
+        **_variables(query, instruction),
+    )
+
+
+FACET_TEMPLATE: Final = "verify_facet"
+
+
+def verify_facet_prompt(
+    prompts: PromptSet, query: Query, instruction: str, target: Candidate, *, facet: Facet, statement: str
+) -> Prompt:
+    """One question about a facet's text, or about the answer (`families.ANSWER`). What differs between them comes last."""
+    by_text = query.task_id in _TEXT_TARGETS
+    return prompts.render(
+        FACET_TEMPLATE,
+        facet=facet.name,
+        label=facet.label,
+        statement=statement,
+        question=facet.question,
         target_text=target.txt or "",
         has_target_image=not by_text and target.img_path is not None,
         **_variables(query, instruction),

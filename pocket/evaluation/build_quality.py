@@ -63,14 +63,14 @@ def quality(build: Path, truth_directory: Path, split: str = "train") -> dict[st
     truths = {
         f"{truth.dataset_task}/{truth.qid}": truth for truth in load_truth(truth_directory).queries if truth.split == split
     }
-    records, rejections = _rows(build, "data"), _rows(build, "rejected")
+    records, rejections = dataset_rows(build, "data"), dataset_rows(build, "rejected")
     annotations = [
-        (_truth(row, truths), row, row.get("answer") or _answer(row), row.get("stage") or "kept")
+        (truth_of(row, truths), row, row.get("answer") or answer_of(row), row.get("stage") or "kept")
         for row in (*records, *rejections)
         if row.get("route") == "reasoning" or (row.get("stage") in ("reason", "screen", "verify"))
     ]
     assessed = [
-        (row["assessment"], _truth(row, truths).needs_reasoning)
+        (row["assessment"], truth_of(row, truths).needs_reasoning)
         for row in (*records, *rejections)
         if row["assessment"] is not None
     ]
@@ -113,7 +113,7 @@ def _tasks(annotations: list[tuple[QueryTruth, dict[str, Any], str | None, str]]
 def _policies(rows: list[dict[str, Any]], truths: Mapping[str, QueryTruth]) -> dict[str, dict[str, float | None]]:
     """Computes how often each policy reasons, and how often that is what the query needs."""
     unique = {row["id"]: row for row in rows if row["assessment"] is not None}.values()
-    needs = [_truth(row, truths).needs_reasoning for row in unique]
+    needs = [truth_of(row, truths).needs_reasoning for row in unique]
     choices = {
         "assessor": [row["assessment"] >= 0.5 for row in unique],
         "by-dataset": [row["dataset"] in REASONING_DATASETS for row in unique],
@@ -129,15 +129,15 @@ def _policies(rows: list[dict[str, Any]], truths: Mapping[str, QueryTruth]) -> d
     }
 
 
-def _rows(build: Path, folder: str) -> list[dict[str, Any]]:
+def dataset_rows(build: Path, folder: str) -> list[dict[str, Any]]:
     return [row for path in sorted((build / "dataset" / folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def _truth(row: dict[str, Any], truths: Mapping[str, QueryTruth]) -> QueryTruth:
+def truth_of(row: dict[str, Any], truths: Mapping[str, QueryTruth]) -> QueryTruth:
     return truths[f"{row['dataset']}_task{row['task_id']}/{row['qid']}"]
 
 
-def _answer(row: dict[str, Any]) -> str | None:
+def answer_of(row: dict[str, Any]) -> str | None:
     trace = parse_trace(row.get("raw_answer") or "", family_of(row["task_id"]))
     return trace.answer if isinstance(trace, Trace) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,24 @@ def test_the_commands_around_a_build(finished: tuple[Path, Path, Oracle], small_
         truth = json.loads(mbeir_cot("ledger", "stats", tmp_path / "out", "--json").stdout)
         calls = sum(kind["answers"] for kind in truth["kinds"].values())
         assert figures["calls"] == pytest.approx(calls, rel=0.4)
+
+
+def test_a_build_with_a_wanted_number_of_records(small_world: Path, tmp_path: Path) -> None:
+    """Exactly as many of each dataset-task as its input can give; what another build has asked before changes nothing."""
+    with Oracle(tmp_path / "oracle.log") as oracle:
+        config = oracle.config(tmp_path, small_world, verify__threshold=0.9)
+        said = built(config, "--accept", "6", "--per", "dataset-task")
+        dataset = tmp_path / "out" / "dataset"
+        found, before = rows(dataset) + rows(dataset, "rejected"), digests(dataset)
+        counts = Counter(f"{row['dataset']}_task{row['task_id']}" for row in rows(dataset))
+        manifest = json.loads((dataset / "manifest.json").read_text())
+        assert set(counts.values()) == {6}
+        assert manifest["short"] == {}
+        assert manifest["left"] == count_queries(small_world) - len(found) == sum(task["left"] for task in manifest["tasks"])
+        assert f"{manifest['left']:,} queries of the input were not needed" in said
+        assert "left, because enough records were accepted" in (dataset / "README.md").read_text()
+        assert "Nothing has changed" in built(config, "--accept", "6", "--per", "dataset-task")
+        shutil.rmtree(tmp_path / "out" / "dataset")
+        built(config, "--limit", "200", "--set", "workers=2")
+        built(config, "--accept", "6", "--per", "dataset-task", "--set", "workers=3", "--replace")
+    assert digests(dataset) == before

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.traces.families import FAMILIES
+from pipeline.traces.families import ANSWER, COMPOSED, FAMILIES
 from prompts import BUILT_IN, ImageSlot, Prompt, PromptSet
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,6 +63,15 @@ BRANCHES |= {
         for target in TARGET
     }
     for kind in ("image", "text")
+}
+BRANCHES["verify_facet"] = {
+    f"{name}; target {target}; {facet.name}": ASKED
+    | {"facet": facet.name, "label": facet.label, "question": facet.question, "statement": "a hatted dog"}
+    | query
+    | TARGET[target]
+    for name, query in QUERY.items()
+    for target in TARGET
+    for facet in (*COMPOSED.facets[:1], ANSWER)
 }
 BRANCHES |= {
     f"reason_{family}": {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.traces.families import FAMILIES
+from pipeline.traces.families import ANSWER, FAMILIES
 from prompts import BUILT_IN, ImageSlot, PromptSet, defused
 from schemas.errors import ConfigError
 
@@ -59,6 +59,14 @@ def test_the_constant_part_comes_first(which: str) -> None:
         assert shared == text.index("Find it."), name
         if which == "full":
             assert shared > 0.5 * len(text), name
+
+
+@pytest.mark.parametrize("target", [{"has_target_image": True}, {"has_target_image": False, "target_text": "A hat."}])
+def test_the_pocket_question_about_the_answer_is_the_one_its_teacher_has_learnt(target: dict[str, object]) -> None:
+    prompts = PromptSet.load("pocket")
+    asked = {name: value for name, value in variables("verify_facet", **target).items() if name != "answer"}
+    asked |= {"facet": "answer", "label": "Answer", "question": ANSWER.question, "statement": "a dog with a hat"}
+    assert prompts.render("verify_facet", **asked) == prompts.render("verify_image", **variables("verify_image", **target))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", BUILT_IN)

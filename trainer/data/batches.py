@@ -97,7 +97,7 @@ class BatchSource(Dataset["Batch | CotError"]):
         queries = [sequence for item in items for sequence in self.encode_query(item, epoch)]
         dids = [item.positives[int(self._rng(epoch, item, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
-            count = min(self.config.data.hard_negatives, len(item.hard_negatives))
+            count = min(self.config.data.negatives_per_query, len(item.hard_negatives))
             rng = self._rng(epoch, item, "negative")
             dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:count]]
         candidates = [self.encode_candidate(candidate) for candidate in self.candidates.fetch(dids)]

@@ -170,6 +170,13 @@ class Candidates:
     """Candidates by did: in the split's global pool, or where M-BEIR is only there in part in its local ones. Picklable."""
 
     def __init__(self, mbeir: Path, split: Split, cache: Path | None) -> None:
+        paths = self.paths(mbeir, split)
+        self._pools = [CandidatePool.open(path, cache) for path in paths]
+        self._where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+
+    @staticmethod
+    def paths(mbeir: Path, split: Split) -> list[Path]:
+        """The pool files. Raises InputError if there is none."""
         layout = Layout.open(mbeir)
         paths = [layout.global_pool(split)]
         if not paths[0].is_file():
@@ -180,8 +187,7 @@ class Candidates:
                 f"{mbeir} has no candidate pool for {split}",
                 f"`mbeir-cot mbeir fetch {mbeir} --union --no-images` brings the global one",
             )
-        self._pools = [CandidatePool.open(path, cache) for path in paths]
-        self._where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        return paths
 
     def fetch(self, dids: Sequence[str]) -> list[Candidate]:
         """In the order asked. Raises InputError for dids that no pool has."""

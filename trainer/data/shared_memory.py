@@ -38,7 +38,7 @@ def measure_row_bytes(source: BatchSource, queries: int = 16) -> float:
 def estimate_bytes(source: BatchSource, processes: int, each: float) -> float:
     """Bytes in /dev/shm of a node with this many processes. each: bytes per sequence."""
     config = source.config
-    sequences = config.batch.global_batch_size / source.world_size * (2 + config.data.hard_negatives)
+    sequences = config.batch.global_batch_size / source.world_size * (2 + config.data.negatives_per_query)
     return MARGIN * processes * config.data.workers * config.data.prefetch * sequences * each
 
 

@@ -101,7 +101,7 @@ def _list_unreadable(file: Path, records: Records, exclusions: list[Exclusion], 
 def _check_images(config: TrainConfig, records: Records, candidates: Candidates) -> Iterator[Exclusion]:
     """Opens every image of the records' queries and candidates; yields those that cannot be read."""
     images = training_store(config)
-    columns = ("positives", "hard_negatives") if config.data.hard_negatives else ("positives",)
+    columns = ("positives", "hard_negatives") if config.data.negatives_per_query else ("positives",)
     dids = sorted({did for name in columns for listed in records.table[name].to_pylist() for did in listed})
     queries = zip(records.table["id"].to_pylist(), records.query_images(), strict=True)
     pairs = [(name, image) for name, images_of_query in queries for image in images_of_query]

@@ -161,9 +161,9 @@ class Index:
             positions_QK = self._load_small().search(queries_QD, min(OVERSAMPLING * k, max(self.metadata.count, k)))
             return rescore(queries_QD, positions_QK, lambda held: normalise(self.vectors[held]), k)
         if dims is not None:
-            return top_k(truncate(queries_QD, dims), (truncate(block_CD, dims) for block_CD in self._read_blocks()), k)
+            return top_k(truncate(queries_QD, dims), (truncate(block_CD, dims) for block_CD in self.blocks()), k)
         if not approximate:
-            return top_k(queries_QD, self._read_blocks(), k)
+            return top_k(queries_QD, self.blocks(), k)
         scores, positions = self._load_approximate().search(queries_QD, k)
         return TopK(positions, scores)
 
@@ -214,7 +214,7 @@ class Index:
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[-1]
             raise ConfigError(f"--approximate {factory}: {cause}", "see faiss's index factory; HNSW32 fits most") from error
-        for block_CD in self._read_blocks():
+        for block_CD in self.blocks():
             approximate.add(block_CD)
         faiss.write_index(approximate, str(self.directory / _APPROXIMATE))
         self._update(approximate=factory)
@@ -223,7 +223,7 @@ class Index:
     def make_small(self, kind: SmallKind, dims: int | None = None) -> SmallVectors:
         """Adds small vectors of the first `dims` dimensions [default: all], in place of those that there were."""
         form = SmallFormat(kind=kind, dims=dims if dims is not None else self.metadata.dim)
-        self._small = SmallVectors.build(form, self._sample(), self._read_blocks())
+        self._small = SmallVectors.build(form, self._sample(), self.blocks())
         self._small.write(self.directory)
         self._update(small=form)
         return self._small
@@ -260,7 +260,8 @@ class Index:
         candidates = fetch_held(self._pools, dids)
         return [candidates[did] for did in dids]
 
-    def _read_blocks(self) -> Iterator[Vectors]:
+    def blocks(self) -> Iterator[Vectors]:
+        """The normalised vectors in order, block by block. Raises InputError at the end if some are not finite."""
         where = str(self.directory / VECTORS)
         return read_blocks(self.vectors, wrong=lambda indices: refuse_not_finite(where, indices, self.ids, unhash_did))
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from schemas.errors import InputError
 from schemas.training import TrainConfig, Variant
 from trainer.data.batches import CPU_CHUNK, BatchSource
-from trainer.data.dataset import Candidates, Records
+from trainer.data.dataset import Candidates
+from trainer.data.mined import training_records
 from trainer.model.embedder import Embedder
 from trainer.training.cost import (
     MEASURED_ON,
@@ -86,12 +87,12 @@ def make_plan(
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
     chunk = config.batch.micro_batch_size
     text: Any = embedder.model.config.text_config
-    row_tokens = max(run.tokens for run in runs) / (2 + config.data.hard_negatives)
+    row_tokens = max(run.tokens for run in runs) / (2 + config.data.negatives_per_query)
     return Plan(
         parameters=sum(p.numel() for p in embedder.parameters()),
         trained=trained,
         devices=devices,
-        step_rows=config.batch.global_batch_size * (2 + config.data.hard_negatives),
+        step_rows=config.batch.global_batch_size * (2 + config.data.negatives_per_query),
         chunk=chunk,
         memory=train_memory(
             sum(p.numel() * p.element_size() for p in embedder.parameters() if not p.requires_grad),
@@ -151,7 +152,7 @@ def _published(config: TrainConfig, variant: Variant) -> _Counts:
 
 def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> _Counts:
     try:
-        records = Records.load(config.data.dataset).without(config.data.hold_out)
+        records = training_records(config.data)
         candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
         traces = learnt_traces(config, variant, records)
     except InputError as error:
@@ -165,7 +166,7 @@ def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devic
         tokens += int(chunk.inputs["attention_mask"].sum())
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
-    more = 1 + config.data.hard_negatives / 2  # a negative is as long as a positive, about half of a pair
+    more = 1 + config.data.negatives_per_query / 2  # a negative is as long as a positive, about half of a pair
     return _Counts(len(records), source.sampler.per_epoch, tokens / pairs * more, patches / pairs * more, "data")
 
 

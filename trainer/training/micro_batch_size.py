@@ -84,7 +84,7 @@ def settle_chunk(embedder: Embedder, source: BatchSource, run: Path, processes: 
 def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> int:
     batch, device = source.config.batch, processes.device
     sequences = sorted(source.sample(SAMPLE), key=lambda sequence: count_tokens(source, sequence), reverse=True)
-    share = -(-batch.global_batch_size // processes.size) * (2 + source.config.data.hard_negatives)
+    share = -(-batch.global_batch_size // processes.size) * (2 + source.config.data.negatives_per_query)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)

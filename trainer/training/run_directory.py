@@ -90,6 +90,11 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
         settings["data"].pop("hold_out")
     if not config.loss.matryoshka:
         settings["loss"].pop("matryoshka")
+    if config.data.hard_negatives == "mined":  # the records' digest is that of the file's content too
+        settings["data"].pop("mined")
+    else:
+        settings["data"].pop("mined")
+        settings["data"].pop("mined_per_query")
     if config.traces.contrastive != "teacher":  # limits the student's own traces, and so changes the losses
         settings["max_new_tokens"] = config.adaptive.max_new_tokens
     conditions = {"variant": variant, "steps": steps, "dataset_sha256": records.digest, "settings": settings}

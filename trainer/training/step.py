@@ -41,6 +41,8 @@ class StepLosses(NamedTuple):
     generation: float
     hit: float
     """Share of the batch's queries whose positive scores above all its negatives."""
+    similarity: float
+    """Mean cosine of two candidates of the batch. Near 1 the embeddings are all alike: they have collapsed."""
 
 
 class DivergedError(CotError):
@@ -61,7 +63,7 @@ def train_step(
     cache = _GradientCache(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
     queries_QD = cache.embed(queries, len(batch.ids))
     candidates_CD = cache.embed(candidates, len(batch.dids))
-    retrieval, hit = _backward_contrastive(
+    retrieval, hit, similarity = _backward_contrastive(
         embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
     )
     chunks = [(chunk, queries_QD) for chunk in queries] + [(chunk, candidates_CD) for chunk in candidates]
@@ -86,7 +88,7 @@ def train_step(
     processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = processes.sum(generation)
     total_loss = settings.retrieval_weight * retrieval + settings.generation_weight * float(generation)
-    return StepLosses(total_loss, retrieval, float(generation), hit)
+    return StepLosses(total_loss, retrieval, float(generation), hit, similarity)
 
 
 def _backward_contrastive(
@@ -97,8 +99,11 @@ def _backward_contrastive(
     candidates_CD: Tensor,
     settings: LossSettings,
     processes: ProcessGroup,
-) -> tuple[float, float]:
-    """(loss, share of hits) over all processes. Leaves gradients in the embeddings of this process and the temperature."""
+) -> tuple[float, float, float]:
+    """(loss, share of hits, mean cosine of two candidates) over all processes.
+
+    Leaves gradients in the embeddings of this process and the temperature.
+    """
     of_processes = processes.gather_objects((batch.dids, batch.positives))
     query_parts = processes.gather(queries_QD.detach())
     candidate_parts = processes.gather(candidates_CD.detach())
@@ -131,7 +136,10 @@ def _backward_contrastive(
         scores_QC = (all_queries_QD @ all_candidates_CD.T).masked_fill(pairing.masked.to(loss.device), -torch.inf)
         target_Q = torch.arange(len(scores_QC), device=loss.device)
         hit = float((scores_QC.argmax(1) == target_Q).float().mean())
-    return float(loss.detach()), hit
+        count = len(all_candidates_CD)
+        pairs = all_candidates_CD.float().sum(0).square().sum() - all_candidates_CD.float().square().sum()
+        similarity = float(pairs) / max(1, count * (count - 1))
+    return float(loss.detach()), hit, similarity
 
 
 def _name_not_finite(batch: Batch, queries_QD: Tensor, candidates_CD: Tensor, most: int = 8) -> list[str]:

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
 from trainer.data.batches import Batch, allow_open_files, make_loader, unpack
 from trainer.data.dataset import Candidates, Records
+from trainer.data.mined import training_records
 from trainer.data.shared_memory import check_shared_memory
 from trainer.data.unreadable import StudentBatches, readable_records
 from trainer.distributed import ProcessGroup
@@ -41,6 +43,10 @@ from trainer.training.self_traces import generate_traces
 from trainer.training.step import DivergedError, StepLosses, train_step
 
 logger = logging.getLogger(__name__)
+
+COLLAPSED: Final = 0.9
+"""Mean cosine of two candidates above which a training says so."""
+_SETTLED_STEPS: Final = 20
 
 
 def train(config: TrainConfig, variant: Variant) -> Path:
@@ -75,7 +81,7 @@ def train(config: TrainConfig, variant: Variant) -> Path:
 
 def _load_data(config: TrainConfig, processes: ProcessGroup) -> tuple[Records, Candidates]:
     """Without what cannot be read, if the config allows it."""
-    records = Records.load(config.data.dataset).without(config.data.hold_out)
+    records = training_records(config.data)
     candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
     if config.data.skip_unreadable:
         if processes.first:
@@ -121,6 +127,7 @@ class _Training:
         self.config, self.variant, self.directory, self.processes = config, run.variant, run, processes
         self.embedder, self.source, self.steps = embedder, source, steps
         self.step = 0
+        self._told_collapse = False
 
     def run(self) -> None:
         self._settle_memory()
@@ -211,7 +218,21 @@ class _Training:
             f"words {losses.generation:.3f}), lr {lr:.1e}, {rate:.0f} queries/s, {share:.0%} reason"
         )
         logger.debug("%s: step %d: %s", self.variant, self.step, meter.note)
+        self._watch_collapse(losses.similarity)
         meter.advance()
+
+    def _watch_collapse(self, similarity: float) -> None:
+        """Says once that the embeddings are all alike; at the start those of an untrained base are."""
+        if similarity < COLLAPSED or self._told_collapse or self.step < max(_SETTLED_STEPS, self.steps // 10):
+            return
+        self._told_collapse = True
+        said = (
+            f"{self.variant}: step {self.step}: the embeddings have collapsed: the mean cosine of two candidates is "
+            f"{similarity:.2f}. Mined negatives may be right answers (mbeir-cot mine --margin, --skip), or the learning rate"
+        )
+        logger.warning("%s", said)
+        if self.processes.first and not is_quiet():
+            sys.stderr.write(f"{said}\n")
 
     def _save_checkpoint(self) -> None:
         random = self.processes.gather_objects(checkpoint.random_state())

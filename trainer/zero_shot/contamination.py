@@ -26,7 +26,8 @@ from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.mbeir.images import ImageProblem, ImageStore
 from schemas.training import TrainConfig
-from trainer.data.dataset import Candidates, Records
+from trainer.data.dataset import Candidates
+from trainer.data.mined import training_records
 from trainer.zero_shot.inputs import picture_name
 from trainer.zero_shot.perceptual_hash import WORDS, Hashes, difference_hash, near_duplicates
 from trainer.zero_shot.tasks import Candidate, Query, Task
@@ -105,7 +106,7 @@ class TrainingIndex:
     def of(cls, config: TrainConfig, *, near: bool = False) -> TrainingIndex:
         """`near`: also opens every picture of the training; those that cannot be read are passed over."""
         index, paths = cls(), set[str]()
-        records = Records.load(config.data.dataset).without(config.data.hold_out)
+        records = training_records(config.data)
         candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
         for start in range(0, len(records), _AT_ONCE):
             items = [records.item(at) for at in range(start, min(start + _AT_ONCE, len(records)))]

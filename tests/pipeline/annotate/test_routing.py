@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 
 from pipeline.annotate.routing import route
 from pipeline.traces.judgements import needs_assessment
@@ -24,6 +27,15 @@ def test_by_dataset_is_the_papers_split() -> None:
     assert not needs_assessment(config)
     reasoning = {task.dataset for task in DATASET_TASKS if route(task, None, config) is Route.REASONING}
     assert reasoning == {"cirr", "fashioniq", "oven", "infoseek"}
+
+
+def test_a_measured_utility_decides_and_without_one_a_query_bypasses() -> None:
+    config = RouteConfig(policy=RoutePolicy.UTILITY, utility=Path("utility.parquet"), utility_threshold=0.1)
+    assert not needs_assessment(config)
+    routes = [route(CIRR, None, config, utility) for utility in (None, -0.2, 0.1, 0.11)]
+    assert routes == [Route.BYPASS, Route.BYPASS, Route.BYPASS, Route.REASONING]
+    with pytest.raises(ValidationError, match=r"needs route\.utility"):
+        RouteConfig(policy=RoutePolicy.UTILITY)
 
 
 def test_by_modality_takes_queries_of_image_and_text() -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from datasets import load_dataset
 
 from pipeline.dataset.built_dataset import BuiltDataset
+from pipeline.hub.check import check
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
 from schemas.record import EMB_TOKEN
@@ -23,6 +24,9 @@ def test_the_dataset_opens_in_python_in_datasets_and_for_training(tmp_path: Path
     assert not list(dataset.mismatches())
     assert (dataset.manifest.records, dataset.manifest.rejections) == (24, 0)
     ids = {row["id"] for row in dataset.rows()}
+    assert all(row["facet_confidences"] == [] for row in dataset.rows())  # columns that it does not have
+    assert dataset.rejections(["id", "confidence"]).schema.names == ["id", "confidence"]
+    assert check(dataset) == []
     copied = shutil.copytree(EARLIER / "dataset", tmp_path / "dataset")
     rows = load_dataset(str(copied), split="train", cache_dir=str(tmp_path / "cache"))
     assert {row["id"] for row in rows} == ids

@@ -1,0 +1,82 @@
+"""`mbeir-cot mine`: hard negatives from a run's own index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.markup import escape
+
+from mbeir_cot import printing
+from mbeir_cot.commands.train import Run, Set, run_settings
+from mbeir_cot.options import ImageRoots, choose
+from pipeline.meter import quiet_progress
+from schemas.mining import MiningSettings
+
+console = printing.console()
+_DEFAULTS = MiningSettings()
+
+
+def mine(
+    run: Run,
+    variant: Annotated[str, typer.Option(help="trace, direct or always-reason.")] = "trace",
+    out: Annotated[Path | None, typer.Option(help="Where to write [default: RUN/VARIANT/mined].")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Negatives of a query.")] = _DEFAULTS.keep,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of a query that are looked at.")] = _DEFAULTS.depth,
+    skip: Annotated[int, typer.Option(min=0, help="First candidates that are passed over.")] = _DEFAULTS.skip,
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Of the positive's score: what scores above is passed over.")
+    ] = _DEFAULTS.margin,
+    near: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Cosine with a positive from which a candidate is a duplicate.")
+    ] = _DEFAULTS.near,
+    overrides: Set = None,
+    image_roots: ImageRoots = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Mines hard negatives for the queries that a run was trained on, for data.hard_negatives: mined.
+
+    Embeds the training's candidates and queries with the run's embedder and searches all queries in one pass. Passed over are
+    positives, those of queries that share one, near-duplicates of a positive, and candidates that score too close to it.
+    """
+    from contextlib import nullcontext
+
+    from schemas.training import Variant
+    from trainer.distributed import ProcessGroup
+    from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
+    from trainer.model.location import locate, model_directory
+    from trainer.retrieval.mine import COLLAPSED, mine
+
+    chosen = choose("--variant", variant, get_args(Variant))
+    run = locate(run)
+    settings = run_settings(run, overrides, None, image_roots)
+    model = model_directory(settings, run, chosen)
+    target = out or model.parent / "mined"
+    target.mkdir(parents=True, exist_ok=True)
+    wanted = MiningSettings(keep=keep, depth=depth, skip=skip, margin=margin, near=near)
+    source, count = EmbedderSpec(settings, model), settings.evaluation.workers
+    on_gpu = ProcessGroup.join(settings.device).device.type == "cuda"
+    with (
+        quiet_progress(quiet),
+        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
+        if count == 1
+        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=target) as workers,
+    ):
+        mined = mine(settings, chosen, model, target, settings=wanted, workers=workers)
+    report = mined.report
+    console.print(
+        f"{report.negatives:,} negatives for {report.mined:,} of {report.queries:,} queries: mean score "
+        f"{report.negative_score:.3f}, the positives' {report.positive_score:.3f}; a positive is among the first "
+        f"{wanted.depth:,} for {report.found:.1%}"
+    )
+    console.print(
+        f"passed over: {report.positives:,} positives, {report.duplicates:,} duplicates of a positive, {report.skipped:,} "
+        f"skipped, {report.too_close:,} too close to the positive"
+    )
+    if report.spread > COLLAPSED:
+        console.print(
+            f"[yellow]two random candidates have a mean cosine of {report.spread:.2f}: the embedder has collapsed[/], "
+            "and its negatives mean little"
+        )
+    console.print(f"Wrote {escape(str(mined.file))}: set data.hard_negatives=mined and data.mined={escape(str(mined.file))}")
