@@ -137,7 +137,7 @@ def _download(dest: Path, allow: list[str], repo_id: str, revision: str | None) 
     except (LocalEntryNotFoundError, httpx.TransportError) as error:
         raise CotError(
             f"the Hub cannot be reached for {where} ({_cause(error)})",
-            "check the network or HF_ENDPOINT and run again: it continues",
+            "check the network, its proxy (https_proxy) and HF_ENDPOINT, and run again: it continues",
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
