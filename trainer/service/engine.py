@@ -119,10 +119,11 @@ class EngineProcess:
         said = await loop.run_in_executor(self._thread, self._receive, None)
         if isinstance(said, BaseException):
             raise said
-        self.facts = said
+        facts: EngineFacts = said
+        self.facts = facts
         self.died.clear()
         loop.add_reader(self._process.sentinel, self._note_death, self._process.sentinel)
-        return said
+        return facts
 
     async def embed(self, works: Sequence[Work]) -> list[Outcome]:
         """Outcomes in the order of `works`. Raises EngineLost if the process ends or takes too long."""
