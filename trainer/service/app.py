@@ -138,11 +138,16 @@ class EmbeddingService:
     async def _read_body(self, request: Request, held: Held) -> bytes:
         most = int(self.settings.limits.body_mib * 2**20)
         body = bytearray()
-        async for block in request.stream():
-            held.take(size=len(block))
-            body += block
-            if len(body) > most:
-                raise HttpError(413, f"the request has more than {self.settings.limits.body_mib:g} MiB", "send fewer inputs")
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                async for block in request.stream():
+                    held.take(size=len(block))
+                    body += block
+                    if len(body) > most:
+                        said = f"the request has more than {self.settings.limits.body_mib:g} MiB"
+                        raise HttpError(413, said, "send fewer inputs")
+        except TimeoutError:
+            raise HttpError(408, f"the request was not sent within {self.settings.timeout_s:g} s") from None
         return bytes(body)
 
     def _check(self, parsed: EmbeddingRequest) -> None:
