@@ -22,7 +22,7 @@ from pipeline.mbeir.work_list import WorkList, collect
 from schemas.config import BuildConfig, InputConfig
 from schemas.mbeir import Query
 
-QUERIES = {"cirr": (8, 7, 300), "mscoco": (9, 0, 200), "nights": (6, 4, 40)}
+QUERIES = {"cirr": (8, 7, 300), "mscoco": (9, 0, 200), "nights": (4, 4, 40)}
 """Dataset -> (id, task, queries)."""
 
 Fate = Callable[[Query], tuple[str, int] | None]
@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "query_modality": modality[task], "query_src_content": None, "pos_cand_list": ["9:1"], "neg_cand_list": [],
                 "task_id": task,
             }
-            for n in range(count)
+            for n in range(1, count + 1)
         ]  # fmt: skip
         (root / "query" / "train" / f"mbeir_{name}_train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return root
@@ -119,7 +119,7 @@ def test_there_are_exactly_as_many_records_as_wanted(root: Path, tmp_path: Path,
 
 def _nights() -> list[tuple[str, int] | None]:
     query = {"query_txt": None, "query_img_path": "q.jpg", "query_modality": "image", "pos_cand_list": ["9:1"]}
-    return [fate(Query.model_validate(query | {"qid": f"6:{n}", "neg_cand_list": [], "task_id": 4})) for n in range(40)]
+    return [fate(Query.model_validate(query | {"qid": f"4:{n}", "neg_cand_list": [], "task_id": 4})) for n in range(1, 41)]
 
 
 def test_rounds_chunks_and_what_was_asked_before_do_not_change_the_choice(

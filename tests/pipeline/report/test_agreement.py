@@ -21,7 +21,9 @@ DIGEST = "0" * 16
 def items(counts: dict[tuple[str, bool], int], kind: LabelKind = LabelKind.VERDICT) -> list[LabelItem]:
     """(family, decision) -> rows. Confidences rise with the number: rejected from 0.0, accepted from 0.7."""
     return [
-        LabelItem(kind, f"{family}/{decision}/{n}", family, decision, (0.7 if decision else 0.0) + 0.2 * n / count, DIGEST)
+        LabelItem(
+            kind, f"{family}/{decision}/{n}", family, decision, round((0.7 if decision else 0.0) + 0.2 * (n + 1) / count, 6), DIGEST
+        )
         for (family, decision), count in counts.items()
         for n in range(count)
     ]
