@@ -39,8 +39,9 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
     """The page of a run. Raises InputError unless it was evaluated."""
     config = load_config(run / "train.json", TrainConfig).model_copy(update={"out": run})
     data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
-    config = config.model_copy(update={"data": data})
     split = _evaluated_split(run, config.evaluation.split)
+    evaluation = config.evaluation.model_copy(update={"split": split})
+    config = config.model_copy(update={"data": data, "evaluation": evaluation})
     file = run / "eval" / f"results_{split}.json"
     results = read_json(file, f"run `mbeir-cot eval {run}` again")
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
