@@ -120,7 +120,7 @@ def _raised_in(trace: TracebackType | None) -> str | None:
 
 def _text_file(trace: TracebackType | None) -> Path | None:
     """The file whose text was being read."""
-    found = None
+    found: Path | None = None
     while trace is not None:
         reader = trace.tb_frame.f_locals.get("self")
         found = reader if isinstance(reader, Path) else found

@@ -70,7 +70,9 @@ class _Skeleton:
 
     def __init__(self, text: str) -> None:
         pieces = _IMAGE.split(text)  # text, role, text, role, …, text
-        self._parts = [ImageSlot(piece) if i % 2 else self._format(piece) for i, piece in enumerate(pieces)]
+        self._parts: list[ImageSlot | tuple[str, list[str]]] = [
+            ImageSlot(piece) if i % 2 else self._format(piece) for i, piece in enumerate(pieces)
+        ]
 
     @staticmethod
     def _format(text: str) -> tuple[str, list[str]]:

@@ -227,8 +227,8 @@ class Ledger:
         for generation in self._generations:
             if not len(generation.keys):
                 continue
-            start, end = (generation.keys.searchsorted(keys, side=side) for side in ("left", "right"))
-            answers += end - start
+            start = generation.keys.searchsorted(keys)
+            answers += generation.keys.searchsorted(keys, side="right") - start
             indexed |= generation.places[np.minimum(start, len(generation.places) - 1)] == places
         for number in np.flatnonzero((answers == 1) & indexed).tolist():
             self._only[rows[number]["fingerprint"]] = rows[number]

@@ -20,7 +20,7 @@ from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
 from pipeline.traces.families import FAMILIES, family_of
 from schemas.errors import InputError
-from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, EvaluationSplit
+from schemas.mbeir import DATASET_TASKS, EVALUATION_SPLITS, Candidate, DatasetTask, EvaluationSplit
 from schemas.training import TrainConfig
 from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.query_log import queries_file, read_query_log
@@ -39,11 +39,10 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
     """The page of a run. Raises InputError unless it was evaluated."""
     config = load_config(run / "train.json", TrainConfig).model_copy(update={"out": run})
     data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
-    config = config.model_copy(update={"data": data})
-    split = config.evaluation.split
+    split = _evaluated_split(run, config.evaluation.split)
+    evaluation = config.evaluation.model_copy(update={"split": split})
+    config = config.model_copy(update={"data": data, "evaluation": evaluation})
     file = run / "eval" / f"results_{split}.json"
-    if not file.is_file():
-        raise InputError(f"{run} was not evaluated on {split}: no {file.name}", f"run `mbeir-cot eval {run}` first")
     results = read_json(file, f"run `mbeir-cot eval {run}` again")
     synthetic = (Layout.open(config.data.mbeir).root.parent / "truth").is_dir()
     compared = _compare_ranks(config, split)
@@ -83,6 +82,14 @@ def _mean(result: Entry, family: str | None = None, key: str = "local") -> float
         if task[key] is not None and family in (None, family_of(DatasetTask.parse(task["task"]).task_id).name)
     ]
     return float(np.mean(values)) if values else float("nan")
+
+
+def _evaluated_split(run: Path, wanted: EvaluationSplit) -> EvaluationSplit:
+    """The settings' split, or the one that was evaluated with `--set evaluation.split=…`. Raises InputError for none."""
+    for split in (wanted, *EVALUATION_SPLITS):
+        if (run / "eval" / f"results_{split}.json").is_file():
+            return split
+    raise InputError(f"{run} was not evaluated on {wanted}: no results_{wanted}.json", f"run `mbeir-cot eval {run}` first")
 
 
 def _chart_curves(run: Path, config: TrainConfig) -> list[Chart]:

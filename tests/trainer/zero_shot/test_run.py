@@ -110,7 +110,9 @@ def test_what_cannot_be_read_is_a_miss_and_counted(config: TrainConfig, root: Pa
     lost = next(one for one in queries if one.positives[0] not in one.excluded)
     store = SuiteStore(root)
     gone = next(one for one in task.candidates() if one.id == lost.positives[0])
-    (root / find(store, gone.pictures[0])).unlink()
+    file = root / find(store, gone.pictures[0])
+    content = file.read_bytes()
+    file.unlink()
     shows_it = {query.id for query in queries for picture in query.pictures if picture == gone.pictures[0]}
     with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         found = suite.score(task, "bypass")
@@ -121,6 +123,16 @@ def test_what_cannot_be_read_is_a_miss_and_counted(config: TrainConfig, root: Pa
         assert found.values["R@10"][found.about.ids.index(identifier)] == 0
     listed = json.loads((tmp_path / "out/tasks/vist/unreadable_queries.json").read_text())
     assert {one["name"] for one in listed} == shows_it
+
+    # it is kept as long as nothing can be read that could not, and made again once something can
+    about = tmp_path / "out/tasks/vist/task.json"
+    made = about.stat().st_mtime_ns
+    with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
+        assert suite.score(task, "bypass").about == found.about
+        assert about.stat().st_mtime_ns == made
+        file.write_bytes(content)
+        mended = suite.score(task, "bypass").about
+    assert (mended.unreadable_queries, mended.unreadable_candidates) == (0, 0)
 
 
 def test_a_picture_is_named_by_one_text() -> None:
