@@ -185,6 +185,9 @@ class AdaptiveSettings(_Settings):
     route: RouteChoice = "learned"
     max_new_tokens: PositiveInt = 128
     """A trace that has not ended by then is cut, and its embedding read where it stands; such traces are counted."""
+    fallback: Annotated[float, Field(le=0)] | None = None
+    """A query whose trace's mean log-probability (`QueryEmbedding.confidence`) is below this gets its bypass embedding. It has
+    paid for the trace. Needs `model.pooling: pre`. `evaluation.fallbacks` shows what a value would do."""
     prefill_rows: PositiveInt = 32
     decode_rows: PositiveInt = 64
 
@@ -204,6 +207,8 @@ class EvaluationSettings(_Settings):
     swap_test: bool = False
     """Embed the queries of `trace` that reason after other traces too (none, another query's, their own words in random order):
     how much of the hit rates is the trace's. Three more searches of all pools."""
+    fallbacks: tuple[Annotated[float, Field(le=0)], ...] = ()
+    """Score `trace` with these values of `adaptive.fallback` too: a row each, of the same embeddings. Choose one on `val`."""
     base: bool = True
     """Score the base without any training too."""
 
@@ -239,4 +244,6 @@ class TrainConfig(_Settings):
             )
         if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
+        if self.model.pooling == "token" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
+            raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
         return self

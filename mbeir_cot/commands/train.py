@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from mbeir_cot import printing
+from mbeir_cot.evaluation_tables import show_diagnostics, show_results, show_suite
 from mbeir_cot.options import ImageRoots
 from pipeline.meter import quiet_progress
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
-    from trainer.evaluation.results import Result, TaskResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
 Run = Annotated[
@@ -26,8 +25,6 @@ Run = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory [default: the config's `out`].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-
-_FAMILIES = ("visual", "text", "composed", "knowledge")
 
 console = printing.console(least_width=140)
 
@@ -114,15 +111,27 @@ def train(
                 console.print(f"[yellow]{escape(describe_exclusions('records', left_out, file))}[/]")
 
 
-def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
+def evaluate(
+    config: Run,
+    out: Out = None,
+    overrides: Set = None,
+    zero_shot: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="Score the zero-shot suite below ROOT too, every variant.")
+    ] = None,
+    image_roots: ImageRoots = None,
+    quiet: Quiet = False,
+) -> None:
     """Scores what `train` fitted: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
-    the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
+    the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval. What `zero-shot run` or
+    --zero-shot scored is shown too.
     """
     from schemas.errors import ConfigError
+    from trainer.evaluation.diagnostics import Diagnostics
     from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run, results_file
     from trainer.model.location import is_checkpoint, locate
+    from trainer.zero_shot.table import read_results
 
     config = locate(config)
     alone = is_checkpoint(config)
@@ -134,100 +143,26 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     notices: list[str] = []
     with quiet_progress(quiet):
         results = evaluate_run(settings, model=config if alone else None, notice=notices.append)
+        if zero_shot is not None:
+            _score_suite(settings, config if alone else None, zero_shot, image_roots or [])
     directory, split = settings.out / "eval", settings.evaluation.split
-    _show(results, split, settings.data.hold_out)
-    _show_diagnostics(diagnostics_file(settings))
+    show_results(console, results, split, settings.data.hold_out)
+    if diagnostics_file(settings).is_file():
+        show_diagnostics(console, Diagnostics.model_validate_json(diagnostics_file(settings).read_bytes()))
+    show_suite(console, read_results(settings.out))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     files = ", ".join(file.name for file in (results_file(settings), diagnostics_file(settings)) if file.is_file())
     console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; {escape(files)}")
 
 
-def _show(results: list[Result], split: str, held_out: tuple[str, ...] = ()) -> None:
-    hits = Table("hit@k on " + escape(split), "k", *(escape(result.name) for result in results))
-    rows = list(enumerate(results[0].tasks))
-    for row, first in [one for one in rows if one[1].task not in held_out]:
-        cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
-        hits.add_row(escape(first.task), str(first.k), *cells)
-    hits.add_section()
-    if held_out:
-        for row, first in [one for one in rows if one[1].task in held_out]:
-            cells = [_pair(result.tasks[row].local, result.tasks[row].union) for result in results]
-            hits.add_row(f"held out: {escape(first.task)}", str(first.k), *cells)
-        for name, tasks in (("held out", held_out), ("trained", tuple(t.task for _, t in rows if t.task not in held_out))):
-            hits.add_row(f"mean {escape(name)}", "", *(_pair(r.mean_of(tasks), r.mean_of(tasks, union=True)) for r in results))
-        hits.add_section()
-    for family in _FAMILIES:
-        hits.add_row(f"mean {escape(family)}", "", *(_pair(r.mean(family), r.mean(family, union=True)) for r in results))
-    hits.add_row("[bold]mean[/]", "", *(_pair(r.mean(), r.mean(union=True)) for r in results))
-    console.print(hits)
-    console.print("local pool / union of all pools; unweighted means over dataset-tasks, as papers report")
-    costs = Table("what it costs", *_COSTS)
-    for result in results:
-        costs.add_row(escape(result.name), *_cost_cells(result.tasks))
-    for result in results:
-        if result.name == "trace":
-            costs.add_section()
-            for task in result.tasks:
-                costs.add_row(f"trace, {escape(task.task)}", *_cost_cells([task]))
-    console.print(costs)
-    console.print("latency: from a query's prefill to its embedding, in batches; of several datasets, the slowest's")
-    console.print("queries/s: of all workers; not measured where a routing shares embeddings with an earlier one")
+def _score_suite(settings: TrainConfig, model: Path | None, root: Path, image_roots: list[Path]) -> None:
+    """Every variant with its own routes. model: instead of the run's."""
+    from trainer.zero_shot.evaluate import evaluate_suite
+    from trainer.zero_shot.table import OWN_ROUTE, suite_directory
 
-
-def _show_diagnostics(file: Path) -> None:
-    """Shows what explains the table (`trainer.evaluation.diagnostics`)."""
-    from trainer.evaluation.diagnostics import Diagnostics
-
-    if not file.is_file():
-        return
-    found = Diagnostics.model_validate_json(file.read_bytes())
-    groups = (
-        ("by the teacher's P(complex)", found.by_difficulty),
-        ("by the trace's agreement with the teacher's", found.by_agreement),
-    )
-    for title, part in groups:
-        if part:
-            table = Table(
-                f"trace, {escape(title)}",
-                "queries",
-                "think rate",
-                "trace",
-                *(["direct"] if part[0].direct_local is not None else []),
-            )
-            for one in part:
-                direct = [] if one.direct_local is None else [_pair(one.direct_local, one.direct_union)]
-                table.add_row(
-                    escape(one.name), f"{one.queries:,}", f"{one.think_rate:.1%}", _pair(one.local, one.union), *direct
-                )
-            console.print(table)
-    if found.swap_test:
-        table = Table("swap test: queries that reasoned, after", "queries", "cosine to own", "hit@k", "another first result")
-        for swap in found.swap_test:
-            cells = (f"{swap.queries:,}", f"{swap.cosine:.3f}", _pair(swap.local, swap.union), f"{swap.first_changed:.1%}")
-            table.add_row(escape(swap.trace), *cells)
-        console.print(table)
-    if found != Diagnostics():
-        console.print("these are means over queries, not over dataset-tasks")
-
-
-_COSTS = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")
-
-
-def _cost_cells(tasks: list[TaskResult]) -> list[str]:
-    costs = [task.costs for task in tasks]
-    queries, seconds = sum(cost.queries for cost in costs), sum(cost.seconds for cost in costs)
-    known = [task.trace_accuracy for task in tasks if task.trace_accuracy is not None]
-    return [
-        f"{sum(cost.reasoned for cost in costs) / max(1, queries):.1%}",
-        f"{sum(cost.tokens for cost in costs) / max(1, queries):.1f}",
-        f"{queries / seconds:.0f}" if seconds else "",
-        f"{1e3 * max(cost.p50_s for cost in costs):.0f}" if any(cost.p50_s for cost in costs) else "",
-        f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if any(cost.p95_s for cost in costs) else "",
-        f"{sum(cost.cut for cost in costs):,}",
-        f"{sum(known) / len(known):.1%}" if known else "",
-    ]
-
-
-def _pair(local: float, union: float | None) -> str:
-    return f"{100 * local:.1f}" + (f" / {100 * union:.1f}" if union is not None else "")
+    for variant in settings.variants:
+        route = OWN_ROUTE[variant]
+        place = suite_directory(settings.out, variant, route)
+        own = model or settings.out / variant / "model"
+        evaluate_suite(settings, own, place, root=root, variant=variant, route=route, image_roots=image_roots)

@@ -135,19 +135,11 @@ def run_suite(
     After an interruption, run it again: finished tasks are kept. Unreadable images are counted; their queries are misses.
     OUT/results.json has every metric of every part, OUT/tasks/NAME/values.npz each query's value.
     """
-    import json
-
-    from pipeline.files.durable import replace_text
     from schemas.errors import ConfigError
     from trainer.model.location import is_checkpoint, locate, model_directory
-    from trainer.zero_shot.contamination import TrainingIndex
-    from trainer.zero_shot.inputs import SuiteStore
-    from trainer.zero_shot.run import ROUTES, SuiteRun, wanted
-    from trainer.zero_shot.suite import DATASETS
-    from trainer.zero_shot.table import columns
+    from trainer.zero_shot.evaluate import evaluate_suite
+    from trainer.zero_shot.table import suite_directory
 
-    if route not in ROUTES:
-        raise ConfigError(f"--route {route}: unknown", " or ".join(ROUTES))
     run = locate(run)
     if is_checkpoint(run) and out is None:
         raise ConfigError(f"{run} is a model and no place for its scores", "name a directory with --out")
@@ -155,27 +147,21 @@ def run_suite(
     given = [*(overrides or ()), *([f"data.mbeir={root}"] if is_checkpoint(run) and not _sets_mbeir(overrides) else [])]
     settings = run_settings(run, given, None, None)
     model = model_directory(settings, run, variant)
-    place = out or (run if run.is_dir() else settings.out) / "zero-shot" / f"{variant}-{route}"
-    chosen = wanted([task for dataset in DATASETS for task in dataset.open(root)], tasks or ())
-    if not chosen:
-        raise ConfigError(
-            f"nothing to score below {root}", "`mbeir-cot zero-shot list ROOT` names the files that are looked for"
+    place = out or suite_directory(run if run.is_dir() else settings.out, variant, route)
+    with quiet_progress(quiet):
+        results = evaluate_suite(
+            settings,
+            model,
+            place,
+            root=root,
+            variant=variant,
+            route=route,
+            tasks=tasks or (),
+            image_roots=image_roots or (),
+            seen=seen,
+            near=near,
         )
-    index = None
-    if seen and settings.data.dataset:
-        index = TrainingIndex.of(settings, near=near)
-    with (
-        quiet_progress(quiet),
-        SuiteRun(settings, model, root=root, out=place, image_roots=image_roots or ()) as suite,
-    ):
-        scored = [suite.score(task, route) for task in chosen]
-    store = SuiteStore(root, image_roots or ()) if near else None
-    marks = {task.name: index.marks(task, store) for task in chosen} if index is not None else None
-    table = columns(scored, marks)
-    content = {"route": route, "variant": variant, "columns": [one.model_dump(mode="json") for one in table]}
-    text = json.dumps(content, indent=1)
-    replace_text(place / "results.json", text + "\n")
-    typer.echo(text) if as_json else _show(table, place)
+    typer.echo(results.model_dump_json(indent=1)) if as_json else _show(results.columns, place)
 
 
 def _sets_mbeir(overrides: list[str] | None) -> bool:

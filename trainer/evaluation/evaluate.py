@@ -34,8 +34,8 @@ from trainer.embedding.embed import QueryFile, embed_pool, save_queries
 from trainer.embedding.files import EmbeddingFiles, exclusions_path, ids_path, pool_name
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder, Workers
-from trainer.evaluation.results import Result, TaskResult
-from trainer.evaluation.uniir import Score, format_table, headline_k, score_directory
+from trainer.evaluation.results import Result, make_task_result, trace_accuracy
+from trainer.evaluation.uniir import Score, format_table, score_directory
 from trainer.model.metadata import fingerprint
 from trainer.retrieval.topk import search_device
 
@@ -163,15 +163,16 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         given: Mapping[str, bool] | None = None,
         written: Mapping[str, str] | None = None,
         answers: Mapping[str, str] | None = None,
+        fallback: float | None = None,
     ) -> tuple[Result, dict[str, QueryEmbedding]]:
         """Embeds all queries, scores them, and returns the table and each query's embedding by record id.
 
         given: record id -> whether it reasons, for route ``given``. written: record id -> trace to embed with instead of the
-        student's own. answers: record id -> the right answer, to count right traces.
+        student's own. answers: record id -> the right answer, to count right traces. fallback: see `adaptive.fallback`.
         """
         files = EmbeddingFiles(self.directory, suffix)
         self._link_pools(files)
-        of_task = self._embed_queries(name, route, given, written)
+        of_task = self._embed_queries(name, route, given, written, fallback=fallback)
         by_id: dict[str, QueryEmbedding] = {}
         accuracy: dict[DatasetTask, float | None] = {}
         for task, (embeddings, _) in of_task.items():
@@ -179,11 +180,11 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             ids = [self._record_id(task, query) for query in self.files[task].queries]
             of_this = dict(zip(ids, embeddings, strict=True))
             by_id |= of_this
-            accuracy[task] = _accuracy(of_this, answers) if answers else None
+            accuracy[task] = trace_accuracy(of_this, answers) if answers else None
         scores = self._score(files)
         self._write_queries(suffix, by_id)
         tasks = [
-            _task_result(task, scores, of_task[task][1], accuracy=accuracy[task], unreadable=len(self._unreadable(task)))
+            make_task_result(task, scores, of_task[task][1], accuracy=accuracy[task], unreadable=len(self._unreadable(task)))
             for task in self.tasks
         ]
         result = Result(name, tasks)
@@ -191,7 +192,13 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         return result, by_id
 
     def _embed_queries(
-        self, name: str, route: RouteChoice, given: Mapping[str, bool] | None, written: Mapping[str, str] | None
+        self,
+        name: str,
+        route: RouteChoice,
+        given: Mapping[str, bool] | None,
+        written: Mapping[str, str] | None,
+        *,
+        fallback: float | None,
     ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
         ids = {(task, query.qid): self._record_id(task, query) for task, file in self.files.items() for query in file.queries}
         first = self._queries is None
@@ -202,6 +209,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 route,
                 given={place: given.get(record, False) for place, record in ids.items()} if given is not None else None,
                 written={place: written.get(record, "") for place, record in ids.items()} if written is not None else None,
+                fallback=fallback,
                 advance=meter.advance,
             )
         if first:
@@ -275,6 +283,8 @@ def _route_entry(embedding: QueryEmbedding) -> dict[str, Any]:
         "reasoned": embedding.reasoned,
         "ended": embedding.ended,
         "p_direct": round(embedding.p_direct, 6),
+        "confidence": round(embedding.confidence, 4) if embedding.confidence is not None else None,
+        **({"fell_back": True} if embedding.fell_back else {}),
         "tokens": embedding.tokens,
         "trace": embedding.trace,
     }
@@ -282,19 +292,3 @@ def _route_entry(embedding: QueryEmbedding) -> dict[str, Any]:
 
 def _with_ids(path: Path) -> tuple[Path, Path]:
     return path, ids_path(path)
-
-
-def _accuracy(embedded: Mapping[str, QueryEmbedding], answers: Mapping[str, str]) -> float | None:
-    """Share of the queries with a known answer whose trace ends in it."""
-    known = [identifier for identifier in embedded if identifier in answers]
-    if not known:
-        return None
-    return float(np.mean([embedded[i].trace.strip().endswith(answers[i].strip()) for i in known]))
-
-
-def _task_result(
-    task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, *, accuracy: float | None, unreadable: int
-) -> TaskResult:
-    k = headline_k(task)
-    by_pool = {score.pool: score.value for score in scores if score.task == task and score.k == k}
-    return TaskResult(task.name, k, by_pool["single"], by_pool.get("union"), costs, accuracy, unreadable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from pipeline.traces.families import family_of
 from schemas.mbeir import DatasetTask
+from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.queries import QueryCosts
+from trainer.evaluation.uniir import Score, headline_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,23 @@ class TaskResult:
     """Share of the queries with a known right answer whose own trace ends in it."""
     unreadable: int = 0
     """Queries left out because their images cannot be read. They count as misses; `costs` does not count them."""
+
+
+def trace_accuracy(embedded: Mapping[str, QueryEmbedding], answers: Mapping[str, str]) -> float | None:
+    """Share of the queries with a known answer whose trace ends in it."""
+    known = [identifier for identifier in embedded if identifier in answers]
+    if not known:
+        return None
+    return float(np.mean([embedded[i].trace.strip().endswith(answers[i].strip()) for i in known]))
+
+
+def make_task_result(
+    task: DatasetTask, scores: Sequence[Score], costs: QueryCosts, *, accuracy: float | None, unreadable: int
+) -> TaskResult:
+    """scores: of any tasks, pools and ks."""
+    k = headline_k(task)
+    by_pool = {score.pool: score.value for score in scores if score.task == task and score.k == k}
+    return TaskResult(task.name, k, by_pool["single"], by_pool.get("union"), costs, accuracy, unreadable)
 
 
 @dataclass(frozen=True, slots=True)

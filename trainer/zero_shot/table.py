@@ -6,12 +6,15 @@ A mean over parts takes those that have queries of the group; n says how many qu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from schemas.errors import InputError
+from schemas.training import Variant
 from trainer.zero_shot.contamination import Marks
 from trainer.zero_shot.run import Scored
 from trainer.zero_shot.scorers import Values, summarise
@@ -19,6 +22,8 @@ from trainer.zero_shot.scorers import Values, summarise
 ALL: Final = "all"
 SEEN: Final = "seen"
 UNSEEN: Final = "unseen"
+OWN_ROUTE: Final = {"trace": "adaptive", "direct": "bypass", "always-reason": "reason"}
+"""Variant -> the route that it was trained for."""
 
 
 class Means(BaseModel):
@@ -42,6 +47,38 @@ class Column(BaseModel):
     tokens: int
     unreadable_queries: int
     unreadable_candidates: int
+
+
+class SuiteResults(BaseModel):
+    """The contents of `results.json`: one embedder on the suite."""
+
+    route: str
+    variant: str
+    columns: list[Column]
+
+    @property
+    def name(self) -> str:
+        """As a table's column: the variant, with its route where that is not its own."""
+        return self.variant if self.route == OWN_ROUTE.get(self.variant) else f"{self.variant}, {self.route}"
+
+
+def suite_directory(run: Path, variant: str, route: str) -> Path:
+    """Where a run's results are kept."""
+    return run / "zero-shot" / f"{variant}-{route}"
+
+
+def read_results(run: Path) -> list[SuiteResults]:
+    """What is kept beside a run: TRACE first, then its controls. Raises InputError for a file that is damaged."""
+    found = []
+    for path in sorted((run / "zero-shot").glob("*/results.json")):
+        try:
+            found.append(SuiteResults.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise InputError(
+                f"{path} is not what `zero-shot run` writes: {error.errors()[0]['msg']}", "remove it and run it again"
+            ) from error
+    order = get_args(Variant)
+    return sorted(found, key=lambda one: (order.index(one.variant) if one.variant in order else len(order), one.route))
 
 
 def columns(scored: Sequence[Scored], marks: Mapping[str, Mapping[str, Marks]] | None = None) -> list[Column]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mbeir_cot.commands.train import _show, console
+from mbeir_cot.commands.train import console
+from mbeir_cot.evaluation_tables import show_results
 from schemas.errors import ConfigError
 from schemas.training import DataSettings, TrainConfig
 from trainer.data.dataset import Records
@@ -51,7 +52,7 @@ def test_a_table_has_them_in_a_group_of_their_own() -> None:
     tasks = [TaskResult(name, 5, value, None, costs) for name, value in (("nights_task4", 0.2), ("cirr_task7", 0.6))]
     result = Result("trace", tasks)
     with console.capture() as shown:
-        _show([result], "val", ("nights_task4",))
+        show_results(console, [result], "val", ("nights_task4",))
     lines = [line for line in shown.get().splitlines() if "nights" in line or "cirr" in line or "mean" in line]
     assert ["cirr_task7" in line for line in lines[:2]] == [True, False]
     assert "held out: nights_task4" in lines[1]
