@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,15 +52,12 @@ def hit_rows(found: Sequence[Results], pool: str) -> tuple[list[str], Rows]:
     held = marked[0]
     trained = {task["task"] for run in found for task in run[0]["tasks"]} - held
     groups: dict[str, Callable[[dict[str, Any]], float]] = {
-        family: (lambda result, family=family: mean_rate(result, family, pool))
-        for family in FAMILIES  # type: ignore[misc]
+        family: partial(mean_rate, family=family, key=pool) for family in FAMILIES
     }
     if held:
-        groups |= {
-            f"held out ({', '.join(sorted(held))})": lambda result: mean_rate(result, key=pool, tasks=held),
-            "trained": lambda result: mean_rate(result, key=pool, tasks=trained),
-        }
-    groups["mean"] = lambda result: mean_rate(result, key=pool)
+        groups[f"held out ({', '.join(sorted(held))})"] = partial(mean_rate, key=pool, tasks=held)
+        groups["trained"] = partial(mean_rate, key=pool, tasks=trained)
+    groups["mean"] = partial(mean_rate, key=pool)
     table = []
     for name in dict.fromkeys(result["name"] for results in found for result in results):
         results = [result for run in found for result in run if result["name"] == name]

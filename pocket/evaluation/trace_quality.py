@@ -22,7 +22,7 @@ from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.diagnostics import Group, PoolRanks, Ranks, answer_of, make_group
 from trainer.evaluation.evaluate import queries_file
 from trainer.evaluation.evaluate_run import SWAP_NONE
-from trainer.evaluation.run_files import read_ranks
+from trainer.evaluation.run_files import Ranked, read_ranks
 
 
 class KnownQuery(NamedTuple):
@@ -113,7 +113,7 @@ def _pooled(runs: Sequence[Path], layout: Layout, split: EvaluationSplit, suffix
     """None unless all runs have the row."""
 
     def ranks(pool: str) -> Ranks:
-        pooled = {}
+        pooled: dict[str, Ranked] = {}
         for number, run in enumerate(runs):
             files = EmbeddingFiles(run / "eval", suffix)
             of_run = read_ranks(files, layout, DATASET_TASKS, "union" if pool == "union" else "single", split)
