@@ -211,6 +211,9 @@ class EvaluationSettings(_Settings):
     """Score `trace` with these values of `adaptive.fallback` too: a row each, of the same embeddings. Choose one on `val`."""
     base: bool = True
     """Score the base without any training too."""
+    base_answers: bool = False
+    """Score the untrained base with prompts that suit it too (the prompt set's sub-directory ``base``): it answers each query
+    first, then embeds. It costs a trace for every query, and embeds all pools once more."""
 
 
 class TrainConfig(_Settings):

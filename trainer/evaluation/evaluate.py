@@ -172,12 +172,12 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         """
         files = EmbeddingFiles(self.directory, suffix)
         self._link_pools(files)
-        of_task = self._embed_queries(name, route, given, written, fallback=fallback)
+        of_task = self.embed_queries(name, route, given, written, fallback=fallback)
         by_id: dict[str, QueryEmbedding] = {}
         accuracy: dict[DatasetTask, float | None] = {}
         for task, (embeddings, _) in of_task.items():
             save_queries(embeddings, self.files[task], files.queries(task, self.split), self._unreadable(task))
-            ids = [self._record_id(task, query) for query in self.files[task].queries]
+            ids = [self.record_id(task, query) for query in self.files[task].queries]
             of_this = dict(zip(ids, embeddings, strict=True))
             by_id |= of_this
             accuracy[task] = trace_accuracy(of_this, answers) if answers else None
@@ -191,16 +191,17 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         logger.info("%s: local mean %.4f, think rate %.3f", name, result.mean(), result.think_rate)
         return result, by_id
 
-    def _embed_queries(
+    def embed_queries(
         self,
         name: str,
         route: RouteChoice,
-        given: Mapping[str, bool] | None,
-        written: Mapping[str, str] | None,
+        given: Mapping[str, bool] | None = None,
+        written: Mapping[str, str] | None = None,
         *,
-        fallback: float | None,
+        fallback: float | None = None,
     ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
-        ids = {(task, query.qid): self._record_id(task, query) for task, file in self.files.items() for query in file.queries}
+        """The embeddings of each file's queries, in order, without searching; the arguments are those of `run`."""
+        ids = {(task, query.qid): self.record_id(task, query) for task, file in self.files.items() for query in file.queries}
         first = self._queries is None
         if self._queries is None:
             self._queries = QueryEmbeddings(self.files, self.workers)
@@ -221,7 +222,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         excluded = self._queries.left_out if self._queries is not None else {}
         return [one for (of_task, _), one in excluded.items() if of_task == task]
 
-    def _record_id(self, task: DatasetTask, query: Query) -> str:
+    def record_id(self, task: DatasetTask, query: Query) -> str:
         return record_id(self.split, task.dataset, task.task_id, query.qid)
 
     def _write_queries(self, suffix: str, by_id: Mapping[str, QueryEmbedding]) -> None:
@@ -229,7 +230,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         lines = []
         for task, file in self.files.items():
             for query in file.queries:
-                identifier = self._record_id(task, query)
+                identifier = self.record_id(task, query)
                 entry = {
                     "id": identifier,
                     "task": task.name,

@@ -1,6 +1,7 @@
 """The whole table of a run: every variant, and its controls on the same weights.
 
 base                     the untrained model, if `evaluation.base`
+base, answers first      the same in its own words: it answers, then embeds, if `evaluation.base_answers`
 trace, direct, …         each variant with its own routes
 trace, routed …          TRACE's weights with other routes: by modality, and at random at the same think rate
 trace, fallback …        TRACE with other values of `adaptive.fallback` (`evaluation.fallbacks`); without it, if it is set
@@ -24,6 +25,7 @@ from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig, Variant
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import EmbeddingFiles
+from trainer.evaluation.base_answers import answer_first, base_settings
 from trainer.evaluation.controls import TeacherTraces, modality_routes, random_routes, teacher_traces
 from trainer.evaluation.diagnostics import (
     Diagnostics,
@@ -98,6 +100,10 @@ def _evaluate_models(config: TrainConfig, model: Path | None) -> tuple[list[Resu
         with Evaluation(config, None, directory) as evaluation:
             evaluation.embed_pools("base")
             results.append(evaluation.run("base", "base", "always-direct")[0])
+            notices = evaluation.notices
+    if config.evaluation.base_answers:
+        with Evaluation(base_settings(config), None, directory) as evaluation:
+            results.append(answer_first(evaluation))
             notices = evaluation.notices
     for variant in config.variants:
         with Evaluation(config, _finished_model(config, variant, model), directory) as evaluation:

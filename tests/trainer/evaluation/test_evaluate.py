@@ -34,20 +34,40 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     settings = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}"]
-    measured = ["--set", "evaluation.swap_test=true", "--set", "evaluation.fallbacks=[0]"]
+    measured = [
+        "--set",
+        "evaluation.swap_test=true",
+        "--set",
+        "evaluation.fallbacks=[0]",
+        "--set",
+        "evaluation.base_answers=true",
+    ]
     done = mbeir_cot("eval", run, *settings, *measured, timeout=280)
     assert done.returncode == 0, done.stderr
     for said in ("base", "trace, routed by modality", "trace, routed at random", "mean composed", "think rate", "cirr_task7"):
         assert said in done.stdout
     results = json.loads((run / "eval" / "results_val.json").read_text())
-    names = ["base", "trace", "trace, routed by modality", "trace, routed at random", "trace, fallback below 0"]
+    names = [
+        "base",
+        "base, answers first",
+        "trace",
+        "trace, routed by modality",
+        "trace, routed at random",
+        "trace, fallback below 0",
+    ]
     assert [one["name"] for one in results] == names
-    for task, fallen in zip(results[1]["tasks"], results[4]["tasks"], strict=True):
+    answered = [json.loads(line) for line in (run / "eval" / "queries_base-answers_val.jsonl").read_text().splitlines()]
+    assert all(one["trace"] == one["trace"].strip() for one in answered)
+    for task in results[1]["tasks"]:
+        of_task = [one for one in answered if one["task"] == task["task"]]
+        assert task["costs"]["reasoned"] == sum(bool(one["trace"]) for one in of_task) > 0
+        assert task["costs"]["tokens"] > 0
+    for task, fallen in zip(results[2]["tasks"], results[5]["tasks"], strict=True):
         assert (task["costs"]["fell_back"], fallen["costs"]["fell_back"]) == (0, task["costs"]["reasoned"])
     log = (run / "eval" / "eval.log").read_text()
     for logged in ("trace of", "on val queries", "parts to embed", "trace, routed at random: local mean", "results in"):
         assert logged in log
-    by_modality = results[2]
+    by_modality = results[3]
     for task in by_modality["tasks"]:
         assert task["costs"]["reasoned"] == (task["costs"]["queries"] if task["task"][-1] in "678" else 0)
     table = run / "eval" / "retrieval_results" / "trace" / "final_tsv" / "eval_results_val.tsv"
@@ -62,7 +82,7 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     (few,) = diagnostics.by_confidence[:1]
     assert None not in (few.bypass_local, few.bypass_union)
     assert (own.trace, own.first_changed, without.trace, without.queries) == ("own", 0.0, "none", own.queries)
-    assert own.queries == sum(task["costs"]["reasoned"] for task in results[1]["tasks"]) > 0
+    assert own.queries == sum(task["costs"]["reasoned"] for task in results[2]["tasks"]) > 0
     assert own.cosine == pytest.approx(1, abs=1e-3)
     assert without.cosine < own.cosine
     assert "swap test" in done.stdout
