@@ -87,13 +87,13 @@ def test_groups_by_agreement() -> None:
 
 
 def test_groups_by_confidence() -> None:
-    confidence = {CIRR.format(i): -float(i) for i in range(5)}
+    confidence = {CIRR.format(i): -1.0 - i for i in range(5)}
     groups = group_by_confidence(confidence, ranked(1, 1, 9, 9, 9), bypass=ranked(9, 9, 9, 1, 1))
     assert [(one.name, one.queries, one.local, one.bypass_local) for one in groups] == [
-        ("confidence -4.000 to -3.000", 2, 0.0, 1.0),
-        ("confidence -2.000 to -2.000", 1, 0.0, 0.0),
+        ("confidence -5.000 to -4.000", 2, 0.0, 1.0),
+        ("confidence -3.000 to -3.000", 1, 0.0, 0.0),
+        ("confidence -2.000 to -2.000", 1, 1.0, 0.0),
         ("confidence -1.000 to -1.000", 1, 1.0, 0.0),
-        ("confidence 0.000 to 0.000", 1, 1.0, 0.0),
     ]
     assert group_by_confidence({}, ranked()) == ()
 

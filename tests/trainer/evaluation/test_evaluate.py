@@ -132,7 +132,7 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     picture = next(path for path in (tiny_world / "mbeir_images").rglob("*.jpg"))
     found = mbeir_cot("search", where, "is red", "--image", picture, "-k", "3", "--route", "always-reason")
     assert found.returncode == 0, found.stderr
-    assert re.search(r"reasons \(P\(direct\) [\d.]+, confidence -[\d.]+", found.stdout)
+    assert re.search(r"reasons, with confidence -[\d.]+ \(P\(direct\) [\d.]+, ", found.stdout)
     assert len([line for line in found.stdout.splitlines() if str(tiny_world) in line or "8:" in line or "2:" in line]) >= 3
     search_command(where, "a town in the north", approximate=True)
     search_command(where, "a town in the north", small=True)

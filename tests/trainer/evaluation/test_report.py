@@ -23,7 +23,7 @@ def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFac
     """TRACE and its control, two steps each, evaluated on a few queries."""
     out = tmp_path_factory.mktemp("report") / "run"
     suite = out.with_name("suite")
-    assert mbeir_cot("pocket", "zero-shot", suite, "--number", "3").returncode == 0
+    assert mbeir_cot("pocket", "zero-shot", suite, "--number", "4").returncode == 0
     for folder in [one for one in suite.iterdir() if one.is_dir() and one.name not in ("vist", "sugar-crepe")]:
         shutil.rmtree(folder)
     settings = ["--set", "variants=[trace,direct]", "--set", "optimiser.max_steps=2", "--set", "data.hold_out=[webqa_task1]"]
