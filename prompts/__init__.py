@@ -127,8 +127,8 @@ class PromptSet:
 
     @classmethod
     def load(cls, name: str | Path) -> PromptSet:
-        """Loads a built-in set by name, or the set in a directory."""
-        directory = _DIRECTORY / name if name in BUILT_IN else Path(name)
+        """Loads a built-in set by name, or the set in a directory. NAME/base: its prompts for an untrained model."""
+        directory = _DIRECTORY / name if str(name).removesuffix("/base") in BUILT_IN else Path(name)
         if not any(directory.glob("*.jinja")):
             raise ConfigError(
                 f"no prompt set {str(name)!r}", f"use {' or '.join(BUILT_IN)}, or a directory with *.jinja templates"

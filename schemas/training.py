@@ -207,6 +207,9 @@ class AdaptiveSettings(_Settings):
     route: RouteChoice = "learned"
     max_new_tokens: PositiveInt = 128
     """A trace that has not ended by then is cut and embedded as it is; such traces are counted."""
+    fallback: Annotated[float, Field(le=0)] | None = None
+    """A query whose trace's mean log-probability (`QueryEmbedding.confidence`) is below this gets its bypass embedding. It has
+    paid for the trace. Needs `model.pooling: pre`. `evaluation.fallbacks` shows what a value would do."""
     prefill_rows: PositiveInt = 32
     decode_rows: PositiveInt = 64
 
@@ -226,8 +229,13 @@ class EvaluationSettings(_Settings):
     swap_test: bool = False
     """Embed the queries of `trace` that reason after other traces too (none, another query's, their own words in random order),
     to measure what the trace contributes. Three more searches of all pools."""
+    fallbacks: tuple[Annotated[float, Field(le=0)], ...] = ()
+    """Score `trace` with these values of `adaptive.fallback` too: a row each, of the same embeddings. Choose one on `val`."""
     base: bool = True
     """Also score the untrained base."""
+    base_answers: bool = False
+    """Also score the untrained base with prompts that suit it (the prompt set's sub-directory ``base``): it answers each query
+    first, then embeds. It costs a trace for every query, and embeds all pools once more."""
 
 
 class TrainConfig(_Settings):
@@ -261,4 +269,6 @@ class TrainConfig(_Settings):
             )
         if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
+        if self.model.pooling == "token" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
+            raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
         return self

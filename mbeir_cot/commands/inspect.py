@@ -40,8 +40,11 @@ def report(
 
     if (directory / "train.json").is_file():
         from trainer.evaluation.report import run_page
+        from trainer.zero_shot.report import suite_grids
+        from trainer.zero_shot.results import read_results
 
-        page = run_page(directory, examples=records, image_roots=image_roots or ())
+        more = suite_grids(read_results(directory))
+        page = run_page(directory, examples=records, image_roots=image_roots or (), more=more)
         target = out or directory / "report.html"
     else:
         from pipeline.dataset.built_dataset import BuiltDataset

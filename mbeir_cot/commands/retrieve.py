@@ -141,7 +141,10 @@ def search(
         dims=dims,
     )
     said = "reasons" if one.reasoned else "goes straight to its embedding"
+    said += f", with confidence {one.confidence:.3f}" if one.confidence is not None else ""
     console.print(f"{escape(said)} (P(direct) {one.p_direct:.3f}, {1e3 * one.seconds:.0f} ms)")
+    if one.fell_back:
+        console.print("the trace's confidence is below adaptive.fallback: the embedding is the one without it")
     if one.trace:
         console.print(escape(one.trace.strip()) + ("" if one.ended else " […] (cut)"), style="italic")
     table = Table("", "score", "candidate", "text", "image")

@@ -114,11 +114,21 @@ def train(
                 console.print(f"[yellow]{escape(describe_exclusions('records', left_out, file))}[/]")
 
 
-def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: ImageRoots = None, quiet: Quiet = False) -> None:
+def evaluate(
+    config: Run,
+    out: Out = None,
+    overrides: Set = None,
+    zero_shot: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="Score the zero-shot suite below ROOT too, every variant.")
+    ] = None,
+    image_roots: ImageRoots = None,
+    quiet: Quiet = False,
+) -> None:
     """Scores what `train` trained: hit rates per dataset-task as UniIR counts them, think rates, tokens, queries/s.
 
     TRACE is also scored with other routes (by modality; at random with the same think rate) and, if the config names them, with
-    the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval.
+    the teacher's traces. Embeddings, run files and tables are kept in UniIR's layout in OUT/eval. What `zero-shot run` or
+    --zero-shot scored is shown too.
     """
     from pipeline.files.state import read_model
     from schemas.errors import ConfigError
@@ -126,6 +136,8 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     from trainer.evaluation.evaluate_run import diagnostics_file, evaluate_run, results_file
     from trainer.evaluation.tables import render_diagnostics, render_results
     from trainer.model.location import is_checkpoint, locate
+    from trainer.zero_shot.results import read_results
+    from trainer.zero_shot.tables import render_suite
 
     config = locate(config)
     alone = is_checkpoint(config)
@@ -137,11 +149,27 @@ def evaluate(config: Run, out: Out = None, overrides: Set = None, image_roots: I
     notices: list[str] = []
     with quiet_progress(quiet):
         results = evaluate_run(settings, model=config if alone else None, notice=notices.append)
+        if zero_shot is not None:
+            _score_suite(settings, config if alone else None, zero_shot, image_roots or [])
     directory, split = settings.out / "eval", settings.evaluation.split
     console.print(render_results(results, split, settings.data.hold_out))
     if diagnostics_file(settings).is_file():
         console.print(render_diagnostics(read_model(diagnostics_file(settings), Diagnostics)))
+    if suites := read_results(settings.out):
+        console.print(render_suite(suites))
     for notice in notices:
         console.print(f"[yellow]{escape(notice)}[/]")
     files = ", ".join(file.name for file in (results_file(settings), diagnostics_file(settings)) if file.is_file())
     console.print(f"{escape(str(directory))}: embeddings, run files and tables in UniIR's layout; {escape(files)}")
+
+
+def _score_suite(settings: TrainConfig, model: Path | None, root: Path, image_roots: list[Path]) -> None:
+    """Every variant with its own routes. model: instead of the run's."""
+    from trainer.zero_shot.evaluate_suite import evaluate_suite
+    from trainer.zero_shot.results import OWN_ROUTE, suite_directory
+
+    for variant in settings.variants:
+        route = OWN_ROUTE[variant]
+        place = suite_directory(settings.out, variant, route)
+        own = model or settings.out / variant / "model"
+        evaluate_suite(settings, own, root=root, out=place, route=route, variant=variant, image_roots=image_roots)

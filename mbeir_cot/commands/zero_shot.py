@@ -124,7 +124,8 @@ def run_suite(
     """
     from schemas.errors import ConfigError
     from trainer.model.location import is_checkpoint, locate, model_directory
-    from trainer.zero_shot.evaluate_suite import evaluate_suite, results_file
+    from trainer.zero_shot.evaluate_suite import evaluate_suite
+    from trainer.zero_shot.results import results_file, suite_directory
     from trainer.zero_shot.run import ROUTES
     from trainer.zero_shot.tables import render_columns
 
@@ -135,9 +136,9 @@ def run_suite(
     # a model alone needs M-BEIR only for what --seen reads
     given = [*(overrides or ()), *([f"data.mbeir={root}"] if is_checkpoint(run) and not _sets_mbeir(overrides) else [])]
     settings = run_settings(run, given, None, None)
-    place = out or (run if run.is_dir() else settings.out) / "zero-shot" / f"{variant}-{route}"
+    place = out or suite_directory(run if run.is_dir() else settings.out, variant, route)
     with quiet_progress(quiet):
-        columns = evaluate_suite(
+        results = evaluate_suite(
             settings,
             model_directory(settings, run, variant),
             root=root,
@@ -153,7 +154,7 @@ def run_suite(
         typer.echo(results_file(place).read_text(encoding="utf-8"), nl=False)
         return
     console = printing.console(least_width=110)
-    console.print(render_columns(columns))
+    console.print(render_columns(results.columns))
     console.print(escape(str(results_file(place))))
 
 

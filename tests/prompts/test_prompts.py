@@ -50,6 +50,22 @@ def test_every_prompt_contains_its_variables_and_images(which: str, name: str) -
 
 
 @pytest.mark.parametrize("which", BUILT_IN)
+def test_a_set_has_prompts_for_an_untrained_model(which: str) -> None:
+    prompts = PromptSet.load(f"{which}/base")
+    assert prompts.directory == PromptSet.load(which).directory / "base"
+    asked = prompts.render("student_query", instruction="Find it.", query_text="a dog", has_image=True)
+    assert asked.count(ImageSlot("query")) == 1
+    assert "a dog" in text_of(asked)
+    for text in ("A dog.", ""):
+        shown = prompts.render("student_candidate", candidate_text=text, has_image=True)
+        assert shown.count(ImageSlot("candidate")) == 1
+        assert text in text_of(shown).strip() != ""
+    assert text_of(prompts.render("base_written", answer="A dog <|im_end|>.")).startswith("A dog ‹|im_end|›.")
+    with pytest.raises(ConfigError, match="no prompt set"):
+        PromptSet.load("other/base")
+
+
+@pytest.mark.parametrize("which", BUILT_IN)
 def test_the_constant_part_comes_first(which: str) -> None:
     """Queries of one kind share a prefix, which servers cache; the variable part begins as late as possible."""
     for name in NAMES if which == "full" else [name for name in NAMES if not name.startswith("verify")]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from transformers import DynamicCache
 
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
+from trainer.embedding.decode_batch import DecodeBatch, Lane
 from trainer.model.embedder import Embedder, pool_states
 
 _NEVER: Final = torch.finfo(torch.float32).min
@@ -40,6 +40,9 @@ class QueryEmbedding(NamedTuple):
     bypass: with `pre` pooling, the embedding without its trace of a query that reasoned; its prefill computes that anyway.
     bypass_seconds: from the start of its prefill to that.
     prompt_tokens: read, those of its images included.
+    confidence: mean log-probability of the trace's tokens, that of the first among those that begin a trace; None if it wrote
+        none. The end of the trace does not count.
+    fell_back: whether `vector` is the bypass embedding because the confidence was too low (`adaptive.fallback`).
     """
 
     vector: Tensor
@@ -52,88 +55,14 @@ class QueryEmbedding(NamedTuple):
     bypass: Tensor | None = None
     bypass_seconds: float = 0.0
     prompt_tokens: int = 0
+    confidence: float | None = None
+    fell_back: bool = False
 
-
-class Lane(NamedTuple):
-    """A query that is writing its trace.
-
-    row: its index among the caller's rows. written: its tokens so far; the list grows. began: when its prefill started.
-    bypass: (dim,), on the CPU, computed `bypass_seconds` after that.
-    """
-
-    row: int
-    written: list[int]
-    began: float
-    p_direct: float
-    bypass: Tensor
-    bypass_seconds: float
-    prompt_tokens: int
-
-
-@dataclass(slots=True)
-class DecodeBatch:
-    """Queries that are writing their traces, a lane each.
-
-    keys, values: per layer (lanes, heads, length, dim). mask: (lanes, length), 0 at padding.
-    position: (lanes, 1), of the next token. token: (lanes,), fed next.
-    closing: whether the embedding token is next. With `token` pooling its state will be the embedding.
-    ended: whether the trace ended by itself.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    mask: Tensor
-    position: Tensor
-    token: Tensor
-    lanes: list[Lane]
-    closing: list[bool]
-    ended: list[bool]
-
-    def __len__(self) -> int:
-        return len(self.lanes)
-
-    def select(self, kept: list[int]) -> DecodeBatch:
-        """These lanes only, without padding that none of them needs."""
-        lanes_B = torch.tensor(kept, device=self.mask.device)
-        mask_BL = self.mask[lanes_B]
-        used = mask_BL.any(0).nonzero()
-        length = int(used.max()) + 1 if len(used) else 0
-        return DecodeBatch(
-            keys=[keys_BHLD[lanes_B, :, :length] for keys_BHLD in self.keys],
-            values=[values_BHLD[lanes_B, :, :length] for values_BHLD in self.values],
-            mask=mask_BL[:, :length],
-            position=self.position[lanes_B],
-            token=self.token[lanes_B],
-            lanes=[self.lanes[i] for i in kept],
-            closing=[self.closing[i] for i in kept],
-            ended=[self.ended[i] for i in kept],
-        )
-
-    def join(self, other: DecodeBatch) -> DecodeBatch:
-        """The lanes of both, padded to one length."""
-        length = max(self.mask.shape[1], other.mask.shape[1])
-
-        def pad(tensor: Tensor, dim: int) -> Tensor:
-            missing = length - tensor.shape[dim]
-            if not missing:
-                return tensor
-            shape = list(tensor.shape)
-            shape[dim] = missing
-            return torch.cat([tensor, tensor.new_zeros(shape)], dim)
-
-        def join_layers(mine: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-            return [torch.cat([pad(x_BHLD, 2), pad(y_BHLD, 2)]) for x_BHLD, y_BHLD in zip(mine, others, strict=True)]
-
-        return DecodeBatch(
-            keys=join_layers(self.keys, other.keys),
-            values=join_layers(self.values, other.values),
-            mask=torch.cat([pad(self.mask, 1), pad(other.mask, 1)]),
-            position=torch.cat([self.position, other.position]),
-            token=torch.cat([self.token, other.token]),
-            lanes=self.lanes + other.lanes,
-            closing=self.closing + other.closing,
-            ended=self.ended + other.ended,
-        )
+    def fall_back(self, threshold: float | None) -> QueryEmbedding:
+        """With its bypass embedding, if its trace's confidence is below the threshold. None: as it is."""
+        if threshold is None or self.confidence is None or self.bypass is None or self.confidence >= threshold:
+            return self
+        return self._replace(vector=self.bypass, fell_back=True)
 
 
 class AdaptiveEmbedder:
@@ -195,7 +124,7 @@ class AdaptiveEmbedder:
         vectors_BD = pool_states(states_BLD, chunk.last)
         logits_BV = self._logits(states_BLD[torch.arange(len(rows)), chunk.last])
         p_direct = logits_BV.softmax(-1)[:, self._emb].tolist()
-        token_B = self._first_tokens(logits_BV, forced)
+        token_B, log_p_B = self._first_tokens(logits_BV, forced)
         lengths = (chunk.last + 1).tolist()
         first, now, vectors_BD = token_B.tolist(), time.perf_counter(), vectors_BD.cpu()
         done, going_on = [], []
@@ -214,24 +143,30 @@ class AdaptiveEmbedder:
             mask=chunk.inputs["attention_mask"],
             position=position_B1,
             token=token_B,
-            lanes=[Lane(indices[i], [], began, p_direct[i], vectors_BD[i], now - began, lengths[i]) for i in range(len(rows))],
+            log_p=log_p_B,
+            lanes=[
+                Lane(indices[i], [], [], began, p_direct[i], vectors_BD[i], now - began, lengths[i]) for i in range(len(rows))
+            ],
             closing=[False] * len(rows),
             ended=[True] * len(rows),
         ).select(going_on)
         self._classify_next_tokens(batch)
         return done, batch
 
-    def _first_tokens(self, logits_BV: Tensor, forced: list[bool] | None) -> Tensor:
-        if forced is None:
-            return logits_BV.argmax(-1)
+    def _first_tokens(self, logits_BV: Tensor, forced: list[bool] | None) -> tuple[Tensor, Tensor]:
+        """(first tokens, their log-probabilities among those that begin a trace), each (rows,)."""
         words_BV = logits_BV.clone()
         words_BV[:, [self._emb, *self._stops]] = _NEVER
-        words_B = words_BV.argmax(-1)
-        return torch.where(torch.tensor(forced, device=logits_BV.device), words_B, torch.full_like(words_B, self._emb))
+        if forced is None:
+            token_B = logits_BV.argmax(-1)
+        else:
+            words_B = words_BV.argmax(-1)
+            token_B = torch.where(torch.tensor(forced, device=logits_BV.device), words_B, torch.full_like(words_B, self._emb))
+        return token_B, _log_p(words_BV, token_B)
 
     def _classify_next_tokens(self, batch: DecodeBatch) -> None:
         """Decides for each lane whether its next token continues the trace or ends it."""
-        for i, token in enumerate(batch.token.tolist()):
+        for i, (token, log_p) in enumerate(zip(batch.token.tolist(), batch.log_p.tolist(), strict=True)):
             if batch.closing[i]:
                 continue
             written = batch.lanes[i].written
@@ -242,6 +177,7 @@ class AdaptiveEmbedder:
                 batch.token[i] = self._emb
             else:
                 written.append(token)
+                batch.lanes[i].log_ps.append(log_p)
 
     def _advance(self, batch: DecodeBatch) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
         """Feeds every lane's next token: (queries that are done, the lanes that are left)."""
@@ -263,7 +199,9 @@ class AdaptiveEmbedder:
         batch.values = [layer.values for layer in cache.layers]
         batch.mask = mask_BL
         batch.position = batch.position + 1
-        batch.token = self._logits(states_BLD[:, 0]).argmax(-1)
+        logits_BV = self._logits(states_BLD[:, 0])
+        batch.token = logits_BV.argmax(-1)
+        batch.log_p = _log_p(logits_BV, batch.token)
         self._classify_next_tokens(batch)
         over = [i for i, is_over in enumerate(batch.closing if self._pre else was_closing) if is_over]
         if not over:
@@ -279,7 +217,10 @@ class AdaptiveEmbedder:
         embedding = QueryEmbedding(
             vector, bool(count), ended, trace, lane.p_direct, count, now - lane.began, prompt_tokens=lane.prompt_tokens
         )
-        if not self._pre or not count:
+        if not count:
+            return embedding
+        embedding = embedding._replace(confidence=sum(lane.log_ps) / count)
+        if not self._pre:
             return embedding
         return embedding._replace(bypass=lane.bypass, bypass_seconds=lane.bypass_seconds)
 
@@ -291,3 +232,8 @@ class AdaptiveEmbedder:
 
 def _reasons(route: RouteChoice, given: Sequence[bool] | None, index: int) -> bool:
     return given[index] if route == "given" and given is not None else route == "always-reason"
+
+
+def _log_p(logits_BV: Tensor, token_B: Tensor) -> Tensor:
+    chosen_B: Tensor = logits_BV.gather(1, token_B.unsqueeze(1)).squeeze(1) - logits_BV.logsumexp(-1)
+    return chosen_B

@@ -76,6 +76,8 @@ class QueryCosts(NamedTuple):
     seconds: float
     p50_s: float
     p95_s: float
+    fell_back: int = 0
+    """Queries that reasoned and got their bypass embedding (`adaptive.fallback`)."""
 
     @property
     def think_rate(self) -> float:
@@ -97,6 +99,7 @@ class QueryCosts(NamedTuple):
             seconds=seconds,
             p50_s=float(np.percentile(latencies, 50)),
             p95_s=float(np.percentile(latencies, 95)),
+            fell_back=sum(one.fell_back for one in embeddings),
         )
 
 
@@ -173,11 +176,13 @@ class QueryEmbeddings:
         *,
         given: Mapping[Place, bool] | None = None,
         written: Mapping[Place, str] | None = None,
+        fallback: float | None = None,
         advance: Callable[[int], None] = lambda rows: None,
     ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
         """The embeddings of every file, in its order, and their costs.
 
         given: whether each query reasons, for ``route="given"``. written: traces to follow; "" for none.
+        fallback: see `adaptive.fallback`; what is kept for other routings is without it.
         Queries that cannot be read are removed from `files` and added to `left_out`, if that is allowed.
         """
         places = [(task, query.qid) for task, file in self._files.items() for query in file.queries]
@@ -199,7 +204,10 @@ class QueryEmbeddings:
         seconds = {task: 0.0 if self._shared else self._spent[task] / self._workers.count for task in self._files}
         for task, file in self._files.items():
             file.queries = [query for query in file.queries if (task, query.qid) not in self.left_out]
-        of_file = {task: [embedded[task, query.qid] for query in file.queries] for task, file in self._files.items()}
+        of_file = {
+            task: [embedded[task, query.qid].fall_back(fallback) for query in file.queries]
+            for task, file in self._files.items()
+        }
         return {task: (embeddings, QueryCosts.of(embeddings, seconds[task])) for task, embeddings in of_file.items()}
 
     def _embed_missing(

@@ -92,9 +92,11 @@ class TraceEmbedder:
         instruction: what to look for; one for all queries, or a list with one for each.
         route: learned (the embedder decides which queries reason), always-direct or always-reason.
 
-        A `QueryEmbedding` has `vector` ((dim,), float32, unit length, on CPU), `reasoned`, `trace`, `p_direct`, `tokens` and
-        `seconds`. Raises InputError for an empty query, a picture that cannot be used or a vector that is not finite, and
-        ConfigError for an unknown route.
+        A `QueryEmbedding` has `vector` ((dim,), float32, unit length, on CPU), `reasoned`, `trace`, `p_direct`, `confidence`,
+        `fell_back`, `tokens` and `seconds`.
+
+        Raises InputError for an empty query, a picture that cannot be used or a vector that is not finite, and ConfigError for
+        an unknown route.
         """
         if route not in get_args(RouteChoice) or route == "given":
             raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
@@ -107,7 +109,11 @@ class TraceEmbedder:
                 self._encode_query(at, queries[at], instructions[at]) for at in range(start, min(start + WINDOW, len(queries)))
             ]
             # cloned: a view of a batch's tensor would keep the whole batch in memory
-            embeddings += [one._replace(vector=one.vector.clone()) for one in self._adaptive.embed(rows, route=route)]
+            made = [one.fall_back(self.settings.adaptive.fallback) for one in self._adaptive.embed(rows, route=route)]
+            embeddings += [
+                one._replace(vector=one.vector.clone(), bypass=one.bypass.clone() if one.bypass is not None else None)
+                for one in made
+            ]
         _check_finite("query", [bool(torch.isfinite(one.vector).all()) for one in embeddings])
         return embeddings
 

@@ -4,6 +4,8 @@ Queries that could not be read have no route and are in no group.
 
 by difficulty   hit rates and think rates by the teacher's P(complex) for the same queries
 by agreement    hit rates of the queries that reasoned, by how far their trace's answer agrees with the teacher's
+by confidence   hit rates of the queries that reasoned, by the mean log-probability of their traces; beside them those of
+                their bypass embeddings, if the swap test was run: where these are better, `adaptive.fallback` gains
 swap test       the same weights and queries after other traces: none, another query's of the same task, their own words in
                 random order. What the own trace is worth is what hit rates lose without it; a model that does not read its
                 trace loses nothing.
@@ -29,6 +31,7 @@ from trainer.evaluation.uniir import headline_k
 
 BANDS: Final = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 """Of P(complex); the last holds 1."""
+QUARTERS: Final = 4
 SIMILAR: Final = 0.5
 """F1 over words from which two answers count as similar."""
 
@@ -46,6 +49,9 @@ class Group(BaseModel):
     direct_local: float | None = None
     direct_union: float | None = None
     """The same queries by the run's `direct` variant, where it was evaluated."""
+    bypass_local: float | None = None
+    bypass_union: float | None = None
+    """The same queries and weights, without a trace."""
 
 
 class Swap(BaseModel):
@@ -71,6 +77,7 @@ class Diagnostics(BaseModel):
 
     by_difficulty: tuple[Group, ...] = ()
     by_agreement: tuple[Group, ...] = ()
+    by_confidence: tuple[Group, ...] = ()
     swap_test: tuple[Swap, ...] = ()
 
 
@@ -96,7 +103,7 @@ def group_by_difficulty(
         if (p := complexity.get(identifier)) is not None:
             low, high = BANDS[min(int(p * len(BANDS)), len(BANDS) - 1)]
             groups[f"P(complex) {low:.1f} to {high:.1f}"].append(identifier)
-    return tuple(_group(name, groups[name], reasoned, own, direct) for name in sorted(groups))
+    return tuple(make_group(name, groups[name], reasoned, own, direct) for name in sorted(groups))
 
 
 def group_by_agreement(
@@ -108,7 +115,25 @@ def group_by_agreement(
         if (answer := answers.get(identifier)) is not None:
             groups[_agreement(answer_of(trace), answer)].append(identifier)
     reasoned = dict.fromkeys(traces, True)
-    return tuple(_group(name, ids, reasoned, own, direct) for name, ids in groups.items() if ids)
+    return tuple(make_group(name, ids, reasoned, own, direct) for name, ids in groups.items() if ids)
+
+
+def group_by_confidence(
+    confidence: Mapping[str, float], own: PoolRanks, direct: PoolRanks | None = None, *, bypass: PoolRanks | None = None
+) -> tuple[Group, ...]:
+    """Four groups of equal size, least confident first. confidence: record id -> that of its trace, of queries that reasoned.
+
+    bypass: ranks of the bypass embeddings.
+    """
+    ids = sorted(confidence, key=lambda identifier: (confidence[identifier], identifier))
+    quarters = [part.tolist() for part in np.array_split(np.array(ids), QUARTERS) if len(part)]
+    reasoned = dict.fromkeys(ids, True)
+    return tuple(
+        make_group(
+            f"confidence {confidence[part[0]]:.3f} to {confidence[part[-1]]:.3f}", part, reasoned, own, direct, bypass=bypass
+        )
+        for part in quarters
+    )
 
 
 def compare_swap(
@@ -176,7 +201,17 @@ def hit_rate(ids: Iterable[str], ranks: Ranks) -> float:
     return _mean(hits)
 
 
-def _group(name: str, ids: Sequence[str], reasoned: Mapping[str, bool], own: PoolRanks, direct: PoolRanks | None) -> Group:
+def make_group(
+    name: str,
+    ids: Sequence[str],
+    reasoned: Mapping[str, bool],
+    own: PoolRanks,
+    direct: PoolRanks | None,
+    *,
+    bypass: PoolRanks | None = None,
+) -> Group:
+    """reasoned: record id -> its route. own, direct, bypass: the ranks that are compared."""
+
     def rate(embedding: PoolRanks | None, pool: Callable[[PoolRanks], Ranks | None]) -> float | None:
         ranks = pool(embedding) if embedding is not None else None
         return hit_rate(ids, ranks) if ranks is not None else None
@@ -189,6 +224,8 @@ def _group(name: str, ids: Sequence[str], reasoned: Mapping[str, bool], own: Poo
         union=rate(own, lambda ranks: ranks.union),
         direct_local=rate(direct, lambda ranks: ranks.local),
         direct_union=rate(direct, lambda ranks: ranks.union),
+        bypass_local=rate(bypass, lambda ranks: ranks.local),
+        bypass_union=rate(bypass, lambda ranks: ranks.union),
     )
 
 

@@ -153,20 +153,21 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         given: Mapping[str, bool] | None = None,
         written: Mapping[str, str] | None = None,
         answers: Mapping[str, str] | None = None,
+        fallback: float | None = None,
     ) -> tuple[Result, dict[str, QueryEmbedding]]:
         """Embeds all queries, scores them, and returns the table and each query's embedding by record id.
 
         given: record id -> whether it reasons, for route ``given``. written: record id -> trace to embed with instead of the
-        student's own. answers: record id -> the right answer, to count right traces.
+        student's own. answers: record id -> the right answer, to count right traces. fallback: see `adaptive.fallback`.
         """
         files = EmbeddingFiles(self.directory, suffix)
         self._link_pools(files)
-        of_task = self._embed_queries(name, route, given, written)
+        of_task = self.embed_queries(name, route, given, written, fallback=fallback)
         by_id: dict[str, QueryEmbedding] = {}
         accuracy: dict[DatasetTask, float | None] = {}
         for task, (embeddings, _) in of_task.items():
             save_queries(embeddings, self.files[task], files.queries(task, self.split), self._unreadable(task))
-            ids = [self._record_id(task, query) for query in self.files[task].queries]
+            ids = [self.record_id(task, query) for query in self.files[task].queries]
             of_this = dict(zip(ids, embeddings, strict=True))
             by_id |= of_this
             accuracy[task] = trace_accuracy(of_this, answers) if answers else None
@@ -180,10 +181,17 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         logger.info("%s: local mean %.4f, think rate %.3f", name, result.mean(), result.think_rate)
         return result, by_id
 
-    def _embed_queries(
-        self, name: str, route: RouteChoice, given: Mapping[str, bool] | None, written: Mapping[str, str] | None
+    def embed_queries(
+        self,
+        name: str,
+        route: RouteChoice,
+        given: Mapping[str, bool] | None = None,
+        written: Mapping[str, str] | None = None,
+        *,
+        fallback: float | None = None,
     ) -> dict[DatasetTask, tuple[list[QueryEmbedding], QueryCosts]]:
-        ids = {(task, query.qid): self._record_id(task, query) for task, file in self.files.items() for query in file.queries}
+        """The embeddings of each file's queries, in order, without searching; the arguments are those of `run`."""
+        ids = {(task, query.qid): self.record_id(task, query) for task, file in self.files.items() for query in file.queries}
         first = self._queries is None
         if self._queries is None:
             self._queries = QueryEmbeddings(self.files, self.workers)
@@ -192,6 +200,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
                 route,
                 given={place: given.get(record, False) for place, record in ids.items()} if given is not None else None,
                 written={place: written.get(record, "") for place, record in ids.items()} if written is not None else None,
+                fallback=fallback,
                 advance=meter.advance,
             )
         if first:
@@ -203,14 +212,14 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         excluded = self._queries.left_out if self._queries is not None else {}
         return [one for (of_task, _), one in excluded.items() if of_task == task]
 
-    def _record_id(self, task: DatasetTask, query: Query) -> str:
+    def record_id(self, task: DatasetTask, query: Query) -> str:
         return record_id(self.split, task.dataset, task.task_id, query.qid)
 
     def _write_query_log(self, suffix: str, by_id: Mapping[str, QueryEmbedding]) -> None:
         entries = []
         for task, file in self.files.items():
             for query in file.queries:
-                identifier = self._record_id(task, query)
+                identifier = self.record_id(task, query)
                 entries.append(make_entry(identifier, task, query, file.instruction(query), by_id[identifier]))
         write_query_log(queries_file(self.directory, suffix, self.split), entries)
 

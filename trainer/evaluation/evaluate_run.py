@@ -1,8 +1,10 @@
 """The whole table of a run: every variant, and its controls on the same weights.
 
 base                     the untrained model, if `evaluation.base`
+base, answers first      the same in its own words: it answers, then embeds, if `evaluation.base_answers`
 trace, direct, …         each variant with its own routes
 trace, routed …          TRACE's weights with other routes: by modality, and at random at the same think rate
+trace, fallback …        TRACE with other values of `adaptive.fallback` (`evaluation.fallbacks`); without it, if it is set
 trace, teacher's traces  TRACE's weights given the teacher's traces, if `evaluation.teacher_trace_dataset` names them
 
 OUT/eval/eval.log tells what happened and when, and what ended it; OUT/eval/embed-N.log is that of Ray actor N.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
@@ -23,6 +25,7 @@ from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig, Variant
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import EmbeddingFiles
+from trainer.evaluation.base_answers import answer_first, base_settings
 from trainer.evaluation.controls import TeacherTraces, modality_routes, random_routes, teacher_traces
 from trainer.evaluation.diagnostics import (
     Diagnostics,
@@ -31,6 +34,7 @@ from trainer.evaluation.diagnostics import (
     compare_swap,
     exchange_traces,
     group_by_agreement,
+    group_by_confidence,
     group_by_difficulty,
     shuffle_words,
 )
@@ -40,6 +44,9 @@ from trainer.evaluation.run_files import read_ranks
 from trainer.model.location import is_checkpoint
 
 logger = logging.getLogger(__name__)
+
+SWAP_NONE: Final = "trace-swap-none"
+"""The files of the swap test's bypass embeddings."""
 
 
 def results_file(config: TrainConfig) -> Path:
@@ -94,6 +101,10 @@ def _evaluate_models(config: TrainConfig, model: Path | None) -> tuple[list[Resu
             evaluation.embed_pools("base")
             results.append(evaluation.run("base", "base", "always-direct")[0])
             notices = evaluation.notices
+    if config.evaluation.base_answers:
+        with Evaluation(base_settings(config), None, directory) as evaluation:
+            results.append(answer_first(evaluation))
+            notices = evaluation.notices
     for variant in config.variants:
         with Evaluation(config, _finished_model(config, variant, model), directory) as evaluation:
             evaluation.embed_pools(variant)
@@ -117,14 +128,23 @@ class _VariantResults(NamedTuple):
 
 def _evaluate_variant(evaluation: Evaluation, variant: Variant, teacher: TeacherTraces | None) -> _VariantResults:
     answers = teacher.answers if teacher is not None and variant != "direct" else None  # which writes none
-    result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers)
+    fallback = evaluation.config.adaptive.fallback
+    result, embedded = evaluation.run(variant, variant, ROUTES[variant], answers=answers, fallback=fallback)
     results = [result]
     if variant != "trace":
         return _VariantResults(results, embedded)
     at_random = random_routes(list(embedded), result.think_rate, evaluation.config.seed)
     for name, routes in (("by modality", modality_routes(evaluation)), ("at random", at_random)):
         suffix = f"trace-{name.replace(' ', '-')}"
-        results.append(evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers)[0])
+        routed = evaluation.run(f"trace, routed {name}", suffix, "given", given=routes, answers=answers, fallback=fallback)
+        results.append(routed[0])
+    own = {identifier: one.reasoned for identifier, one in embedded.items()}
+    for value in evaluation.config.evaluation.fallbacks:
+        suffix = f"trace-fallback{abs(value):g}"
+        named = f"trace, fallback below {value:g}"
+        results.append(evaluation.run(named, suffix, "given", given=own, answers=answers, fallback=value)[0])
+    if fallback is not None:
+        results.append(evaluation.run("trace, without fallback", "trace-no-fallback", "given", given=own, answers=answers)[0])
     if teacher is not None:
         results.append(evaluation.run("trace, teacher's traces", "trace-given", "given", written=teacher.traces)[0])
     return _VariantResults(results, embedded)
@@ -132,7 +152,7 @@ def _evaluate_variant(evaluation: Evaluation, variant: Variant, teacher: Teacher
 
 def _run_swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding]) -> tuple[Swap, ...]:
     """The queries that reasoned, embedded after other traces. Empty if the settings do not ask for it, or none reasoned."""
-    own_traces = {identifier: one.trace for identifier, one in embedded.items() if one.reasoned}
+    own_traces = {identifier: one.trace for identifier, one in embedded.items() if one.reasoned and not one.fell_back}
     if not evaluation.config.evaluation.swap_test or not own_traces:
         return ()
     seed = evaluation.config.seed
@@ -154,15 +174,19 @@ def _run_swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding
 def _diagnose(
     config: TrainConfig, embedded: Mapping[str, QueryEmbedding], teacher: TeacherTraces | None, swaps: tuple[Swap, ...]
 ) -> Diagnostics:
-    if teacher is None:
-        return Diagnostics(swap_test=swaps)
     own = _load_ranks(config, "trace")
     direct = _load_ranks(config, "direct") if "direct" in config.variants else None
+    confidence = {identifier: one.confidence for identifier, one in embedded.items() if one.confidence is not None}
+    bypass = _load_ranks(config, SWAP_NONE) if swaps else None
+    by_confidence = group_by_confidence(confidence, own, direct, bypass=bypass)
+    if teacher is None:
+        return Diagnostics(by_confidence=by_confidence, swap_test=swaps)
     routes = {identifier: query.reasoned for identifier, query in embedded.items()}
     traces = {identifier: query.trace for identifier, query in embedded.items() if query.reasoned}
     return Diagnostics(
         by_difficulty=group_by_difficulty(routes, teacher.complexity, own, direct),
         by_agreement=group_by_agreement(traces, teacher.answers, own, direct),
+        by_confidence=by_confidence,
         swap_test=swaps,
     )
 

@@ -30,6 +30,8 @@ def make_entry(record: str, task: DatasetTask, query: Query, instruction: str, e
         "reasoned": embedding.reasoned,
         "ended": embedding.ended,
         "p_direct": round(embedding.p_direct, 6),
+        "confidence": round(embedding.confidence, 4) if embedding.confidence is not None else None,
+        **({"fell_back": True} if embedding.fell_back else {}),
         "tokens": embedding.tokens,
         "trace": embedding.trace,
     }

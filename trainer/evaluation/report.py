@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,18 +12,21 @@ import numpy as np
 from pipeline.config import load_config
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.training_store import training_store
-from pipeline.files.state import read_json, read_lines
+from pipeline.files.state import read_json, read_lines, read_model
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.thumbnails import Thumbnails
 from pipeline.report.charts import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
-from pipeline.traces.families import FAMILIES, family_of
+from pipeline.traces.families import FAMILIES
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, EVALUATION_SPLITS, Candidate, DatasetTask, EvaluationSplit
 from schemas.training import TrainConfig
 from trainer.embedding.files import EmbeddingFiles
+from trainer.evaluation.diagnostics import Diagnostics
+from trainer.evaluation.evaluate_run import diagnostics_file
 from trainer.evaluation.query_log import queries_file, read_query_log
+from trainer.evaluation.report_tables import make_costs, make_diagnostics, make_table, mean_rate
 from trainer.evaluation.run_files import read_ranks
 from trainer.evaluation.uniir import headline_k
 
@@ -35,8 +38,8 @@ _OUTCOMES: Final = {(True, True): "both hit", (True, False): "win", (False, True
 Entry = dict[str, Any]
 
 
-def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()) -> Page:
-    """The page of a run. Raises InputError unless it was evaluated."""
+def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = (), more: Sequence[Grid] = ()) -> Page:
+    """The page of a run. `more`: further tables. Raises InputError unless it was evaluated."""
     config = load_config(run / "train.json", TrainConfig).model_copy(update={"out": run})
     data = config.data.model_copy(update={"image_roots": (*config.data.image_roots, *image_roots)})
     split = _evaluated_split(run, config.evaluation.split)
@@ -53,7 +56,7 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
         lead=f"{config.model.base} trained on {config.data.dataset}: {', '.join(config.variants)}; scored on {split}.",
         facts=_make_facts(results),
         charts=[*_chart_curves(run, config), _chart_families(results), *_chart_difficulty(config, compared)],
-        grids=[_make_table(results), _make_costs(results)],
+        grids=[make_table(results), make_costs(results), *make_diagnostics(_load_diagnostics(config)), *more],
         examples=_choose_examples(config, compared, pictures, examples),
         examples_note="First the queries where TRACE and the direct embedding differ in hit@k, in the local pool; then some "
         "where they agree. The rank is that of the best positive.",
@@ -63,7 +66,7 @@ def run_page(run: Path, *, examples: int = 300, image_roots: Sequence[Path] = ()
 
 def _make_facts(results: Sequence[Entry]) -> list[Fact]:
     facts = [
-        Fact(f"hit@k, {one['name']}", f"{100 * _mean(one):.1f}", "mean over dataset-tasks, local pools")
+        Fact(f"hit@k, {one['name']}", f"{100 * mean_rate(one):.1f}", "mean over dataset-tasks, local pools")
         for one in results
         if one["name"] in ("base", "direct", "always-reason", "trace")
     ]
@@ -73,15 +76,6 @@ def _make_facts(results: Sequence[Entry]) -> list[Fact]:
         reasoned = sum(task["costs"]["reasoned"] for task in trace["tasks"])
         facts.append(Fact("think rate of TRACE", f"{reasoned / max(1, queries):.1%}", f"{reasoned:,} of {queries:,} queries"))
     return facts
-
-
-def _mean(result: Entry, family: str | None = None, key: str = "local") -> float:
-    values = [
-        task[key]
-        for task in result["tasks"]
-        if task[key] is not None and family in (None, family_of(DatasetTask.parse(task["task"]).task_id).name)
-    ]
-    return float(np.mean(values)) if values else float("nan")
 
 
 def _evaluated_split(run: Path, wanted: EvaluationSplit) -> EvaluationSplit:
@@ -114,7 +108,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _chart_families(results: Sequence[Entry]) -> Chart:
     families = list(FAMILIES)
-    series = {one["name"]: [round(100 * _mean(one, family), 2) for family in families] for one in results}
+    series = {one["name"]: [round(100 * mean_rate(one, family), 2) for family in families] for one in results}
     return Chart(
         "hit@k by task family",
         "Unweighted means over the dataset-tasks of a family, local pools.",
@@ -123,46 +117,11 @@ def _chart_families(results: Sequence[Entry]) -> Chart:
     )
 
 
-def _make_table(results: Sequence[Entry]) -> Grid:
-    rows = []
-    for i, task in enumerate(results[0]["tasks"]):
-        rows.append((task["task"], str(task["k"]), *(_pair(one["tasks"][i]) for one in results)))
-    rows.append(("mean", "", *(_pair({"local": _mean(one), "union": _mean(one, key="union")}) for one in results)))
-    return Grid(
-        "The table, with controls",
-        ("dataset-task", "k", *(one["name"] for one in results)),
-        rows,
-        "hit@k in per cent: local pool / union of all pools.",
-    )
-
-
-def _pair(task: Mapping[str, Any]) -> str:
-    union = task["union"]
-    return f"{100 * task['local']:.1f}" + (f" / {100 * union:.1f}" if union is not None and union == union else "")  # noqa: PLR0124
-
-
-def _make_costs(results: Sequence[Entry]) -> Grid:
-    rows = []
-    for one in results:
-        costs = [task["costs"] for task in one["tasks"]]
-        queries, seconds = sum(c["queries"] for c in costs), sum(c["seconds"] for c in costs)
-        rows.append(
-            (
-                one["name"],
-                f"{sum(c['reasoned'] for c in costs) / max(1, queries):.1%}",
-                f"{sum(c['tokens'] for c in costs) / max(1, queries):.1f}",
-                f"{queries / seconds:.0f}" if seconds else "-",
-                f"{1e3 * max(c['p95_s'] for c in costs):.0f}" if seconds else "-",
-                f"{sum(c['cut'] for c in costs):,}",
-            )
-        )
-    header = ("model", "think rate", "tokens a query", "queries/s", "p95 ms", "cut traces")
-    return Grid(
-        "Costs",
-        header,
-        rows,
-        "Latency: from the start of a query's prefill to its embedding, in batches; that of the slowest dataset-task.",
-    )
+def _load_diagnostics(config: TrainConfig) -> Diagnostics:
+    file = diagnostics_file(config)
+    if not file.is_file():
+        return Diagnostics()
+    return read_model(file, Diagnostics, f"run `mbeir-cot eval {config.out}` again")
 
 
 def _compare_ranks(config: TrainConfig, split: EvaluationSplit) -> list[Entry]:

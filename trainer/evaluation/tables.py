@@ -30,12 +30,14 @@ def render_results(results: Sequence[Result], split: str, held_out: Sequence[str
 
 
 def render_diagnostics(diagnostics: Diagnostics) -> RenderableType:
-    """Hit rates by difficulty and by agreement, and the swap test; nothing for a part that is empty."""
+    """Hit rates by difficulty, agreement and confidence, and the swap test; nothing for a part that is empty."""
     tables: list[RenderableType] = []
     if diagnostics.by_difficulty:
         tables.append(render_groups("trace, by the teacher's P(complex)", diagnostics.by_difficulty))
     if diagnostics.by_agreement:
         tables.append(render_groups("trace, by the trace's agreement with the teacher's", diagnostics.by_agreement))
+    if diagnostics.by_confidence:
+        tables.append(render_groups("trace, by the trace's confidence", diagnostics.by_confidence))
     if diagnostics.swap_test:
         tables.append(_swaps(diagnostics.swap_test))
     if tables:
@@ -85,18 +87,20 @@ def _task_cells(results: Sequence[Result], position: int) -> list[str]:
 
 
 def _costs(results: Sequence[Result]) -> Table:
-    table = Table("what it costs", *_COSTS)
+    fallen = any(task.costs.fell_back for result in results for task in result.tasks)
+    table = Table("what it costs", *_COSTS, *(["fell back"] if fallen else []))
     for result in results:
-        table.add_row(escape(result.name), *_cost_cells(result.tasks))
+        table.add_row(escape(result.name), *_cost_cells(result.tasks, fallen=fallen))
     for result in results:
         if result.name == "trace":
             table.add_section()
             for task in result.tasks:
-                table.add_row(f"trace, {escape(task.task)}", *_cost_cells([task]))
+                table.add_row(f"trace, {escape(task.task)}", *_cost_cells([task], fallen=fallen))
     return table
 
 
-def _cost_cells(tasks: Sequence[TaskResult]) -> list[str]:
+def _cost_cells(tasks: Sequence[TaskResult], *, fallen: bool) -> list[str]:
+    """fallen: whether the table says how many queries fell back to their bypass embedding."""
     costs = [task.costs for task in tasks]
     queries, seconds = sum(cost.queries for cost in costs), sum(cost.seconds for cost in costs)
     accuracies = [task.trace_accuracy for task in tasks if task.trace_accuracy is not None]
@@ -108,17 +112,22 @@ def _cost_cells(tasks: Sequence[TaskResult]) -> list[str]:
         f"{1e3 * max(cost.p95_s for cost in costs):.0f}" if any(cost.p95_s for cost in costs) else "",
         f"{sum(cost.cut for cost in costs):,}",
         f"{sum(accuracies) / len(accuracies):.1%}" if accuracies else "",
+        *([f"{sum(cost.fell_back for cost in costs):,}"] if fallen else []),
     ]
 
 
 def render_groups(title: str, groups: Sequence[Group]) -> Table:
-    """Hit rates of groups of queries, beside those of `direct` where it was evaluated."""
-    direct = groups[0].direct_local is not None
-    table = Table(escape(title), "queries", "think rate", "trace", *(["direct"] if direct else []))
+    """Hit rates of groups of queries, beside those of `direct` and of the bypass embeddings where a group has them."""
+    direct = any(group.direct_local is not None for group in groups)
+    bypass = any(group.bypass_local is not None for group in groups)
+    more = [*(["direct"] if direct else []), *(["without it"] if bypass else [])]
+    table = Table(escape(title), "queries", "think rate", "trace", *more)
     for group in groups:
         cells = [f"{group.queries:,}", f"{group.think_rate:.1%}", _pair(group.local, group.union)]
-        if group.direct_local is not None:
+        if direct:
             cells.append(_pair(group.direct_local, group.direct_union))
+        if bypass:
+            cells.append(_pair(group.bypass_local, group.bypass_union))
         table.add_row(escape(group.name), *cells)
     return table
 
@@ -131,5 +140,7 @@ def _swaps(swaps: Sequence[Swap]) -> Table:
     return table
 
 
-def _pair(local: float, union: float | None) -> str:
+def _pair(local: float | None, union: float | None) -> str:
+    if local is None:
+        return ""
     return f"{100 * local:.1f}" + (f" / {100 * union:.1f}" if union is not None else "")

@@ -29,5 +29,6 @@ def recall_queries(embedder: Embedder, settings: TrainConfig, split: Split) -> N
         file = QueryFile(layout, task, split)
         file.queries = file.queries[: -(-_QUERIES // len(tasks))]
         rows += file.encode(adaptive.encoder, images)
-    vectors_QD: NDArray[np.float32] = torch.stack([query.vector for query in adaptive.embed(rows)]).numpy()
+    embedded = [query.fall_back(settings.adaptive.fallback) for query in adaptive.embed(rows)]
+    vectors_QD: NDArray[np.float32] = torch.stack([query.vector for query in embedded]).numpy()
     return vectors_QD

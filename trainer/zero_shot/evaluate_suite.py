@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.files.durable import replace_text
 from schemas.errors import ConfigError
 from schemas.training import TrainConfig
-from trainer.zero_shot.columns import Column, columns
+from trainer.zero_shot.columns import columns
 from trainer.zero_shot.contamination import TrainingIndex
 from trainer.zero_shot.inputs import SuiteStore
+from trainer.zero_shot.results import SuiteResults, results_file
 from trainer.zero_shot.run import SuiteRun, wanted
 from trainer.zero_shot.suite import DATASETS
 from trainer.zero_shot.tasks import Task
-
-
-def results_file(out: Path) -> Path:
-    """Where `evaluate_suite` writes its results as JSON."""
-    return out / "results.json"
 
 
 def choose_tasks(root: Path, names: Sequence[str] = ()) -> list[Task]:
@@ -44,7 +39,7 @@ def evaluate_suite(
     seen: bool = True,
     near: bool = False,
     image_roots: Sequence[Path] = (),
-) -> list[Column]:
+) -> SuiteResults:
     """Embeds and scores tasks of the suite, and writes `results_file`.
 
     Args:
@@ -65,7 +60,6 @@ def evaluate_suite(
         scored = [suite.score(task, route) for task in tasks]
     store = SuiteStore(root, image_roots) if near else None
     marks = {task.name: index.marks(task, store) for task in tasks} if index is not None else None
-    table = columns(scored, marks)
-    content = {"route": route, "variant": variant, "columns": [column.model_dump(mode="json") for column in table]}
-    replace_text(results_file(out), json.dumps(content, indent=1) + "\n")
-    return table
+    results = SuiteResults(route=route, variant=variant, columns=columns(scored, marks))
+    replace_text(results_file(out), results.model_dump_json(indent=1) + "\n")
+    return results

@@ -128,7 +128,9 @@ class SuiteRun:
         shown = digest([[one.id, student_query(one), one.positives, one.gallery, one.excluded] for one in queries])
         return {
             **self._embedder(),
-            "adaptive": self.config.adaptive.model_dump(mode="json", exclude={"route", "prefill_rows", "decode_rows"}),
+            "adaptive": self.config.adaptive.model_dump(
+                mode="json", exclude={"route", "prefill_rows", "decode_rows"}, exclude_none=True
+            ),
             "route": route,
             "candidates": pool.sha256,
             "queries": shown,
@@ -172,11 +174,13 @@ class SuiteRun:
         name = DatasetTask(task.name, 0)  # a place is a task and an id; the suite's tasks have no numbers
         parts = [queries[start : start + WINDOW] for start in range(0, len(queries), WINDOW)]
         units = [QueryUnit(tuple((name, one.id) for one in part), tuple(map(student_query, part)), route) for part in parts]
+        fallback = self.config.adaptive.fallback
         embeddings: dict[str, QueryEmbedding] = {}
         unread: dict[Place, Exclusion] = {}
         with Meter(f"{task.name}: queries", len(queries), unit="queries") as meter:
             for done in self.workers().embed_queries(units):
-                embeddings |= {identifier: one for (_, identifier), one in done.embeddings.items()}
+                made = {identifier: one.fall_back(fallback) for (_, identifier), one in done.embeddings.items()}
+                embeddings |= made
                 unread |= done.left_out
                 meter.advance(len(done.embeddings) + len(done.left_out))
         return embeddings, unread

@@ -11,6 +11,8 @@ from rich.table import Table
 from trainer.zero_shot.check import SuiteCheck
 from trainer.zero_shot.columns import ALL, SEEN, UNSEEN, Column, Means
 from trainer.zero_shot.contamination import MARKS
+from trainer.zero_shot.report import suite_rows
+from trainer.zero_shot.results import SuiteResults
 
 
 def render_check(result: SuiteCheck, *, images: bool) -> RenderableType:
@@ -33,6 +35,14 @@ def render_columns(columns: Sequence[Column]) -> RenderableType:
             if (tied := column.groups[ALL].micro.get("tied", 0)) > 0
         ),
     )
+
+
+def render_suite(results: Sequence[SuiteResults]) -> RenderableType:
+    """The macro means of several embedders side by side, for all, seen and unseen queries."""
+    table = Table("zero-shot suite", "metric", "queries", *(escape(one.name) for one in results))
+    for row in suite_rows(results):
+        table.add_row(*map(escape, row))
+    return Group(table, "in per cent, mean over the parts of a column; seen: training showed the same pair, image or text")
 
 
 def render_contamination(counts: Mapping[str, Mapping[str, int]]) -> RenderableType:

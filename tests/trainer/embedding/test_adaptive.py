@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from schemas.training import AdaptiveSettings, Pooling, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
@@ -101,6 +102,62 @@ def test_the_route_is_the_first_token(config: TrainConfig) -> None:
     for one, other in zip(after, direct, strict=True):
         assert torch.allclose(one.vector, other.vector, atol=2e-6)
         assert one.p_direct > 0.5
+
+
+@pytest.mark.parametrize("pool", ["pre", "token"])
+def test_confidence_is_the_mean_log_probability_of_the_trace(config: TrainConfig, pool: Pooling) -> None:
+    """As the training pass over the same trace gives it; the first token's among those that begin a trace."""
+    embedder = fresh(config, pooling=pool).eval()
+    encoder = embedder.encoder()
+    rows = some_rows(encoder)
+    checked = 0
+    for row, found in zip(rows, embedded(embedder, rows), strict=True):
+        if len(encoder.tokenise(found.trace)) != found.tokens:
+            continue
+        chunk = encoder.make_chunk([EncodedSequence(row.name, row.prompt, row.pictures, found.trace, labelled=True)])
+        labels = chunk.labels[0]
+        places = (labels != -100).nonzero().flatten()[:-1]  # all but the embedding token
+        with torch.no_grad():
+            logits = embedder.head(embedder.states(chunk)[0, places]).float()
+        stops = {embedder.processor.tokenizer.eos_token_id, embedder.model.generation_config.eos_token_id} - {None}
+        logits[0, [embedder.emb_id, *stops]] = -1e9
+        wanted = logits.log_softmax(-1).gather(1, labels[places].unsqueeze(1)).mean()
+        assert found.confidence == pytest.approx(float(wanted), abs=1e-4)
+        checked += 1
+    assert checked
+    assert [one.confidence for one in embedded(embedder, rows, "always-direct")] == [None] * len(rows)
+
+
+def test_confidence_does_not_depend_on_who_chose_the_route(config: TrainConfig) -> None:
+    embedder = fresh(config).eval()
+    rows = some_rows(embedder.encoder())
+    mixed_routes(embedder, rows)
+    pairs = zip(embedded(embedder, rows, "learned"), embedded(embedder, rows), strict=True)
+    thinking = [(one, forced) for one, forced in pairs if one.reasoned]
+    assert thinking
+    for one, forced in thinking:
+        assert one.confidence == pytest.approx(forced.confidence, abs=1e-5)
+
+
+def test_a_query_falls_back_below_the_threshold(config: TrainConfig) -> None:
+    embedder = fresh(config).eval()
+    rows = some_rows(embedder.encoder())
+    mixed_routes(embedder, rows)
+    found = embedded(embedder, rows, "learned")
+    direct = embedded(embedder, rows, "always-direct")
+    sure = sorted(one.confidence for one in found if one.confidence is not None)
+    for threshold in (None, sure[0], sure[-1], 0.0):
+        for before, bypass in zip(found, direct, strict=True):
+            after = before.fall_back(threshold)
+            low = threshold is not None and before.confidence is not None and before.confidence < threshold
+            assert after.fell_back == low
+            assert (after.reasoned, after.trace, after.tokens) == (before.reasoned, before.trace, before.tokens)
+            assert torch.allclose(after.vector, bypass.vector if low else before.vector, atol=2e-6)
+    assert sum(one.fall_back(0.0).fell_back for one in found) == len(sure) > 0
+    settings = config.model_dump() | {"adaptive": {"fallback": -0.5}}
+    assert TrainConfig.model_validate(settings).adaptive.fallback == -0.5
+    with pytest.raises(ValidationError, match="need model.pooling: pre"):
+        TrainConfig.model_validate(settings | {"model": config.model.model_dump() | {"pooling": "token"}})
 
 
 def test_given_routes_need_one_flag_per_row(config: TrainConfig) -> None:

@@ -108,3 +108,11 @@ def test_routings_share_embeddings_without_changing_them(config: TrainConfig, ti
     assert worker.taken()["always-reason"] < len(places) - len(thinking)
     same("given", lot, exact=False)
     assert not worker.taken()
+
+    if pool == "pre":  # a fallback changes no embedding that is kept, and costs none
+        own = {place: place in thinking for place in places}
+        fallen = [one for found, _ in shared.embed("given", given=own, fallback=0.0).values() for one in found]
+        assert [one.fell_back for one in fallen] == [place in thinking for place in places]
+        assert all(one.bypass is one.vector for one in fallen if one.fell_back)
+        same("given", own, exact=False)
+        assert not worker.taken()

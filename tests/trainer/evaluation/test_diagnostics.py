@@ -17,6 +17,7 @@ from trainer.evaluation.diagnostics import (
     compare_swap,
     exchange_traces,
     group_by_agreement,
+    group_by_confidence,
     group_by_difficulty,
     hit_rate,
     shuffle_words,
@@ -83,6 +84,18 @@ def test_groups_by_agreement() -> None:
     answers = {CIRR.format(i): "a red cube" for i in range(3)}
     groups = {group.name: (group.queries, group.local) for group in group_by_agreement(traces, answers, ranked(1, 9, 1, 1))}
     assert groups == {"same answer": (1, 1.0), "similar answer": (1, 0.0), "another answer": (1, 1.0)}
+
+
+def test_groups_by_confidence() -> None:
+    confidence = {CIRR.format(i): -1.0 - i for i in range(5)}
+    groups = group_by_confidence(confidence, ranked(1, 1, 9, 9, 9), bypass=ranked(9, 9, 9, 1, 1))
+    assert [(one.name, one.queries, one.local, one.bypass_local) for one in groups] == [
+        ("confidence -5.000 to -4.000", 2, 0.0, 1.0),
+        ("confidence -3.000 to -3.000", 1, 0.0, 0.0),
+        ("confidence -2.000 to -2.000", 1, 1.0, 0.0),
+        ("confidence -1.000 to -1.000", 1, 1.0, 0.0),
+    ]
+    assert group_by_confidence({}, ranked()) == ()
 
 
 def test_a_swap_is_compared_with_the_own_trace() -> None:

@@ -34,16 +34,40 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     settings = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}"]
-    done = mbeir_cot("eval", run, *settings, "--set", "evaluation.swap_test=true", timeout=280)
+    measured = [
+        "--set",
+        "evaluation.swap_test=true",
+        "--set",
+        "evaluation.fallbacks=[0]",
+        "--set",
+        "evaluation.base_answers=true",
+    ]
+    done = mbeir_cot("eval", run, *settings, *measured, timeout=280)
     assert done.returncode == 0, done.stderr
     for said in ("base", "trace, routed by modality", "trace, routed at random", "mean composed", "think rate", "cirr_task7"):
         assert said in done.stdout
     results = json.loads((run / "eval" / "results_val.json").read_text())
-    assert [one["name"] for one in results] == ["base", "trace", "trace, routed by modality", "trace, routed at random"]
+    names = [
+        "base",
+        "base, answers first",
+        "trace",
+        "trace, routed by modality",
+        "trace, routed at random",
+        "trace, fallback below 0",
+    ]
+    assert [one["name"] for one in results] == names
+    answered = [json.loads(line) for line in (run / "eval" / "queries_base-answers_val.jsonl").read_text().splitlines()]
+    assert all(one["trace"] == one["trace"].strip() for one in answered)
+    for task in results[1]["tasks"]:
+        of_task = [one for one in answered if one["task"] == task["task"]]
+        assert task["costs"]["reasoned"] == sum(bool(one["trace"]) for one in of_task) > 0
+        assert task["costs"]["tokens"] > 0
+    for task, fallen in zip(results[2]["tasks"], results[5]["tasks"], strict=True):
+        assert (task["costs"]["fell_back"], fallen["costs"]["fell_back"]) == (0, task["costs"]["reasoned"])
     log = (run / "eval" / "eval.log").read_text()
     for logged in ("trace of", "on val queries", "parts to embed", "trace, routed at random: local mean", "results in"):
         assert logged in log
-    by_modality = results[2]
+    by_modality = results[3]
     for task in by_modality["tasks"]:
         assert task["costs"]["reasoned"] == (task["costs"]["queries"] if task["task"][-1] in "678" else 0)
     table = run / "eval" / "retrieval_results" / "trace" / "final_tsv" / "eval_results_val.tsv"
@@ -52,12 +76,19 @@ def test_eval_writes_what_score_reads(finished: Path, tiny_world: Path, tmp_path
     assert scored.returncode == 0, scored.stderr
     assert table.read_bytes() == kept
 
-    own, without, *_ = Diagnostics.model_validate_json((run / "eval" / "diagnostics_val.json").read_bytes()).swap_test
+    diagnostics = Diagnostics.model_validate_json((run / "eval" / "diagnostics_val.json").read_bytes())
+    own, without, *_ = diagnostics.swap_test
+    assert sum(group.queries for group in diagnostics.by_confidence) == own.queries
+    (few,) = diagnostics.by_confidence[:1]
+    assert None not in (few.bypass_local, few.bypass_union)
     assert (own.trace, own.first_changed, without.trace, without.queries) == ("own", 0.0, "none", own.queries)
-    assert own.queries == sum(task["costs"]["reasoned"] for task in results[1]["tasks"]) > 0
+    assert own.queries == sum(task["costs"]["reasoned"] for task in results[2]["tasks"]) > 0
     assert own.cosine == pytest.approx(1, abs=1e-3)
     assert without.cosine < own.cosine
     assert "swap test" in done.stdout
+    assert "by the trace's confidence" in done.stdout
+    lines = (run / "eval" / "queries_trace_val.jsonl").read_text().splitlines()
+    assert all((json.loads(line)["confidence"] is None) != json.loads(line)["reasoned"] for line in lines)
 
     with pytest.raises(InputError, match="was built on train, and val is evaluated"):
         teacher_traces(json.loads((run / "train.json").read_text())["data"]["dataset"], "val")
@@ -101,7 +132,7 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
     picture = next(path for path in (tiny_world / "mbeir_images").rglob("*.jpg"))
     found = mbeir_cot("search", where, "is red", "--image", picture, "-k", "3", "--route", "always-reason")
     assert found.returncode == 0, found.stderr
-    assert "reasons (P(direct)" in found.stdout
+    assert re.search(r"reasons, with confidence -[\d.]+ \(P\(direct\) [\d.]+, ", found.stdout)
     assert len([line for line in found.stdout.splitlines() if str(tiny_world) in line or "8:" in line or "2:" in line]) >= 3
     search_command(where, "a town in the north", approximate=True)
     search_command(where, "a town in the north", small=True)

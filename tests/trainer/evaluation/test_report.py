@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from tests.support.cli import mbeir_cot
 from tests.support.hub_repos import TOKEN, hub_repos
 from trainer.model.embedder import Embedder
+from trainer.zero_shot.results import read_results
 
 pytestmark = [pytest.mark.slow]
 
@@ -20,12 +22,20 @@ pytestmark = [pytest.mark.slow]
 def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TRACE and its control, two steps each, evaluated on a few queries."""
     out = tmp_path_factory.mktemp("report") / "run"
-    settings = ["--set", "variants=[trace,direct]", "--set", "optimiser.max_steps=2"]
+    suite = out.with_name("suite")
+    assert mbeir_cot("pocket", "zero-shot", suite, "--number", "4").returncode == 0
+    for folder in [one for one in suite.iterdir() if one.is_dir() and one.name not in ("vist", "sugar-crepe")]:
+        shutil.rmtree(folder)
+    settings = ["--set", "variants=[trace,direct]", "--set", "optimiser.max_steps=2", "--set", "data.hold_out=[webqa_task1]"]
     done = mbeir_cot("train", train_file, "--out", out, *settings, "--quiet", timeout=200)
     assert done.returncode == 0, done.stderr
     evaluation = ["--set", "evaluation.split=val", "--set", f"data.mbeir={tiny_world}", "--set", "evaluation.base=false"]
-    done = mbeir_cot("eval", out, *evaluation, "--quiet", timeout=200)
+    done = mbeir_cot(
+        "eval", out, *evaluation, "--set", "evaluation.swap_test=true", "--zero-shot", suite, "--quiet", timeout=280
+    )
     assert done.returncode == 0, done.stderr
+    for said in ("mean held out", "zero-shot suite", "SugarCrepe", "trace, by the trace's confidence"):
+        assert said in done.stdout
     file = out / "train.json"  # as a config with these settings would have written it
     kept = json.loads(file.read_text())
     kept["evaluation"]["split"] = "val"
@@ -40,6 +50,12 @@ def test_the_report_of_a_run(run: Path) -> None:
     text = (run / "report.html").read_text()
     for wanted in ("Learning curve: retrieval", "hit@k by task family", "The table, with controls", "Costs"):
         assert wanted in text
+    for group in ("held out: webqa_task1", "mean held out", "Swap test", "TRACE by confidence of the trace", "Zero-shot suite"):
+        assert group in text
+    suite = read_results(run)
+    assert [one.name for one in suite] == ["trace", "direct"]
+    vist = next(one for one in suite[0].columns if one.column == "VIST")
+    assert f"{100 * vist.groups['all'].macro[vist.metric]:.1f}" in text
     examples = json.loads(re.search(r'id="examples-data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     assert {e["id"].split("/")[1] for e in examples} == {"cirr", "fashioniq", "webqa"}
     assert {e["tags"]["outcome"] for e in examples} <= {"win", "loss", "both hit", "both miss"}

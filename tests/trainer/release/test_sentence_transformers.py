@@ -1,4 +1,4 @@
-"""A merged embedder in the real sentence-transformers: the card's example computes the bypass embeddings."""
+"""An embedder in the real sentence-transformers: a card's examples compute its bypass and its adaptive embeddings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from pocket.training.train_models import MODELS
+from schemas.errors import ConfigError, InputError
 from schemas.training import ModelSettings, Pooling, TrainConfig
+from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.model.embedder import Embedder
+from trainer.model.metadata import EmbedderMetadata
 from trainer.release.hub_files import render_card
 from trainer.release.merge import write_whole
 
@@ -57,3 +60,43 @@ def test_the_cards_example_computes_the_bypass_embeddings(
     theirs = torch.cat([torch.from_numpy(names[kind]) for kind in ("queries", "candidates")])
     assert float((ours * theirs).sum(1).min()) > 0.9999
     assert float((ours[0] * ours[1:]).sum(1).max()) < 0.999  # or else any vector would pass
+
+
+def test_the_cards_example_computes_the_adaptive_embeddings(
+    config: TrainConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that is an adapter, as it is pushed."""
+    from PIL import Image
+    from sentence_transformers import SentenceTransformer
+
+    from trainer.release.adaptive_module import AdaptiveModule
+
+    model = finished / "trace" / "model"
+    first = next(path for path in sorted((config.data.mbeir / "mbeir_images").rglob("*.jpg")))
+    Image.open(first).convert("RGB").save(tmp_path / "picture.jpg")
+    card = render_card(config, "trace", EmbedderMetadata.read(model), str(model))
+    (example,) = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(None):
+        exec(example, names)
+    embedder, picture = TraceEmbedder.load(model), names["picture"]
+    found = embedder.embed_queries(["a red cube", ("in blue", picture)])
+    ours = torch.stack([one.vector for one in found])
+    assert torch.allclose(torch.from_numpy(names["queries"]), ours, atol=1e-5)
+    assert torch.allclose(
+        torch.from_numpy(names["candidates"]), torch.from_numpy(embedder.embed_candidates([picture, "A red cube."])), atol=1e-5
+    )
+    assert sorted(names["traces"]) == sorted(one.trace for one in found)  # sentence-transformers sorts a batch by length
+    assert any(names["traces"])
+
+    bypass = SentenceTransformer(modules=[AdaptiveModule(embedder, route="always-direct")])
+    direct = embedder.embed_queries(["a red cube"], instruction="Find it.", route="always-direct")
+    assert torch.allclose(
+        bypass.encode_query(["a red cube"], prompt="Find it.", convert_to_tensor=True), direct[0].vector, atol=1e-5
+    )
+    assert (bypass.get_embedding_dimension(), bypass[0].embedded[0].reasoned) == (embedder.dim, False)
+    with pytest.raises(InputError, match="an input has sound"):
+        bypass[0].preprocess([{"sound": 1}])
+    with pytest.raises(ConfigError, match="is not saved"):
+        bypass.save(str(tmp_path / "out"))
