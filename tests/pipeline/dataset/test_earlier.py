@@ -9,6 +9,7 @@ from typing import Final
 import pyarrow.parquet as pq
 from datasets import load_dataset
 
+from data_cards import render_dataset_card
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.hub.check import check
 from pipeline.ledger.ledger import Ledger
@@ -35,6 +36,13 @@ def test_the_dataset_opens_in_python_in_datasets_and_for_training(tmp_path: Path
     traces = records.traces()
     assert len(traces) == 14
     assert all(text and EMB_TOKEN not in text for text in traces.values())
+
+
+def test_its_card_can_be_written() -> None:
+    dataset = BuiltDataset.open(EARLIER)
+    card = render_dataset_card(dataset.manifest, dataset.directory)
+    assert f"{dataset.manifest.records}" in card
+    assert "other request fields" not in card  # a setting that it did not have
 
 
 def test_the_ledger_is_read_verified_and_compacted(tmp_path: Path) -> None:
