@@ -227,9 +227,9 @@ def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
     context = tokens + data.trace / 2
     own = 256 / decode_s(shape, card, rows=256, context=context, kv_passes=17)
     vllm = 256 / decode_s(shape, card, rows=256, context=context)
-    how = f"256 rows a GPU, {256 / own * 1e3:.0f} ms a step, estimated (vLLM's cache in place: {vllm / 1e3:.0f} k a GPU)"
+    how = f"256 sequences a GPU, {256 / own * 1e3:.0f} ms a step, estimated (vLLM's cache in place: {vllm / 1e3:.0f} k a GPU)"
     if MEASURED.decode_7b is not None:
-        own, how = MEASURED.decode_7b, f"256 rows a GPU, measured on one {MEASURED.on}"
+        own, how = MEASURED.decode_7b, f"256 sequences a GPU, measured on one {MEASURED.on}"
     yield Line(
         "queries, traces",
         f"{(2 * shape.parameters + 256 * context * shape.kv_bytes) / GB:.0f} GB a GPU",

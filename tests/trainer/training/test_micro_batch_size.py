@@ -56,7 +56,7 @@ def test_on_cpu_it_is_a_fixed_value_and_a_resumed_run_keeps_its_own(config: Trai
     embedder, run = fresh(config), tmp_path / "run.json"
     run.write_text("{}")
     source = source_of(auto(config), embedder)
-    assert "16 rows" in (settle_chunk(embedder, source, run, ONE) or "")
+    assert "16 sequences" in (settle_chunk(embedder, source, run, ONE) or "")
     assert (source.chunk, json.loads(run.read_text())) == (16, {"chunk": 16})
     run.write_text('{"chunk": 4}')
     assert "4 sequences, as when the run began" in (settle_chunk(embedder, source, run, ONE) or "")
