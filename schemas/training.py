@@ -23,6 +23,7 @@ Variant = Literal["trace", "direct", "always-reason"]
 Pooling = Literal["pre", "token"]
 Autocast = bool | Literal["auto"]
 Traces = Literal["teacher", "own", "mixed"]
+Engine = Literal["transformers", "vllm"]
 RouteChoice = Literal["learned", "always-direct", "always-reason", "given"]
 
 LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -185,8 +186,13 @@ class AdaptiveSettings(_Settings):
     route: RouteChoice = "learned"
     max_new_tokens: PositiveInt = 128
     """A trace that has not ended by then is cut, and its embedding read where it stands; such traces are counted."""
+    engine: Engine = "transformers"
+    """What embeds in `eval`, `index` and `zero-shot run`. `vllm` is faster. It needs whole weights: an adapter's are made once
+    and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
     prefill_rows: PositiveInt = 32
+    """Queries in a prefill; with vLLM, requests that wait beside those in its batch."""
     decode_rows: PositiveInt = 64
+    """Queries that write their traces together; with vLLM, all requests in its batch."""
 
 
 class EvaluationSettings(_Settings):

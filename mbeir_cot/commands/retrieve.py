@@ -35,8 +35,6 @@ def index(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Embeds a corpus with a trained embedder. After an interruption, run it again: finished parts are kept."""
-    from contextlib import nullcontext
-
     from pipeline.mbeir.layout import Layout
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
@@ -68,7 +66,7 @@ def index(
     count, on_gpu = settings.evaluation.workers, ProcessGroup.join(settings.device).device.type == "cuda"
     with (
         quiet_progress(quiet),
-        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
+        LocalPoolEmbedder(source.embedder(), settings)
         if count == 1
         else RayPoolEmbedder(source, count, gpu=on_gpu, logs=out) as workers,
     ):

@@ -132,6 +132,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             "prompts": config.data.prompts,
             "max_candidate_chars": config.data.max_candidate_chars,
             **({"skip_unreadable": True} if config.data.skip_unreadable else {}),
+            **({"engine": config.adaptive.engine} if config.adaptive.engine != "transformers" else {}),
             "pools": pools,
         }
         directory = self.directory / "embed" / suffix
@@ -147,11 +148,10 @@ class Evaluation(AbstractContextManager["Evaluation"]):
         if self._workers is None:
             spec, count = EmbedderSpec(self.config, self.model), self.config.evaluation.workers
             if count == 1:
-                self._workers = LocalPoolEmbedder(spec.embedder(), self.config)
+                self._workers = self._open.enter_context(LocalPoolEmbedder(spec.embedder(), self.config))
             else:
                 on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
-                workers = RayPoolEmbedder(spec, count, gpu=on_gpu, logs=self.directory)
-                self._workers = self._open.enter_context(workers)
+                self._workers = self._open.enter_context(RayPoolEmbedder(spec, count, gpu=on_gpu, logs=self.directory))
         return self._workers
 
     def run(

@@ -211,7 +211,7 @@ class SuiteRun:
         if self._workers is None:
             source, count = EmbedderSpec(self.config, self.model, self._images), self.config.evaluation.workers
             if count == 1:
-                self._workers = LocalPoolEmbedder(source.embedder(), self.config)
+                self._workers = self._open.enter_context(LocalPoolEmbedder(source.embedder(), self.config))
             else:
                 on_gpu = ProcessGroup.join(self.config.device).device.type == "cuda"
                 self._workers = self._open.enter_context(RayPoolEmbedder(source, count, gpu=on_gpu))
