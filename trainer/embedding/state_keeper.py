@@ -53,7 +53,7 @@ class _Lane:
         self.p_direct, self.cut = 0.0, False
 
 
-class StateKeeper(LogitsProcessor):
+class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not followed
     """One per worker. Keeps a request's states until they are taken."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

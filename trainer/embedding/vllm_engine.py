@@ -84,7 +84,7 @@ class VllmEngine:
         self._waiting: set[str] = set()
         text = embedder.model.config.get_text_config()
         self.dim: int = text.hidden_size
-        options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "model": str(directory),
             "runner": "generate",  # vLLM takes a directory with sentence-transformers' modules.json for a pooling model
             "dtype": dtype,
@@ -101,7 +101,7 @@ class VllmEngine:
             "logits_processors": ["trainer.embedding.state_keeper:StateKeeper"],
             "worker_extension_cls": "trainer.embedding.state_keeper.StatesWorker",
         }
-        self._engine = _start(options)
+        self._engine = start_engine(self.options)
         self._engine.collective_rpc("keep_states")
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ def _normalise(state_D: Tensor) -> Tensor:
     return nn.functional.normalize(state_D.float(), dim=-1)
 
 
-def _start(options: dict[str, Any]) -> Any:
+def start_engine(options: dict[str, Any]) -> Any:
     """Raises EngineError with vLLM's own cause."""
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 (heavy)
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,24 +34,25 @@ class InputMaker:
 
         chunk = self.encoder.make_chunk(rows, prompts_only=prompts_only)
         tokens = [ids[: last + 1] for ids, last in zip(chunk.inputs["input_ids"].tolist(), chunk.last.tolist(), strict=True)]
-        grids, pixels = iter(()), iter(())
+        pictures: Iterator[tuple[Tensor, Tensor]] = iter(())
         if "pixel_values" in chunk.inputs:
             grids_P3 = chunk.inputs["image_grid_thw"]
-            grids, pixels = iter(grids_P3), iter(self._pixels(chunk.inputs).split(grids_P3.prod(-1).tolist()))
+            patches = torch.split(self._pixels(chunk.inputs), grids_P3.prod(-1).tolist())
+            pictures = zip(grids_P3, patches, strict=True)
         merge = self.encoder.processor.image_processor.merge_size**2
         inputs = []
         for row, ids in zip(rows, tokens, strict=True):
             if not row.pictures:
                 inputs.append(tokens_input(ids))
                 continue
-            of_row = [(next(grids), next(pixels)) for _ in row.pictures]
+            of_row = [next(pictures) for _ in row.pictures]
             sizes = torch.stack([grid for grid, _ in of_row]).prod(-1)
             fields = {
                 "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", sizes),
                 "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
             }
             values = {
-                "pixel_values": torch.cat([patches for _, patches in of_row]),
+                "pixel_values": torch.cat([pixels for _, pixels in of_row]),
                 "image_grid_thw": torch.stack([grid for grid, _ in of_row]),
             }
             places, start = [], 0
@@ -59,7 +60,7 @@ class InputMaker:
                 start = ids.index(self.encoder.processor.image_token_id, start)
                 places.append(PlaceholderRange(offset=start, length=length))
                 start += length
-            hashes = [_digest(grid, patches) for grid, patches in of_row]
+            hashes = [_digest(grid, pixels) for grid, pixels in of_row]
             items = MultiModalKwargsItems.from_hf_inputs(values, fields)
             inputs.append(mm_input(ids, items, {"image": hashes}, {"image": places}))
         return inputs
