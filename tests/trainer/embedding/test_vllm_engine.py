@@ -7,14 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from pipeline.dataset.training_store import training_store
+from pipeline.mbeir.layout import Layout
+from pipeline.mbeir.pools import CandidatePool
+from schemas.mbeir import DATASET_TASKS
 from schemas.training import AdaptiveSettings, Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
 from tests.trainer.embedding.test_adaptive import some_rows
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.embed import QueryFile, Range
+from trainer.embedding.pool_embedder import PoolEmbedder
+from trainer.embedding.queries import QueryEmbedder, QueryUnit
 from trainer.embedding.vllm_engine import EngineError, VllmEngine
+from trainer.embedding.workers import fetch_range
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
 
@@ -77,6 +86,28 @@ def test_rows_with_traces_and_candidates_are_equal(both: Both) -> None:
     ]
     cosines = (both.engine.embed_written(rows) * AdaptiveEmbedder(both.embedder, SETTINGS).embed_written(rows, 4)).sum(1)
     assert float(cosines.min()) >= COSINE
+
+
+def test_a_pool_and_a_query_file_are_equal(both: Both, config: TrainConfig) -> None:
+    """As `eval` and `index` embed them: read from M-BEIR, in float16."""
+    layout, store = Layout.open(config.data.mbeir), training_store(config)
+    task = next(task for task in DATASET_TASKS if task.name == "webqa_task2")
+    with CandidatePool.open(layout.local_pool(task, "val") or Path(), config.data.candidate_cache) as pool:
+        candidates = fetch_range(pool, Range(0, min(24, len(pool))))
+    assert {one.modality.has_image for one in candidates} == {True, False}
+    file = QueryFile(layout, task, "val")
+    queries = file.queries[:6]
+    unit = QueryUnit(tuple((task, one.qid) for one in queries), tuple(map(file.student_query, queries)), "always-reason")
+    parts, embedded = [], []
+    for engine in (both.engine, None):
+        worker = PoolEmbedder(both.embedder, store, rows=5, max_chars=200, engine=engine)
+        parts.append(worker.embed_part(candidates).vectors.astype(np.float32))
+        adaptive = AdaptiveEmbedder(both.embedder, SETTINGS)
+        embedded.append(QueryEmbedder(engine or adaptive, config, store).embed_unit(unit).embeddings)
+    np.testing.assert_allclose(*parts, atol=5e-4)  # steps of float16
+    for place, one in embedded[0].items():
+        assert one.trace == embedded[1][place].trace
+        np.testing.assert_allclose(one.vector.float(), embedded[1][place].vector.float(), atol=5e-4)
 
 
 def test_what_a_caller_did_not_wait_for_changes_nothing(both: Both) -> None:
