@@ -2,8 +2,8 @@
 
 A query is one request that ends with the embedding token. vLLM computes the state that predicts a token in any case; it is kept
 for every request (`state_keeper`) and taken when the request is done. So a bypassed query costs its prefill, a query that
-reasons its prefill and its tokens, a candidate its prefill, and there is one copy of the weights. On a GPU the engine has processes of
-its own, which end with `close` or with this process.
+reasons its prefill and its tokens, a candidate its prefill, and there is one copy of the weights. On a GPU the engine has
+processes of its own, which end with `close` or with this process.
 """
 
 from __future__ import annotations

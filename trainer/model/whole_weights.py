@@ -41,7 +41,7 @@ def whole_weights(config: TrainConfig, model: Path | None, load: Callable[[], Em
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]
     place = default_cache_dir() / "weights" / key
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_suffix(".lock").open("w") as lock:
+    with place.with_suffix(".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one machine start together; the first one writes
         recover_directory(place)
         if not (place / METADATA).is_file():
