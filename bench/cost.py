@@ -84,9 +84,11 @@ class Measured:
     embed_share: float | None = MEASURED_EXECUTED
     """Share of the peak when embedding candidates. Not measured itself: the same forward pass at a training step's executed share."""
     decode_7b: float | None = None
-    """Tokens/s when adaptive embedding decodes 256 rows."""
+    """Tokens/s when vLLM decodes 256 rows of adaptive embedding."""
 
 
+ALTERNATIVES = ("with checkpointing", "queries, traces, `adaptive.engine: transformers`")
+"""Rows that are not part of their sums."""
 DATA, ASSUMED = Data(), Assumed()
 MEASURED = Measured()
 
@@ -208,7 +210,7 @@ def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
     tokens = data.candidate_tokens(data.candidate_images, data.candidate_passages)
     flop = data.candidates * (tokens * 2 * shape.layer_parameters + data.candidate_images * shape.image_flop(data.image))
     yield Line(
-        "candidates",
+        "candidates (`index` of the global pool: these alone)",
         f"{2 * shape.parameters / GB:.0f} GB a GPU + activations",
         f"{data.candidates * tokens / (flop / flop_s) / 1e3:.0f} k tokens/s",
         flop / flop_s / HOUR,
@@ -225,18 +227,20 @@ def evaluation_lines(card: Card, data: Data = DATA) -> Iterator[Line]:
     )
     thought = data.test_queries * ASSUMED.think_rate * data.trace
     context = tokens + data.trace / 2
-    own = 256 / decode_s(shape, card, rows=256, context=context, kv_passes=17)
-    vllm = 256 / decode_s(shape, card, rows=256, context=context)
-    how = f"256 sequences a GPU, {256 / own * 1e3:.0f} ms a step, estimated (vLLM's cache in place: {vllm / 1e3:.0f} k a GPU)"
-    if MEASURED.decode_7b is not None:
-        own, how = MEASURED.decode_7b, f"256 sequences a GPU, measured on one {MEASURED.on}"
-    yield Line(
-        "queries, traces",
-        f"{(2 * shape.parameters + 256 * context * shape.kv_bytes) / GB:.0f} GB a GPU",
-        f"{gpus * own / 1e3:.0f} k tokens/s",
-        thought / (gpus * own) / HOUR,
-        f"{thought / 1e6:.0f} M tokens (think rate {ASSUMED.think_rate} assumed); {how}",
-    )
+    memory = f"{(2 * shape.parameters + 256 * context * shape.kv_bytes) / GB:.0f} GB a GPU"
+    tokens_written = f"{thought / 1e6:.0f} M tokens (think rate {ASSUMED.think_rate} assumed)"
+    for engine, passes, cache in (("vllm", 1, "in place"), ("transformers", 17, "copied at every token")):
+        rate = 256 / decode_s(shape, card, rows=256, context=context, kv_passes=passes)
+        how = f"256 sequences a GPU, {256 / rate * 1e3:.0f} ms a step, the cache {cache}; estimated"
+        if engine == "vllm" and MEASURED.decode_7b is not None:
+            rate, how = MEASURED.decode_7b, f"256 sequences a GPU, measured on one {MEASURED.on}"
+        yield Line(
+            f"queries, traces, `adaptive.engine: {engine}`",
+            memory,
+            f"{gpus * rate / 1e3:.0f} k tokens/s",
+            thought / (gpus * rate) / HOUR,
+            f"{tokens_written}; {how}" if engine == "vllm" else f"instead of vLLM; {how}",
+        )
     flop = 2.0 * data.test_queries * data.candidates * shape.hidden
     yield Line(
         "exact search, union pool",
@@ -260,7 +264,7 @@ def table(card: Card) -> str:
         ("evaluation of one model", evaluation_lines(card)),
     ):
         rows = list(part)
-        counted = [row for row in rows if row.what != "with checkpointing"]  # an alternative, not an additional step
+        counted = [row for row in rows if row.what not in ALTERNATIVES]
         total = sum(row.hours or 0 for row in counted)
         lines.append(f"| **{title}** | | | **{_hours(total)}** | **{8 * total:.0f}** | |")
         for row in rows:

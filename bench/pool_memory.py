@@ -25,7 +25,7 @@ from pipeline.mbeir.stores import plain_store
 from pocket.training.train_models import MODELS
 from schemas.mbeir import Candidate
 from schemas.training import LoraSettings, ModelSettings
-from trainer.embedding.embed import PoolEmbedder
+from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.model.embedder import Embedder
 
 root, images, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

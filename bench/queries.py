@@ -25,6 +25,7 @@ from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DATASET_TASKS, SPLITS, Modality
 from schemas.training import TrainConfig
 from trainer.data.batch_sampler import rng_for
+from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
 from trainer.embedding.queries import QueryEmbedder, QueryEmbeddings
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
@@ -49,15 +50,15 @@ def main(
     chosen = set(rng_for("bench", 1).permutation(len(places))[: len(places) // 2].tolist())
     lot = {place: number in chosen for number, place in enumerate(places)}
     modality = {place: place[0].query_modality is Modality.IMAGE_TEXT for place in places}
-    embedder = QueryEmbedder(worker._worker.embedder, settings, training_store(settings))
+    embedder = QueryEmbedder(AdaptiveEmbedder(worker._worker.embedder, settings.adaptive), settings, training_store(settings))
 
     def alone() -> None:
         for routes in (own, modality, lot):
             for task, file in files.items():
                 for start in range(0, len(file.queries), 1024):
                     part = file.queries[start : start + 1024]
-                    rows = [file.student_query(query).encode(embedder._adaptive.encoder, embedder._images) for query in part]
-                    embedder._adaptive.embed(rows, route="given", given=[routes[task, query.qid] for query in part])
+                    rows = [file.student_query(query).encode(embedder._engine.encoder, embedder._images) for query in part]
+                    embedder._engine.embed(rows, route="given", given=[routes[task, query.qid] for query in part])
 
     def shared() -> None:
         embeddings = QueryEmbeddings(files, worker)

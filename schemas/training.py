@@ -23,6 +23,7 @@ Variant = Literal["trace", "direct", "always-reason"]
 Pooling = Literal["pre", "token"]
 Autocast = bool | Literal["auto"]
 Traces = Literal["teacher", "own", "mixed"]
+Engine = Literal["transformers", "vllm"]
 RouteChoice = Literal["learned", "always-direct", "always-reason", "given"]
 
 LANGUAGE_MODEL_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -210,8 +211,13 @@ class AdaptiveSettings(_Settings):
     fallback: Annotated[float, Field(le=0)] | None = None
     """A query whose trace's mean log-probability (`QueryEmbedding.confidence`) is below this gets its bypass embedding. It has
     paid for the trace. Needs `model.pooling: pre`. `evaluation.fallbacks` shows what a value would do."""
+    engine: Engine = "transformers"
+    """What embeds in `eval`, `index` and `zero-shot run`. `vllm` is faster. It needs whole weights: an adapter's are made once
+    and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
     prefill_rows: PositiveInt = 32
+    """Queries in a prefill; with vLLM, requests that wait beside those in its batch."""
     decode_rows: PositiveInt = 64
+    """Queries that write their traces together; with vLLM, all requests in its batch."""
 
 
 class EvaluationSettings(_Settings):
@@ -271,4 +277,8 @@ class TrainConfig(_Settings):
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
         if self.model.pooling == "token" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
             raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
+        if self.adaptive.engine == "vllm" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
+            raise ValueError(
+                "adaptive.fallback and evaluation.fallbacks need adaptive.engine: transformers: vLLM gives no confidence"
+            )
         return self

@@ -90,5 +90,5 @@ def test_a_measurement_replaces_the_assumption(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cost, "MEASURED", cost.Measured(on="H100", train_share={True: 0.2, False: 0.3}, decode_7b=1000.0))
     after = cost.table(cost.CARDS["h100"])
     assert "useful FLOP at 30.0% of the peak, measured on one H100" in after
-    assert "256 rows a GPU, measured on one H100" in after
+    assert "256 sequences a GPU, measured on one H100" in after
     assert "vectors 40 GB on disk; estimated at 27% of the peak" in after

@@ -50,4 +50,8 @@ class PixelScale:
             zip(self.mean, self.std, strict=True)
         ):  # Python numbers: nothing is copied to the device
             values[:, channel].sub_(mean).div_(std)
-        return values.unsqueeze(2).expand(-1, -1, self.frames, -1).flatten(1)
+        return self.repeat(values)
+
+    def repeat(self, patches: Tensor) -> Tensor:
+        """(patches, channels, values) -> (patches, channels * frames * values): a still image fills all frames."""
+        return patches.unsqueeze(2).expand(-1, -1, self.frames, -1).flatten(1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,10 +71,7 @@ class AdaptiveEmbedder:
     def __init__(self, embedder: Embedder, settings: AdaptiveSettings, encoder: SequenceEncoder | None = None) -> None:
         self.embedder, self.settings = embedder, settings
         self.encoder = encoder or embedder.encoder()
-        tokenizer = embedder.processor.tokenizer
-        generation = getattr(embedder.model, "generation_config", None)
-        stops = getattr(generation, "eos_token_id", None)
-        self._stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+        self._stops = stop_tokens(embedder.processor.tokenizer, getattr(embedder.model, "generation_config", None))
         self._emb = embedder.emb_id
         self._pre = embedder.metadata.pool == "pre"
 
@@ -109,6 +106,16 @@ class AdaptiveEmbedder:
         while batch is not None:
             done, batch = self._advance(batch)
             yield from done
+
+    @torch.inference_mode()
+    def embed_written(self, rows: Sequence[EncodedSequence], size: int) -> Tensor:
+        """(n, dim): the embeddings of rows after the text that they carry; the student writes nothing."""
+        self.embedder.eval()
+        vectors_ND = torch.zeros(len(rows), self.embedder.model.config.get_text_config().hidden_size)
+        for chunk in self.encoder.make_chunks(rows, size, 1 << 20) if rows else []:
+            vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+            vectors_ND[chunk.places] = vectors_BD.cpu()
+        return vectors_ND
 
     def _prefill(
         self, rows: Sequence[EncodedSequence], indices: list[int], forced: list[bool] | None
@@ -237,3 +244,9 @@ def _reasons(route: RouteChoice, given: Sequence[bool] | None, index: int) -> bo
 def _log_p(logits_BV: Tensor, token_B: Tensor) -> Tensor:
     chosen_B: Tensor = logits_BV.gather(1, token_B.unsqueeze(1)).squeeze(1) - logits_BV.logsumexp(-1)
     return chosen_B
+
+
+def stop_tokens(tokenizer: Any, generation: Any) -> set[int]:
+    """The tokens that end a turn. `generation`: a checkpoint's generation config."""
+    stops = getattr(generation, "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,20 +23,16 @@ from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.content import ContentPart
 from schemas.errors import InputError
-from schemas.mbeir import Candidate, DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
-from trainer.data.encoding import EncodedSequence, SequenceEncoder, shows_image, text_of
+from schemas.mbeir import DatasetTask, Query, Split, hash_did, hash_qid, unhash_did, unhash_qid
+from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
-from trainer.data.micro_batch import MicroBatch
 from trainer.data.unreadable import refuse
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
-from trainer.model.embedder import Embedder
 
 logger = logging.getLogger(__name__)
 
 PART_ROWS: Final = 8_192
-AHEAD: Final = 4
-"""Groups of candidates that are prepared ahead of the model. It bounds what a worker holds."""
 
 
 class Range(NamedTuple):
@@ -56,77 +50,6 @@ class PoolPart(NamedTuple):
     """Vectors (n, dim), unit length, fp16, of a range's candidates except those left out (index in the range -> why)."""
 
     vectors: NDArray[np.float16]
-    left_out: dict[int, Exclusion]
-
-
-class PoolEmbedder:
-    """Embeds candidates with one model, in the process that loaded it."""
-
-    def __init__(self, embedder: Embedder, images: ImageStore, *, rows: int, max_chars: int, skip: bool = False) -> None:
-        """rows: sequences in a forward pass. skip: leave out candidates whose images cannot be read, instead of raising
-        InputError."""
-        self.embedder, self.encoder = embedder.eval(), embedder.encoder()
-        self.images = images
-        self.rows, self.max_chars, self.skip = rows, max_chars, skip
-
-    @torch.inference_mode()
-    def embed_part(self, candidates: list[Candidate]) -> PoolPart:
-        """Raises InputError for an image that cannot be read, unless such candidates are left out."""
-        vectors_CD: NDArray[np.float16] | None = None
-        left_out: dict[int, Exclusion] = {}
-        for group in self._prepare(candidates):
-            left_out |= group.left_out
-            for chunk in group.chunks:
-                vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
-                if vectors_CD is None:
-                    vectors_CD = np.zeros((len(candidates), vectors_BD.shape[1]), np.float16)
-                vectors_CD[np.array(group.places)[chunk.places.numpy()]] = vectors_BD.cpu().numpy().astype(np.float16)
-        if vectors_CD is None:
-            return PoolPart(np.zeros((0, 0), np.float16), left_out)
-        return PoolPart(np.delete(vectors_CD, sorted(left_out), 0), left_out)
-
-    def _prepare(self, candidates: list[Candidate]) -> Iterator[_Group]:
-        """A thread decodes and tokenises the next groups while the model works.
-
-        One thread only: a tokenizer must not be used by several at once. Candidates are grouped by what is known before an
-        image is opened, in the order of `SequenceEncoder.chunks`.
-        """
-        lengths = [len(text_of(candidate, self.max_chars)) for candidate in candidates]
-        order = sorted(range(len(candidates)), key=lambda i: (shows_image(candidates[i]), lengths[i], i))
-        groups = iter([order[start : start + self.rows] for start in range(0, len(order), self.rows)])
-        waiting: deque[Future[_Group]] = deque()
-        thread = ThreadPoolExecutor(1, thread_name_prefix="candidates")
-        try:
-            while True:
-                while len(waiting) < AHEAD and (group := next(groups, None)) is not None:
-                    waiting.append(thread.submit(self._prepare_group, candidates, group))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            thread.shutdown(cancel_futures=True)
-
-    def _prepare_group(self, candidates: list[Candidate], places: list[int]) -> _Group:
-        sequences: dict[int, EncodedSequence] = {}
-        left_out: dict[int, Exclusion] = {}
-        for place in places:
-            try:
-                sequences[place] = self.encoder.encode_pool_candidate(
-                    candidates[place], self.images, max_chars=self.max_chars, prepare=True
-                )
-            except ImageProblem as problem:
-                if not self.skip:
-                    raise refuse("candidate", candidates[place].did, problem) from problem
-                left_out[place] = Exclusion.of(candidates[place].did, problem)
-        chunks = self.encoder.make_chunks(list(sequences.values()), self.rows, 1 << 20) if sequences else []
-        return _Group(list(sequences), chunks, left_out)
-
-
-class _Group(NamedTuple):
-    """Candidates that were prepared together. places: the indices of the chunks' sequences among all candidates."""
-
-    places: list[int]
-    chunks: list[MicroBatch]
     left_out: dict[int, Exclusion]
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from pipeline.mbeir.images import ImageStore
 from schemas.mbeir import DatasetTask
@@ -28,9 +27,9 @@ from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence
 from trainer.data.exclusions import Exclusion
 from trainer.data.unreadable import UnreadableImage
-from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, StudentQuery
-from trainer.model.embedder import Embedder
+from trainer.embedding.engine import QueryEngine
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +105,8 @@ class QueryCosts(NamedTuple):
 class QueryEmbedder:
     """Embeds units with one student, in the process that loaded it."""
 
-    def __init__(self, embedder: Embedder, config: TrainConfig, images: ImageStore) -> None:
-        self._adaptive, self._images = AdaptiveEmbedder(embedder, config.adaptive), images
+    def __init__(self, engine: QueryEngine, config: TrainConfig, images: ImageStore) -> None:
+        self._engine, self._images = engine, images
         self._rows, self._skip = config.evaluation.candidate_batch_size, config.data.skip_unreadable
 
     def embed_unit(self, unit: QueryUnit) -> QueryPart:
@@ -117,7 +116,7 @@ class QueryEmbedder:
         left_out: dict[Place, Exclusion] = {}
         for place, query, trace in zip(unit.places, unit.queries, unit.written or [""] * len(unit.places), strict=True):
             try:
-                rows[place] = query.encode(self._adaptive.encoder, self._images, trace)
+                rows[place] = query.encode(self._engine.encoder, self._images, trace)
             except UnreadableImage as error:
                 if not self._skip:
                     raise
@@ -126,21 +125,16 @@ class QueryEmbedder:
         if unit.written is not None:
             embeddings = self._embed_written(readable)
         else:
-            embeddings = self._adaptive.embed(readable, route=unit.route)
+            embeddings = self._engine.embed(readable, route=unit.route)
         by_place = {place: _compact(one) for place, one in zip(rows, embeddings, strict=True)}
         return QueryPart(by_place, left_out, time.perf_counter() - began)
 
-    @torch.inference_mode()
     def _embed_written(self, rows: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
         """Embeds rows after the traces that they carry; the student writes nothing."""
-        embedder, encoder = self._adaptive.embedder.eval(), self._adaptive.encoder
-        traces = [row.written for row in rows]
-        by_index: dict[int, QueryEmbedding] = {}
-        for chunk in encoder.make_chunks(rows, self._rows, 1 << 20) if rows else []:
-            vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
-            for index, vector in zip(chunk.places.tolist(), vectors_BD.cpu(), strict=True):
-                by_index[index] = QueryEmbedding(vector, bool(traces[index]), True, traces[index], 0.0, 0, 0.0)
-        return [by_index[index] for index in range(len(rows))]
+        return [
+            QueryEmbedding(vector, bool(row.written), True, row.written, 0.0, 0, 0.0)
+            for row, vector in zip(rows, self._engine.embed_written(rows, self._rows), strict=True)
+        ]
 
 
 def _compact(embedding: QueryEmbedding) -> QueryEmbedding:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,11 @@ from pipeline.files.run_log import log_failure, open_run_log
 from pipeline.mbeir.images import ImageStore
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
-from trainer.embedding.embed import PoolEmbedder, PoolPart, Range
+from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.embed import PoolPart, Range
+from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit
+from trainer.embedding.vllm_engine import VllmEngine
 from trainer.model.embedder import Embedder
 
 logger = logging.getLogger(__name__)
@@ -49,13 +52,32 @@ class EmbedderSpec(NamedTuple):
         return Embedder.create(self.config.model, self.config.data.prompts).fold_adapter().eval().to(device)
 
     def embedder(self, loaded: Embedder | None = None) -> PoolEmbedder:
+        """Embeds by the engine that the settings name, or with what is loaded already."""
+        engine = None
+        if loaded is None and self.config.adaptive.engine == "vllm":
+            loaded, engine = self._start_engine()
         return PoolEmbedder(
             loaded or self.load(),
             self.images or training_store(self.config),
             rows=self.config.evaluation.candidate_batch_size,
             max_chars=self.config.data.max_candidate_chars,
             skip=self.config.data.skip_unreadable,
+            engine=engine,
         )
+
+    def _start_engine(self) -> tuple[Embedder, VllmEngine]:
+        """(the embedder without its weights, what embeds)."""
+        from trainer.distributed import takes_gpu  # noqa: PLC0415 (as above)
+        from trainer.model.whole_weights import whole_weights  # noqa: PLC0415
+
+        directory = whole_weights(self.config, self.model, self.load)
+        pool = self.config.model.pooling
+        shapes = Embedder.load(directory, self.config.model, pool=pool, weights=False)
+        on_gpu = takes_gpu(self.config.device)
+        low = self.config.model.dtype == "bfloat16" or (on_gpu and bool(self.config.model.autocast))
+        dtype: Literal["bfloat16", "float32"] = "bfloat16" if low else "float32"
+        engine = VllmEngine(directory, shapes, self.config.adaptive, dtype=dtype, gpu=on_gpu, seed=self.config.seed)
+        return shapes, engine
 
 
 class Pool(Protocol):
@@ -80,8 +102,8 @@ class Workers(Protocol):
         """The embeddings of these units, in any order."""
 
 
-class LocalPoolEmbedder:
-    """Embeds in this process."""
+class LocalPoolEmbedder(AbstractContextManager["LocalPoolEmbedder"]):
+    """Embeds in this process, or in the processes of its engine, which end with the context."""
 
     count = 1
 
@@ -93,8 +115,10 @@ class LocalPoolEmbedder:
             yield span, self._worker.embed_part(fetch_range(pool, span))
 
     def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
-        embedder = QueryEmbedder(self._worker.embedder, self._config, self._worker.images)
-        yield from map(embedder.embed_unit, units)
+        yield from map(_query_embedder(self._worker, self._config).embed_unit, units)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._worker.close()
 
 
 class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
@@ -143,7 +167,7 @@ def open_workers(spec: EmbedderSpec, *, logs: Path | None = None) -> AbstractCon
 
     count = spec.config.evaluation.workers
     if count == 1:
-        return nullcontext(LocalPoolEmbedder(spec.embedder(), spec.config))
+        return LocalPoolEmbedder(spec.embedder(), spec.config)
     on_gpu = ProcessGroup.join(spec.config.device).device.type == "cuda"
     return RayPoolEmbedder(spec, count, gpu=on_gpu, logs=logs)
 
@@ -153,7 +177,7 @@ class _Actor:
         if log is not None:
             open_run_log(log)
         self._worker = spec.embedder()
-        self._queries = QueryEmbedder(self._worker.embedder, spec.config, self._worker.images)
+        self._queries = _query_embedder(self._worker, spec.config)
         logger.info("loaded %s on %s", spec.model or spec.config.model.base, self._worker.embedder.device)
 
     def embed_part(self, pool: Pool, span: Range) -> tuple[Range, PoolPart]:
@@ -163,6 +187,12 @@ class _Actor:
     def embed_unit(self, unit: QueryUnit) -> QueryPart:
         with log_failure(logger, f"{len(unit.places):,} queries of {unit.places[0][0].name}"):
             return self._queries.embed_unit(unit)
+
+
+def _query_embedder(worker: PoolEmbedder, config: TrainConfig) -> QueryEmbedder:
+    """Embeds queries with what embeds the pools."""
+    engine = worker.engine or AdaptiveEmbedder(worker.embedder, config.adaptive)
+    return QueryEmbedder(engine, config, worker.images)
 
 
 def fetch_range(pool: Pool, span: Range) -> list[Candidate]:

@@ -132,6 +132,7 @@ class Evaluation(AbstractContextManager["Evaluation"]):
             "prompts": config.data.prompts,
             "max_candidate_chars": config.data.max_candidate_chars,
             **({"skip_unreadable": True} if config.data.skip_unreadable else {}),
+            **({"engine": config.adaptive.engine} if config.adaptive.engine != "transformers" else {}),
             "pools": pools,
         }
         empty_unless_made_by(self.directory / "embed" / suffix, made_by)

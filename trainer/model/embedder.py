@@ -86,8 +86,13 @@ class Embedder(nn.Module):
         return embedder
 
     @classmethod
-    def load(cls, directory: Path, settings: ModelSettings | None = None, *, pool: Pooling | None = None) -> Embedder:
-        """A checkpoint, for inference. `pool`: raise ConfigError unless the checkpoint was trained with it."""
+    def load(
+        cls, directory: Path, settings: ModelSettings | None = None, *, pool: Pooling | None = None, weights: bool = True
+    ) -> Embedder:
+        """A checkpoint, for inference. `pool`: raise ConfigError unless the checkpoint was trained with it.
+
+        `weights=False`: merged weights as shapes only, on the meta device, for another engine's inputs.
+        """
         metadata = EmbedderMetadata.read(directory)
         if pool is not None and pool != metadata.pool:
             raise ConfigError(
@@ -96,7 +101,7 @@ class Embedder(nn.Module):
         settings = settings or ModelSettings(base=metadata.base, revision=metadata.revision)
         base = str(directory) if metadata.merged else settings.base  # the base may lie elsewhere on this machine
         settings = settings.model_copy(update={"base": base, "max_pixels": metadata.max_pixels})
-        model, processor = load_pretrained(base, settings)
+        model, processor = load_pretrained(base, settings, weights=weights or not metadata.merged)
         if metadata.merged:
             if EMB_TOKEN not in processor.tokenizer.get_vocab():
                 raise InputError(f"the tokenizer in {directory} has no {EMB_TOKEN}", "export the run again")

@@ -33,6 +33,7 @@ from schemas.training import AdaptiveSettings
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
+from trainer.model.whole_weights import write_weights
 from trainer.release.sentence_transformers import write_modules
 
 COSINE: Final = 0.999
@@ -162,13 +163,7 @@ def _make_samples(
 
 def write_whole(embedder: Embedder, directory: Path, card: str = "") -> None:
     """Writes whole weights, processor, metadata, the files of sentence-transformers, and the card."""
-    base = embedder.metadata.base
-    # nothing is loaded from the base any more, and the directory may be made public: no path of this machine
-    named = Path(base).name if Path(base).is_absolute() else base
-    metadata = embedder.metadata.model_copy(update={"merged": True, "base": named})
-    embedder.merged_model().save_pretrained(directory)
-    embedder.processor.save_pretrained(directory)
-    metadata.write(directory)
+    write_weights(embedder, directory)
     write_modules(embedder, directory)
     if card:
         (directory / "README.md").write_text(card, encoding="utf-8")

@@ -18,7 +18,8 @@ from schemas.mbeir import DATASET_TASKS, hash_did
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh
 from trainer.data.encoding import SequenceEncoder
-from trainer.embedding.embed import AHEAD, PoolEmbedder, PoolPart, Range, embed_pool
+from trainer.embedding.embed import PoolPart, Range, embed_pool
+from trainer.embedding.pool_embedder import AHEAD, PoolEmbedder
 from trainer.embedding.workers import fetch_range
 from trainer.retrieval.index import Index, IndexMetadata
 

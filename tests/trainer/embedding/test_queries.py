@@ -51,7 +51,7 @@ def test_routings_share_embeddings_without_changing_them(config: TrainConfig, ti
     alone = AdaptiveEmbedder(embedder, config.adaptive)
     rows = {task: file.encode(alone.encoder, images) for task, file in files.items()}
     mixed_routes(embedder, [row for of_file in rows.values() for row in of_file])
-    worker = Counting(QueryEmbedder(embedder, config, images))
+    worker = Counting(QueryEmbedder(alone, config, images))
     shared = QueryEmbeddings(files, worker, window=12)
     places = [(task, query.qid) for task, file in files.items() for query in file.queries]
     lot = {place: number % 2 == 0 for number, place in enumerate(places)}

@@ -1,0 +1,53 @@
+"""An embedder as whole weights, which other engines load; an adapter is folded once and kept in the cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
+from pipeline.mbeir.cache import default_cache_dir
+from schemas.training import TrainConfig
+from trainer.model.embedder import Embedder
+from trainer.model.metadata import METADATA, EmbedderMetadata, fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+def write_weights(embedder: Embedder, directory: Path) -> None:
+    """Writes whole weights, processor and metadata into an existing directory. Folds the adapter of `embedder`."""
+    base = embedder.metadata.base
+    # nothing is loaded from the base any more, and the directory may be made public: no path of this machine
+    named = Path(base).name if Path(base).is_absolute() else base
+    embedder.merged_model().save_pretrained(directory)
+    embedder.processor.save_pretrained(directory)
+    embedder.metadata.model_copy(update={"merged": True, "base": named}).write(directory)
+
+
+def whole_weights(config: TrainConfig, model: Path | None, load: Callable[[], Embedder]) -> Path:
+    """The directory of an embedder's whole weights: `model` itself if it holds some, else a copy in the cache.
+
+    model: a checkpoint's directory; None for the untrained base. load: called if the copy has to be made. A copy is as large as
+    the base and may be deleted at any time.
+    """
+    if model is not None and EmbedderMetadata.read(model).merged:
+        return model
+    settings = {"model": config.model.model_dump(mode="json"), "prompts": config.data.prompts, "seed": config.seed}
+    made_from = {"embedder": fingerprint(model) if model is not None else None, **settings}
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]
+    place = default_cache_dir() / "weights" / key
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one machine start together; the first one writes
+        recover_directory(place)
+        if not (place / METADATA).is_file():
+            logger.info("writes whole weights of %s to %s", model or config.model.base, place)
+            new = staging_path(place)
+            new.mkdir()
+            write_weights(load(), new)
+            replace_directory(new, place)
+    return place
