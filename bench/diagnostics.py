@@ -1,4 +1,5 @@
-"""Explains an evaluation by the pocket world's truth: hit rates by kind of reasoning, and by right and wrong traces.
+"""Explains an evaluation by the pocket world's truth: hit rates by kind of reasoning, by right and wrong
+traces, and by what no training query has.
 
     python -m bench.diagnostics RUN... [--world build/pocket/world]
 
@@ -32,6 +33,7 @@ def main(
     console = Console(width=120)
     console.print(render_groups(f"{suffix}, by kind of reasoning", found.by_kind))
     console.print(render_groups(f"{suffix}, by its own trace", found.by_trace))
+    console.print(render_groups(f"{suffix}, questions about entities", found.by_unseen))
     console.print(f"confidence of right against wrong traces: AUC {found.confidence_auc:.3f}")
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.mbeir.layout import Layout
 from pocket.evaluation.build_quality import is_right
 from pocket.evaluation.skills import auc
-from pocket.world.ground_truth import QueryTruth, load_truth
+from pocket.world.builder import ABOUT_ENTITIES
+from pocket.world.ground_truth import QueryTruth, Unseen, load_truth
 from pocket.world.reasoning_kinds import ReasoningKind
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, EvaluationSplit
@@ -23,24 +24,30 @@ from trainer.evaluation.evaluate_run import SWAP_NONE
 from trainer.evaluation.query_log import queries_file, read_query_log
 from trainer.evaluation.run_files import Ranked, read_ranks
 
+_UNSEEN: Final[dict[Unseen, str]] = {"": "known entity", "question": "unseen question", "entity": "unseen entity"}
+
 
 class KnownQuery(NamedTuple):
     """A query of an evaluation. right: whether its own trace ends in a right answer, by the truth; None without a trace."""
 
     why: ReasoningKind
+    unseen: Unseen
     reasoned: bool
     right: bool | None
     confidence: float | None
+    about_entity: bool
 
 
 class TruthGroups(NamedTuple):
-    """by_kind: by the kind of reasoning that a query needs. by_trace: the same, by what became of its own trace.
+    """by_kind: by the kind of reasoning that a query needs. by_trace: the same, by what became of its own trace. by_unseen:
+    questions about entities (OVEN, InfoSeek, WebQA), by what in them no training query has.
 
     confidence_auc: how well the confidence of a trace tells right ones from wrong ones; NaN where all are alike.
     """
 
     by_kind: tuple[Group, ...]
     by_trace: tuple[Group, ...]
+    by_unseen: tuple[Group, ...]
     confidence_auc: float
 
 
@@ -75,9 +82,18 @@ def group_by_truth(runs: Sequence[Path], world: Path, split: EvaluationSplit = "
         for said, right in (("right trace", True), ("wrong trace", False), ("no trace", None)):
             ids = [identifier for identifier, query in of_kind.items() if query.right is right]
             by_trace += group(f"{name}: {said}", ids, without=right is not None)
+    by_unseen: list[Group] = []
+    for unseen, name in _UNSEEN.items():
+        of_entities = {i: query for i, query in queries.items() if query.unseen == unseen and query.about_entity}
+        by_unseen += group(name, list(of_entities), without=False)
+        thinking = [i for i, query in of_entities.items() if query.why.needs_reasoning]
+        by_unseen += group(f"{name}, needs reasoning", thinking, without=False)
     judged = [one for one in queries.values() if one.right is not None and one.confidence is not None]
     return TruthGroups(
-        tuple(by_kind), tuple(by_trace), auc([one.confidence or 0.0 for one in judged], [bool(one.right) for one in judged])
+        tuple(by_kind),
+        tuple(by_trace),
+        tuple(by_unseen),
+        auc([one.confidence or 0.0 for one in judged], [bool(one.right) for one in judged]),
     )
 
 
@@ -104,7 +120,17 @@ def _read_queries(
                 f"{file}: the world's truth does not know {entry['id']}", "name the world that the run was scored on"
             )
         right = is_right(answer_of(entry["trace"]), truth) if entry["reasoned"] else None
-        yield entry["id"], KnownQuery(truth.why, entry["reasoned"], right, entry.get("confidence"))
+        yield (
+            entry["id"],
+            KnownQuery(
+                truth.why,
+                truth.unseen,
+                entry["reasoned"],
+                right,
+                entry.get("confidence"),
+                about_entity=_named(truth)[0] in ABOUT_ENTITIES,
+            ),
+        )
 
 
 def _pooled(runs: Sequence[Path], layout: Layout, split: EvaluationSplit, suffix: str) -> PoolRanks | None:

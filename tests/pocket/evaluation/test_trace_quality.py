@@ -68,6 +68,10 @@ def test_groups_by_kind_and_by_trace(world: Path, truth: Truth, tmp_path: Path) 
     assert traces["needs reasoning: wrong trace"] == (8, 0.0, 1.0)
     assert traces["needs reasoning: no trace"] == (8, 1.0, 0.0)
     assert traces["needs none: no trace"] == (2, 1.0, 0.0)
+    entities = {group.name: group.queries for group in found.by_unseen}
+    assert entities["unseen entity"] == 2 * sum(one.unseen == "entity" for one in [*thinking, *simple])
+    assert sum(count for name, count in entities.items() if "needs" not in name) == 26
+    assert sum(count for name, count in entities.items() if "needs" in name) == 24
     assert found.confidence_auc == 1.0
     alone = group_by_truth([write_run(tmp_path / "c", world, simple)], world)
     assert math.isnan(alone.confidence_auc)
