@@ -46,7 +46,8 @@ class AdaptiveModule(InputModule):  # type: ignore[misc]
 
     @property
     def modalities(self) -> list[Any]:
-        return ["text", "image", ("image", "text"), ("text", "image")]
+        """With ``message``, sentence-transformers lets a batch mix the others."""
+        return ["text", "image", ("image", "text"), "message"]
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
@@ -76,9 +77,13 @@ class AdaptiveModule(InputModule):  # type: ignore[misc]
 
 
 def _content(given: Any) -> TextOrImage:
+    if isinstance(given, list) and given and isinstance(given[0], Mapping):
+        given = given[0]
     if not isinstance(given, Mapping):
         content: TextOrImage = given
         return content
+    if "role" in given:
+        raise InputError("an input is a chat message", "give text, image, or both: the embedder has prompts of its own")
     if unknown := sorted(set(given) - _KEYS):
         raise InputError(f"an input has {', '.join(map(str, unknown))}", "give text, image, or both")
     return (given.get("text"), given.get("image"))

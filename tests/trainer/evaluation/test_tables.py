@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from schemas.mbeir import DatasetTask
+from trainer.embedding.queries import QueryCosts
 from trainer.evaluation.diagnostics import Diagnostics, Group, Swap
-from trainer.evaluation.tables import render_diagnostics, render_scores
+from trainer.evaluation.results import Result, TaskResult
+from trainer.evaluation.tables import render_diagnostics, render_results, render_scores
 from trainer.evaluation.uniir import Score
 
 CIRR, FIQ = DatasetTask("cirr", 7), DatasetTask("fashioniq", 7)
@@ -46,3 +48,25 @@ def test_diagnostics_show_only_the_parts_that_there_are() -> None:
     lines = shown(render_diagnostics(Diagnostics(swap_test=(swap,))))
     assert any("25.0 / 12.5" in line and "100.0%" in line for line in lines)
     assert "means over queries" in lines[-1]
+
+
+def test_groups_stand_beside_those_embeddings_that_any_of_them_has() -> None:
+    plain = Group(name="no trace", queries=2, think_rate=0.0, local=0.5, union=0.25)
+    both = Group(name="wrong trace", queries=4, think_rate=1.0, local=0.25, union=None, direct_local=0.75, bypass_local=1.0)
+    lines = shown(render_diagnostics(Diagnostics(by_confidence=(plain, both))))
+    header = [cell.strip() for cell in lines[1].strip("┃").split("┃")]
+    assert header == ["trace, by the trace's confidence", "queries", "think rate", "trace", "direct", "without it"]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "trace" in line and "│" in line]
+    assert rows == [
+        ["no trace", "2", "0.0%", "50.0 / 25.0", "", ""],
+        ["wrong trace", "4", "100.0%", "25.0", "75.0", "100.0"],
+    ]
+
+
+@pytest.mark.parametrize("fell_back", [0, 2])
+def test_queries_that_fell_back_are_counted_where_there_are_any(fell_back: int) -> None:
+    costs = QueryCosts.of([], 0.0)._replace(queries=4, reasoned=3, fell_back=fell_back)
+    lines = shown(render_results([Result("trace", [TaskResult(CIRR.name, 5, 0.5, None, costs)])], "val"))
+    assert any("fell back" in line for line in lines) == bool(fell_back)
+    (row,) = [line for line in lines if "trace, cirr_task7" in line]
+    assert row.strip("│ ").split("│")[-1].strip() == (str(fell_back) if fell_back else "")

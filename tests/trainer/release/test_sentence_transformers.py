@@ -98,5 +98,7 @@ def test_the_cards_example_computes_the_adaptive_embeddings(
     assert (bypass.get_embedding_dimension(), bypass[0].embedded[0].reasoned) == (embedder.dim, False)
     with pytest.raises(InputError, match="an input has sound"):
         bypass[0].preprocess([{"sound": 1}])
+    with pytest.raises(InputError, match="is a chat message"):
+        bypass.encode_query([[{"role": "user", "content": "a red cube"}]])
     with pytest.raises(ConfigError, match="is not saved"):
         bypass.save(str(tmp_path / "out"))
