@@ -37,14 +37,14 @@ def test_a_build_routes_by_utility_and_keeps_it(oracle: Oracle, tmp_path: Path, 
     values[ids[-2]] = None
     file = write(tmp_path / "utility.parquet", values)
     config = settings(
-        oracle, tmp_path, small_world, route={"policy": "utility", "utility": str(file), "utility_threshold": 0.1}
+        oracle, tmp_path, small_world, route={"policy": "utility", "utility": str(file), "utility_threshold": 0.11}
     )
     found = annotate_queries(config, limit=40)
     rows = RecordBuilder(AnnotationWorker(config, None).annotator)
     records = 0
     for annotation in found:
         value = values.get(annotation.id)
-        assert (annotation.route is Route.REASONING) == (value is not None and value > 0.1)
+        assert (annotation.route is Route.REASONING) == (value is not None and value > 0.11)
         assert annotation.assess_answer is None
         record, _ = rows.rows(annotation)
         if record is not None:

@@ -22,7 +22,12 @@ def items(counts: dict[tuple[str, bool], int], kind: LabelKind = LabelKind.VERDI
     """(family, decision) -> rows. Confidences rise with the number: rejected from 0.0, accepted from 0.7."""
     return [
         LabelItem(
-            kind, f"{family}/{decision}/{n}", family, decision, round((0.7 if decision else 0.0) + 0.2 * (n + 1) / count, 6), DIGEST
+            kind,
+            f"{family}/{decision}/{n}",
+            family,
+            decision,
+            round((0.7 if decision else 0.0) + 0.2 * (n + 1) / count, 6),
+            DIGEST,
         )
         for (family, decision), count in counts.items()
         for n in range(count)
