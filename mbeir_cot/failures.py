@@ -79,8 +79,8 @@ def explained(error: BaseException) -> CotError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return CotError(f"no memory is left: {said}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
     if isinstance(error, UnicodeDecodeError):
-        place = _text_file(error.__traceback__)
-        which = f"{place} is not UTF-8 text" if place is not None else "a text is not UTF-8"
+        file = _text_file(error.__traceback__)
+        which = f"{file} is not UTF-8 text" if file is not None else "a text is not UTF-8"
         return CotError(f"{which}: {said}", "write the file as UTF-8, or download it again")
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         what, remedy = _BY_ERRNO[error.errno]
