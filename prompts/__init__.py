@@ -140,21 +140,25 @@ class PromptSet:
 
         A variable may itself be a sequence of texts and slots; each gets its own line.
         """
+        if template not in self._decisive:
+            self._decisive[template] = self._decisive_variables(template)
+        decisive = self._decisive[template]
         safe: dict[str, Any] = {}
-        key: list[Any] = [template]
-        printed = True
+        shape: list[Any] = []
+        printed = decisive is not None
         for name, value in variables.items():
             if isinstance(value, str):
                 safe[name] = text = defused(value)
-                key += name, ... if text else ""
-                printed = printed and not (text and self._is_decisive(template, name))
+                shape.append(... if text else "")
+                printed = printed and not (text and decisive is not None and name in decisive)
+            elif isinstance(value, tuple):
+                safe[name], printed = _join(value), False
             else:
-                safe[name] = _join(value) if isinstance(value, tuple) else value
-                key += name, value
-                printed = printed and not isinstance(value, tuple)
+                safe[name] = value
+                shape.append(value)
         if not printed:
             return _Skeleton(self._rendered(template, safe)).filled(safe)
-        known = tuple(key)
+        known = (template, *variables, *shape)
         skeleton = self._skeletons.get(known)
         if skeleton is None:
             if len(self._skeletons) >= _SKELETONS_KEPT:
@@ -164,12 +168,6 @@ class PromptSet:
             }
             skeleton = self._skeletons[known] = _Skeleton(self._rendered(template, marked))
         return skeleton.filled(safe)
-
-    def _is_decisive(self, template: str, name: str) -> bool:
-        if template not in self._decisive:
-            self._decisive[template] = self._decisive_variables(template)
-        decisive = self._decisive[template]
-        return decisive is None or name in decisive
 
     def _decisive_variables(self, template: str) -> frozenset[str] | None:
         """Returns the decisive variables; None for a template that cannot be parsed (rendering it raises the error)."""

@@ -136,7 +136,7 @@ class TraceEmbedder:
                 places_B = start + chunk.places.numpy()
                 vectors_CD[places_B] = vectors_BD.float().cpu().numpy()
                 tokens_C[places_B] = chunk.last.numpy() + 1
-        _check_finite("candidate", [bool(np.isfinite(vector).all()) for vector in vectors_CD])
+        _check_finite("candidate", np.isfinite(vectors_CD).all(1))
         return vectors_CD, tokens_C
 
     def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
@@ -183,7 +183,7 @@ def _decode(name: str, picture: Picture) -> Image.Image:
     return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)
 
 
-def _check_finite(kind: str, finite: Sequence[bool]) -> None:
+def _check_finite(kind: str, finite: Sequence[bool] | NDArray[np.bool_]) -> None:
     wrong = np.flatnonzero(~np.asarray(finite, np.bool_))
     if len(wrong):
         refuse_not_finite("the embedder", wrong, np.arange(len(finite)), lambda at: f"{kind} {at}")
