@@ -36,7 +36,14 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict[str, dict[str, Any]], lessons: int) -> str:
     """Renders the card of a pocket checkpoint from its training logs and measured figures (`pocket.evaluation.skills`)."""
-    heads = [line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "recipe" in line]
+    heads: list[dict[str, Any]] = []
+    steps: list[int] = []  # of each part: the last that was logged, because a course may end by time
+    for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        if "recipe" in line:
+            heads.append(line)
+            steps.append(0)
+        else:
+            steps[-1] = line.get("step", steps[-1])
     stem = json.loads(stem_log.read_text(encoding="utf-8").splitlines()[0])
     return (
         _environment()
@@ -44,8 +51,8 @@ def render_pocket_model_card(role: str, log: Path, stem_log: Path, figures: dict
         .render(
             role=role,
             parameters=heads[-1]["parameters"],
-            recipes=[head["recipe"] for head in heads],
-            notes=[f"{head['recipe']['steps']} steps: {head['note']}" for head in heads if "note" in head],
+            courses=[f"{count:,} of {head['recipe']['batch']}" for head, count in zip(heads, steps, strict=True)],
+            notes=[f"{count:,} steps: {head['note']}" for head, count in zip(heads, steps, strict=True) if "note" in head],
             stem=stem["recipe"],
             figures=figures,
             lessons=lessons,
