@@ -136,7 +136,7 @@ class TraceEmbedder:
                 places_B = start + chunk.places.numpy()
                 vectors_CD[places_B] = vectors_BD.float().cpu().numpy()
                 tokens_C[places_B] = chunk.last.numpy() + 1
-        _check_finite("candidate", np.isfinite(vectors_CD).all(axis=1, keepdims=True)[:, 0])
+        _check_finite("candidate", [bool(np.isfinite(vector_D).all()) for vector_D in vectors_CD])
         return vectors_CD, tokens_C
 
     def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
