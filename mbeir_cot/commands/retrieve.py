@@ -111,9 +111,9 @@ def index(
 def _print_small(made: Index, measured: SmallRecall) -> None:
     """Recall against exact search, beside the bytes that a vector takes."""
     form = measured.form
-    table = Table("vectors", "dimensions", "bytes a vector", f"recall@{_RECALL_K}", "rescored")
+    table = Table("vectors", "dimensions", "bytes a vector", f"recall@{_RECALL_K:,}", "rescored")
     table.add_row("float16, all read", f"{made.metadata.dim:,}", f"{2 * made.metadata.dim:,}", "1.0000", "")
-    table.add_row(form.kind, f"{form.dims:,}", f"{form.bytes:,}", f"{measured.alone:.4f}", f"{measured.rescored:.4f}")
+    table.add_row(escape(form.kind), f"{form.dims:,}", f"{form.bytes:,}", f"{measured.alone:.4f}", f"{measured.rescored:.4f}")
     console.print(table)
 
 
