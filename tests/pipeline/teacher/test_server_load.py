@@ -71,11 +71,13 @@ def test_preemptions_bring_the_limit_down_to_what_runs() -> None:
     one.reported(40, 0, 0.99, 7)  # of an earlier client
     assert one.limit == 64
     one.reported(30, 34, 0.99, 9)
+    assert one.limit == 32, "at most halved: what runs at a moment may be few"
+    one.reported(30, 2, 0.99, 10)
     assert one.limit == 30
-    one.reported(30, 0, 0.99, 9)
-    assert one.limit == 30
+    one.reported(30, 0, 0.99, 10)
+    assert one.limit == 30, "nothing was preempted since"
     one.reported(0, 30, 0.0, 12)
-    assert one.limit == 15, "at most halved: what runs at a moment may be few"
+    assert one.limit == 15
     one.reported(1, 0, 0.0, 0)  # the server was started again
     grow(one, 3)
     assert 15 < one.limit < 18, "it grows slowly from now on"
@@ -105,7 +107,7 @@ async def test_a_server_that_preempts_gets_fewer_requests_at_once() -> None:
         server.delay_s = 0.02
         answers = await ask_all(client, 300)
         assert {answer.outcome for answer in answers} == {Outcome.OK}
-        assert client.stats().limit <= 8
+        assert client.stats().limit <= 24  # of 64
 
 
 async def test_a_server_without_metrics_is_asked_for_them_once() -> None:
