@@ -124,7 +124,7 @@ class TraceEmbedder:
             for chunk in encoder.make_chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
                 vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
                 vectors_CD[start + chunk.places.numpy()] = vectors_BD.float().cpu().numpy()
-        _check_finite("candidate", np.isfinite(vectors_CD).all(1))
+        _check_finite("candidate", [bool(np.isfinite(vector).all()) for vector in vectors_CD])
         return vectors_CD
 
     def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
@@ -171,7 +171,7 @@ def _decode(name: str, picture: Picture) -> Image.Image:
     return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)
 
 
-def _check_finite(kind: str, finite: Sequence[bool] | NDArray[np.bool_]) -> None:
+def _check_finite(kind: str, finite: Sequence[bool]) -> None:
     wrong = np.flatnonzero(~np.asarray(finite, np.bool_))
     if len(wrong):
         refuse_not_finite("the embedder", wrong, np.arange(len(finite)), lambda at: f"{kind} {at}")
