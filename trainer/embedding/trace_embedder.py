@@ -183,7 +183,7 @@ def _decode(name: str, picture: Picture) -> Image.Image:
     return plain_store(file.parent, max_ratio=MAX_RATIO).open(file.name)
 
 
-def _check_finite(kind: str, finite: Sequence[bool] | NDArray[np.bool_]) -> None:
+def _check_finite(kind: str, finite: Sequence[bool]) -> None:
     wrong = np.flatnonzero(~np.asarray(finite, np.bool_))
     if len(wrong):
         refuse_not_finite("the embedder", wrong, np.arange(len(finite)), lambda at: f"{kind} {at}")
