@@ -18,5 +18,10 @@ def plain_store(root: Path, image_roots: Sequence[Path] = (), *, max_ratio: floa
     return ImageStore(root, allowed_roots=tuple(image_roots), max_ratio=max_ratio)
 
 
+def media_store(root: Path, *, max_pixels: int, max_ratio: float) -> ImageStore:
+    """The store of a directory that requests of the embedding service may name files of, with the service's limits."""
+    return ImageStore(root, max_pixels=max_pixels, max_ratio=max_ratio)
+
+
 def build_store(settings: BuildConfig) -> ImageStore:
     return ImageStore(settings.mbeir, allowed_roots=settings.input.image_roots)

@@ -17,6 +17,7 @@ import httpx
 from PIL import Image
 
 from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
+from pipeline.mbeir.stores import media_store
 from schemas.errors import InputError
 from schemas.service import ServiceSettings
 
@@ -30,8 +31,8 @@ class MediaLoader:
         self._mib = settings.limits.image_mib
         pixels = settings.limits.pixels
         self._roots = [place for root in settings.media_roots for place in {root.absolute(), root.resolve()}]
-        self._stores = [ImageStore(root, max_pixels=pixels, max_ratio=MAX_RATIO) for root in self._roots]
-        self._decoder = ImageStore(Path(), max_pixels=pixels, max_ratio=MAX_RATIO)
+        self._stores = [media_store(root, max_pixels=pixels, max_ratio=MAX_RATIO) for root in self._roots]
+        self._decoder = media_store(Path(), max_pixels=pixels, max_ratio=MAX_RATIO)
         self._hosts = frozenset(host.lower() for host in settings.remote_hosts)
         self._client: httpx.Client | None = None
 

@@ -104,7 +104,7 @@ async def test_a_server_that_preempts_gets_fewer_requests_at_once() -> None:
         )
 
     async with running(metrics=metrics) as server, client_of(server, start_in_flight=64, load_poll_s=0.02) as client:
-        server.delay_s = 0.02
+        server.delay_s = 0.2  # many polls in a round trip, on a busy machine too
         answers = await ask_all(client, 300)
         assert {answer.outcome for answer in answers} == {Outcome.OK}
         assert client.stats().limit <= 24  # of 64
