@@ -98,7 +98,7 @@ class VerifyConfig(Settings):
     threshold: Probability = 0.7
     """Kept if the answer's confidence is above this."""
     facet_threshold: Probability = 0.5
-    """For `facets`: and if each facet's is above this."""
+    """For `facets`: and if each facet's is above this. 0: the facets' confidences are recorded, and decide nothing."""
 
 
 class RepairConfig(Settings):
