@@ -78,40 +78,29 @@ def main(
     table = Table("way", "queries/s", "ratio", "least cosine", "equal routes, traces", "MiB", "s to start")
     rates: dict[str, list[float]] = {name: [] for name in workers}
     embedded: dict[str, Embedded] = {}
-    for name, (worker, _, _) in workers.items():
-        _embed(worker, units("learned"))  # both warm up: a CPU compiles its products for every shape
-        del name
-    for _ in range(rounds):
+    for worker, _, _ in workers.values():
+        _embed(worker, units("learned"))  # a CPU compiles its products for every new shape
+    for number in range(rounds):
         for name, (worker, _, _) in workers.items():
             embedded[name], seconds = _embed(worker, units("learned"))
             rates[name].append(len(embedded[name]) / seconds)
+            console.print(f"round {number + 1}: {name} {rates[name][-1]:.1f} queries/s")
     ours = embedded["transformers"]
-    think = sum(one.reasoned for one in ours.values()) / len(ours)
     for name, (_, mib, seconds) in workers.items():
         ratio = statistics.median(b / a for a, b in zip(rates["transformers"], rates[name], strict=True))
-        table.add_row(
-            name,
-            f"{statistics.median(rates[name]):.1f}",
-            f"{ratio:.2f}",
-            *_agreement(ours, embedded[name]),
-            f"{mib:,.0f}",
-            f"{seconds:.0f}",
-        )
+        speed = (f"{statistics.median(rates[name]):.1f}", f"{ratio:.2f}")
+        table.add_row(name, *speed, *_agreement(ours, embedded[name]), f"{mib:,.0f}", f"{seconds:.0f}")
+    console.print(table)
+    think, written = (sum(getattr(one, of) for one in ours.values()) / len(ours) for of in ("reasoned", "tokens"))
+    console.print(f"{len(ours):,} queries, think rate {think:.1%}, {written:.1f} tokens each; medians of {rounds} rounds")
     if "a" in ways:
-        _bound(workers["a"][0], units, embedded["a"])
-        _pools(
-            {name: worker for name, (worker, _, _) in workers.items()},
-            CandidatePool.open(layout.local_pool(tasks[0], "test") or Path(), settings.data.candidate_cache),
-            candidates,
-        )
-        if "b" in ways:
-            _two_engines(workers["a"][0], units("learned"), ours, table, statistics.median(rates["transformers"]))
+        _bound(workers["a"][0], units, embedded["a"], rounds)
+        with CandidatePool.open(layout.local_pool(tasks[0], "test") or Path(), settings.data.candidate_cache) as pool:
+            _pools({name: worker for name, (worker, _, _) in workers.items()}, pool, candidates)
+    if "b" in ways:
+        console.print(_two_engines(workers["a"][0], units("learned"), ours))
     for worker, _, _ in workers.values():
         worker.__exit__(None, None, None)
-    console.print(table)
-    console.print(
-        f"{len(ours):,} queries, think rate {think:.1%}, {sum(one.tokens for one in ours.values()) / len(ours):.1f} tokens each; medians of {rounds} rounds"
-    )
     if "c" in ways:
         console.print(f"c: {escape(_extract(settings, model))}")
 
@@ -130,11 +119,11 @@ def _agreement(ours: Embedded, theirs: Embedded) -> tuple[str, str]:
     return f"{min(cosines):.6f}", f"{routes}, {traces} of {len(pairs)}"
 
 
-def _bound(worker: LocalPoolEmbedder, units: Callable[..., list[QueryUnit]], embedded: Embedded) -> None:
+def _bound(worker: LocalPoolEmbedder, units: Callable[..., list[QueryUnit]], embedded: Embedded, rounds: int) -> None:
     """What its think rate allows: bypassing queries embedded directly, reasoning ones with traces, one after the other."""
     hard = {place for place, one in embedded.items() if one.reasoned}
     ratios = []
-    for _ in range(3):
+    for _ in range(rounds):
         parts = [(units("always-direct", set(embedded) - hard)), units("always-reason", hard)]
         bound = sum(_embed(worker, part)[1] for part in parts if part)
         ratios.append(bound / _embed(worker, units("learned"))[1])
@@ -156,7 +145,8 @@ def _pools(workers: dict[str, LocalPoolEmbedder], pool: CandidatePool, count: in
     )
 
 
-def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedded, table: Table, base: float) -> None:
+def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedded) -> str:
+    """Beside `a`'s engine, which writes the traces, and in the same round as `a` once more."""
     from vllm import PoolingParams
 
     first = worker._worker.engine
@@ -191,9 +181,10 @@ def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedd
                     both[place] = written[place]._replace(vector=torch.as_tensor(output.outputs.data))
         rate = len(both) / (time.perf_counter() - began)
     second.engine_core.shutdown()
-    table.add_row(
-        "b (1 round)", f"{rate:.1f}", f"{rate / base:.2f}", *_agreement(ours, both), f"a's + {mib:,.0f}", f"{seconds:.0f} more"
-    )
+    alone, took = _embed(worker, units)
+    cosine, equal = _agreement(ours, both)
+    ratio = rate * took / len(alone)
+    return f"b: {ratio:.2f} of a's queries/s; least cosine {cosine}, {equal}; {mib:,.0f} MiB and {seconds:.0f} s to start beside a's"
 
 
 def _extract(settings: TrainConfig, model: Path) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from schemas.errors import CotError
+from schemas.errors import CotError, InputError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import QueryEmbedding, stop_tokens
@@ -166,8 +166,7 @@ class VllmEngine:
                 for index, (inputs, reason) in itertools.islice(waiting, most - len(index_of)):
                     key = next(self._keys)
                     index_of[key] = index
-                    self._engine.add_request(key, inputs, self._params(key, reason, one_token=one_token))
-                    self._waiting.add(key)
+                    self._add(key, inputs, self._params(key, reason, one_token=one_token))
                 if not index_of:
                     return
                 for done in self._step():
@@ -177,6 +176,19 @@ class VllmEngine:
                 "vLLM's engine has died while it embedded; what it printed is above",
                 "run again (finished parts are kept), with less memory in use, or with adaptive.engine=transformers",
             ) from error
+
+    def _add(self, key: str, inputs: Any, params: Any) -> None:
+        from vllm.exceptions import VLLMError  # noqa: PLC0415 (heavy)
+
+        try:
+            self._engine.add_request(key, inputs, params)
+        except (VLLMError, ValueError) as error:
+            length, cause = len(inputs["prompt_token_ids"]), str(error).splitlines()[0]
+            raise InputError(
+                f"vLLM refuses a query or candidate of {length:,} tokens: {cause}",
+                "lower data.max_candidate_chars or model.max_pixels, or set adaptive.engine=transformers",
+            ) from error
+        self._waiting.add(key)
 
     def _step(self) -> list[tuple[str, _Finished]]:
         finished = [output for output in self._engine.step() if output.finished]
@@ -250,13 +262,14 @@ def _normalise(state_D: Tensor) -> Tensor:
 def start_engine(options: dict[str, Any], defaults: Mapping[str, str] = _ON_CPU) -> Any:
     """vLLM's engine. defaults: variables that the user may set. Raises EngineError with vLLM's own cause."""
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 (heavy)
+    from vllm.exceptions import VLLMError  # noqa: PLC0415
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
     logger.info("starts vLLM on %s", options["model"])
     try:
         with _environment({**_DEFAULTS, **defaults}):
             return LLMEngine.from_engine_args(EngineArgs(**options))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (VLLMError, RuntimeError, ValueError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = " ".join(lines[:3])[:500] or type(error).__name__
         raise EngineError(

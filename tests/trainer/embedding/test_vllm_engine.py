@@ -13,6 +13,7 @@ import pytest
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
+from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import AdaptiveSettings, Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
@@ -116,6 +117,13 @@ def test_what_a_caller_did_not_wait_for_changes_nothing(both: Both) -> None:
     whole = both.engine.embed(both.rows, route="always-reason")
     next(both.engine.stream(both.rows, route="always-reason"))
     check_equal(both.engine.embed(both.rows, route="always-reason"), whole)
+
+
+def test_a_row_that_is_too_long_is_an_error_and_the_engine_goes_on(both: Both) -> None:
+    long = both.embedder.encoder().encode_query("q", "Find it.", "a red cube " * 9_000, None)
+    with pytest.raises(InputError, match=r"vLLM refuses a query or candidate of \d+,\d+ tokens"):
+        both.engine.embed([*both.rows, long], route="learned")
+    check_equal(both.engine.embed(both.rows), AdaptiveEmbedder(both.embedder, SETTINGS).embed(both.rows))
 
 
 def test_a_model_that_vllm_does_not_know_is_an_error(tmp_path: Path, config: TrainConfig) -> None:
