@@ -143,6 +143,34 @@ def _compact(embedding: QueryEmbedding) -> QueryEmbedding:
     return embedding._replace(vector=embedding.vector.half(), bypass=bypass.half() if bypass is not None else None)
 
 
+def join_units(units: Sequence[QueryUnit]) -> Iterator[QueryUnit]:
+    """Units of several files as one, of at most `WINDOW` queries: an engine that batches by itself is then full throughout."""
+    joined: QueryUnit | None = None
+    for unit in units:
+        if joined is None:
+            joined = unit
+        elif joined.written is None and unit.written is None and joined.route == unit.route and _fits(joined, unit):
+            joined = QueryUnit(joined.places + unit.places, joined.queries + unit.queries, unit.route)
+        else:
+            yield joined
+            joined = unit
+    if joined is not None:
+        yield joined
+
+
+def _fits(joined: QueryUnit, unit: QueryUnit) -> bool:
+    return len(joined.places) + len(unit.places) <= WINDOW
+
+
+def split_part(part: QueryPart) -> Iterator[QueryPart]:
+    """A part for each file. The seconds are divided by numbers of queries: what each file took is not known."""
+    tasks = [place[0] for place in (*part.embeddings, *part.left_out)]
+    for task in dict.fromkeys(tasks):
+        embeddings = {place: one for place, one in part.embeddings.items() if place[0] == task}
+        left_out = {place: one for place, one in part.left_out.items() if place[0] == task}
+        yield QueryPart(embeddings, left_out, part.seconds * tasks.count(task) / len(tasks))
+
+
 class QueryWorkers(Protocol):
     count: int
 

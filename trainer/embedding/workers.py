@@ -24,7 +24,7 @@ from schemas.training import TrainConfig
 from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import PoolPart, Range
 from trainer.embedding.pool_embedder import PoolEmbedder
-from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit
+from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit, join_units, split_part
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.model.embedder import Embedder
 
@@ -115,7 +115,12 @@ class LocalPoolEmbedder(AbstractContextManager["LocalPoolEmbedder"]):
             yield span, self._worker.embed_part(fetch_range(pool, span))
 
     def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
-        yield from map(_query_embedder(self._worker, self._config).embed_unit, units)
+        embedder = _query_embedder(self._worker, self._config)
+        if self._worker.engine is None:
+            yield from map(embedder.embed_unit, units)
+            return
+        for unit in join_units(units):
+            yield from split_part(embedder.embed_unit(unit))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._worker.close()

@@ -11,12 +11,14 @@ import torch
 
 from pipeline.mbeir.images import ImageStore
 from pipeline.mbeir.layout import Layout
-from schemas.mbeir import DATASET_TASKS
+from schemas.mbeir import DATASET_TASKS, DatasetTask
+from schemas.record import ImageReason
 from schemas.training import Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
+from trainer.data.exclusions import Exclusion
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
-from trainer.embedding.embed import QueryFile
-from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit
+from trainer.embedding.embed import QueryFile, StudentQuery
+from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit, join_units, split_part
 
 
 class Counting:
@@ -116,3 +118,26 @@ def test_routings_share_embeddings_without_changing_them(config: TrainConfig, ti
         assert all(one.bypass is one.vector for one in fallen if one.fell_back)
         same("given", own, exact=False)
         assert not worker.taken()
+
+
+def test_units_of_several_files_are_joined_and_their_parts_split() -> None:
+    tasks = [task for task in DATASET_TASKS if task.name in ("cirr_task7", "webqa_task1", "nights_task4")]
+
+    def unit(task: DatasetTask, count: int, route: RouteChoice = "learned", written: str | None = None) -> QueryUnit:
+        places = tuple((task, f"q{i}") for i in range(count))
+        queries = tuple(StudentQuery(qid, "", "", None) for _, qid in places)
+        return QueryUnit(places, queries, route, None if written is None else (written,) * count)
+
+    first, second, third = unit(tasks[0], 600), unit(tasks[1], 424), unit(tasks[2], 1)
+    forced, given = unit(tasks[0], 2, "always-reason"), unit(tasks[1], 2, written="Answer: it")
+    joined = list(join_units([first, second, third, forced, given, given]))
+    assert [len(one.places) for one in joined] == [1024, 1, 2, 2, 2]
+    assert (joined[0].places, joined[0].queries) == (first.places + second.places, first.queries + second.queries)
+    assert joined[1:] == [third, forced, given, given]
+    embedding = QueryEmbedding(torch.zeros(2), False, True, "", 1.0, 0, 0.1)
+    places = joined[0].places
+    lost = {places[-1]: Exclusion("q", "i.jpg", ImageReason.MISSING, "no such file")}
+    parts = list(split_part(QueryPart(dict.fromkeys(places[:-1], embedding), lost, 10.24)))
+    assert [len(part.embeddings) for part in parts] == [600, 423]
+    assert [part.left_out for part in parts] == [{}, lost]
+    assert [part.seconds for part in parts] == pytest.approx([6.0, 4.24])
