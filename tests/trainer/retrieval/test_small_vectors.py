@@ -39,12 +39,17 @@ def test_rescored_hits_are_the_exact_ones_if_the_candidates_hold_them(kind: Smal
     everything = small.search(queries, len(vectors))
     assert [sorted(row) for row in everything.tolist()] == [list(range(60))] * 5
     hits, exact = rescore(queries, everything, lambda held: vectors[held], k), top_k(queries, [vectors], k)
-    np.testing.assert_array_equal(hits.positions, exact.positions)
+    # the two sum products in different orders: neighbours whose scores agree up to rounding may swap
+    products_QC = queries @ vectors.T
     np.testing.assert_allclose(hits.scores, exact.scores, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(products_QC, hits.positions, 1), exact.scores, atol=1e-6)
+    assert all(len(set(row)) == k for row in hits.positions.tolist())
     some = rescore(queries, small.search(queries, 2 * k), lambda held: vectors[held], k)
     assert (np.diff(some.scores, axis=1) <= 0).all()
-    np.testing.assert_allclose(some.scores, np.take_along_axis(queries @ vectors.T, some.positions, 1), atol=1e-6)
-    assert recall(exact.positions, some.positions) >= recall(exact.positions, small.search(queries, k)) - 1e-9
+    np.testing.assert_allclose(some.scores, np.take_along_axis(products_QC, some.positions, 1), atol=1e-6)
+    assert (
+        recall(exact.positions, some.positions) >= recall(exact.positions, small.search(queries, k)) - 0.21 / k
+    )  # a swap at the edge
 
 
 @settings(max_examples=25)
