@@ -160,9 +160,7 @@ def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedd
     }
     for name in ("logits_processors", "worker_extension_cls"):
         options.pop(name)
-    second = start_engine(
-        options, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    )  # one process holds one
+    second = start_engine(options)
     mib, seconds = _mib() - before, time.perf_counter() - began
     both: Embedded = {}
     for timed in (False, True):
@@ -182,8 +180,8 @@ def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedd
                     place = by_key[output.request_id]
                     both[place] = written[place]._replace(vector=torch.as_tensor(output.outputs.data))
         rate = len(both) / (time.perf_counter() - began)
-    second.engine_core.shutdown()
     alone, took = _embed(worker, units)
+    second.engine_core.shutdown()  # after which the first one, in the same process, cannot go on
     cosine, equal = _agreement(ours, both)
     ratio = rate * took / len(alone)
     return f"b: {ratio:.2f} of a's queries/s; least cosine {cosine}, {equal}; {mib:,.0f} MiB and {seconds:.0f} s to start beside a's"
