@@ -87,7 +87,8 @@ def export_dataset(
         shutil.rmtree(new)
         raise InputError(
             f"the images of {lost:,} of {dataset.manifest.records:,} records cannot be opened; nothing was written",
-            f"are the images below {root} all there, and is the disk with them mounted?",
+            f"are the images below {root} all there, and is the disk with them mounted? Where links lead out of it, name "
+            "their directory with --image-root",
         )
     if pictures is not None and pictures.count:
         written = replace(written, remarks=(*written.remarks, f"{pictures.count:,} {BESIDE}"))

@@ -35,7 +35,7 @@ def test_missing_images_do_not_replace_a_good_dataset(root: Path, tmp_path: Path
             build(config, "route.threshold=0.4")
         said = str(error.value)
         assert "of the last queries were rejected for image_missing; the last: image 'mbeir_images/" in said
-        assert "mounted?" in said
+        assert "their disk is mounted" in said
         # without early stop (the build is too short, or it is off) the loss is found before publication
         said = built(config, "--set", "route.threshold=0.4", "--set", "early_stop.inputs=1", expect=2)
         assert "the build keeps 0 records" in said

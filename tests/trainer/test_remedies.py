@@ -132,7 +132,9 @@ def test_what_keeps_a_merge_from_its_servers(
     model, out = finished / "trace" / "model", tmp_path / "out"
     option = named(r"add (--set data\.mbeir=)DIR", refused("does not say where M-BEIR is", "merge", model, out))
     given = [*f"{option}{tiny_world}".split()]
-    option = named(r"add (--set data\.dataset=)DIR", refused("does not say what it was fitted on", "merge", model, out, *given))
+    option = named(
+        r"add (--set data\.dataset=)DIR", refused("does not say what it was trained on", "merge", model, out, *given)
+    )
     given += f"{option}{dataset}".split()
     out.mkdir()
     (out / "notes.txt").touch()

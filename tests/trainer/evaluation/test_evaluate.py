@@ -142,7 +142,7 @@ def test_a_corpus_is_indexed_and_searched(finished: Path, tiny_world: Path, tmp_
         index_command(finished, where, split="val", pool=["edis_task2"], overrides=[f"data.mbeir={tiny_world}"])
     with pytest.raises(InputError, match="queries have 7 dimensions, the index 256"):
         index.search(np.ones((1, 7)), 3)
-    with pytest.raises(ConfigError, match="says nothing without --small"):
+    with pytest.raises(ConfigError, match="has no effect without --small"):
         index_command(finished, where, dims=64)
     with pytest.raises(ConfigError, match="without --approximate"):
         index.search(index.vectors[:1], 3, dims=64, small=True)

@@ -88,7 +88,11 @@ def test_the_cards_example_computes_the_adaptive_embeddings(
         torch.from_numpy(names["candidates"]), torch.from_numpy(embedder.embed_candidates([picture, "A red cube."])), atol=1e-5
     )
     assert sorted(names["traces"]) == sorted(one.trace for one in found)  # sentence-transformers sorts a batch by length
-    assert any(names["traces"])
+    reasoning = SentenceTransformer(modules=[AdaptiveModule(embedder, route="always-reason")])
+    thought = embedder.embed_queries(["a red cube"], instruction="Find it.", route="always-reason")
+    vectors = reasoning.encode_query(["a red cube"], prompt="Find it.", convert_to_tensor=True)
+    assert torch.allclose(vectors, thought[0].vector, atol=1e-5)
+    assert reasoning[0].embedded[0].trace == thought[0].trace != ""
 
     bypass = SentenceTransformer(modules=[AdaptiveModule(embedder, route="always-direct")])
     direct = embedder.embed_queries(["a red cube"], instruction="Find it.", route="always-direct")

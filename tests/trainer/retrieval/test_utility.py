@@ -56,7 +56,9 @@ def test_the_utility_is_how_much_the_positives_lead_grows(
             best = max(scores[position] for position in positions(item.positives))
             others = (sampled | set(positions(item.hard_negatives))) - set(positions(mask))
             beaten = [scores[position] for position in others]
-            assert rows[item.id][f"rank_{name}"] == sum(score > best for score in beaten) + 1
+            close = 2e-3  # of vectors that were computed in other batches
+            least, most = (1 + sum(score > best + by for score in beaten) for by in (close, -close))
+            assert least <= rows[item.id][f"rank_{name}"] <= most
             margins[item.id, name] = best - max(beaten)
             assert rows[item.id][f"margin_{name}"] == pytest.approx(margins[item.id, name], abs=2e-3)
     for identifier, row in rows.items():
