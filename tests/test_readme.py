@@ -23,9 +23,9 @@ def test_its_results_equal_those_of_the_results_page() -> None:
     names = {
         "TRACE": "trace",
         "TRACE, teacher's traces given": "trace, teacher's traces",
+        "TRACE, routed by modality": "trace, routed by modality",
         "`direct`: never reasons": "direct",
-        "`always-reason`": "always-reason",
-        "base, untrained (one seed)": "base (one seed)",
+        "base, untrained": "base",
     }
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+%) \|$", README, re.MULTILINE)
     assert [name for name, *_ in rows] == list(names)
