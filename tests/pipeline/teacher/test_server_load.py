@@ -1,4 +1,4 @@
-"""A server's own metrics limit what is sent to it. `test_real_server.py` has the real metrics."""
+"""A server's own metrics limit what is sent to it."""
 
 from __future__ import annotations
 
