@@ -88,7 +88,7 @@ def records_table(rows: Sequence[Record]) -> pa.Table:
 
 
 def rejections_table(rows: Sequence[Rejection]) -> pa.Table:
-    return _table([vars(row) for row in rows], REJECTIONS)
+    return _table([vars(row) | {"facet_confidences": _confidences(row)} for row in rows], REJECTIONS)
 
 
 def _fields(row: Record) -> dict[str, Any]:
@@ -97,8 +97,13 @@ def _fields(row: Record) -> dict[str, Any]:
         "facets": [vars(facet) for facet in row.facets],
         "verdict": vars(row.verdict) if row.verdict is not None else None,
         "provenance": vars(row.provenance),
+        "facet_confidences": _confidences(row),
     }
     return vars(row) | nested
+
+
+def _confidences(row: Record | Rejection) -> list[dict[str, Any]]:
+    return [vars(facet) for facet in row.facet_confidences]
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

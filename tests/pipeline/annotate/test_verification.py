@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from bench.oracle import Oracle
 from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.preview import annotate_queries, annotations_of
@@ -13,6 +15,7 @@ from pipeline.annotate.record_builder import RecordBuilder
 from pipeline.annotate.steps import Annotator
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.config import load_config
+from pipeline.dataset.arrow_schema import records_table, rejections_table
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import collect
 from pipeline.serving.hosted import hosted_pair
@@ -147,3 +150,20 @@ def test_an_answer_about_a_facet_that_does_not_arrive_is_owed(tmp_path: Path, sm
         assert len(one.last_answers) == 3
         assert [answer.ok for answer in one.last_answers] == [True, False, True]
         assert json.loads(json.dumps(one.rejection.detail))
+
+
+def test_rows_and_tables_have_each_facets_confidence(oracle: Oracle, tmp_path: Path, small_world: Path) -> None:
+    records, rejections = [], []
+    for least in (0.0, 0.9):  # most are kept, most are rejected
+        settings = {"route__policy": "by-dataset", "verify__form": "facets", "verify__facet_threshold": least}
+        config = load_config(oracle.config(tmp_path, small_world, teacher__prompts="full", **settings), BuildConfig)
+        builder = RecordBuilder(AnnotationWorker(config, None).annotator)
+        for annotation in annotate_queries(config, limit=60):
+            record, rejection = builder.rows(annotation)
+            records += [record] if record is not None else []
+            rejections += [rejection] if rejection is not None else []
+    assert any(record.facet_confidences for record in records)
+    assert any(rejection.facet_confidences for rejection in rejections)
+    for table, rows in ((records_table(records), records), (rejections_table(rejections), rejections)):
+        dumped = [row.model_dump(mode="json", include=set(table.column_names)) for row in rows]  # type: ignore[attr-defined]
+        assert table.to_pylist() == pa.Table.from_pylist(dumped, schema=table.schema).to_pylist()
