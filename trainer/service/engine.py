@@ -226,7 +226,19 @@ def _embed(embedder: Embeds, works: list[Work]) -> list[Outcome]:
         return [_finite(Embedded(vector, int(tokens))) for vector, tokens in zip(vectors_CD, tokens_C, strict=True)]
     queries = embedder.embed_queries(contents, instruction=[work.instruction for work in works], route=route)
     return [
-        _finite(Embedded(one.vector.numpy(), one.prompt_tokens, one.reasoned, one.ended, one.trace, one.p_direct, one.tokens))
+        _finite(
+            Embedded(
+                one.vector.numpy(),
+                one.prompt_tokens,
+                one.reasoned,
+                one.ended,
+                one.trace,
+                one.p_direct,
+                one.tokens,
+                one.confidence,
+                one.fell_back,
+            )
+        )
         for one in queries
     ]
 

@@ -162,6 +162,8 @@ class Embedded(NamedTuple):
     trace: str = ""
     p_direct: float | None = None
     tokens: int = 0
+    confidence: float | None = None
+    fell_back: bool = False
 
 
 def answer(name: str, request: EmbeddingRequest, embedded: Sequence[Embedded]) -> dict[str, Any]:
@@ -190,6 +192,8 @@ def _rows(request: EmbeddingRequest, embedded: Sequence[Embedded]) -> Iterator[d
                 "trace": one.trace or None,
                 "trace_tokens": one.tokens,
                 "trace_ended": one.ended,
+                "trace_confidence": one.confidence,
+                "fell_back": one.fell_back,
             }
         yield row
 

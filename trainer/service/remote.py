@@ -92,6 +92,8 @@ class RemoteEmbedder:
                         1.0 - row["p_reasoning"],
                         row["trace_tokens"],
                         time.perf_counter() - began,
+                        confidence=row["trace_confidence"],
+                        fell_back=row["fell_back"],
                     )
                 )
         return embeddings

@@ -110,13 +110,15 @@ VECTOR = np.array([0.6, -0.8, 0.0, 0.0], np.float32)
 
 
 def test_an_answer_has_openais_fields_and_the_route() -> None:
-    rows = [Embedded(VECTOR, 7, True, True, "Source: a.", 0.25, 5), Embedded(VECTOR, 3, p_direct=0.9)]
+    rows = [Embedded(VECTOR, 7, True, True, "Source: a.", 0.25, 5, -0.1, True), Embedded(VECTOR, 3, p_direct=0.9)]
     said = answer("trace", parsed(input=["a", "b"]), rows)
     assert said["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     first, second = said["data"]
     assert first["embedding"] == VECTOR.tolist()
     assert (first["route"], first["p_reasoning"], first["trace"], first["trace_tokens"]) == ("reasoning", 0.75, "Source: a.", 5)
+    assert (first["trace_confidence"], first["fell_back"]) == (-0.1, True)
     assert (second["index"], second["route"], second["trace"]) == (1, "bypass", None)
+    assert (second["trace_confidence"], second["fell_back"]) == (None, False)
     (candidate,) = answer("trace", parsed(input="a", input_type="candidate"), [Embedded(VECTOR, 7)])["data"]
     assert candidate == {"object": "embedding", "index": 0, "embedding": VECTOR.tolist()}
 

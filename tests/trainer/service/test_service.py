@@ -64,6 +64,9 @@ def test_openais_client_gets_the_vectors_traces_and_routes_of_the_embedder(
                 one.reasoned, one.trace, one.tokens,
             )  # fmt: skip
             assert more["p_reasoning"] == pytest.approx(1 - one.p_direct, abs=1e-4)
+            assert (more["trace_confidence"] is None) == (one.confidence is None)
+            assert more["trace_confidence"] == pytest.approx(one.confidence, abs=1e-3)
+            assert more["fell_back"] == one.fell_back
         assert said.usage.prompt_tokens == sum(one.prompt_tokens for one in wanted) > 20
         assert said.usage.total_tokens - said.usage.prompt_tokens == sum(one.tokens for one in wanted)
     assert [model.id for model in client.models.list()] == ["trace"]
