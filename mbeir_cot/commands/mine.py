@@ -40,11 +40,8 @@ def mine(
     Embeds the training's candidates and queries with the run's embedder and searches all queries in one pass. Passed over are
     positives, those of queries that share one, near-duplicates of a positive, and candidates that score too close to it.
     """
-    from contextlib import nullcontext
-
     from schemas.training import Variant
-    from trainer.distributed import ProcessGroup
-    from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
+    from trainer.embedding.workers import EmbedderSpec, open_workers
     from trainer.model.location import locate, model_directory
     from trainer.retrieval.mine import COLLAPSED, mine
 
@@ -55,14 +52,7 @@ def mine(
     target = out or model.parent / "mined"
     target.mkdir(parents=True, exist_ok=True)
     wanted = MiningSettings(keep=keep, depth=depth, skip=skip, margin=margin, near=near)
-    source, count = EmbedderSpec(settings, model), settings.evaluation.workers
-    on_gpu = ProcessGroup.join(settings.device).device.type == "cuda"
-    with (
-        quiet_progress(quiet),
-        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
-        if count == 1
-        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=target) as workers,
-    ):
+    with quiet_progress(quiet), open_workers(EmbedderSpec(settings, model), logs=target) as workers:
         mined = mine(settings, chosen, model, target, settings=wanted, workers=workers)
     report = mined.report
     console.print(

@@ -33,11 +33,8 @@ def utility(
 
     Each query is embedded with its trace and without; its utility is how much the positive's lead over the best negative grows.
     """
-    from contextlib import nullcontext
-
     from schemas.training import Variant
-    from trainer.distributed import ProcessGroup
-    from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder, RayPoolEmbedder
+    from trainer.embedding.workers import EmbedderSpec, open_workers
     from trainer.model.location import locate, model_directory
     from trainer.retrieval.utility import measure_utility
 
@@ -47,14 +44,7 @@ def utility(
     model = model_directory(settings, run, chosen)
     target = out or model.parent / "utility"
     target.mkdir(parents=True, exist_ok=True)
-    source, count = EmbedderSpec(settings, model), settings.evaluation.workers
-    on_gpu = ProcessGroup.join(settings.device).device.type == "cuda"
-    with (
-        quiet_progress(quiet),
-        nullcontext(LocalPoolEmbedder(source.embedder(), settings))
-        if count == 1
-        else RayPoolEmbedder(source, count, gpu=on_gpu, logs=target) as workers,
-    ):
+    with quiet_progress(quiet), open_workers(EmbedderSpec(settings, model), logs=target) as workers:
         found = measure_utility(
             settings, chosen, model, target, dataset=dataset, sample=sample, by_failure=by_failure, workers=workers
         )
