@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Final
 
 from pipeline.serving.cpu_features import cpu_multiplies_bfloat16
 from pipeline.serving.pixels import processor_kwargs
 from schemas.hosting import ServerConfig
+
+_BATCHED_TOKENS: Final = 4096
+"""Least number of tokens in a step on CPU: a prompt is never split, and short ones share a step."""
 
 
 def arguments(config: ServerConfig, port: int) -> list[str]:
@@ -34,6 +38,9 @@ def arguments(config: ServerConfig, port: int) -> list[str]:
         options += ["--api-server-count", str(config.api_servers)]
     if config.device == "cpu" or config.enforce_eager:
         options.append("--enforce-eager")
+    if config.device == "cpu":  # vLLM 0.32 dies there of a seeded request with a temperature whose prefill is split
+        whole = max(_BATCHED_TOKENS, config.max_model_len, config.max_num_seqs)
+        options += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(whole)]
     if config.trust_remote_code:
         options.append("--trust-remote-code")
     if config.media_root is not None:

@@ -178,3 +178,12 @@ def test_an_internvl_with_custom_code_is_reported_before_the_download(tmp_path: 
     assert "-hf" in caught.value.remedy
     with pytest.raises(ConfigError, match="ignores the pixel budget"):
         check_model(ServerConfig(model="OpenGVLab/InternVL3-78B-hf"))
+
+
+def test_on_cpu_no_prefill_is_split() -> None:
+    """vLLM on CPU dies of a seeded request with a temperature whose prefill is split."""
+    for length, least in ((1024, 4096), (8192, 8192)):
+        said = arguments(ServerConfig(model="m", device="cpu", max_model_len=length), 1)
+        assert "--no-enable-chunked-prefill" in said
+        assert int(said[said.index("--max-num-batched-tokens") + 1]) == least
+    assert "--no-enable-chunked-prefill" not in arguments(ServerConfig(model="m", max_model_len=1024), 1)
