@@ -35,6 +35,7 @@ class Oracle:
         key: str = "",
     ) -> None:
         """`kind`: one of `bench.oracle_server.KINDS`."""
+        self.limit = log.with_suffix(".limit")
         self.kind, self.root, self.key = kind, root, key
         self.log, self.delay, self.garbage, self.bodies, self.refuse = log, delay, garbage, bodies, refuse
         with socket.socket() as probe:
@@ -44,7 +45,7 @@ class Oracle:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "bench.oracle_server", str(self.port), "--log", str(self.log)]
         command += ["--delay", str(self.delay), "--garbage", self.garbage, "--refuse", self.refuse]
-        command += ["--kind", self.kind, "--root", self.root, "--key", self.key]
+        command += ["--kind", self.kind, "--root", self.root, "--key", self.key, "--limit", str(self.limit)]
         command += ["--bodies", str(self.bodies)] if self.bodies is not None else []
         self.process = subprocess.Popen(command, cwd=ROOT)
         for _ in range(200):
@@ -68,6 +69,12 @@ class Oracle:
     def answered(self) -> Counter[str]:
         """Counts how often each request was answered."""
         return Counter(self.log.read_text(encoding="utf-8").split()) if self.log.exists() else Counter()
+
+    def answer_at_most(self, requests: int | None) -> None:
+        """Lets requests wait once so many have been answered in all, until told otherwise; None: no limit."""
+        new = self.limit.with_suffix(".new")
+        new.write_text("" if requests is None else str(requests), encoding="utf-8")
+        new.replace(self.limit)
 
     def config(self, directory: Path, mbeir: Path, **changes: Any) -> Path:
         """Writes a config file with this teacher; `changes` are ``section__key=value``."""

@@ -5,6 +5,7 @@ answers. It logs every request that it answers, so that a test can count what wa
 failures see `fault_server`.
 
     python -m bench.oracle_server PORT [--log FILE] [--delay SECONDS] [--garbage TEXT] [--refuse TEXT] [--kind KIND] [--die TEXT] [--key KEY]
+        [--limit FILE]
 
 Other kinds of server give the same answers in their own form: see `strict_server` and `thinking_server`. A preflight's requests are
 not logged.
@@ -121,12 +122,19 @@ def application(
     die: str = "",
     deaths: Path | None = None,
     key: str = "",
+    limit: Path | None = None,
 ) -> web.Application:
     respond = respond_as(kind)
+    answered = 0
     file = log.open("a", buffering=1, encoding="utf-8") if log is not None else None
     kept = bodies.open("ab") if bodies is not None else None
 
+    def at_limit() -> bool:
+        most = limit.read_text(encoding="utf-8") if limit is not None and limit.exists() else ""
+        return bool(most) and answered >= int(most)
+
     async def chat(request: web.Request) -> web.Response:
+        nonlocal answered
         content = await request.read()
         body = orjson.loads(content)
         if kept is not None:
@@ -134,6 +142,8 @@ def application(
             kept.flush()
         if delay:
             await asyncio.sleep(delay)
+        while at_limit():
+            await asyncio.sleep(0.01)
         if die and die in content_of(body)[0]:
             if deaths is not None:
                 with deaths.open("a", encoding="utf-8") as lines:
@@ -149,6 +159,7 @@ def application(
             "User-Agent", ""
         ):  # before the answer is sent: a request that is not in the log was never answered
             file.write(content_of(body)[1] + "\n")
+            answered += 1
         return web.Response(body=orjson.dumps(given), content_type="application/json")
 
     async def health(request: web.Request) -> web.Response:
@@ -183,9 +194,17 @@ def main() -> None:
     parser.add_argument("--kind", default="oracle", choices=KINDS)
     parser.add_argument("--root", default="", help="the model's path that its list of models reports")
     parser.add_argument("--key", default="", help="requests without this key get a 401")
+    parser.add_argument("--limit", type=Path, help="a file with the number of answers after which requests wait")
     parser.add_argument("--bodies", type=Path, help="a file for the bodies of all requests")
     given = parser.parse_args()
-    own = {"kind": given.kind, "root": given.root, "die": given.die, "deaths": given.deaths, "key": given.key}
+    own = {
+        "kind": given.kind,
+        "root": given.root,
+        "die": given.die,
+        "deaths": given.deaths,
+        "key": given.key,
+        "limit": given.limit,
+    }
     web.run_app(
         application(given.log, given.delay, given.garbage, given.bodies, given.refuse, **own),
         host="127.0.0.1",
