@@ -37,7 +37,8 @@ def over_seeds(values: Collection[float], runs: int | None = None) -> str:
     known = [100 * value for value in values if not np.isnan(value)]
     if not known:
         return ""
-    spread = f" ({min(known):.1f}-{max(known):.1f})" if len(known) > 1 else ""
+    between = " to " if min(known) < 0 else "-"
+    spread = f" ({min(known):.1f}{between}{max(known):.1f})" if len(known) > 1 else ""
     return f"{np.mean(known):.1f}{spread}" + ("" if runs in (None, len(known)) else f" [{_seeds(len(known))}]")
 
 
@@ -105,7 +106,8 @@ def _think_rate(columns: Sequence[Column]) -> float:
     return sum(column.reasoned for column in columns) / max(1, sum(column.groups[ALL].queries for column in columns))
 
 
-def _print(title: str, header: Sequence[str], body: Rows, *, markdown: bool) -> None:
+def print_table(title: str, header: Sequence[str], body: Rows, *, markdown: bool) -> None:
+    """On the terminal, or with `markdown` as a document's table."""
     if markdown:
         lines = [[title, *header], ["---"] * (1 + len(header)), *body]
         print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n")
@@ -125,11 +127,11 @@ def main(
     found = [json.loads((run / "eval" / f"results_{split}.json").read_text(encoding="utf-8")) for run in runs]
     for pool, title in (("local", "local pools"), ("union", "union of all pools")):
         header, body = hit_rows(found, pool)
-        _print(title, header, body, markdown=markdown)
+        print_table(title, header, body, markdown=markdown)
     suites = [read_results(run) for run in runs]
     if any(suites):
         header, body = suite_rows(suites)
-        _print("zero-shot suite", header, body, markdown=markdown)
+        print_table("zero-shot suite", header, body, markdown=markdown)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,16 @@ class TruthGroups(NamedTuple):
     """by_kind: by the kind of reasoning that a query needs. by_trace: the same, by what became of its own trace. by_unseen:
     questions about entities (OVEN, InfoSeek, WebQA), by what in them no training query has.
 
-    confidence_auc: how well the confidence of a trace tells right ones from wrong ones; NaN where all are alike.
+    confidence_auc: how well the confidence of a trace tells right ones from wrong ones; NaN where all are alike. routes_right:
+    share of queries that reasoned if, and only if, they need it. traces_right: share of the own traces; NaN without any.
     """
 
     by_kind: tuple[Group, ...]
     by_trace: tuple[Group, ...]
     by_unseen: tuple[Group, ...]
     confidence_auc: float
+    routes_right: float
+    traces_right: float
 
 
 def group_by_truth(runs: Sequence[Path], world: Path, split: EvaluationSplit = "test", suffix: str = "trace") -> TruthGroups:
@@ -94,7 +97,13 @@ def group_by_truth(runs: Sequence[Path], world: Path, split: EvaluationSplit = "
         tuple(by_trace),
         tuple(by_unseen),
         auc([one.confidence or 0.0 for one in judged], [bool(one.right) for one in judged]),
+        _share([one.reasoned == one.why.needs_reasoning for one in queries.values()]),
+        _share([one.right for one in queries.values() if one.right is not None]),
     )
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _named(truth: QueryTruth) -> tuple[str, int]:

@@ -73,8 +73,14 @@ def test_groups_by_kind_and_by_trace(world: Path, truth: Truth, tmp_path: Path) 
     assert sum(count for name, count in entities.items() if "needs" not in name) == 26
     assert sum(count for name, count in entities.items() if "needs" in name) == 24
     assert found.confidence_auc == 1.0
+    assert (found.routes_right, found.traces_right) == (
+        pytest.approx(18 / 26),
+        0.5,
+    )  # a third of those that need it did not reason
     alone = group_by_truth([write_run(tmp_path / "c", world, simple)], world)
     assert math.isnan(alone.confidence_auc)
+    assert math.isnan(alone.traces_right)
+    assert alone.routes_right == 1.0
 
 
 def test_another_world_or_no_evaluation_is_refused(world: Path, truth: Truth, tmp_path: Path) -> None:
