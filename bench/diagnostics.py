@@ -79,7 +79,7 @@ def swap_rows(runs: Sequence[Path], split: str) -> Rows:
 
 def _print_spread(found: Sequence[TruthGroups], runs: Sequence[Path], split: str, *, markdown: bool) -> None:
     print(f"\nOver {len(found)} runs, in per cent: mean (least-greatest).\n")
-    tables = {
+    tables: dict[str, list[Sequence[Group]]] = {
         "kind of reasoning": [one.by_kind for one in found],
         "by its own trace": [[group for group in one.by_trace if group.name.startswith("needs")] for one in found],
         "questions about entities": [one.by_unseen for one in found],

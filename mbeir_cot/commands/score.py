@@ -29,7 +29,7 @@ def score(
     from schemas.mbeir import EVALUATION_SPLITS
     from trainer.embedding.files import EmbeddingFiles
     from trainer.evaluation.tables import render_scores
-    from trainer.evaluation.uniir import count_unreadable, score_directory, write_table
+    from trainer.evaluation.uniir_files import count_unreadable, score_directory, write_table
     from trainer.retrieval.topk import search_device
 
     scored_split = choose("--split", split, EVALUATION_SPLITS)

@@ -26,8 +26,8 @@ from pipeline.traces.families import family_of
 from schemas.mbeir import DatasetTask
 from schemas.record import task_of_record
 from trainer.data.batch_sampler import rng_for
+from trainer.evaluation.hit_rates import headline_k
 from trainer.evaluation.run_files import Ranked
-from trainer.evaluation.uniir import headline_k
 
 BANDS: Final = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 """Of P(complex); the last holds 1."""

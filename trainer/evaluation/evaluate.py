@@ -32,9 +32,10 @@ from trainer.embedding.files import EmbeddingFiles, empty_unless_made_by, exclus
 from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
+from trainer.evaluation.hit_rates import Score
 from trainer.evaluation.query_log import make_entry, queries_file, write_query_log
 from trainer.evaluation.results import Result, make_task_result, trace_accuracy
-from trainer.evaluation.uniir import Score, score_directory, write_table
+from trainer.evaluation.uniir_files import score_directory, write_table
 from trainer.model.metadata import fingerprint
 from trainer.retrieval.topk import search_device
 

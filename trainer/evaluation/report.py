@@ -25,10 +25,10 @@ from schemas.training import TrainConfig
 from trainer.embedding.files import EmbeddingFiles
 from trainer.evaluation.diagnostics import Diagnostics
 from trainer.evaluation.evaluate_run import diagnostics_file
+from trainer.evaluation.hit_rates import headline_k
 from trainer.evaluation.query_log import queries_file, read_query_log
 from trainer.evaluation.report_tables import make_costs, make_diagnostics, make_table, mean_rate
 from trainer.evaluation.run_files import read_ranks
-from trainer.evaluation.uniir import headline_k
 
 _SMOOTH: Final = 10
 _MISSED: Final = 10_000

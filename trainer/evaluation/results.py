@@ -13,7 +13,7 @@ from pipeline.traces.families import family_of
 from schemas.mbeir import DatasetTask
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.queries import QueryCosts
-from trainer.evaluation.uniir import Score, headline_k
+from trainer.evaluation.hit_rates import Score, headline_k
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from pipeline.mbeir.qrels import read_qrels
 from schemas.mbeir import DatasetTask, EvaluationSplit
 from schemas.record import record_id
 from trainer.embedding.files import EmbeddingFiles
-from trainer.evaluation.uniir import Pool, qrels_name, run_name
+from trainer.evaluation.hit_rates import Pool, qrels_name
+from trainer.evaluation.uniir_files import run_name
 
 
 class Ranked(NamedTuple):

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer.evaluation.diagnostics import Diagnostics, Group, Swap
+from trainer.evaluation.hit_rates import Score, headline_k
 from trainer.evaluation.results import Result, TaskResult
-from trainer.evaluation.uniir import Score, headline_k
 
 _FAMILIES: Final = ("visual", "text", "composed", "knowledge")
 _COSTS: Final = ("think rate", "tokens/query", "queries/s", "p50 ms", "p95 ms", "cut traces", "trace = teacher's")

@@ -16,9 +16,9 @@ from schemas.errors import InputError
 from schemas.mbeir import DatasetTask
 from schemas.record import record_id
 from trainer.embedding.files import EmbeddingFiles
+from trainer.evaluation.hit_rates import qrels_name
 from trainer.evaluation.query_log import queries_file
 from trainer.evaluation.run_files import run_file
-from trainer.evaluation.uniir import qrels_name
 
 TASK = DatasetTask("infoseek", 6)
 

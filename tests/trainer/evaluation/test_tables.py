@@ -8,9 +8,9 @@ from rich.console import Console, RenderableType
 from schemas.mbeir import DatasetTask
 from trainer.embedding.queries import QueryCosts
 from trainer.evaluation.diagnostics import Diagnostics, Group, Swap
+from trainer.evaluation.hit_rates import Score
 from trainer.evaluation.results import Result, TaskResult
 from trainer.evaluation.tables import render_diagnostics, render_results, render_scores
-from trainer.evaluation.uniir import Score
 
 CIRR, FIQ = DatasetTask("cirr", 7), DatasetTask("fashioniq", 7)
 

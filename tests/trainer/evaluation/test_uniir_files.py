@@ -16,7 +16,8 @@ from trainer.data.exclusions import Exclusion, save_exclusions
 from trainer.embedding import files as files_module
 from trainer.embedding.files import EmbeddingFiles, exclusions_path, ids_path, load_embeddings
 from trainer.embedding.vectors import read_blocks
-from trainer.evaluation.uniir import Score, format_run, format_table, hit_rates, metric_ks, score_directory
+from trainer.evaluation.hit_rates import Score, metric_ks
+from trainer.evaluation.uniir_files import format_run, format_table, score_directory
 from trainer.retrieval.topk import TopK
 
 CIRR, COCO, FIQ = DatasetTask("cirr", 7), DatasetTask("mscoco", 3), DatasetTask("fashioniq", 7)
@@ -141,11 +142,6 @@ def test_the_command_writes_run_files_and_the_table(tmp_path: Path) -> None:
     assert qid.startswith("8:")
     assert did.startswith("8:")
     assert -1.001 <= float(value) <= 1.001
-
-
-def test_hits_count_over_all_queries_and_a_missing_candidate_is_a_miss() -> None:
-    found = np.array([[1, 2, 3], [4, -1, -1], [7, 8, 9]])
-    assert hit_rates(found, [{3}, {5}, {7, 1}], (1, 2, 3)) == {1: 0.3333, 2: 0.3333, 3: 0.6667}
 
 
 def test_queries_listed_as_unreadable_count_as_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
