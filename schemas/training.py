@@ -193,6 +193,9 @@ class TracesSettings(_Settings):
     """Steps between refreshes of the student's own traces."""
     first_refresh: NonNegativeInt = 0
     """Steps before its first own traces."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of TRACE's reasoning queries, drawn anew each epoch, whose embedding in the contrastive pass is the one without a
+    trace, so that it is trained too (`adaptive.fallback`, a route that errs). They go on learning their trace and route."""
 
 
 class CheckpointSettings(_Settings):

@@ -18,6 +18,8 @@ from trainer.model.embedder import Embedder
 
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard", "trackers"}
 """Settings that may change between two runs of the same training."""
+_LATER: Final = (("data", "skip_unreadable"), ("data", "hold_out"), ("loss", "matryoshka"), ("traces", "dropout"))
+"""Settings that came later: at their default they are left out, so that runs from before them may resume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,9 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
     ):
         for key in free:
             settings[part].pop(key)
-    if not config.data.skip_unreadable:  # runs from before this setting may resume
-        settings["data"].pop("skip_unreadable")
-    if not config.data.hold_out:
-        settings["data"].pop("hold_out")
-    if not config.loss.matryoshka:
-        settings["loss"].pop("matryoshka")
+    for part, key in _LATER:
+        if getattr(config, part).model_dump()[key] == getattr(config, part).__class__.model_fields[key].default:
+            settings[part].pop(key)
     if config.data.hard_negatives == "mined":  # the records' digest is that of the file's content too
         settings["data"].pop("mined")
     else:
