@@ -35,7 +35,7 @@ class Batch:
 
     queries, candidates: micro-batches. `MicroBatch.places` gives the index of each sequence's embedding: queries in the order
     of `ids`,
-        candidates in that of `dids`, which are the queries' positives, then hard negatives.
+        candidates in that of `dids`, which are the queries' positives, then hard negatives. There are none in a first stage.
     positives: all listed positives of each query.
     """
 
@@ -94,12 +94,18 @@ class BatchSource(Dataset["Batch | CotError"]):
         """This process's share of the step."""
         epoch, of_all_processes = self.draw(step)
         items = [self.records.item(int(index)) for index in of_all_processes[self.rank :: self.world_size]]
+        if self.variant != "direct" and step < self.config.traces.first_stage_steps:
+            queries = [self._encode(item, self._trace(item), labelled=self._labelled(item), pooled=False) for item in items]
+            return self._batch(step, items, queries, [])
         queries = [sequence for item in items for sequence in self.encode_query(item, epoch)]
         dids = [item.positives[int(self._rng(epoch, item.id, "positive").integers(len(item.positives)))] for item in items]
         for item in items:
             count = min(self.config.data.negatives_per_query, len(item.hard_negatives))
             rng = self._rng(epoch, item.id, "negative")
             dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:count]]
+        return self._batch(step, items, queries, dids)
+
+    def _batch(self, step: int, items: list[Item], queries: list[EncodedSequence], dids: list[str]) -> Batch:
         candidates = [self.encode_candidate(candidate) for candidate in self.candidates.fetch(dids)]
         size, patches = self.config.batch.forward_batch_size or self.chunk, self.config.batch.micro_batch_patches
         return Batch(
@@ -121,15 +127,13 @@ class BatchSource(Dataset["Batch | CotError"]):
         prompt, takes a second one.
         """
         trace = self._trace(item)
-        # always-reason: a query whose trace was rejected has nothing to imitate, and must not learn to bypass
-        labelled = self.variant != "always-reason" or bool(trace)
         if trace and self._drops_trace(epoch, item.id):
             if self.encoder.pool == "pre":
                 return [self._encode(item, trace, labelled=True, at_prompt=True)]
             return [self._encode(item, ""), self._encode(item, trace, labelled=True, pooled=False)]
         own = self._own(item, epoch)
         if own is None or not trace or own == trace:
-            return [self._encode(item, trace, labelled=labelled)]
+            return [self._encode(item, trace, labelled=self._labelled(item))]
         return [self._encode(item, own), self._encode(item, trace, labelled=True, pooled=False)]
 
     def sample_labelled(self, records: int = 128) -> list[MicroBatch]:
@@ -174,6 +178,10 @@ class BatchSource(Dataset["Batch | CotError"]):
 
     def _trace(self, item: Item) -> str:
         return "" if self.variant == "direct" else self.traces.get(item.id, "")
+
+    def _labelled(self, item: Item) -> bool:
+        # always-reason: a query whose trace was rejected has nothing to imitate, and must not learn to bypass
+        return self.variant != "always-reason" or bool(self._trace(item))
 
     def _own(self, item: Item, epoch: int) -> str | None:
         if self.config.traces.contrastive == "mixed" and self._rng(epoch, item.id, "own").random() < 0.5:

@@ -18,7 +18,13 @@ from trainer.model.embedder import Embedder
 
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard", "trackers"}
 """Settings that may change between two runs of the same training."""
-_LATER: Final = (("data", "skip_unreadable"), ("data", "hold_out"), ("loss", "matryoshka"), ("traces", "dropout"))
+_LATER: Final = {
+    "model": ("bidirectional_attention",),
+    "data": ("skip_unreadable", "hold_out"),
+    "loss": ("matryoshka",),
+    "optimiser": ("kind", "lr_scaling"),
+    "traces": ("dropout", "first_stage_steps"),
+}
 """Settings that came later: at their default they are left out, so that runs from before them may resume."""
 
 
@@ -86,9 +92,13 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
     ):
         for key in free:
             settings[part].pop(key)
-    for part, key in _LATER:
-        if getattr(config, part).model_dump()[key] == getattr(config, part).__class__.model_fields[key].default:
-            settings[part].pop(key)
+    for part, keys in _LATER.items():
+        fields = type(getattr(config, part)).model_fields
+        for key in keys:
+            if getattr(getattr(config, part), key) == fields[key].default:
+                settings[part].pop(key)
+    if config.optimiser.lr_scaling == "none":
+        settings["optimiser"].pop("lr_batch_size")
     if config.data.hard_negatives == "mined":  # the records' digest is that of the file's content too
         settings["data"].pop("mined")
     else:

@@ -34,7 +34,7 @@ from trainer.model.vision_cache import Seen, TowerMemory
 
 
 class StepLosses(NamedTuple):
-    """Global means, the same in every process."""
+    """Global means, the same in every process. `retrieval`, `hit` and `similarity` are 0 in a first stage."""
 
     total: float
     retrieval: float
@@ -63,9 +63,11 @@ def train_step(
     cache = _GradientCache(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
     queries_QD = cache.embed(queries, len(batch.ids))
     candidates_CD = cache.embed(candidates, len(batch.dids))
-    retrieval, hit, similarity = _backward_contrastive(
-        embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
-    )
+    retrieval = hit = similarity = 0.0
+    if batch.dids:  # without candidates it is a step of the first stage, in every process
+        retrieval, hit, similarity = _backward_contrastive(
+            embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
+        )
     chunks = [(chunk, queries_QD) for chunk in queries] + [(chunk, candidates_CD) for chunk in candidates]
 
     generation = torch.zeros((), device=processes.device)
@@ -174,7 +176,7 @@ class _GradientCache:
         self._seen: list[list[Seen]] = []
 
     def embed(self, chunks: Sequence[MicroBatch], count: int) -> Tensor:
-        """(count, dim), a leaf that requires a gradient."""
+        """(count, dim), a leaf that requires a gradient; without columns if no sequence's embedding is used."""
         embeddings_QD: Tensor | None = None
         for chunk in chunks:
             if self._keep_graph:
@@ -194,7 +196,8 @@ class _GradientCache:
                 embeddings_QD = vectors_BD.new_zeros(count + 1, vectors_BD.shape[1])
             places_B = torch.where(chunk.places < 0, count, chunk.places)
             embeddings_QD.index_copy_(0, places_B.to(self._device, non_blocking=True), vectors_BD)
-        assert embeddings_QD is not None, "a batch has at least one query"
+        if embeddings_QD is None:
+            return torch.empty(count, 0, requires_grad=True)
         return embeddings_QD[:count].requires_grad_()
 
     def replay(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:
