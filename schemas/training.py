@@ -163,7 +163,7 @@ class BatchSettings(_Settings):
 
 
 class LossSettings(_Settings):
-    """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE."""
+    """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE + distillation * KL."""
 
     generation_weight: NonNegativeFloat = 1.0
     retrieval_weight: NonNegativeFloat = 1.0
@@ -175,6 +175,11 @@ class LossSettings(_Settings):
     learn_temperature: bool = False
     bidirectional: bool = False
     """Add the loss from candidates to queries."""
+    distillation_weight: NonNegativeFloat = 0.0
+    """Weight of a further loss, for mined negatives that a verifier judged (`mine --verifier`): the KL divergence from its
+    distribution over a query's positive and the negatives of the step, softmax(log-odds of P(yes) / temperature), to the
+    embedder's (U-MARVEL distils a reranker so)."""
+    distillation_temperature: PositiveFloat = 1.0
     matryoshka: tuple[PositiveInt, ...] = ()
     """Also compare the first 64, 128, … dimensions: the contrastive loss is the mean over these and the whole vector, so that
     truncated vectors can be searched (`index --dims`, `dimensions` of the service). Empty: the paper's loss."""
@@ -305,6 +310,10 @@ class TrainConfig(_Settings):
             )
         if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
+        if self.loss.distillation_weight and self.data.hard_negatives != "mined":
+            raise ValueError(
+                "loss.distillation_weight needs data.hard_negatives: mined, from `mbeir-cot mine RUN --verifier CONFIG`"
+            )
         if not self.model.writes and (reason := self._asks_for_traces()):
             raise ValueError(
                 f"model.pooling: mean and model.bidirectional_attention are for `direct` in transformers: {reason}"

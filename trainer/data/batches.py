@@ -6,7 +6,7 @@ import contextlib
 import math
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Self
 
@@ -24,6 +24,7 @@ from trainer.data.batch_sampler import BatchSampler, rng_for
 from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.micro_batch import MicroBatch
+from trainer.data.mined import Judged
 
 CPU_CHUNK: Final = 16
 """What `batch.micro_batch_size: auto` is on CPU."""
@@ -49,6 +50,7 @@ class Batch:
     """Queries with a trace."""
     at_once: bool
     """Whether all sequences together fit `batch.micro_batch_size`."""
+    judged: list[Judged] = field(default_factory=list)
 
 
 class BatchSource(Dataset["Batch | CotError"]):
@@ -99,11 +101,13 @@ class BatchSource(Dataset["Batch | CotError"]):
             return self._batch(step, items, queries, [])
         queries = [sequence for item in items for sequence in self.encode_query(item, epoch)]
         dids = [item.positives[int(self._rng(epoch, item.id, "positive").integers(len(item.positives)))] for item in items]
-        for item in items:
+        judged = []
+        for query, item in enumerate(items):
             count = min(self.config.data.negatives_per_query, len(item.hard_negatives))
-            rng = self._rng(epoch, item.id, "negative")
-            dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:count]]
-        return self._batch(step, items, queries, dids)
+            drawn = self._rng(epoch, item.id, "negative").permutation(len(item.hard_negatives))[:count].tolist()
+            judged.append(Judged.of(query, item, dict(enumerate(drawn, len(dids)))))
+            dids += [item.hard_negatives[i] for i in drawn]
+        return replace(self._batch(step, items, queries, dids), judged=[one for one in judged if one is not None])
 
     def _batch(self, step: int, items: list[Item], queries: list[EncodedSequence], dids: list[str]) -> Batch:
         candidates = [self.encode_candidate(candidate) for candidate in self.candidates.fetch(dids)]

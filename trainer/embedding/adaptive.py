@@ -94,9 +94,7 @@ class AdaptiveEmbedder:
         self.embedder.eval()
         if not self.embedder.metadata.writes:
             if route == "always-reason" or (given is not None and any(given)):
-                raise ConfigError(
-                    "this embedder writes no traces (attends both ways, or mean pooling)", "route: always-direct"
-                )
+                raise ConfigError("this embedder writes no traces (attends both ways, or mean pooling)", "route: always-direct")
             yield from self._embed_at_once(rows)
             return
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), sum(len(str(p)) for p in rows[i].prompt)))

@@ -21,7 +21,7 @@ _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluati
 _LATER: Final = {
     "model": ("bidirectional_attention",),
     "data": ("skip_unreadable", "hold_out"),
-    "loss": ("matryoshka",),
+    "loss": ("matryoshka", "distillation_weight"),
     "optimiser": ("kind", "lr_scaling"),
     "traces": ("dropout", "first_stage_steps"),
 }
@@ -97,6 +97,8 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
         for key in keys:
             if getattr(getattr(config, part), key) == fields[key].default:
                 settings[part].pop(key)
+    if not config.loss.distillation_weight:
+        settings["loss"].pop("distillation_temperature")
     if config.optimiser.lr_scaling == "none":
         settings["optimiser"].pop("lr_batch_size")
     if config.data.hard_negatives == "mined":  # the records' digest is that of the file's content too
