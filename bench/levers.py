@@ -2,6 +2,7 @@
 
 python -m bench.levers build/levers                                        (the short recipe, one seed)
 python -m bench.levers build/levers --recipe configs/train-pocket-long.yaml --seeds 3
+python -m bench.levers build/levers --verifier configs/pocket.yaml         (starts the teacher; adds its distillation)
 
 Each training is evaluated at once and kept in OUT/LEVER-SEED/VARIANT. A command that was interrupted goes on where it stopped, and one
 with more seeds or levers adds to what is there. `OUT/levers.json` has every figure; the table shows, for each lever, the mean over
@@ -40,6 +41,8 @@ class Trial(NamedTuple):
     plain: Path
     """The run of the recipe with the same seed."""
     variant: Variant
+    verifier: Path | None = None
+    """A build's config, for the negatives."""
 
     @property
     def batch(self) -> int:
@@ -53,10 +56,19 @@ class Lever(NamedTuple):
     variants: tuple[Variant, ...] = VARIANTS
     mines: bool = False
     """Learns from negatives that the recipe's run of the same seed and variant has mined."""
+    needs_verifier: bool = False
+
+
+def _mined_file(trial: Trial) -> Path:
+    return trial.plain / trial.variant / "mined" / "mined.parquet"
 
 
 def _mined(trial: Trial) -> list[str]:
-    return ["data.hard_negatives=mined", f"data.mined={trial.plain / trial.variant / 'mined' / 'mined.parquet'}"]
+    return ["data.hard_negatives=mined", f"data.mined={_mined_file(trial)}"]
+
+
+def _distilled(trial: Trial) -> list[str]:
+    return [*_mined(trial), "data.mined_per_query=4", "loss.distillation_weight=1"]
 
 
 def _larger(trial: Trial, *more: str) -> list[str]:
@@ -71,7 +83,8 @@ def _all(trial: Trial) -> list[str]:
     """Every lever that keeps batch and steps."""
     direct = ["model.pooling=mean", "model.bidirectional_attention=true"]
     own = direct if trial.variant == "direct" else [*_first_stage(trial), "traces.dropout=0.2"]
-    return ["loss.learn_temperature=true", "optimiser.kind=muon", *_mined(trial), *own]
+    negatives = _distilled(trial) if trial.verifier is not None else _mined(trial)
+    return ["loss.learn_temperature=true", "optimiser.kind=muon", *negatives, *own]
 
 
 LEVERS: Final[dict[str, Lever]] = {
@@ -85,6 +98,8 @@ LEVERS: Final[dict[str, Lever]] = {
         lambda trial: _larger(trial, "optimiser.lr_scaling=linear", f"optimiser.lr_batch_size={trial.batch}")
     ),
     "mined negatives": Lever(_mined, mines=True),
+    "four mined negatives": Lever(lambda trial: [*_mined(trial), "data.mined_per_query=4"], mines=True),
+    "the same, verifier distilled": Lever(_distilled, mines=True, needs_verifier=True),
     "Muon": Lever(lambda trial: ["optimiser.kind=muon"]),
     "mean pooling": Lever(lambda trial: ["model.pooling=mean"], ("direct",)),
     "mean pooling, both ways": Lever(
@@ -121,8 +136,9 @@ def run_trial(trial: Trial, name: str, seed: int, recipe: Path, out: Path, *, gi
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != wanted:
         if done.is_file():
             raise InputError(f"{run} holds a run with other settings", "name another directory, or remove that one")
-        if LEVERS[name].mines and not (mined := trial.plain / trial.variant / "mined" / "mined.parquet").is_file():
-            _command("mine", mined.parents[2] / trial.variant, "--variant", trial.variant, "--out", mined.parent)
+        if LEVERS[name].mines and not _mined_file(trial).is_file():
+            judge = ("--verifier", trial.verifier) if trial.verifier is not None else ()
+            _command("mine", trial.plain, "--variant", trial.variant, *judge)
         overrides = [word for change in changes for word in ("--set", change)]
         _command("train", recipe, "--out", run, *overrides)
         _command("eval", run)
@@ -191,6 +207,9 @@ def main(
     recipe: Annotated[Path, typer.Option(help="A training's config.")] = Path("configs/train-pocket.yaml"),
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     levers: Annotated[str, typer.Option(help=f"Some of: {'; '.join(LEVERS)} [default: all].")] = "",
+    verifier: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="A build's config, whose verifier judges the mined negatives.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A setting of all trainings: key.sub=value.")] = None,
 ) -> None:
     """Trains, evaluates, writes OUT/levers.json and prints a Markdown table in per cent."""
@@ -201,13 +220,13 @@ def main(
     names = [name.strip() for name in levers.split(";")] if levers else list(LEVERS)
     if unknown := [name for name in names if name not in LEVERS]:
         raise ConfigError(f"--levers: {', '.join(unknown)}: unknown", f"separate them by semicolons: {'; '.join(LEVERS)}")
-    names = list(dict.fromkeys([PLAIN, *names]))
+    names = [name for name in dict.fromkeys([PLAIN, *names]) if verifier is not None or not LEVERS[name].needs_verifier]
     figures = []
     for seed in range(seeds):
         for name in names:
             for variant in LEVERS[name].variants:
                 plain = out / f"{_slug(PLAIN)}-{seed}" / variant
-                trial = Trial(settings, settings.optimiser.max_steps, plain, variant)
+                trial = Trial(settings, settings.optimiser.max_steps, plain, variant, verifier)
                 figures.append(run_trial(trial, name, seed, recipe, out, given=given))
                 print(f"{figures[-1]}", file=sys.stderr)
                 (out / "levers.json").write_text(json.dumps([one._asdict() for one in figures], indent=1) + "\n")
