@@ -89,7 +89,7 @@ def distillation_loss(
     """
     total = queries_QD.new_zeros((), dtype=torch.float32)
     for query, places, yes in judged:
-        odds_K = torch.logit(torch.tensor(yes, device=total.device), eps=_SUREST)
+        odds_K = torch.logit(torch.tensor(yes, dtype=torch.float64), eps=_SUREST).to(total)
         scores_K = scale.detach() * (candidates_CD[list(places)].float() @ queries_QD[query].float())
         wanted_K, own_K = (nn.functional.log_softmax(logits_K, -1) for logits_K in (odds_K / temperature, scores_K))
         total = total + nn.functional.kl_div(own_K, wanted_K, reduction="sum", log_target=True)

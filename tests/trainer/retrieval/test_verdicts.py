@@ -37,16 +37,15 @@ def test_each_pair_is_asked_once_and_bypasses_never(
     assert sum(oracle.answered().values()) == asked
 
 
-def test_a_verifier_that_says_nothing_is_an_error(
-    config: TrainConfig, small_world: Path, tmp_path: Path, oracle: Oracle
-) -> None:
-    build = load_config(oracle.config(tmp_path, small_world), BuildConfig, ("teacher.judgements=stated",))
+def test_a_verifier_that_says_nothing_is_an_error(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     records = Records.load(config.data.dataset)
     (candidate,) = Candidates(config.data.mbeir, records.split, config.data.candidate_cache).fetch(
         records.item(2).positives[:1]
     )
-    with hosted_pair(build) as endpoints, pytest.raises(InputError, match="no usable answer to any of 1 questions"):
-        judge_pairs(build, endpoints, [Pair(records.item(2), candidate)], tmp_path / "verdicts")
+    with Oracle(tmp_path / "refusing.log", refuse="Verify") as refusing:
+        build = load_config(refusing.config(tmp_path, small_world), BuildConfig, ())
+        with hosted_pair(build) as endpoints, pytest.raises(InputError, match="no usable answer to any of 1 questions"):
+            judge_pairs(build, endpoints, [Pair(records.item(2), candidate)], tmp_path / "verdicts")
 
 
 def test_what_it_calls_right_is_no_negative() -> None:
