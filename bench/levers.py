@@ -199,7 +199,8 @@ def _slug(name: str) -> str:
 
 
 def _command(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "mbeir_cot", *map(str, words), "--quiet"], check=True)
+    """Runs a command of the program; standard output is for the table."""
+    subprocess.run([sys.executable, "-m", "mbeir_cot", *map(str, words), "--quiet"], check=True, stdout=sys.stderr)
 
 
 def main(
