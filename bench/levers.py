@@ -230,7 +230,8 @@ def main(
                 trial = Trial(settings, settings.optimiser.max_steps, plain, variant, verifier)
                 figures.append(run_trial(trial, name, seed, recipe, out, given=given))
                 print(f"{figures[-1]}", file=sys.stderr)
-                (out / "levers.json").write_text(json.dumps([one._asdict() for one in figures], indent=1) + "\n")
+                table = json.dumps([one._asdict() for one in figures], indent=1)
+                (out / "levers.json").write_text(f"{table}\n", encoding="utf-8")
     header, *body = make_rows(figures)
     print("\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)))
 
