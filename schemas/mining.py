@@ -25,6 +25,8 @@ class MiningSettings(_Frozen):
     TopK-PercPos, arXiv 2407.15831, with its 95%)."""
     near: Annotated[float, Field(gt=0, le=1)] = 0.98
     """So is one whose cosine with a positive is at least this."""
+    yes: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """With a verifier: so is one that it says supports the query's answer, with more than this probability."""
 
 
 class MiningReport(_Frozen):
@@ -41,6 +43,10 @@ class MiningReport(_Frozen):
     skipped: NonNegativeInt
     too_close: NonNegativeInt
     """Above `margin` of the positive's score."""
+    judged: NonNegativeInt = 0
+    """Negatives that the verifier gave its word on."""
+    right: NonNegativeInt = 0
+    """Passed over by its word."""
     found: float
     """Share of the queries with a positive among the candidates looked at."""
     positive_score: float

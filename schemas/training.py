@@ -1,4 +1,6 @@
-"""Settings of TRACE's training, embedding and evaluation: what ``configs/train-*.yaml`` hold."""
+"""Settings of TRACE's training, embedding and evaluation: what ``configs/train-*.yaml`` hold.
+
+Long because it is the reference of one file's keys."""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from pydantic import (
 from schemas.mbeir import DatasetTask, EvaluationSplit
 
 Variant = Literal["trace", "direct", "always-reason"]
-Pooling = Literal["pre", "token"]
+Pooling = Literal["pre", "token", "mean"]
 Autocast = bool | Literal["auto"]
 Traces = Literal["teacher", "own", "mixed"]
 Engine = Literal["transformers", "vllm"]
@@ -51,7 +53,11 @@ class ModelSettings(_Settings):
     """A directory or Hub repository: any Qwen2.5-VL or Qwen3-VL."""
     revision: str | None = None
     pooling: Pooling = "pre"
-    """`pre`: the state before the embedding token, which predicts it (paper: 57.0 against 52.3 on CIRR). `token`: its own."""
+    """`pre`: the state before the embedding token, which predicts it (paper: 57.0 against 52.3 on CIRR). `token`: its own.
+    `mean`: the mean over all tokens of the sequence, for the variant `direct`."""
+    bidirectional_attention: bool = False
+    """Every token of the language model attends to all others, for the variant `direct`, usually with `pooling: mean` (LLM2Vec,
+    arXiv 2404.05961; NV-Embed, arXiv 2405.17428; U-MARVEL). Such a model writes no trace, and vLLM cannot serve it."""
     lora: LoraSettings = LoraSettings()
     trained_rows: Literal["emb", "all"] = "emb"
     """Rows of the embedding matrix that are trained: the embedding token's, or all, for a base that has never seen some words
@@ -67,6 +73,11 @@ class ModelSettings(_Settings):
     max_pixels: PositiveInt | None = None
     """Larger images are reduced by the processor [default: the checkpoint's own limit]."""
     trust_remote_code: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model can write traces."""
+        return self.pooling != "mean" and not self.bidirectional_attention
 
 
 class DataSettings(_Settings):
@@ -152,7 +163,7 @@ class BatchSettings(_Settings):
 
 
 class LossSettings(_Settings):
-    """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE."""
+    """L = generation * (CE + route * CE of the first token) + retrieval * InfoNCE + distillation * KL."""
 
     generation_weight: NonNegativeFloat = 1.0
     retrieval_weight: NonNegativeFloat = 1.0
@@ -164,13 +175,26 @@ class LossSettings(_Settings):
     learn_temperature: bool = False
     bidirectional: bool = False
     """Add the loss from candidates to queries."""
+    distillation_weight: NonNegativeFloat = 0.0
+    """Weight of a further loss, for mined negatives that a verifier judged (`mine --verifier`): the KL divergence from its
+    distribution over a query's positive and the negatives of the step, softmax(log-odds of P(yes) / temperature), to the
+    embedder's (U-MARVEL distils a reranker so)."""
+    distillation_temperature: PositiveFloat = 1.0
     matryoshka: tuple[PositiveInt, ...] = ()
     """Also compare the first 64, 128, … dimensions: the contrastive loss is the mean over these and the whole vector, so that
     truncated vectors can be searched (`index --dims`, `dimensions` of the service). Empty: the paper's loss."""
 
 
 class OptimiserSettings(_Settings):
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon (Jordan et al. 2024; torch's) for the LoRA matrices, AdamW for the rest. Its steps have the size of AdamW's
+    (arXiv 2502.16982), so the same `lr` suits both."""
     lr: PositiveFloat = 2e-4
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    """`lr` follows `batch.global_batch_size`: it is multiplied by global_batch_size / lr_batch_size (`linear`: Goyal et al.,
+    arXiv 1706.02677, for SGD), or by its square root (`sqrt`: Malladi et al., arXiv 2205.10287, for Adam)."""
+    lr_batch_size: PositiveInt = 1024
+    """The batch size for which `lr` is given, with `lr_scaling`."""
     token_lr_multiplier: PositiveFloat = 1.0
     """Factor on the learning rate of token rows. Adam moves every entry by about the learning rate in each step, and a rate
     that suits LoRA is large compared with a base's token rows (``model.trained_rows: all``)."""
@@ -193,6 +217,17 @@ class TracesSettings(_Settings):
     """Steps between refreshes of the student's own traces."""
     first_refresh: NonNegativeInt = 0
     """Steps before its first own traces."""
+    first_stage_steps: NonNegativeInt = 0
+    """Two stages: so many steps learn traces and routes alone, then the contrastive loss joins. They embed no candidates, so
+    they cost about half. `direct`, which has no traces, has one stage. 0 is the paper's single stage."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of TRACE's reasoning queries, drawn anew each epoch, whose embedding in the contrastive pass is the one without a
+    trace, so that it is trained too (`adaptive.fallback`, a route that errs). They go on learning their trace and route."""
+
+    @property
+    def first_own(self) -> int:
+        """Steps before the student's first own traces; the first stage needs none."""
+        return max(self.first_refresh, self.first_stage_steps)
 
 
 class CheckpointSettings(_Settings):
@@ -275,10 +310,28 @@ class TrainConfig(_Settings):
             )
         if self.model.train_projector and self.model.dtype == "bfloat16" and not self.model.autocast:
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
-        if self.model.pooling == "token" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
+        if self.loss.distillation_weight and self.data.hard_negatives != "mined":
+            raise ValueError(
+                "loss.distillation_weight needs data.hard_negatives: mined, from `mbeir-cot mine RUN --verifier CONFIG`"
+            )
+        if not self.model.writes and (reason := self._asks_for_traces()):
+            raise ValueError(
+                f"model.pooling: mean and model.bidirectional_attention are for `direct` in transformers: {reason}"
+            )
+        if self.model.pooling != "pre" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
             raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
         if self.adaptive.engine == "vllm" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
             raise ValueError(
                 "adaptive.fallback and evaluation.fallbacks need adaptive.engine: transformers: vLLM gives no confidence"
             )
         return self
+
+    def _asks_for_traces(self) -> str | None:
+        """What a model that writes no trace cannot do."""
+        if others := [variant for variant in self.variants if variant != "direct"]:
+            return f"{', '.join(others)} writes traces; set variants: [direct]"
+        if self.evaluation.base_answers:
+            return "evaluation.base_answers lets the base write"
+        if self.adaptive.engine == "vllm":
+            return "vLLM would attend causally and read one state; set adaptive.engine: transformers"
+        return None

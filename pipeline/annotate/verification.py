@@ -68,12 +68,21 @@ class Verification:
             annotation.unread = problem
             return RejectionCause(Stage.VERIFY, problem.reason, f"the target's {problem.path}: {problem.detail}")
 
-    async def _answer(self, annotation: Annotation, attempt: Attempt, trace: Trace, target: Candidate) -> RejectionCause | None:
+    async def confidence(self, annotation: Annotation, answer: str, target: Candidate) -> float | None:
+        """P(yes) that the target supports an answer of the query's; None if the verifier gives none.
+
+        Raises ImageProblem for an image that cannot be used.
+        """
+        return (await self._judge(annotation, self._answer_prompt(annotation, answer, target), target)).confidence
+
+    def _answer_prompt(self, annotation: Annotation, answer: str, target: Candidate) -> Prompt:
         if self._settings.form == "single":
-            prompt = verify_prompt(self.prompts, annotation.query, annotation.instruction, trace.answer, target)
-            prompt = judge_prompt(prompt, VERIFY, self._config)
-        else:
-            prompt = self._facet_prompt(annotation, target, ANSWER, trace.answer)
+            prompt = verify_prompt(self.prompts, annotation.query, annotation.instruction, answer, target)
+            return judge_prompt(prompt, VERIFY, self._config)
+        return self._facet_prompt(annotation, target, ANSWER, answer)
+
+    async def _answer(self, annotation: Annotation, attempt: Attempt, trace: Trace, target: Candidate) -> RejectionCause | None:
+        prompt = self._answer_prompt(annotation, trace.answer, target)
         attempt.verify_prompt = prompt
         judged = await self._judge(annotation, prompt, target)
         attempt.verify_answer, attempt.confidence = judged.answer, judged.confidence

@@ -25,16 +25,16 @@ teacher:
 """
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("train-*.yaml")), ids=lambda path: path.name)
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TRAININGS = [path for path in CONFIGS if path.name.startswith("train-") or "-strong-" in path.name]
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.name)
 def test_the_shipped_training_configs_are_valid(path: Path) -> None:
     assert load_config(path, TrainConfig).variants
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("train-")),
-    ids=lambda path: path.name,
-)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in TRAININGS], ids=lambda path: path.name)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
     load_config(path, BuildConfig)
 

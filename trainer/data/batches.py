@@ -6,7 +6,7 @@ import contextlib
 import math
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Self
 
@@ -24,6 +24,7 @@ from trainer.data.batch_sampler import BatchSampler, rng_for
 from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.micro_batch import MicroBatch
+from trainer.data.mined import Judged
 
 CPU_CHUNK: Final = 16
 """What `batch.micro_batch_size: auto` is on CPU."""
@@ -35,7 +36,7 @@ class Batch:
 
     queries, candidates: micro-batches. `MicroBatch.places` gives the index of each sequence's embedding: queries in the order
     of `ids`,
-        candidates in that of `dids`, which are the queries' positives, then hard negatives.
+        candidates in that of `dids`, which are the queries' positives, then hard negatives. There are none in a first stage.
     positives: all listed positives of each query.
     """
 
@@ -49,6 +50,7 @@ class Batch:
     """Queries with a trace."""
     at_once: bool
     """Whether all sequences together fit `batch.micro_batch_size`."""
+    judged: list[Judged] = field(default_factory=list)
 
 
 class BatchSource(Dataset["Batch | CotError"]):
@@ -94,12 +96,20 @@ class BatchSource(Dataset["Batch | CotError"]):
         """This process's share of the step."""
         epoch, of_all_processes = self.draw(step)
         items = [self.records.item(int(index)) for index in of_all_processes[self.rank :: self.world_size]]
+        if self.variant != "direct" and step < self.config.traces.first_stage_steps:
+            queries = [self._encode(item, self._trace(item), labelled=self._labelled(item), pooled=False) for item in items]
+            return self._batch(step, items, queries, [])
         queries = [sequence for item in items for sequence in self.encode_query(item, epoch)]
-        dids = [item.positives[int(self._rng(epoch, item, "positive").integers(len(item.positives)))] for item in items]
-        for item in items:
+        dids = [item.positives[int(self._rng(epoch, item.id, "positive").integers(len(item.positives)))] for item in items]
+        judged = []
+        for query, item in enumerate(items):
             count = min(self.config.data.negatives_per_query, len(item.hard_negatives))
-            rng = self._rng(epoch, item, "negative")
-            dids += [item.hard_negatives[int(i)] for i in rng.permutation(len(item.hard_negatives))[:count]]
+            drawn = self._rng(epoch, item.id, "negative").permutation(len(item.hard_negatives))[:count].tolist()
+            judged.append(Judged.of(query, item, dict(enumerate(drawn, len(dids)))))
+            dids += [item.hard_negatives[i] for i in drawn]
+        return replace(self._batch(step, items, queries, dids), judged=[one for one in judged if one is not None])
+
+    def _batch(self, step: int, items: list[Item], queries: list[EncodedSequence], dids: list[str]) -> Batch:
         candidates = [self.encode_candidate(candidate) for candidate in self.candidates.fetch(dids)]
         size, patches = self.config.batch.forward_batch_size or self.chunk, self.config.batch.micro_batch_patches
         return Batch(
@@ -114,13 +124,20 @@ class BatchSource(Dataset["Batch | CotError"]):
         )
 
     def encode_query(self, item: Item, epoch: int) -> list[EncodedSequence]:
-        """One sequence; two if the embedding follows the student's own trace, and the cross-entropy the teacher's."""
+        """One sequence; two if the embedding follows the student's own trace, and the cross-entropy the teacher's.
+
+        A query whose trace is dropped needs no sequence of its own: attention is causal, so the state at the end of its prompt
+        is that of a bypass, while the trace after it keeps its labels. Only `token` pooling, which reads the token after the
+        prompt, takes a second one.
+        """
         trace = self._trace(item)
-        # always-reason: a query whose trace was rejected has nothing to imitate, and must not learn to bypass
-        labelled = self.variant != "always-reason" or bool(trace)
+        if trace and self._drops_trace(epoch, item.id):
+            if self.encoder.pool == "pre":
+                return [self._encode(item, trace, labelled=True, at_prompt=True)]
+            return [self._encode(item, ""), self._encode(item, trace, labelled=True, pooled=False)]
         own = self._own(item, epoch)
         if own is None or not trace or own == trace:
-            return [self._encode(item, trace, labelled=labelled)]
+            return [self._encode(item, trace, labelled=self._labelled(item))]
         return [self._encode(item, own), self._encode(item, trace, labelled=True, pooled=False)]
 
     def sample_labelled(self, records: int = 128) -> list[MicroBatch]:
@@ -152,12 +169,13 @@ class BatchSource(Dataset["Batch | CotError"]):
         return self.encoder.encode_query(item.id, item.instruction, item.text, picture, written=written, **flags)
 
     def list_reasoning(self, begin: int, end: int) -> list[int]:
-        """Indices of the records with a trace that steps `begin` to `end` draw, over all processes."""
-        ids = self.records.table["id"]
+        """Indices of the records that steps `begin` to `end` draw and embed after a trace, over all processes."""
+        ids = self.records.table["id"].to_pylist()
         drawn: set[int] = set()
         for step in range(begin, end):
-            drawn.update(self.draw(step)[1].tolist())
-        return [index for index in sorted(drawn) if ids[index].as_py() in self.traces]
+            epoch, indices = self.draw(step)
+            drawn.update(int(i) for i in indices if ids[i] in self.traces and not self._drops_trace(epoch, ids[i]))
+        return sorted(drawn)
 
     def encode_candidate(self, candidate: Candidate) -> EncodedSequence:
         return self.encoder.encode_pool_candidate(candidate, self.images, max_chars=self.config.data.max_candidate_chars)
@@ -165,13 +183,21 @@ class BatchSource(Dataset["Batch | CotError"]):
     def _trace(self, item: Item) -> str:
         return "" if self.variant == "direct" else self.traces.get(item.id, "")
 
+    def _labelled(self, item: Item) -> bool:
+        # always-reason: a query whose trace was rejected has nothing to imitate, and must not learn to bypass
+        return self.variant != "always-reason" or bool(self._trace(item))
+
     def _own(self, item: Item, epoch: int) -> str | None:
-        if self.config.traces.contrastive == "mixed" and self._rng(epoch, item, "own").random() < 0.5:
+        if self.config.traces.contrastive == "mixed" and self._rng(epoch, item.id, "own").random() < 0.5:
             return None
         return self.own.get(item.id)
 
-    def _rng(self, epoch: int, item: Item, what: str) -> np.random.Generator:
-        return rng_for(what, self.config.seed, epoch, item.id)
+    def _drops_trace(self, epoch: int, identifier: str) -> bool:
+        share = self.config.traces.dropout if self.variant == "trace" else 0.0
+        return bool(share) and bool(self._rng(epoch, identifier, "dropout").random() < share)
+
+    def _rng(self, epoch: int, identifier: str, what: str) -> np.random.Generator:
+        return rng_for(what, self.config.seed, epoch, identifier)
 
 
 @dataclass(slots=True)

@@ -60,6 +60,9 @@ class Item(NamedTuple):
     target: str
     parts: tuple[ContentPart, ...] = ()
     """The whole query if it has several images, instead of `text` and `image`."""
+    yes: tuple[float | None, ...] = ()
+    """The verifier's P(yes) of each hard negative, and of the first positive, where mined negatives were judged."""
+    positive_yes: float | None = None
 
     @property
     def trace(self) -> str:
@@ -117,6 +120,8 @@ class Records:
             answer=record["answer"],
             target=record["target"],
             parts=content_parts(f"{self.name}, record {record['id']}", record.get(PARTS)),
+            yes=tuple(record.get("yes") or ()),
+            positive_yes=record.get("positive_yes"),
         )
 
     def without(self, tasks: Sequence[str]) -> Records:

@@ -48,6 +48,7 @@ class EncodedSequence:
     name: qid or did, for messages.
     labelled: whether the written text and the embedding token after it are labels.
     pooled: whether the sequence's embedding is used.
+    at_prompt: with `pre` pooling, its embedding is the state at the prompt's end: the one of a bypass, whatever is written.
     """
 
     name: str
@@ -56,6 +57,7 @@ class EncodedSequence:
     written: str = ""
     labelled: bool = False
     pooled: bool = True
+    at_prompt: bool = False
 
 
 def shows_image(candidate: Candidate) -> bool:
@@ -164,7 +166,12 @@ class SequenceEncoder:
         batch = MicroBatch(
             inputs=inputs,
             labels=labels_BL,
-            last=mask_BL.sum(1) - 1,
+            last=torch.tensor(
+                [
+                    (start if sequence.at_prompt else len(ids)) - 1
+                    for sequence, ids, start in zip(sequences, token_ids, starts, strict=True)
+                ]
+            ),
             places=torch.tensor(list(places) if places else list(range(len(sequences)))),
             names=[sequence.name for sequence in sequences],
             learnt=(labels_BL != IGNORE).flatten().nonzero().flatten(),

@@ -140,4 +140,9 @@ def _cause(record: dict[str, Any], unreadable: dict[str, Exclusion]) -> Exclusio
 
 
 def _without(record: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return record | {key: [did for did in record[key] if did not in names] for key in ("positives", "hard_negatives")}
+    kept = [i for i, did in enumerate(record["hard_negatives"]) if did not in names]
+    changed = {"positives": [did for did in record["positives"] if did not in names]}
+    for key in ("hard_negatives", "yes"):  # the verifier's word on each, if there is one
+        if record.get(key):
+            changed[key] = [record[key][i] for i in kept]
+    return record | changed

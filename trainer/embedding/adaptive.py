@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from schemas.errors import ConfigError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.embedding.decode_batch import DecodeBatch, Lane
@@ -91,6 +92,11 @@ class AdaptiveEmbedder:
         if route == "given" and (given is None or len(given) != len(rows)):
             raise ValueError("route 'given' needs one flag per row")
         self.embedder.eval()
+        if not self.embedder.metadata.writes:
+            if route == "always-reason" or (given is not None and any(given)):
+                raise ConfigError("this embedder writes no traces (attends both ways, or mean pooling)", "route: always-direct")
+            yield from self._embed_at_once(rows)
+            return
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), sum(len(str(p)) for p in rows[i].prompt)))
         batch: DecodeBatch | None = None
         for start in range(0, len(order), self.settings.prefill_rows):
@@ -116,6 +122,16 @@ class AdaptiveEmbedder:
             vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
             vectors_ND[chunk.places] = vectors_BD.cpu()
         return vectors_ND
+
+    def _embed_at_once(self, rows: Sequence[EncodedSequence]) -> Iterator[tuple[int, QueryEmbedding]]:
+        """All rows, by an embedder that writes no traces."""
+        began = time.perf_counter()
+        for chunk in self.encoder.make_chunks(rows, self.settings.prefill_rows, 1 << 20) if rows else []:
+            vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
+            now, lengths = time.perf_counter(), chunk.inputs["attention_mask"].sum(1).tolist()
+            for place, vector_D, length in zip(chunk.places.tolist(), vectors_BD.cpu(), lengths, strict=True):
+                yield place, QueryEmbedding(vector_D, False, True, "", 1.0, 0, now - began, prompt_tokens=length)
+            began = time.perf_counter()
 
     def _prefill(
         self, rows: Sequence[EncodedSequence], indices: list[int], forced: list[bool] | None

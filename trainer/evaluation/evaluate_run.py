@@ -164,6 +164,8 @@ def _run_swap_test(evaluation: Evaluation, embedded: Mapping[str, QueryEmbedding
         ("another query's", exchange_traces(own_traces, seed)),
         ("shuffled words", shuffle_words(own_traces, seed)),
     ):
+        if not traces:  # no dataset-task has two queries that reasoned
+            continue
         suffix = f"trace-swap-{name.replace(' ', '-').replace(chr(39), '')}"
         _, swapped = evaluation.run(f"trace, after {name}", suffix, "given", written=traces)
         others = {identifier: swapped[identifier].vector.numpy() for identifier in traces if identifier in swapped}

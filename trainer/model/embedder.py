@@ -26,6 +26,7 @@ from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.data.encoding import SequenceEncoder
 from trainer.data.micro_batch import MicroBatch
 from trainer.data.tower_plan import TowerPlan, vision_tower
+from trainer.model.both_ways import attend_both_ways
 from trainer.model.losses import trace_losses
 from trainer.model.metadata import EmbedderMetadata
 from trainer.model.pretrained import add_emb_token, check_emb_token, load_pretrained
@@ -43,6 +44,8 @@ class Embedder(nn.Module):
         super().__init__()
         self.model = model
         self.processor, self.metadata, self.autocast = processor, metadata, autocast
+        if metadata.bidirectional:
+            attend_both_ways(model)
         self._peft = [peft]  # in a list, so that it is not registered as a second submodule
         self.emb_id: int = processor.tokenizer.convert_tokens_to_ids(EMB_TOKEN)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(metadata.temperature)), requires_grad=False)
@@ -67,6 +70,7 @@ class Embedder(nn.Module):
             base=settings.base,
             revision=settings.revision,
             pool=settings.pooling,
+            bidirectional=settings.bidirectional_attention,
             emb_token=EMB_TOKEN,
             prompts=prompts,
             max_pixels=settings.max_pixels,
@@ -155,10 +159,12 @@ class Embedder(nn.Module):
     def states(self, chunk: MicroBatch, *, seen: Seen | None = None) -> Tensor:
         """Final states after the model's last norm: (sequences, length, dim). States at padding are meaningless.
 
-        No mask is given: sequences are padded on the right and attention is causal, so padding is never attended to.
+        No mask is given where attention is causal: sequences are padded on the right, so padding is never attended to.
         """
         chunk = chunk.to(self.device, pixels=seen is None)
         inputs: dict[str, Any] = {name: chunk.inputs[name] for name in ("input_ids", "position_ids", "mm_token_type_ids")}
+        if self.metadata.bidirectional:
+            inputs["attention_mask"] = chunk.inputs["attention_mask"]
         if seen is not None:
             features = seen.merged(vision_tower(self.model), chunk.host["image_grid_thw"], chunk.tower.get("window_index"))
             inputs["mm_encoder_outputs"] = {"image": features}
@@ -189,6 +195,8 @@ class Embedder(nn.Module):
             losses_B = states_BLD.new_zeros(len(states_BLD), dtype=torch.float32)
             if labelled:
                 losses_B = trace_losses(states_BLD, chunk.labels, self.head, route=route, learnt=chunk.learnt)
+        if self.metadata.pool == "mean":
+            return mean_states(states_BLD, chunk.inputs["attention_mask"]), losses_B
         return pool_states(states_BLD, chunk.last), losses_B
 
     def save(self, directory: Path) -> None:
@@ -229,6 +237,12 @@ def pool_states(states_BLD: Tensor, last_B: Tensor) -> Tensor:
     """The states at `last_B`, of unit length, in float32: (B, D)."""
     pooled_BD = states_BLD[torch.arange(len(states_BLD), device=states_BLD.device), last_B]
     return nn.functional.normalize(pooled_BD.float(), dim=-1)
+
+
+def mean_states(states_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """The mean over each sequence's states, of unit length, in float32: (B, D). Padding (0 in the mask) does not count."""
+    summed_BD = torch.where(mask_BL.bool().unsqueeze(-1), states_BLD.float(), 0.0).sum(1)
+    return nn.functional.normalize(summed_BD, dim=-1)  # the mean has the same direction
 
 
 def _add_lora(model: Any, settings: ModelSettings, emb_id: int) -> PeftModel:

@@ -57,11 +57,12 @@ def checkpoint_settings(directory: Path, overrides: Sequence[str], image_roots: 
         raise ConfigError(f"{directory} is a model and does not say where M-BEIR is", "add --set data.mbeir=DIR")
     metadata = EmbedderMetadata.read(directory)
     settings: dict[str, Any] = {
-        "model": metadata.model_dump(include={"base", "revision", "max_pixels"}) | {"pooling": metadata.pool},
+        "model": metadata.model_dump(include={"base", "revision", "max_pixels"})
+        | {"pooling": metadata.pool, "bidirectional_attention": metadata.bidirectional},
         "data": {"dataset": "", "prompts": metadata.prompts},
         "out": str(directory),
         "evaluation": {"base": False},
-    }
+    } | ({} if metadata.writes else {"variants": ["direct"]})
     return settings_of(settings, TrainConfig, tuple(overrides), directory, image_roots=image_roots)
 
 

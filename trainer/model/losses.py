@@ -2,6 +2,7 @@
 
     L = λ_ret · mean_i -log( exp(q_i·c_i/τ) / Σ_{j not masked} exp(q_i·c_j/τ) )
       + λ_gen · mean_i (CE_i + λ_route · CE of i's first token)
+      + λ_distil · mean_i KL(a verifier's distribution over i's candidates | the embedder's), if there is one
 
 CE_i is the mean over the tokens of sample i: as printed, the paper's loss excludes the embedding token, which would give the
 route of bypassing queries no gradient. A candidate is never a negative of a query whose list of positives names it, or whose
@@ -12,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.data.micro_batch import IGNORE
+from trainer.data.mined import Judged
+
+_SUREST: Final = 1e-6
+"""A verifier's P(yes) counts as at least this, and at most 1 minus this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,23 @@ def matryoshka_info_nce(
         first_QD, first_CD = (nn.functional.normalize(x[:, :dim].float(), dim=-1) for x in (queries_QD, candidates_CD))
         losses.append(info_nce(first_QD, first_CD, pairing, scale, symmetric=symmetric))
     return torch.stack(losses).mean() if dims else losses[0]
+
+
+def distillation_loss(
+    queries_QD: Tensor, candidates_CD: Tensor, judged: Sequence[Judged], scale: Tensor, *, temperature: float
+) -> Tensor:
+    """Sum over the judged queries of KL(p | q): p = softmax(log-odds of P(yes) / temperature), q = softmax(scale · cosine).
+
+    The log-odds of a judgement between two labels are the difference of the verifier's logits. No gradient passes to `scale`:
+    every process distils its own queries, and the temperature belongs to all.
+    """
+    total = queries_QD.new_zeros((), dtype=torch.float32)
+    for query, places, yes in judged:
+        odds_K = torch.logit(torch.tensor(yes, dtype=torch.float64), eps=_SUREST).to(total)
+        scores_K = scale.detach() * (candidates_CD[list(places)].float() @ queries_QD[query].float())
+        wanted_K, own_K = (nn.functional.log_softmax(logits_K, -1) for logits_K in (odds_K / temperature, scores_K))
+        total = total + nn.functional.kl_div(own_K, wanted_K, reduction="sum", log_target=True)
+    return total
 
 
 def trace_losses(

@@ -29,8 +29,15 @@ class EmbedderMetadata(BaseModel):
     prompts: str
     max_pixels: int | None
     temperature: float
+    bidirectional: bool = False
+    """Every token attends to all others."""
     merged: bool = False
     """The weights are whole (written by `merge`), not an adapter of `base`."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the embedder can write traces; otherwise it embeds every query at once."""
+        return self.pool != "mean" and not self.bidirectional
 
     @classmethod
     def read(cls, directory: Path) -> EmbedderMetadata:
@@ -48,7 +55,8 @@ class EmbedderMetadata(BaseModel):
             raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}", "use another checkpoint of the run") from error
 
     def write(self, directory: Path) -> None:
-        (directory / METADATA).write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+        later = {"bidirectional"} if not self.bidirectional else set()  # earlier versions read files without it
+        (directory / METADATA).write_text(json.dumps(self.model_dump(exclude=later), indent=1) + "\n", encoding="utf-8")
 
 
 def fingerprint(directory: Path) -> str:

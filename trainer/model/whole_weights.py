@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.mbeir.cache import default_cache_dir
 from schemas.training import TrainConfig
+from trainer.model.both_ways import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.metadata import METADATA, EmbedderMetadata, fingerprint
 
@@ -19,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def write_weights(embedder: Embedder, directory: Path) -> None:
-    """Writes whole weights, processor and metadata into an existing directory. Folds the adapter of `embedder`."""
+    """Writes whole weights, processor and metadata into an existing directory. Folds the adapter of `embedder`.
+
+    Raises ConfigError for an embedder that other engines cannot run.
+    """
     base = embedder.metadata.base
+    refuse_unservable(embedder.metadata)
     # nothing is loaded from the base any more, and the directory may be made public: no path of this machine
     named = Path(base).name if Path(base).is_absolute() else base
     embedder.merged_model().save_pretrained(directory)

@@ -32,6 +32,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import AdaptiveSettings
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.model.both_ways import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
 from trainer.release.sentence_transformers import write_modules
@@ -91,6 +92,7 @@ def merge(
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists", "name another directory, or remove it")
+    refuse_unservable(embedder.metadata)
     samples = list(_make_samples(embedder, queries, candidates, settings))
     new = staging_path(out)
     shutil.rmtree(new, ignore_errors=True)

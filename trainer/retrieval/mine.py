@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ from schemas.errors import InputError
 from schemas.mbeir import Candidate, unhash_did
 from schemas.mining import MiningReport, MiningSettings
 from schemas.training import TrainConfig, Variant
-from trainer.data.dataset import Item, Records
+from trainer.data.dataset import Candidates, Item, Records
 from trainer.data.mined import write_mined
 from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import Workers
@@ -28,6 +28,7 @@ from trainer.retrieval.index import Index
 from trainer.retrieval.negatives import choose_negatives, shared_positives
 from trainer.retrieval.topk import TopK, search_device, top_k
 from trainer.retrieval.training_pool import PositionsOfDids, embed_items, training_index
+from trainer.retrieval.verdicts import Pair, pass_over_right
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,24 @@ class Mined(NamedTuple):
     report: MiningReport
 
 
-def mine(config: TrainConfig, variant: Variant, model: Path, out: Path, *, settings: MiningSettings, workers: Workers) -> Mined:
+Judge = Callable[[Sequence[Pair]], Sequence[float | None]]
+"""P(yes) of each pair (`verdicts.judge_pairs`)."""
+
+
+def mine(
+    config: TrainConfig,
+    variant: Variant,
+    model: Path,
+    out: Path,
+    *,
+    settings: MiningSettings,
+    workers: Workers,
+    judge: Judge | None = None,
+) -> Mined:
     """Writes ``mined.parquet``, ``report.json`` and the index below `out`.
 
-    model: the embedder's directory. Raises InputError if no query can be embedded or no positive is in the pools.
+    model: the embedder's directory. judge: asks a verifier about the negatives that the rules leave.
+    Raises InputError if no query can be embedded or no positive is in the pools.
     """
     records = Records.load(config.data.dataset).without(config.data.hold_out)
     index = training_index(config, variant, model, out, records.split, workers=workers)
@@ -63,6 +78,8 @@ def mine(config: TrainConfig, variant: Variant, model: Path, out: Path, *, setti
     found = top_k(queries_QD, index.blocks(), settings.depth, device=search_device(config.device))
     chooser = _Chooser(index, items, settings)
     rows = list(chooser.rows(queries_QD, found))
+    if judge is not None:
+        rows = chooser.judge(rows, Candidates(config.data.mbeir, records.split, config.data.candidate_cache), judge)
     about = {"embedder": index.metadata.embedder_sha256, "dataset": records.digest, "settings": settings.model_dump_json()}
     write_mined(out / MINED, rows, about)
     report = chooser.report(rows)
@@ -111,6 +128,20 @@ class _Chooser:
             "positive_score": None if np.isnan(chosen.positive_score) else chosen.positive_score,
         }
 
+    def judge(self, rows: Sequence[dict[str, Any]], candidates: Candidates, ask: Judge) -> list[dict[str, Any]]:
+        """The rows with the verifier's P(yes), without negatives that it takes for right."""
+        dids = [[item.positives[0], *row["mined_negatives"]] for item, row in zip(self._items, rows, strict=True)]
+        known = sorted({did for listed in dids for did in listed})
+        by_did = dict(zip(known, candidates.fetch(known), strict=True))
+        answers = iter(ask([Pair(item, by_did[did]) for item, listed in zip(self._items, dids, strict=True) for did in listed]))
+        kept = []
+        for row, listed in zip(rows, dids, strict=True):
+            positive, *negatives = [next(answers) for _ in listed]
+            kept.append(pass_over_right(row, negatives, self._settings.yes) | {"positive_yes": positive})
+            self._passed["right"] += len(negatives) - len(kept[-1]["mined_negatives"])
+            self._passed["judged"] += sum(p is not None for p in negatives)
+        return kept
+
     def _contents(self, positions: Sequence[int]) -> dict[int, int]:
         """Position -> digest of the candidate's text and image path."""
         candidates = self._index.fetch_candidates([unhash_did(int(self._index.ids[position])) for position in positions])
@@ -132,6 +163,8 @@ class _Chooser:
             duplicates=self._passed["duplicates"],
             skipped=self._passed["skipped"],
             too_close=self._passed["too_close"],
+            judged=self._passed["judged"],
+            right=self._passed["right"],
             found=round(self._found / len(rows), 4),
             positive_score=round(float(np.mean(positive)), 4),
             negative_score=round(float(np.mean(negative)), 4) if negative else 0.0,

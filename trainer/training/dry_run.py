@@ -147,7 +147,13 @@ def _with(checkpointing: bool) -> str:
 
 def _published(config: TrainConfig, variant: Variant) -> _Counts:
     per_epoch = PUBLISHED_ROWS // config.batch.global_batch_size
-    return _Counts(PUBLISHED_ROWS, per_epoch, PUBLISHED_TOKENS[variant], PUBLISHED_PATCHES, "published")
+    more = _with_negatives(config)
+    return _Counts(PUBLISHED_ROWS, per_epoch, PUBLISHED_TOKENS[variant] * more, PUBLISHED_PATCHES * more, "published")
+
+
+def _with_negatives(config: TrainConfig) -> float:
+    """Tokens of a query with hard negatives, in those without: a negative is as long as a positive, about half of a pair."""
+    return 1 + config.data.negatives_per_query / 2
 
 
 def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devices: int) -> _Counts:
@@ -166,7 +172,7 @@ def _count_data(config: TrainConfig, variant: Variant, embedder: Embedder, devic
         tokens += int(chunk.inputs["attention_mask"].sum())
         patches += len(chunk.inputs.get("pixel_values", ()))
     pairs = min(SAMPLE, len(records))
-    more = 1 + config.data.negatives_per_query / 2  # a negative is as long as a positive, about half of a pair
+    more = _with_negatives(config)
     return _Counts(len(records), source.sampler.per_epoch, tokens / pairs * more, patches / pairs * more, "data")
 
 

@@ -113,4 +113,4 @@ def _probe(embedder: Embedder, source: BatchSource, processes: ProcessGroup) -> 
 
 def count_tokens(source: BatchSource, sequence: EncodedSequence) -> int:
     """Tokens of a sequence, including those of its images."""
-    return int(source.encoder.make_chunk([sequence]).last[0]) + 1
+    return int(source.encoder.make_chunk([sequence]).inputs["attention_mask"].sum())

@@ -1,8 +1,9 @@
-"""AdamW over the trained parameters, and the learning rate of each step."""
+"""AdamW over the trained parameters, or Muon for the LoRA matrices beside it; the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,15 +12,50 @@ from schemas.training import OptimiserSettings
 from trainer.model.embedder import Embedder
 
 
-def make_optimiser(embedder: Embedder, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Two groups: the token rows, whose learning rate is multiplied by `token_lr_multiplier`, and all other parameters."""
+def make_optimiser(embedder: Embedder, settings: OptimiserSettings, batch_size: int) -> torch.optim.Optimizer:
+    """Groups: the token rows, whose learning rate is multiplied by `token_lr_multiplier`; all other parameters; with Muon the
+    LoRA matrices apart. `batch_size`: the global one, for `lr_scaling`."""
     token_rows: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
-            (token_rows if "trainable_tokens" in name else others).append(parameter)
-    groups = [{"params": others, "factor": 1.0}, {"params": token_rows, "factor": settings.token_lr_multiplier}]
-    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+            is_matrix = settings.kind == "muon" and (".lora_A." in name or ".lora_B." in name)
+            (matrices if is_matrix else token_rows if "trainable_tokens" in name else others).append(parameter)
+    scale = batch_factor(settings, batch_size)
+    groups = [{"params": others, "factor": scale}, {"params": token_rows, "factor": scale * settings.token_lr_multiplier}]
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    if settings.kind == "adamw":
+        return adamw
+    muon = torch.optim.Muon(
+        [{"params": matrices, "factor": scale}],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adjust_lr_fn="match_rms_adamw",  # an entry moves as far as under AdamW, so the same `lr` suits both
+    )
+    return _Joined(muon, adamw)
+
+
+class _Joined(torch.optim.Optimizer):
+    """Optimisers of different parameters as one: their groups, and one state."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        groups = [group for part in parts for group in part.param_groups]
+        super().__init__(groups, {})
+        self.param_groups = groups  # the parts' own, so that a learning rate set here is theirs
+        self._parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step()
+
+
+def batch_factor(settings: OptimiserSettings, batch_size: int) -> float:
+    """Factor on the learning rate for a batch of another size than `lr_batch_size`."""
+    times = batch_size / settings.lr_batch_size
+    return {"none": 1.0, "sqrt": math.sqrt(times), "linear": times}[settings.lr_scaling]
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step: int, steps: int) -> None:

@@ -18,6 +18,14 @@ from trainer.model.embedder import Embedder
 
 _FREE: Final = {"out", "variants", "device", "checkpoint", "adaptive", "evaluation", "tensorboard", "trackers"}
 """Settings that may change between two runs of the same training."""
+_LATER: Final = {
+    "model": ("bidirectional_attention",),
+    "data": ("skip_unreadable", "hold_out"),
+    "loss": ("matryoshka", "distillation_weight"),
+    "optimiser": ("kind", "lr_scaling"),
+    "traces": ("dropout", "first_stage_steps"),
+}
+"""Settings that came later: at their default they are left out, so that runs from before them may resume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,15 @@ def run_conditions(config: TrainConfig, variant: Variant, records: Records, step
     ):
         for key in free:
             settings[part].pop(key)
-    if not config.data.skip_unreadable:  # runs from before this setting may resume
-        settings["data"].pop("skip_unreadable")
-    if not config.data.hold_out:
-        settings["data"].pop("hold_out")
-    if not config.loss.matryoshka:
-        settings["loss"].pop("matryoshka")
+    for part, keys in _LATER.items():
+        fields = type(getattr(config, part)).model_fields
+        for key in keys:
+            if getattr(getattr(config, part), key) == fields[key].default:
+                settings[part].pop(key)
+    if not config.loss.distillation_weight:
+        settings["loss"].pop("distillation_temperature")
+    if config.optimiser.lr_scaling == "none":
+        settings["optimiser"].pop("lr_batch_size")
     if config.data.hard_negatives == "mined":  # the records' digest is that of the file's content too
         settings["data"].pop("mined")
     else:

@@ -29,12 +29,12 @@ from trainer.data.batches import Batch
 from trainer.data.micro_batch import MicroBatch
 from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
-from trainer.model.losses import Pairing, matryoshka_info_nce
+from trainer.model.losses import Pairing, distillation_loss, matryoshka_info_nce
 from trainer.model.vision_cache import Seen, TowerMemory
 
 
 class StepLosses(NamedTuple):
-    """Global means, the same in every process."""
+    """Global means, the same in every process. `retrieval`, `hit` and `similarity` are 0 in a first stage."""
 
     total: float
     retrieval: float
@@ -43,6 +43,8 @@ class StepLosses(NamedTuple):
     """Share of the batch's queries whose positive scores above all its negatives."""
     similarity: float
     """Mean cosine of two candidates of the batch. Near 1 the embeddings are all alike: they have collapsed."""
+    distillation: float = 0.0
+    """Mean over the judged queries (`loss.distillation_weight`)."""
 
 
 class DivergedError(CotError):
@@ -63,9 +65,12 @@ def train_step(
     cache = _GradientCache(embedder, settings, processes.device, memory, keep_graph=batch.at_once)
     queries_QD = cache.embed(queries, len(batch.ids))
     candidates_CD = cache.embed(candidates, len(batch.dids))
-    retrieval, hit, similarity = _backward_contrastive(
-        embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
-    )
+    distillation = _backward_distillation(embedder, batch, queries_QD, candidates_CD, settings=settings, processes=processes)
+    retrieval = hit = similarity = 0.0
+    if batch.dids:  # without candidates it is a step of the first stage, in every process
+        retrieval, hit, similarity = _backward_contrastive(
+            embedder, batch, queries_QD=queries_QD, candidates_CD=candidates_CD, settings=settings, processes=processes
+        )
     chunks = [(chunk, queries_QD) for chunk in queries] + [(chunk, candidates_CD) for chunk in candidates]
 
     generation = torch.zeros((), device=processes.device)
@@ -88,7 +93,32 @@ def train_step(
     processes.sum_gradients(embedder.parameters(), whole=[embedder.log_scale])
     generation = processes.sum(generation)
     total_loss = settings.retrieval_weight * retrieval + settings.generation_weight * float(generation)
-    return StepLosses(total_loss, retrieval, float(generation), hit, similarity)
+    total_loss += settings.distillation_weight * distillation
+    return StepLosses(total_loss, retrieval, float(generation), hit, similarity, distillation)
+
+
+def _backward_distillation(
+    embedder: Embedder,
+    batch: Batch,
+    queries_QD: Tensor,
+    candidates_CD: Tensor,
+    *,
+    settings: LossSettings,
+    processes: ProcessGroup,
+) -> float:
+    """The mean over the judged queries of all processes; leaves gradients in the embeddings of this process."""
+    if not settings.distillation_weight:
+        return 0.0
+    total = sum(processes.gather_objects(len(batch.judged)))
+    if not total:
+        return 0.0
+    loss = distillation_loss(
+        queries_QD, candidates_CD, batch.judged, embedder.scale, temperature=settings.distillation_temperature
+    )
+    loss = loss / total
+    if batch.judged:
+        (settings.distillation_weight * loss).backward()  # type: ignore[no-untyped-call]
+    return float(processes.sum(loss.detach()))
 
 
 def _backward_contrastive(
@@ -174,7 +204,7 @@ class _GradientCache:
         self._seen: list[list[Seen]] = []
 
     def embed(self, chunks: Sequence[MicroBatch], count: int) -> Tensor:
-        """(count, dim), a leaf that requires a gradient."""
+        """(count, dim), a leaf that requires a gradient; without columns if no sequence's embedding is used."""
         embeddings_QD: Tensor | None = None
         for chunk in chunks:
             if self._keep_graph:
@@ -194,7 +224,8 @@ class _GradientCache:
                 embeddings_QD = vectors_BD.new_zeros(count + 1, vectors_BD.shape[1])
             places_B = torch.where(chunk.places < 0, count, chunk.places)
             embeddings_QD.index_copy_(0, places_B.to(self._device, non_blocking=True), vectors_BD)
-        assert embeddings_QD is not None, "a batch has at least one query"
+        if embeddings_QD is None:
+            return torch.empty(count, 0, requires_grad=True)
         return embeddings_QD[:count].requires_grad_()
 
     def replay(self, chunk: MicroBatch) -> tuple[Tensor, Tensor]:

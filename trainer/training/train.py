@@ -68,6 +68,11 @@ def train(config: TrainConfig, variant: Variant) -> Path:
         world_size=processes.size,
     )
     steps = config.optimiser.max_steps or max(1, math.ceil(config.optimiser.epochs * source.sampler.per_epoch))
+    if (first := config.traces.first_stage_steps) >= steps and variant != "direct":
+        raise ConfigError(
+            f"traces.first_stage_steps is {first}, and the training has {steps} steps: the embedding would learn nothing",
+            "name fewer",
+        )
     if processes.first:
         run.claim(run_conditions(config, variant, records, steps))
         replace_text(config.out / SETTINGS, config.model_dump_json(indent=1) + "\n")
@@ -169,7 +174,7 @@ class _Training:
 
     def _initialise(self) -> None:
         """From the last checkpoint; without one, initialises the embedding token's row."""
-        self.optimiser = make_optimiser(self.embedder, self.config.optimiser)
+        self.optimiser = make_optimiser(self.embedder, self.config.optimiser, self.config.batch.global_batch_size)
         last = checkpoint.find_latest(self.directory.checkpoints) if self.processes.first else None
         last = self.processes.gather_objects(last)[0]
         if last is not None:
@@ -266,15 +271,15 @@ def learnt_traces(config: TrainConfig, variant: Variant, records: Records) -> di
 
 def _self_traces_due(config: TrainConfig, variant: Variant, step: int) -> bool:
     traces = config.traces
-    if traces.contrastive == "teacher" or variant == "direct" or step < traces.first_refresh:
+    if traces.contrastive == "teacher" or variant == "direct" or step < traces.first_own:
         return False
-    return (step - traces.first_refresh) % traces.refresh == 0
+    return (step - traces.first_own) % traces.refresh == 0
 
 
 def _next_stop(config: TrainConfig, variant: Variant, step: int, steps: int) -> int:
     """The next step before which the loop must stop: for a checkpoint, new traces, or the end."""
     stops = [steps, step - step % config.checkpoint.save_every + config.checkpoint.save_every]
     if config.traces.contrastive != "teacher" and variant != "direct":
-        begin, every = config.traces.first_refresh, config.traces.refresh
+        begin, every = config.traces.first_own, config.traces.refresh
         stops.append(begin if step < begin else begin + ((step - begin) // every + 1) * every)
     return min(stops)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from schemas.errors import InputError
+from pipeline.config import load_config
+from schemas.errors import ConfigError, InputError
 from schemas.training import DataSettings, TrainConfig
 from tests.trainer.conftest import fresh
 from trainer.data.batches import BatchSource
@@ -83,3 +84,35 @@ def test_a_file_that_is_missing_damaged_or_of_other_queries_is_an_error(config: 
         training_records(settings_for(config, tmp_path / "other.parquet").data)
     with pytest.raises(ValidationError, match=r"needs data\.mined"):
         DataSettings(dataset="x", mbeir=tmp_path, hard_negatives="mined")
+
+
+def test_batches_hold_the_verifiers_word(config: TrainConfig, tmp_path: Path) -> None:
+    """On the negatives that were drawn; queries without a word on the positive, or on any negative, are not distilled."""
+    records = Records.load(config.data.dataset)
+    ids, positives = records.table["id"].to_pylist(), records.table["positives"].to_pylist()
+    rows = []
+    for i, identifier in enumerate(ids):
+        dids = [positives[(i + n) % len(ids)][0] for n in (1, 2, 3)]
+        yes = [[0.1, 0.2, 0.3], [None, None, 0.3], [None] * 3, [0.1] * 3][i % 4]
+        rows.append({"id": identifier, "mined_negatives": dids, "yes": yes, "positive_yes": None if i % 4 == 3 else 0.9})
+    write_mined(tmp_path / "mined.parquet", rows, {})
+    changed = settings_for(config, tmp_path / "mined.parquet", mined_per_query=3)
+    records = training_records(changed.data)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
+    encoder = fresh(config).encoder()
+    source = BatchSource(changed, "direct", records, traces={}, encoder=encoder, candidates=candidates)
+    batch = source.make_batch(0)
+    numbers = [ids.index(identifier) for identifier in batch.ids]
+    assert [one.query for one in batch.judged] == [query for query, number in enumerate(numbers) if number % 4 < 2]
+    assert batch.judged
+    for query, places, yes in batch.judged:
+        row = rows[numbers[query]]
+        of_did = dict(zip(row["mined_negatives"], row["yes"], strict=True))
+        assert (places[0], yes[0]) == (query, pytest.approx(0.9))
+        assert list(yes[1:]) == pytest.approx([of_did[batch.dids[place]] for place in places[1:]])
+        assert sorted(yes[1:]) == pytest.approx(sorted(p for p in row["yes"] if p is not None))
+
+
+def test_distillation_needs_mined_negatives(train_file: Path) -> None:
+    with pytest.raises(ConfigError, match="distillation_weight needs data.hard_negatives: mined"):
+        load_config(train_file, TrainConfig, ("loss.distillation_weight=1",))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.data.micro_batch import IGNORE
-from trainer.model.losses import Pairing, info_nce, matryoshka_info_nce, trace_losses
+from trainer.data.mined import Judged
+from trainer.model.losses import Pairing, distillation_loss, info_nce, matryoshka_info_nce, trace_losses
 
 
 def plain_info_nce(
@@ -104,3 +105,34 @@ def test_cross_entropy_is_averaged_per_row() -> None:
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
     first = torch.stack([-logs[0, 1, 1], -logs[1, 4, 6], torch.tensor(0.0)])
     assert torch.allclose(trace_losses(states, labels, head, route=2.0), torch.stack(expected) + 2 * first, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_distillation_loss_is_the_divergence_from_the_verifier(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    queries = nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1)
+    candidates = nn.functional.normalize(torch.randn(8, 5, generator=generator), dim=-1)
+    judged = [Judged(0, (0, 3, 4), (0.9, 0.2, 0.6)), Judged(2, (2, 7), (0.99, 1.0))]
+    wanted = 0.0
+    for query, places, yes in judged:
+        odds = [math.log(p / (1 - p)) for p in (min(one, 1 - 1e-6) for one in yes)]
+        teacher = [math.exp(one / temperature) for one in odds]
+        own = [math.exp(4.0 * float(queries[query] @ candidates[place])) for place in places]
+        for t, o in zip(teacher, own, strict=True):
+            p, q = t / sum(teacher), o / sum(own)
+            wanted += p * math.log(p / q)
+    scale = torch.tensor(4.0, requires_grad=True)
+    queries.requires_grad_()
+    found = distillation_loss(queries, candidates, judged, scale, temperature=temperature)
+    assert float(found) == pytest.approx(wanted, rel=1e-3)
+    found.backward()
+    assert scale.grad is None
+    assert [bool(row.any()) for row in queries.grad] == [True, False, True]  # type: ignore[union-attr]
+
+
+def test_an_embedder_that_agrees_with_the_verifier_has_no_distillation_loss() -> None:
+    yes = (0.8, 0.3, 0.5)
+    queries = torch.tensor([[1.0]])
+    candidates = torch.tensor([[math.log(p / (1 - p)) / 7] for p in yes])
+    agreeing = distillation_loss(queries, candidates, [Judged(0, (0, 1, 2), yes)], torch.tensor(7.0), temperature=1.0)
+    assert float(agreeing) == pytest.approx(0.0, abs=1e-6)

@@ -23,7 +23,7 @@ from transformers import (
 from pipeline.config import load_config
 from pocket.training.tiny_qwen import CHAT_TEMPLATE, build_processor
 from pocket.training.train_models import MODELS
-from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
+from schemas.training import AdaptiveSettings, LossSettings, TrainConfig, Variant
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.embedding.test_adaptive import some_rows
 from trainer.distributed import ProcessGroup
@@ -174,6 +174,36 @@ def test_the_vision_tower_attends_in_few_calls_in_training(
     visual, text = embedder.model.config.vision_config.depth, embedder.model.config.text_config.num_hidden_layers
     assert counts[1] == len(chunks) * (visual + text)  # images of one size: one call per block
     assert torch.allclose(vectors[0], vectors[1], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["direct", "trace"])
+def test_the_strong_recipes_take_their_steps(config: TrainConfig, tmp_path: Path, variant: Variant) -> None:
+    """With the shipped settings of model, batch, loss, optimiser and traces; only base, data and sizes differ."""
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    qwen25(base, tied=False)
+    shipped = load_config(Path(f"configs/{variant}-strong-7b.yaml"), TrainConfig, ())
+    assert shipped.variants == (variant,)
+    recipe = shipped.model_copy(
+        update={
+            "model": shipped.model.model_copy(update={"base": str(base), "max_pixels": None}),
+            "data": config.data.model_copy(update={"hard_negatives": 1}),
+            "out": tmp_path / "run",
+            "device": "cpu",
+            "batch": shipped.batch.model_copy(update={"global_batch_size": 4, "micro_batch_size": 4}),
+            "optimiser": shipped.optimiser.model_copy(update={"max_steps": 4}),
+            "traces": shipped.traces.model_copy(update={"first_stage_steps": 2, "refresh": 1}),
+            "adaptive": shipped.adaptive.model_copy(update={"max_new_tokens": 4}),
+        }
+    )
+    loaded = Embedder.load(train(recipe, variant), recipe.model)
+    steps = [json.loads(line) for line in (recipe.out / variant / "metrics.jsonl").read_text().splitlines()]
+    assert [step["retrieval"] > 0 for step in steps] == [variant == "direct"] * 2 + [True] * 2
+    assert loaded.metadata.temperature != pytest.approx(shipped.loss.temperature, rel=1e-6)
+    queries = AdaptiveEmbedder(loaded, recipe.adaptive).embed(some_rows(loaded.encoder()))
+    assert all(bool(torch.isfinite(one.vector).all()) for one in queries)
+    assert loaded.metadata.bidirectional == (variant == "direct")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bench.oracle import Oracle
 from schemas.mbeir import unhash_did
 from tests.support.cli import mbeir_cot
 from trainer.data.dataset import Records
@@ -38,7 +39,7 @@ def world(small_world: Path, dataset: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_run_mines_negatives_and_a_training_uses_them(
-    world: Path, finished: Path, dataset: Path, train_file: Path, tmp_path: Path
+    world: Path, finished: Path, dataset: Path, train_file: Path, tmp_path: Path, oracle: Oracle
 ) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     cache = f"data.candidate_cache={tmp_path / 'cache'}"
@@ -73,9 +74,33 @@ def test_a_run_mines_negatives_and_a_training_uses_them(
     assert again.returncode == 0, again.stderr
     assert (out / "mined.parquet").read_bytes() == before
 
-    mined = ("--set", "data.hard_negatives=mined", "--set", f"data.mined={out / 'mined.parquet'}")
+    verifier = ("--verifier", oracle.config(tmp_path, world), "--yes", "0.9")
+    done = mbeir_cot("mine", run, "--keep", "4", "--margin", "1", *verifier, *given, timeout=300)
+    assert done.returncode == 0, done.stderr
+    judged = pq.read_table(out / "mined.parquet").to_pylist()
+    word = json.loads((out / "report.json").read_text())
+    reasons = records.table["route"].to_pylist()
+    for row, before_it, route in zip(judged, rows, reasons, strict=True):
+        assert (row["positive_yes"] is not None) == (route == "reasoning")
+        if route == "bypass":
+            assert (row["mined_negatives"], set(row["yes"])) == (before_it["mined_negatives"], {None} & set(row["yes"]))
+        assert set(row["mined_negatives"]) <= set(before_it["mined_negatives"])
+        assert all(p is None or p <= 0.9 for p in row["yes"])
+    assert word["right"] == report["negatives"] - word["negatives"] > 0
+    assert word["judged"] == sum(len(row["mined_negatives"]) for row, r in zip(rows, reasons, strict=True) if r == "reasoning")
+    assert f"{word['right']:,} of {word['judged']:,} that the verifier judged" in done.stdout.replace("\n", " ")
+
+    mined = (
+        "--set",
+        "data.hard_negatives=mined",
+        "--set",
+        "loss.distillation_weight=0.5",
+        "--set",
+        f"data.mined={out / 'mined.parquet'}",
+    )
     short = ("--set", "optimiser.max_steps=2", "--set", "variants=[direct]")
     done = mbeir_cot("train", train_file, "--out", tmp_path / "again", *mined, *short, *given, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "again" / "direct" / "metrics.jsonl").read_text().splitlines()]
     assert all(-1 <= line["similarity"] <= 1 for line in lines)
+    assert any(line["distillation"] > 0 for line in lines)
