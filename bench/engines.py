@@ -35,7 +35,8 @@ from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.queries import Place, QueryUnit
-from trainer.embedding.vllm_engine import VllmEngine, start_engine
+from trainer.embedding.vllm_engine import VllmEngine
+from trainer.embedding.vllm_start import start_engine
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
 from trainer.model.location import load_settings, model_directory
 

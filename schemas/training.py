@@ -277,8 +277,4 @@ class TrainConfig(_Settings):
             raise ValueError("model.train_projector keeps the projector in float32: with dtype bfloat16 set model.autocast")
         if self.model.pooling == "token" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
             raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
-        if self.adaptive.engine == "vllm" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
-            raise ValueError(
-                "adaptive.fallback and evaluation.fallbacks need adaptive.engine: transformers: vLLM gives no confidence"
-            )
         return self
