@@ -212,8 +212,8 @@ class AdaptiveSettings(_Settings):
     """A query whose trace's mean log-probability (`QueryEmbedding.confidence`) is below this gets its bypass embedding. It has
     paid for the trace. Needs `model.pooling: pre`. `evaluation.fallbacks` shows what a value would do."""
     engine: Engine = "transformers"
-    """What embeds in `eval`, `index` and `zero-shot run`. `vllm` is faster. It needs whole weights: an adapter's are made once
-    and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
+    """What embeds in `eval`, `index`, `zero-shot run` and `serve-embeddings`. `vllm` is faster. It needs whole weights: an
+    adapter's are made once and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
     prefill_rows: PositiveInt = 32
     """Queries in a prefill; with vLLM, requests that wait beside those in its batch."""
     decode_rows: PositiveInt = 64

@@ -11,6 +11,9 @@ A request says in `SamplingParams.extra_args["trace"]` what is wanted of it (see
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final, TypedDict
@@ -24,6 +27,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 ARGUMENT: Final = "trace"
 _NEVER: Final = torch.finfo(torch.float32).min
+_LOOK_S: Final = 1.0
 
 
 class Wanted(TypedDict):
@@ -175,13 +179,22 @@ def _force(logits_V: Tensor, token: int) -> None:
     logits_V[token] = 0.0
 
 
+def _end_with(owner: int) -> None:
+    """vLLM's own process does not notice that the one which started it was killed, and would keep the device's memory."""
+    while os.getppid() == owner:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class StatesWorker:
     """Methods that vLLM adds to its worker (`worker_extension_cls`)."""
 
     model_runner: Any
 
-    def keep_states(self) -> None:
-        """Shows the keeper the states from which every step's logits are made."""
+    def keep_states(self, owner: int) -> None:
+        """Shows the keeper the states from which every step's logits are made. owner: the process that started the engine."""
+        if owner == os.getppid():
+            threading.Thread(target=_end_with, args=(owner,), name="ends-with-owner", daemon=True).start()
         keeper = self._state_keeper()
         (layer,) = [module for module in self.model_runner.model.modules() if isinstance(module, LogitsLayer)]
 

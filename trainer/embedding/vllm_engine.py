@@ -9,6 +9,7 @@ processes of its own, which end with `close` or with this process.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,7 @@ class VllmEngine:
             "worker_extension_cls": "trainer.embedding.state_keeper.StatesWorker",
         }
         self._engine = start_engine(self.options, ON_GPU if gpu else ON_CPU)
-        self._engine.collective_rpc("keep_states")
+        self._engine.collective_rpc("keep_states", args=(os.getpid(),))
 
     def close(self) -> None:
         """Ends the engine's processes. May be called again."""
