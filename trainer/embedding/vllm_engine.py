@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,17 @@ _MAX_LENGTH: Final = 8192
 _MOST_IMAGES: Final = 8
 _GROUP: Final = 32
 """Rows whose inputs are made together."""
+
+
+class _Said(NamedTuple):
+    """What `StateKeeper.take` says of a request besides its states. Times in seconds of one clock."""
+
+    p_direct: float
+    cut: bool
+    began: float
+    first_at: float
+    last_at: float
+    confidence: float | None
 
 
 class VllmEngine:
@@ -152,7 +163,7 @@ class VllmEngine:
         last_ND, first_ND = (torch.frombuffer(bytearray(one), dtype=torch.float32).view(len(written), -1) for one in states)
         done = zip(written.items(), last_ND, first_ND, scalars, strict=True)
         return [
-            (key, self._embedding(self._waiting.pop(key), tokens, last_D, first_D, *rest))
+            (key, self._embedding(self._waiting.pop(key), tokens, last_D, first_D, _Said(*rest)))
             for (key, tokens), last_D, first_D, rest in done
         ]
 
@@ -205,15 +216,12 @@ class VllmEngine:
             extra_args={"trace": wanted},
         )
 
-    def _embedding(
-        self, prompt_tokens: int, tokens: list[int], last_D: Tensor, first_D: Tensor,
-        p_direct: float, cut: bool, began: float, first_at: float, last_at: float, confidence: float | None,
-    ) -> QueryEmbedding:  # fmt: skip
-        """tokens: all that the request wrote, its last one included. Times in seconds of one clock."""
+    def _embedding(self, prompt_tokens: int, tokens: list[int], last_D: Tensor, first_D: Tensor, said: _Said) -> QueryEmbedding:
+        """tokens: all that the request wrote, its last one included."""
         *written, end = tokens
         ended = end == self._emb
         if self._token:
-            ended = not cut
+            ended = not said.cut
             written = written[:-1]  # the embedding token, which was fed
         bypass = None if self._token or not written else _normalise(first_D)
         return QueryEmbedding(
@@ -221,13 +229,13 @@ class VllmEngine:
             reasoned=bool(written),
             ended=ended,
             trace=self._tokenizer.decode(written, skip_special_tokens=True) if written else "",
-            p_direct=p_direct,
+            p_direct=said.p_direct,
             tokens=len(written),
-            seconds=last_at - began,
+            seconds=said.last_at - said.began,
             bypass=bypass,
-            bypass_seconds=first_at - began if bypass is not None else 0.0,
+            bypass_seconds=said.first_at - said.began if bypass is not None else 0.0,
             prompt_tokens=prompt_tokens,
-            confidence=confidence,
+            confidence=said.confidence,
         )
 
 
