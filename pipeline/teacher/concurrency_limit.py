@@ -79,6 +79,7 @@ class Limiter:
         self._preemptions = preemptions
         self._is_full = waiting > 0 or cache > _FULL
         if preemptions > before:
+            self.congestions += 1  # from now on the limit grows slowly
             self.limit = max(float(self.least), min(self.limit, max(float(running), self.limit / 2)))
 
     def unreachable(self) -> None:

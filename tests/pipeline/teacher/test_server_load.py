@@ -80,7 +80,7 @@ def test_preemptions_bring_the_limit_down_to_what_runs() -> None:
     assert one.limit == 15
     one.reported(1, 0, 0.0, 0)  # the server was started again
     grow(one, 3)
-    assert one.limit == 18, "as before: the server's own report says when it is enough"
+    assert 15 < one.limit < 18, "it grows slowly from now on"
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), st.integers(0, 50)), max_size=20))
