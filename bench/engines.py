@@ -6,6 +6,7 @@
 * `a`: one request, whose last state is kept where the logits are made (`adaptive.engine: vllm`).
 * `b`: a request that writes the trace, then a pooling request of prompt and trace in a second engine.
 * `c`: vLLM's `extract_hidden_states` with its example connector.
+* `p`: what a trace's confidence costs: `a` without it, and with vLLM's own log-probabilities besides.
 
 Queries go through the same workers as in `eval`, images read and prepared included. All ways run in float32 and alternate.
 """
@@ -16,8 +17,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -35,7 +38,8 @@ from trainer.data.encoding import EncodedSequence
 from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.queries import Place, QueryUnit
-from trainer.embedding.vllm_engine import VllmEngine, start_engine
+from trainer.embedding.vllm_engine import VllmEngine
+from trainer.embedding.vllm_start import start_engine
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
 from trainer.model.location import load_settings, model_directory
 
@@ -97,6 +101,8 @@ def main(
         _bound(workers["a"][0], units, embedded["a"], rounds)
         with CandidatePool.open(layout.local_pool(tasks[0], "test") or Path(), settings.data.candidate_cache) as pool:
             _pools({name: worker for name, (worker, _, _) in workers.items()}, pool, candidates)
+    if "p" in ways:
+        _confidence(workers["a"][0], units("always-reason"), rounds)
     if "b" in ways:
         console.print(_two_engines(workers["a"][0], units("learned"), ours))
     for worker, _, _ in workers.values():
@@ -143,6 +149,37 @@ def _pools(workers: dict[str, LocalPoolEmbedder], pool: CandidatePool, count: in
         + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
         + f"; least product {least:.5f}"
     )
+
+
+def _confidence(worker: LocalPoolEmbedder, units: list[QueryUnit], rounds: int) -> None:
+    """Queries/s relative to `a`, when every query reasons."""
+    from trainer.embedding import state_keeper
+
+    engine = worker._worker.engine
+    assert isinstance(engine, VllmEngine)
+
+    def with_log_probabilities(*given: Any, **more: Any) -> Any:
+        params = VllmEngine._params(engine, *given, **more)
+        params.logprobs = 0
+        return params
+
+    ways: dict[str, AbstractContextManager[Any]] = {
+        "a": nullcontext(),
+        "without a confidence": patch.object(state_keeper, "_best_log_p", lambda logits: logits.new_zeros(len(logits))),
+        "with vLLM's log-probabilities besides": patch.object(engine, "_params", with_log_probabilities),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            with way:
+                embedded, seconds = _embed(worker, units)
+            rates[name].append(len(embedded) / seconds)
+    for name, own in rates.items():
+        ratios = [one / base for one, base in zip(own, rates["a"], strict=True)]
+        console.print(
+            f"{name}: {statistics.median(own):.1f} queries/s, {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 def _two_engines(worker: LocalPoolEmbedder, units: list[QueryUnit], ours: Embedded) -> str:

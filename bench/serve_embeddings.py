@@ -1,11 +1,12 @@
 """Latency of the embedding service at rising rates, and its throughput relative to the bare embedder in the same run.
 
-    python -m bench.serve_embeddings RUN [--think-rate 0.28] [--shares 0.25,0.5,0.75,1.0,1.5] [--seconds 20] [--pool NAME]
+    python -m bench.serve_embeddings RUN [--engines transformers,vllm] [--think-rate 0.28] [--shares 0.25,0.5,1.0] [--seconds 20]
 
-Both embed the same queries with the same routes: `--think-rate` of them reason, whatever the run's own rate is. The bare
-embedder gets all of them at once. The service is asked by `--clients` clients that each wait for their answer (its capacity),
-then by arrivals at random moments (Poisson) at shares of that capacity. Latencies count from the moment at which a request was
-due, so a service that falls behind cannot hide it. A refusal (429) is counted, not timed. Everything shares one machine.
+For each engine a service, and the bare embedder in this process; they alternate. Both embed the same queries with the same
+routes: `--think-rate` of them reason, whatever the run's own rate is. The bare embedder gets all of them at once. The service is
+asked by `--clients` clients that each wait for their answer (its capacity), then by arrivals at random moments (Poisson) at
+shares of that capacity. Latencies count from the moment at which a request was due, so a service that falls behind cannot hide
+it. A refusal (429) is counted, not timed. Everything shares one machine.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Annotated, Any, NamedTuple
 
 import aiohttp
 import numpy as np
+import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from trainer import TraceEmbedder
 
+console = Console()
 NOUNS = ("town", "river", "red cube", "tall tower", "small ship", "garden", "black dress", "old map")
 PLACES = ("in the north", "by the sea", "near a lake", "with a bridge", "at night", "of the king")
 
@@ -50,7 +53,7 @@ def queries(count: int, think_rate: float) -> list[Asked]:
 
 
 @contextmanager
-def service(run: Path, overrides: list[str]) -> Iterator[str]:
+def service(run: Path, overrides: list[str]) -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-m", "mbeir_cot", "serve-embeddings", str(run), "--port", "0", "--name", "trace"]
     process = subprocess.Popen(
         [*command, *(word for override in overrides for word in ("--set", override))],
@@ -63,7 +66,7 @@ def service(run: Path, overrides: list[str]) -> Iterator[str]:
     ready = next((found for line in process.stdout if (found := re.search(r"is served at (\S+)", line))), None)
     try:
         assert ready is not None, "the service did not start"
-        yield ready[1]
+        yield ready[1], psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -112,6 +115,24 @@ async def opened(url: str, asked: list[Asked], rate: float) -> tuple[list[float]
     return latencies, statuses
 
 
+class Cpu(NamedTuple):
+    """Milliseconds of CPU: what embeds, what speaks HTTP, and the clients, where the bare embedder is too."""
+
+    engine: float
+    http: float
+    clients: float
+
+    @classmethod
+    def used(cls, process: psutil.Process) -> Cpu:
+        """So far, by a service, its engine and this process."""
+        engine = sum(1e3 * sum(one.cpu_times()[:2]) for one in process.children(recursive=True))
+        return cls(engine, 1e3 * sum(process.cpu_times()[:2]), 1e3 * time.process_time())
+
+    def since(self, before: Cpu, queries: int) -> Cpu:
+        """For each of so many queries."""
+        return Cpu(*((now - then) / queries for now, then in zip(self, before, strict=True)))
+
+
 def bare(embedder: TraceEmbedder, asked: list[Asked]) -> float:
     """Queries per second of the embedder alone, given each route's queries at once."""
     began = time.perf_counter()
@@ -122,6 +143,7 @@ def bare(embedder: TraceEmbedder, asked: list[Asked]) -> float:
 
 def main(
     run: Path,
+    engines: str = "transformers,vllm",
     think_rate: float = 0.28,
     shares: str = "0.25,0.5,0.75,1.0,1.5",
     seconds: float = 20.0,
@@ -130,17 +152,49 @@ def main(
     rounds: int = 2,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """Prints throughput and a table of latencies."""
-    console, given = Console(), overrides or []
-    asked = queries(count, think_rate)
-    embedder = TraceEmbedder.load(run, overrides=given)
+    """Prints throughput and a table of latencies for each engine."""
+    for engine in engines.split(","):
+        given = [*(overrides or ()), f"adaptive.engine={engine}"]
+        console.print(f"[bold]{engine}")
+        measure(
+            run,
+            given,
+            queries(count, think_rate),
+            think_rate=think_rate,
+            shares=[float(one) for one in shares.split(",") if one],
+            seconds=seconds,
+            clients=clients,
+            rounds=rounds,
+        )
+
+
+def measure(
+    run: Path,
+    given: list[str],
+    asked: list[Asked],
+    *,
+    think_rate: float,
+    shares: list[float],
+    seconds: float,
+    clients: int,
+    rounds: int,
+) -> None:
+    embedder = TraceEmbedder.load(run, overrides=given, engine=None)
     rates: dict[str, list[float]] = {"bare": [], "service": []}
-    with service(run, given) as url:
+    with service(run, given) as (url, process):
         asyncio.run(closed(url, asked[:64], clients))  # warm
         bare(embedder, asked[:64])
         for _ in range(rounds):
+            start = Cpu.used(process)
             rates["bare"].append(bare(embedder, asked))
+            alone = Cpu.used(process)
             rates["service"].append(asyncio.run(closed(url, asked, clients)))
+            served = Cpu.used(process).since(alone, len(asked))
+            console.print(
+                f"bare {rates['bare'][-1]:,.1f} queries/s, service {rates['service'][-1]:,.1f}; CPU ms a query: "
+                f"bare {alone.since(start, len(asked)).clients:.1f}, service {served.engine:.1f} (its engine), "
+                f"{served.http:.1f} (HTTP), {served.clients:.1f} (clients)"
+            )
         capacity = float(np.median(rates["service"]))
         ratio = float(np.median([one / other for one, other in zip(rates["service"], rates["bare"], strict=True)]))
         console.print(
@@ -148,12 +202,13 @@ def main(
             f"({', '.join(f'{one:,.1f}' for one in rates['bare'])})"
         )
         table = Table("share of capacity", "requests/s", "p50 ms", "p99 ms", "answered", "refused (429)", "other")
-        for share in map(float, shares.split(",")):
+        for share in shares:
             rate = share * capacity
             latencies, statuses = asyncio.run(opened(url, queries(max(int(rate * seconds), 20), think_rate), rate))
             row: list[Any] = [f"{share:g}", f"{rate:,.1f}"]
             row += [f"{1e3 * np.percentile(latencies or [0], q):,.0f}" for q in (50, 99)]
             table.add_row(*row, str(statuses.pop(200, 0)), str(statuses.pop(429, 0)), str(dict(statuses) or ""))
+    embedder.close()
     console.print(table)
 
 

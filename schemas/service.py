@@ -60,13 +60,13 @@ class ServiceSettings(_Settings):
     remote_hosts: tuple[str, ...] = ()
     """Hosts from which images are fetched over http(s); without one nothing is fetched."""
     batch_size: PositiveInt = 32
-    """Inputs that the engine embeds together."""
+    """Inputs that the engine embeds together; with vLLM `adaptive.decode_rows` says how many."""
     batch_wait_ms: NonNegativeFloat = 2.0
-    """How long an idle engine waits for more inputs before it starts a batch that is not full."""
+    """How long an idle engine waits for more inputs before it starts a batch that is not full; vLLM does not wait."""
     timeout_s: PositiveFloat = 60.0
     """After that an accepted request is answered with 504."""
     drain_s: PositiveFloat = 30.0
     """After SIGTERM, how long accepted requests may go on; what is left then is answered with 503."""
     engine_patience_s: PositiveFloat = 600.0
-    """A batch that takes longer ends the engine, which is started again."""
+    """A batch (with vLLM: an input) that takes longer ends the engine, which is started again."""
     limits: ServiceLimits = ServiceLimits()

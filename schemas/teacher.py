@@ -32,7 +32,8 @@ class Transport(BaseModel):
     """Send requests through the proxy in `http_proxy`, `https_proxy` and `no_proxy`, for endpoints that cannot be reached
     otherwise. Never used for managed servers."""
     load_poll_s: NonNegativeFloat = 0
-    """Seconds after which a vLLM server's metrics are read again, so that no more is sent than its KV cache holds; 0: never."""
+    """Seconds after which a vLLM server's metrics are read again, so that no more is sent than its KV cache holds; 0: never.
+    Where we measured it, it saved preemptions and was slower (docs/benchmarks.md)."""
     window: PositiveInt = 200
     """Recent answers over which the share of failures is computed, for stopping a build early."""
 

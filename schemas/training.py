@@ -247,8 +247,8 @@ class AdaptiveSettings(_Settings):
     """A query whose trace's mean log-probability (`QueryEmbedding.confidence`) is below this gets its bypass embedding. It has
     paid for the trace. Needs `model.pooling: pre`. `evaluation.fallbacks` shows what a value would do."""
     engine: Engine = "transformers"
-    """What embeds in `eval`, `index` and `zero-shot run`. `vllm` is faster. It needs whole weights: an adapter's are made once
-    and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
+    """What embeds in `eval`, `index`, `zero-shot run` and `serve-embeddings`. `vllm` is faster. It needs whole weights: an
+    adapter's are made once and kept in the cache ($MBEIR_COT_CACHE), as large as the base."""
     prefill_rows: PositiveInt = 32
     """Queries in a prefill; with vLLM, requests that wait beside those in its batch."""
     decode_rows: PositiveInt = 64
@@ -320,10 +320,6 @@ class TrainConfig(_Settings):
             )
         if self.model.pooling != "pre" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
             raise ValueError("adaptive.fallback and evaluation.fallbacks need model.pooling: pre: its prefill embeds both ways")
-        if self.adaptive.engine == "vllm" and (self.adaptive.fallback is not None or self.evaluation.fallbacks):
-            raise ValueError(
-                "adaptive.fallback and evaluation.fallbacks need adaptive.engine: transformers: vLLM gives no confidence"
-            )
         return self
 
     def _asks_for_traces(self) -> str | None:

@@ -15,7 +15,8 @@ Positions are passed explicitly and padding is masked, so neither neighbours nor
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -80,17 +81,14 @@ class AdaptiveEmbedder:
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
         """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
-        by_index = dict(self.stream(rows, route=route, given=given))
-        return [by_index[index] for index in range(len(rows))]
+        return in_order(self.stream(rows, route=route, given=given))
 
     @torch.inference_mode()
     def stream(
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
         """(index in `rows`, embedding), as they are done."""
-        route = route or self.settings.route
-        if route == "given" and (given is None or len(given) != len(rows)):
-            raise ValueError("route 'given' needs one flag per row")
+        reasons = choose_to_reason(len(rows), route or self.settings.route, given)
         self.embedder.eval()
         if not self.embedder.metadata.writes:
             if route == "always-reason" or (given is not None and any(given)):
@@ -101,8 +99,7 @@ class AdaptiveEmbedder:
         batch: DecodeBatch | None = None
         for start in range(0, len(order), self.settings.prefill_rows):
             part = order[start : start + self.settings.prefill_rows]
-            forced = None if route == "learned" else [_reasons(route, given, i) for i in part]
-            done, joining = self._prefill([rows[i] for i in part], part, forced)
+            done, joining = self._prefill([rows[i] for i in part], part, [reasons[i] for i in part])
             yield from done
             if joining is not None:
                 batch = joining if batch is None else batch.join(joining)
@@ -134,9 +131,9 @@ class AdaptiveEmbedder:
             began = time.perf_counter()
 
     def _prefill(
-        self, rows: Sequence[EncodedSequence], indices: list[int], forced: list[bool] | None
+        self, rows: Sequence[EncodedSequence], indices: list[int], reasons: list[bool | None]
     ) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
-        """(queries that are done, queries that go on). forced: whether each reasons; None for the student's own choice."""
+        """(queries that are done, queries that go on). reasons: see `choose_to_reason`."""
         began = time.perf_counter()
         chunk = self.encoder.make_chunk(rows, prompts_only=True).to(self.embedder.device)
         # the next token's position follows the row's last one
@@ -147,7 +144,7 @@ class AdaptiveEmbedder:
         vectors_BD = pool_states(states_BLD, chunk.last)
         logits_BV = self._logits(states_BLD[torch.arange(len(rows)), chunk.last])
         p_direct = logits_BV.softmax(-1)[:, self._emb].tolist()
-        token_B, log_p_B = self._first_tokens(logits_BV, forced)
+        token_B, log_p_B = self._first_tokens(logits_BV, reasons)
         lengths = (chunk.last + 1).tolist()
         first, now, vectors_BD = token_B.tolist(), time.perf_counter(), vectors_BD.cpu()
         done, going_on = [], []
@@ -176,15 +173,15 @@ class AdaptiveEmbedder:
         self._classify_next_tokens(batch)
         return done, batch
 
-    def _first_tokens(self, logits_BV: Tensor, forced: list[bool] | None) -> tuple[Tensor, Tensor]:
+    def _first_tokens(self, logits_BV: Tensor, reasons: list[bool | None]) -> tuple[Tensor, Tensor]:
         """(first tokens, their log-probabilities among those that begin a trace), each (rows,)."""
         words_BV = logits_BV.clone()
         words_BV[:, [self._emb, *self._stops]] = _NEVER
-        if forced is None:
-            token_B = logits_BV.argmax(-1)
-        else:
-            words_B = words_BV.argmax(-1)
-            token_B = torch.where(torch.tensor(forced, device=logits_BV.device), words_B, torch.full_like(words_B, self._emb))
+        always_B, never_B = (
+            torch.tensor([one is wanted for one in reasons], device=logits_BV.device) for wanted in (True, False)
+        )
+        token_B = logits_BV.argmax(-1).masked_fill(never_B, self._emb)
+        token_B = torch.where(always_B, words_BV.argmax(-1), token_B)
         return token_B, _log_p(words_BV, token_B)
 
     def _classify_next_tokens(self, batch: DecodeBatch) -> None:
@@ -253,8 +250,20 @@ class AdaptiveEmbedder:
         return logits_BV.float()
 
 
-def _reasons(route: RouteChoice, given: Sequence[bool] | None, index: int) -> bool:
-    return given[index] if route == "given" and given is not None else route == "always-reason"
+def choose_to_reason(count: int, route: RouteChoice, given: Sequence[bool] | None) -> list[bool | None]:
+    """Whether each of so many queries reasons; None for the student's own choice."""
+    if route == "learned":
+        return [None] * count
+    if route != "given":
+        return [route == "always-reason"] * count
+    if given is None or len(given) != count:
+        raise ValueError("route 'given' needs one flag per row")
+    return list(given)
+
+
+def in_order(indexed: Iterable[tuple[int, QueryEmbedding]]) -> list[QueryEmbedding]:
+    """The embeddings by their indices."""
+    return [one for _, one in sorted(indexed, key=itemgetter(0))]
 
 
 def _log_p(logits_BV: Tensor, token_B: Tensor) -> Tensor:

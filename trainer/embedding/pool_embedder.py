@@ -134,5 +134,5 @@ def _embed_with(engine: VllmEngine, groups: Iterator[_Group]) -> Iterator[tuple[
             places.extend(group.places)
             yield from group.inputs
 
-    for index, vector_D in engine.stream_inputs(read()):
-        yield np.array([places[index]]), vector_D[None]
+    for index, one in engine.stream_inputs(read()):
+        yield np.array([places[index]]), one.vector[None]

@@ -10,6 +10,10 @@ A request says in `SamplingParams.extra_args["trace"]` what is wanted of it (see
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final, TypedDict
@@ -23,6 +27,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 ARGUMENT: Final = "trace"
 _NEVER: Final = torch.finfo(torch.float32).min
+_LOOK_S: Final = 1.0
 
 
 class Wanted(TypedDict):
@@ -41,9 +46,12 @@ class Wanted(TypedDict):
 
 
 class _Lane:
-    """A request in vLLM's batch. written: its tokens so far, vLLM's own list, which grows. Times by time.monotonic()."""
+    """A request in vLLM's batch. written: its tokens so far, vLLM's own list, which grows. Times by time.monotonic().
 
-    __slots__ = ("began", "cut", "first", "first_at", "last", "last_at", "p_direct", "wanted", "written")
+    log_ps: the log-probability of each written token and of the next one, that of the first among those that begin a trace.
+    """
+
+    __slots__ = ("began", "cut", "first", "first_at", "last", "last_at", "log_ps", "p_direct", "wanted", "written")
 
     def __init__(self, wanted: Wanted, written: list[int]) -> None:
         self.wanted, self.written = wanted, written
@@ -51,6 +59,12 @@ class _Lane:
         self.last: Tensor | None = None
         self.began, self.first_at, self.last_at = time.monotonic(), 0.0, 0.0
         self.p_direct, self.cut = 0.0, False
+        self.log_ps: list[Tensor] = []
+
+    @property
+    def trace_log_ps(self) -> list[Tensor]:
+        """Without the end of the trace."""
+        return self.log_ps[: -2 if self.wanted["token"] else -1]
 
 
 class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not followed
@@ -86,13 +100,18 @@ class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not follo
         if states_BD is None or len(states_BD) != len(logits):
             raise RuntimeError("the states of this step are not those of its logits: is this another model runner of vLLM?")
         fresh = []
+        log_p_B = _best_log_p(logits)
         for row, lane in self._lanes.items():
             lane.last, lane.last_at = states_BD[row], now
             if not lane.written:
                 fresh.append(row)
+            del lane.log_ps[len(lane.written) :]
+            lane.log_ps.append(log_p_B[row])
         if fresh:  # also rows of prompts that are not read to their end yet; the last time counts
-            emb = self._lanes[fresh[0]].wanted["emb"]
-            p_direct = logits[fresh].softmax(-1)[:, emb].tolist()
+            first, fresh_BV = self._lanes[fresh[0]].wanted, logits[fresh]
+            p_direct = fresh_BV.softmax(-1)[:, first["emb"]].tolist()
+            fresh_BV[:, [first["emb"], *first["stops"]]] = _NEVER
+            log_p_B[fresh] = _best_log_p(fresh_BV)  # of the words, which begin a trace
             for row, p in zip(fresh, p_direct, strict=True):
                 lane = self._lanes[row]
                 lane.first, lane.p_direct, lane.first_at = lane.last, p, now
@@ -119,19 +138,23 @@ class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not follo
             lane.cut = True
             _force(logits_V, wanted["emb"])
 
-    def take(self, keys: Sequence[str]) -> tuple[bytes, bytes, list[tuple[float, bool, float, float, float]]]:
+    def take(self, keys: Sequence[str]) -> tuple[bytes, bytes, list[tuple[float, bool, float, float, float, float | None]]]:
         """The states of these requests, which are forgotten here.
 
         The states that predicted each request's last token and those of the prompts' ends, both (n, dim) in float32 as bytes,
         which vLLM passes between its processes as they are; and for each request the embedding token's probability after the
-        prompt, whether the trace was cut here, and the times of its start, its first state and its last.
+        prompt, whether the trace was cut here, the times of its start, its first state and its last, and the trace's confidence
+        (`QueryEmbedding.confidence`).
         """
         lanes = [self._kept.pop(key) for key in keys]
         last, first = [lane.last for lane in lanes], [lane.first for lane in lanes]
         return (
             torch.stack(last).float().cpu().numpy().tobytes(),  # type: ignore[arg-type]
             torch.stack(first).float().cpu().numpy().tobytes(),  # type: ignore[arg-type]
-            [(lane.p_direct, lane.cut, lane.began, lane.first_at, lane.last_at) for lane in lanes],
+            [
+                (lane.p_direct, lane.cut, lane.began, lane.first_at, lane.last_at, confidence)
+                for lane, confidence in zip(lanes, _confidences([lane.trace_log_ps for lane in lanes]), strict=True)
+            ],
         )
 
     def drop(self, keys: Sequence[str]) -> None:
@@ -139,9 +162,28 @@ class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not follo
             self._kept.pop(key, None)
 
 
+def _best_log_p(logits_BV: Tensor) -> Tensor:
+    """The log-probability of each row's best token, which is the greedy one."""
+    return logits_BV.amax(-1) - logits_BV.logsumexp(-1)
+
+
+def _confidences(log_ps: Sequence[Sequence[Tensor]]) -> list[float | None]:
+    """The mean of each trace; None for none. One transfer from the device for all."""
+    every = [one for trace in log_ps for one in trace]
+    values = iter(torch.stack(every).tolist() if every else ())
+    return [sum(itertools.islice(values, len(trace))) / len(trace) if trace else None for trace in log_ps]
+
+
 def _force(logits_V: Tensor, token: int) -> None:
     logits_V.fill_(_NEVER)
     logits_V[token] = 0.0
+
+
+def _end_with(owner: int) -> None:
+    """vLLM's own process does not notice that the one which started it was killed, and would keep the device's memory."""
+    while os.getppid() == owner:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StatesWorker:
@@ -149,8 +191,10 @@ class StatesWorker:
 
     model_runner: Any
 
-    def keep_states(self) -> None:
-        """Shows the keeper the states from which every step's logits are made."""
+    def keep_states(self, owner: int) -> None:
+        """Shows the keeper the states from which every step's logits are made. owner: the process that started the engine."""
+        if owner == os.getppid():
+            threading.Thread(target=_end_with, args=(owner,), name="ends-with-owner", daemon=True).start()
         keeper = self._state_keeper()
         (layer,) = [module for module in self.model_runner.model.modules() if isinstance(module, LogitsLayer)]
 

@@ -12,7 +12,7 @@ be a path as `str`. A query with several pictures is a list of texts and picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self, get_args
 
@@ -20,16 +20,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from pipeline.mbeir.images import MAX_RATIO, ImageProblem, opened_picture
 from pipeline.mbeir.stores import plain_store
 from schemas.errors import ConfigError, InputError
 from schemas.record import ImageReason
-from schemas.training import RouteChoice, TrainConfig
+from schemas.training import Engine, RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
 from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.engine import QueryEngine
 from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.queries import WINDOW
+from trainer.embedding.vllm_engine import VllmEngine
 from trainer.embedding.workers import EmbedderSpec
 from trainer.model.embedder import Embedder
 from trainer.model.location import is_checkpoint, load_settings, locate, model_directory
@@ -47,14 +50,25 @@ QueryContent = TextOrImage | list[str | Image.Image | Path]
 class TraceEmbedder:
     """A trained embedder with its settings. Not thread-safe."""
 
-    def __init__(self, embedder: Embedder, settings: TrainConfig, *, sha256: str | None = None) -> None:
-        """`sha256`: the fingerprint of the weights, by which an index recognises the embedder that made it."""
-        self.embedder, self.settings, self.sha256 = embedder, settings, sha256
-        self._adaptive = AdaptiveEmbedder(embedder, settings.adaptive)
+    def __init__(
+        self, embedder: Embedder, settings: TrainConfig, *, sha256: str | None = None, engine: VllmEngine | None = None
+    ) -> None:
+        """`sha256`: the fingerprint of the weights, by which an index recognises the embedder that made it.
+
+        engine: embeds with vLLM instead of with `embedder`, which may then be without weights.
+        """
+        self.embedder, self.settings, self.sha256, self.engine = embedder, settings, sha256, engine
+        self._adaptive: QueryEngine = engine or AdaptiveEmbedder(embedder, settings.adaptive)
 
     @classmethod
     def load(
-        cls, place: str | Path, variant: str = "trace", *, device: str | None = None, overrides: Sequence[str] = ()
+        cls,
+        place: str | Path,
+        variant: str = "trace",
+        *,
+        device: str | None = None,
+        overrides: Sequence[str] = (),
+        engine: Engine | None = "transformers",
     ) -> Self:
         """Loads an embedder for inference, with the adapter folded into the weights.
 
@@ -62,8 +76,10 @@ class TraceEmbedder:
         variant: which embedder of a run: trace, direct or always-reason. Ignored for a checkpoint.
         device: auto, cpu or cuda [default: the settings'].
         overrides: settings as ``key.sub=value``, e.g. ``adaptive.max_new_tokens=64``, ``model.base=DIR``.
+        engine: what embeds; None for `adaptive.engine` of the settings. vLLM takes longer to start and is ended by `close`.
 
-        Raises InputError if there is no such embedder, or it is damaged; ConfigError for settings that do not fit.
+        Raises InputError if there is no such embedder, or it is damaged; ConfigError for settings that do not fit; EngineError
+        if vLLM does not start.
         """
         path = locate(Path(place))
         given = [*overrides, *([f"device={device}"] if device is not None else [])]
@@ -73,7 +89,16 @@ class TraceEmbedder:
             raise InputError(f"{path} does not exist", "name a run, a checkpoint's directory, or ORG/NAME on the Hub")
         settings = load_settings(path, given)
         model = model_directory(settings, path, variant)
-        return cls(EmbedderSpec(settings, model).load(), settings, sha256=fingerprint(model))
+        spec, sha256 = EmbedderSpec(settings, model), fingerprint(model)
+        if (engine or settings.adaptive.engine) == "vllm":
+            shapes, started = spec.start_engine()
+            return cls(shapes, settings, sha256=sha256, engine=started)
+        return cls(spec.load(), settings, sha256=sha256)
+
+    def close(self) -> None:
+        """Ends the processes of its engine, if it has any. May be called again."""
+        if self.engine is not None:
+            self.engine.close()
 
     @property
     def dim(self) -> int:
@@ -100,13 +125,12 @@ class TraceEmbedder:
         """
         if route not in get_args(RouteChoice) or route == "given":
             raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
-        instructions = [instruction] * len(queries) if isinstance(instruction, str) else list(instruction)
-        if len(instructions) != len(queries):
-            raise InputError(f"{len(instructions):,} instructions for {len(queries):,} queries", "give one, or one for each")
+        instructions = one_each(instruction, len(queries))
         embeddings: list[QueryEmbedding] = []
         for start in range(0, len(queries), WINDOW):
             rows = [
-                self._encode_query(at, queries[at], instructions[at]) for at in range(start, min(start + WINDOW, len(queries)))
+                self.encode_query(f"query {at}", queries[at], instructions[at])
+                for at in range(start, min(start + WINDOW, len(queries)))
             ]
             # cloned: a view of a batch's tensor would keep the whole batch in memory
             made = [one.fall_back(self.settings.adaptive.fallback) for one in self._adaptive.embed(rows, route=route)]
@@ -127,29 +151,39 @@ class TraceEmbedder:
     @torch.inference_mode()
     def embed_counted(self, candidates: Sequence[TextOrImage]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """`embed_candidates`, and the tokens of each candidate."""
-        embedder, encoder = self.embedder.eval(), self._adaptive.encoder
         vectors_CD, tokens_C = np.zeros((len(candidates), self.dim), np.float32), np.zeros(len(candidates), np.int64)
         for start in range(0, len(candidates), WINDOW):
-            rows = [self._encode_candidate(at, candidates[at]) for at in range(start, min(start + WINDOW, len(candidates)))]
-            for chunk in encoder.make_chunks(rows, self.settings.evaluation.candidate_batch_size, 1 << 20):
-                vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
-                places_B = start + chunk.places.numpy()
-                vectors_CD[places_B] = vectors_BD.float().cpu().numpy()
-                tokens_C[places_B] = chunk.last.numpy() + 1
+            window = range(start, min(start + WINDOW, len(candidates)))
+            rows = [self.encode_candidate(f"candidate {at}", candidates[at]) for at in window]
+            for places_B, vectors_BD, tokens_B in self._embed_rows(rows):
+                vectors_CD[start + places_B] = vectors_BD.float().cpu().numpy()
+                tokens_C[start + places_B] = tokens_B
         _check_finite("candidate", [bool(np.isfinite(vector_D).all()) for vector_D in vectors_CD])
         return vectors_CD, tokens_C
 
-    def _encode_query(self, at: int, query: QueryContent, instruction: str) -> EncodedSequence:
-        if isinstance(query, list):
-            parts = self._prepare_parts(f"query {at}", query)
-            return self._adaptive.encoder.encode_interleaved(f"query {at}", instruction, parts)
-        text, picture = _split(f"query {at}", query)
-        return self._adaptive.encoder.encode_query(f"query {at}", instruction, text, self._prepare(picture))
+    def _embed_rows(self, rows: Sequence[EncodedSequence]) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
+        """(places in `rows`, vectors, tokens), as they are done."""
+        if self.engine is not None:
+            for place, one in self.engine.stream_inputs(self.engine.make_inputs(rows)):
+                yield np.array([place]), one.vector[None], np.array([one.prompt_tokens])
+            return
+        embedder, size = self.embedder.eval(), self.settings.evaluation.candidate_batch_size
+        for chunk in self._adaptive.encoder.make_chunks(rows, size, 1 << 20):
+            vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
+            yield chunk.places.numpy(), vectors_BD, chunk.last.numpy() + 1
 
-    def _encode_candidate(self, at: int, candidate: TextOrImage) -> EncodedSequence:
-        text, picture = _split(f"candidate {at}", candidate)
+    def encode_query(self, name: str, query: QueryContent, instruction: str) -> EncodedSequence:
+        """What the engine reads of a query. `name`: for messages."""
+        if isinstance(query, list):
+            return self._adaptive.encoder.encode_interleaved(name, instruction, self._prepare_parts(name, query))
+        text, picture = _split(name, query)
+        return self._adaptive.encoder.encode_query(name, instruction, text, self._prepare(picture))
+
+    def encode_candidate(self, name: str, candidate: TextOrImage) -> EncodedSequence:
+        """What the engine reads of a candidate. `name`: for messages."""
+        text, picture = _split(name, candidate)
         cut = read_text(text, self.settings.data.max_candidate_chars) if text else ""
-        return self._adaptive.encoder.encode_candidate(f"candidate {at}", cut, self._prepare(picture))
+        return self._adaptive.encoder.encode_candidate(name, cut, self._prepare(picture))
 
     def _prepare_parts(self, name: str, parts: list[str | Image.Image | Path]) -> list[str | PreparedPicture]:
         if not parts:
@@ -159,6 +193,14 @@ class TraceEmbedder:
 
     def _prepare(self, picture: Image.Image | None) -> PreparedPicture | None:
         return self._adaptive.encoder.prepare(picture) if picture is not None else None
+
+
+def one_each(instruction: str | Sequence[str], count: int) -> list[str]:
+    """An instruction for each of so many queries, from one for all or one each. Raises InputError for another number."""
+    instructions = [instruction] * count if isinstance(instruction, str) else list(instruction)
+    if len(instructions) != count:
+        raise InputError(f"{len(instructions):,} instructions for {count:,} queries", "give one, or one for each")
+    return instructions
 
 
 def _split(name: str, given: TextOrImage) -> tuple[str | None, Image.Image | None]:

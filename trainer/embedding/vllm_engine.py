@@ -9,9 +9,8 @@ processes of its own, which end with `close` or with this process.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -20,48 +19,29 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from schemas.errors import CotError, InputError
+from schemas.errors import InputError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import QueryEmbedding, stop_tokens
+from trainer.embedding.adaptive import QueryEmbedding, choose_to_reason, in_order, stop_tokens
 from trainer.embedding.vllm_inputs import InputMaker
+from trainer.embedding.vllm_start import ON_CPU, ON_GPU, EngineError, start_engine
 from trainer.model.embedder import Embedder
-
-logger = logging.getLogger(__name__)
 
 _MAX_LENGTH: Final = 8192
 _MOST_IMAGES: Final = 8
 _GROUP: Final = 32
 """Rows whose inputs are made together."""
-_ENVIRONMENT: Final = {
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # `state_keeper` is written for the first one's logits processors
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-_DEFAULTS: Final = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1"}
-"""For what the user has not set."""
-_ON_GPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-"""Processes of its own: images are prepared meanwhile, and the GPU's memory is free when they have ended."""
-_ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""In this process: it starts in a third of the time."""
 
 
-class EngineError(CotError):
-    """vLLM does not start, or has died."""
+class _Said(NamedTuple):
+    """What `StateKeeper.take` says of a request besides its states. Times in seconds of one clock."""
 
-
-class _Finished(NamedTuple):
-    """tokens: all that the request wrote, its last one included. Times in seconds of one clock."""
-
-    tokens: list[int]
-    last: Tensor
-    first: Tensor
     p_direct: float
     cut: bool
     began: float
     first_at: float
     last_at: float
+    confidence: float | None
 
 
 class VllmEngine:
@@ -84,7 +64,10 @@ class VllmEngine:
         self._stops = sorted(stop_tokens(self._tokenizer, GenerationConfig.from_pretrained(directory)))
         self._token = embedder.metadata.pool == "token"
         self._keys = map(str, itertools.count())
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        """Tokens of the prompts of the requests that are not done."""
+        self.room = settings.decode_rows + settings.prefill_rows
+        """Requests that keep its batch full and the next ones ready."""
         text = embedder.model.config.get_text_config()
         self.dim: int = text.hidden_size
         self.options: dict[str, Any] = {
@@ -104,8 +87,8 @@ class VllmEngine:
             "logits_processors": ["trainer.embedding.state_keeper:StateKeeper"],
             "worker_extension_cls": "trainer.embedding.state_keeper.StatesWorker",
         }
-        self._engine = start_engine(self.options, _ON_GPU if gpu else _ON_CPU)
-        self._engine.collective_rpc("keep_states")
+        self._engine = start_engine(self.options, ON_GPU if gpu else ON_CPU)
+        self._engine.collective_rpc("keep_states", args=(os.getpid(),))
 
     def close(self) -> None:
         """Ends the engine's processes. May be called again."""
@@ -117,91 +100,90 @@ class VllmEngine:
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
         """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
-        by_index = dict(self.stream(rows, route=route, given=given))
-        return [by_index[index] for index in range(len(rows))]
+        return in_order(self.stream(rows, route=route, given=given))
 
     def stream(
         self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
         """(index in `rows`, embedding), as they are done."""
-        route = route or self.settings.route
-        if route == "given" and (given is None or len(given) != len(rows)):
-            raise ValueError("route 'given' needs one flag per row")
-        reasons: Sequence[bool | None] = [None if route == "learned" else route == "always-reason"] * len(rows)
-        if route == "given" and given is not None:
-            reasons = given
-        requests = zip(self._make_inputs(rows, prompts_only=True), reasons, strict=True)
-        for index, done in self._run(requests):
-            yield index, self._embedding(done)
+        reasons = choose_to_reason(len(rows), route or self.settings.route, given)
+        yield from self._run(zip(self._make_inputs(rows, prompts_only=True), reasons, strict=True))
 
     def embed_written(self, rows: Sequence[EncodedSequence], size: int = _GROUP) -> Tensor:
         """(n, dim): the embeddings of rows after the text that they carry; the student writes nothing."""
         vectors_ND = torch.zeros(len(rows), self.dim)
-        for index, vector_D in self.stream_inputs(self._make_inputs(rows, prompts_only=False)):
-            vectors_ND[index] = vector_D
+        for index, one in self.stream_inputs(self._make_inputs(rows, prompts_only=False)):
+            vectors_ND[index] = one.vector
         return vectors_ND
 
-    def make_inputs(self, rows: Sequence[EncodedSequence]) -> list[Any]:
-        """Requests for `stream_inputs`; may be called in another thread."""
-        return self._inputs.make(rows, prompts_only=False) if rows else []
+    def make_inputs(self, rows: Sequence[EncodedSequence], *, prompts_only: bool = False) -> list[Any]:
+        """Requests for `stream_inputs` and `add`; may be called in another thread. `prompts_only`: of queries."""
+        return self._inputs.make(rows, prompts_only=prompts_only) if rows else []
 
-    def stream_inputs(self, inputs: Iterable[Any]) -> Iterator[tuple[int, Tensor]]:
-        """(index in `inputs`, embedding of unit length), as they are done."""
-        for index, done in self._run(((one, None) for one in inputs), one_token=True):
-            yield index, _normalise(done.first)
+    def stream_inputs(self, inputs: Iterable[Any]) -> Iterator[tuple[int, QueryEmbedding]]:
+        """(index in `inputs`, embedding), as they are done; the student writes nothing."""
+        yield from self._run(((one, None) for one in inputs), one_token=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not done."""
+        return bool(self._waiting)
+
+    def add(self, inputs: Any, reason: bool | None = None, *, one_token: bool = False) -> str:
+        """Adds a request to those that `step` advances: the key by which `step` names it.
+
+        reason: whether it writes a trace; None for the student's own choice. one_token: of a candidate, which never does.
+
+        Raises InputError if vLLM refuses it, EngineError if vLLM has died.
+        """
+        from vllm.exceptions import VLLMError  # noqa: PLC0415 (heavy)
+
+        key, length = next(self._keys), len(inputs["prompt_token_ids"])
+        try:
+            with _death_told():
+                self._engine.add_request(key, inputs, self._params(key, reason, one_token=one_token))
+        except (VLLMError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise InputError(
+                f"vLLM refuses a query or candidate of {length:,} tokens: {cause}",
+                "lower data.max_candidate_chars or model.max_pixels, or set adaptive.engine=transformers",
+            ) from error
+        self._waiting[key] = length
+        return key
+
+    def step(self) -> list[tuple[str, QueryEmbedding]]:
+        """Advances all requests by one token: those that are done. Raises EngineError if vLLM has died."""
+        with _death_told():
+            written = {
+                output.request_id: list(output.outputs[0].token_ids) for output in self._engine.step() if output.finished
+            }
+            if not written:
+                return []
+            *states, scalars = self._engine.collective_rpc("take_states", args=(list(written),))[0]
+        last_ND, first_ND = (torch.frombuffer(bytearray(one), dtype=torch.float32).view(len(written), -1) for one in states)
+        done = zip(written.items(), last_ND, first_ND, scalars, strict=True)
+        return [
+            (key, self._embedding(self._waiting.pop(key), tokens, last_D, first_D, _Said(*rest)))
+            for (key, tokens), last_D, first_D, rest in done
+        ]
 
     def _make_inputs(self, rows: Sequence[EncodedSequence], *, prompts_only: bool) -> Iterator[Any]:
         for start in range(0, len(rows), _GROUP):
             yield from self._inputs.make(rows[start : start + _GROUP], prompts_only=prompts_only)
 
-    def _run(self, requests: Iterable[tuple[Any, bool | None]], *, one_token: bool = False) -> Iterator[tuple[int, _Finished]]:
+    def _run(
+        self, requests: Iterable[tuple[Any, bool | None]], *, one_token: bool = False
+    ) -> Iterator[tuple[int, QueryEmbedding]]:
         """Keeps the engine's batch full. requests: (inputs, whether it reasons)."""
-        from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 (heavy)
-
         self._abort()  # what a caller that stopped early has left
         waiting, index_of = enumerate(requests), dict[str, int]()
-        most = self.settings.decode_rows + self.settings.prefill_rows
-        try:
-            while True:
-                for index, (inputs, reason) in itertools.islice(waiting, most - len(index_of)):
-                    key = next(self._keys)
-                    index_of[key] = index
-                    self._add(key, inputs, self._params(key, reason, one_token=one_token))
-                if not index_of:
-                    return
-                for done in self._step():
-                    yield index_of.pop(done[0]), done[1]
-        except EngineDeadError as error:
-            raise EngineError(
-                "vLLM's engine has died while it embedded; what it printed is above",
-                "run again (finished parts are kept), with less memory in use, or with adaptive.engine=transformers",
-            ) from error
-
-    def _add(self, key: str, inputs: Any, params: Any) -> None:
-        from vllm.exceptions import VLLMError  # noqa: PLC0415 (heavy)
-
-        try:
-            self._engine.add_request(key, inputs, params)
-        except (VLLMError, ValueError) as error:
-            length, cause = len(inputs["prompt_token_ids"]), str(error).splitlines()[0]
-            raise InputError(
-                f"vLLM refuses a query or candidate of {length:,} tokens: {cause}",
-                "lower data.max_candidate_chars or model.max_pixels, or set adaptive.engine=transformers",
-            ) from error
-        self._waiting.add(key)
-
-    def _step(self) -> list[tuple[str, _Finished]]:
-        finished = [output for output in self._engine.step() if output.finished]
-        if not finished:
-            return []
-        keys = [output.request_id for output in finished]
-        *states, scalars = self._engine.collective_rpc("take_states", args=(keys,))[0]
-        self._waiting.difference_update(keys)
-        last_ND, first_ND = (torch.frombuffer(bytearray(one), dtype=torch.float32).view(len(keys), -1) for one in states)
-        return [
-            (key, _Finished(list(output.outputs[0].token_ids), last_ND[i], first_ND[i], *scalars[i]))
-            for i, (key, output) in enumerate(zip(keys, finished, strict=True))
-        ]
+        while True:
+            for index, (inputs, reason) in itertools.islice(waiting, self.room - len(index_of)):
+                index_of[self.add(inputs, reason, one_token=one_token)] = index
+            if not index_of:
+                return
+            for key, embedding in self.step():
+                yield index_of.pop(key), embedding
 
     def _abort(self) -> None:
         if self._waiting:
@@ -234,24 +216,26 @@ class VllmEngine:
             extra_args={"trace": wanted},
         )
 
-    def _embedding(self, done: _Finished) -> QueryEmbedding:
-        *written, end = done.tokens
+    def _embedding(self, prompt_tokens: int, tokens: list[int], last_D: Tensor, first_D: Tensor, said: _Said) -> QueryEmbedding:
+        """tokens: all that the request wrote, its last one included."""
+        *written, end = tokens
         ended = end == self._emb
         if self._token:
-            ended = not done.cut
+            ended = not said.cut
             written = written[:-1]  # the embedding token, which was fed
-        trace: str = self._tokenizer.decode(written, skip_special_tokens=True)
-        bypass = None if self._token or not written else _normalise(done.first)
+        bypass = None if self._token or not written else _normalise(first_D)
         return QueryEmbedding(
-            vector=_normalise(done.last),
+            vector=_normalise(last_D),
             reasoned=bool(written),
             ended=ended,
-            trace=trace,
-            p_direct=done.p_direct,
+            trace=self._tokenizer.decode(written, skip_special_tokens=True) if written else "",
+            p_direct=said.p_direct,
             tokens=len(written),
-            seconds=done.last_at - done.began,
+            seconds=said.last_at - said.began,
             bypass=bypass,
-            bypass_seconds=done.first_at - done.began if bypass is not None else 0.0,
+            bypass_seconds=said.first_at - said.began if bypass is not None else 0.0,
+            prompt_tokens=prompt_tokens,
+            confidence=said.confidence,
         )
 
 
@@ -259,36 +243,14 @@ def _normalise(state_D: Tensor) -> Tensor:
     return nn.functional.normalize(state_D.float(), dim=-1)
 
 
-def start_engine(options: dict[str, Any], defaults: Mapping[str, str] = _ON_CPU) -> Any:
-    """vLLM's engine. defaults: variables that the user may set. Raises EngineError with vLLM's own cause."""
-    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 (heavy)
-    from vllm.exceptions import VLLMError  # noqa: PLC0415
-    from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
-
-    logger.info("starts vLLM on %s", options["model"])
-    try:
-        with _environment({**_DEFAULTS, **defaults}):
-            return LLMEngine.from_engine_args(EngineArgs(**options))
-    except (VLLMError, RuntimeError, ValueError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = " ".join(lines[:3])[:500] or type(error).__name__
-        raise EngineError(
-            f"vLLM does not start on {options['model']}: {cause}",
-            "see what it printed above; adaptive.engine=transformers embeds without it",
-        ) from error
-
-
 @contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """For this engine only: the commands' own servers are told other things."""
-    wanted = {**{name: value for name, value in defaults.items() if name not in os.environ}, **_ENVIRONMENT}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+def _death_told() -> Iterator[None]:
+    from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 (heavy)
+
     try:
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    except EngineDeadError as error:
+        raise EngineError(
+            "vLLM's engine has died while it embedded; what it printed is above",
+            "run again (finished parts are kept), with less memory in use, or with adaptive.engine=transformers",
+        ) from error

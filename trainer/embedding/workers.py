@@ -55,7 +55,7 @@ class EmbedderSpec(NamedTuple):
         """Embeds by the engine that the settings name, or with what is loaded already."""
         engine = None
         if loaded is None and self.config.adaptive.engine == "vllm":
-            loaded, engine = self._start_engine()
+            loaded, engine = self.start_engine()
         return PoolEmbedder(
             loaded or self.load(),
             self.images or training_store(self.config),
@@ -65,8 +65,8 @@ class EmbedderSpec(NamedTuple):
             engine=engine,
         )
 
-    def _start_engine(self) -> tuple[Embedder, VllmEngine]:
-        """(the embedder without its weights, what embeds)."""
+    def start_engine(self) -> tuple[Embedder, VllmEngine]:
+        """vLLM's: (the embedder without its weights, what embeds). An adapter's whole weights are made first, in the cache."""
         from trainer.distributed import takes_gpu  # noqa: PLC0415 (as above)
         from trainer.model.whole_weights import whole_weights  # noqa: PLC0415
 

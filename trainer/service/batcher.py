@@ -1,8 +1,9 @@
 """Accepted inputs in batches for the engine, and how many may be accepted.
 
 Inputs wait in one line. Whenever the engine is free it takes the next `batch_size` of the same kind (candidates, or queries
-with the same route), so batches grow with the load. If the engine dies, every accepted input gets an error at once: whether to
-ask again is the client's decision, who may have another server.
+with the same route), so batches grow with the load. An engine that embeds inputs side by side (vLLM) takes each one as soon as
+it has room, and answers it when it is done. If the engine dies, every accepted input gets an error at once: whether to ask
+again is the client's decision, who may have another server.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Final
 
 from schemas.errors import CotError
 from schemas.service import ServiceLimits, ServiceSettings
-from trainer.service.engine import EngineLost, EngineProcess, Outcome, Work
+from trainer.service.engine import EngineProcess
+from trainer.service.engine_loop import EngineLost, Outcome, Work
 from trainer.service.metrics import ServiceMetrics
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Admission:
         self._timeout_s = timeout_s
         self.waiting = self.bytes = 0
         self.rate = 0.0
-        """Inputs per second of the last full batches; 0 before the first."""
+        """Inputs per second while the engine was full; 0 before it was."""
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Held]:
@@ -86,7 +88,7 @@ class Held:
         self._admission.bytes += size
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     work: Work
     outcome: asyncio.Future[Outcome]
@@ -99,7 +101,14 @@ class Batcher:
     def __init__(self, engine: EngineProcess, settings: ServiceSettings, admission: Admission, metrics: ServiceMetrics) -> None:
         self._engine, self._settings, self._admission, self._metrics = engine, settings, admission, metrics
         self._line: deque[_Waiting] = deque()
-        self._embedding: list[_Waiting] = []
+        self._embedding: set[_Waiting] = set()
+        self._running: set[asyncio.Future[None]] = set()
+        """Batches that the engine has; with an engine that has room, of one input each."""
+        self._lost: EngineLost | None = None
+        self._starts = 1
+        """In a row, without an answered batch."""
+        self._full_since, self._answered = 0.0, 0
+        """Since when the line was never empty, and what was answered since."""
         self._arrived = asyncio.Event()
         self.draining = False
 
@@ -130,30 +139,32 @@ class Batcher:
             if not one.outcome.done():
                 one.outcome.set_exception(Unavailable(503, problem, retry_after_s, reason))
         self._line.clear()
+        self._embedding.clear()
 
     async def run(self) -> None:
         """Until it is cancelled. Raises EngineLost if the engine cannot be kept running."""
-        starts = 1
         while True:
             try:
-                if await self._next_batch():
-                    starts = 0
+                await self._next_batch()
                 continue
             except EngineLost as error:
                 logger.error("%s; %d accepted inputs are answered with 503", error.problem, self._admission.waiting)  # noqa: TRY400
             self.fail_all("engine", "the engine has ended while this was embedded", 5.0)
-            if starts >= _STARTS:
+            await asyncio.gather(*self._running)
+            if self._starts >= _STARTS:
                 raise EngineLost(
-                    f"the engine ended {starts} times without answering a batch",
-                    "see the log; a lower --batch-size saves memory",
+                    f"the engine ended {self._starts} times without answering a batch",
+                    "see the log; a lower --batch-size (with vLLM adaptive.decode_rows) saves memory",
                 )
-            starts += 1
+            self._starts += 1
+            self._lost = None
             self._metrics.restarts.inc()
             await self._engine.start()
             logger.info("running again, engine %s", self._engine.pid)
 
-    async def _next_batch(self) -> bool:
-        """Waits for inputs and embeds a batch. Raises EngineLost, also while nothing waits."""
+    async def _next_batch(self) -> None:
+        """Waits for inputs and for room, and has a batch embedded. Raises EngineLost, also while nothing waits."""
+        room = self._engine.facts.room if self._engine.facts is not None else None
         arrived, died = (asyncio.ensure_future(event.wait()) for event in (self._arrived, self._engine.died))
         try:
             await asyncio.wait((arrived, died), return_when=asyncio.FIRST_COMPLETED)
@@ -161,34 +172,56 @@ class Batcher:
             arrived.cancel()
             died.cancel()
         if self._engine.died.is_set():
-            raise EngineLost("the engine has ended")
-        if len(self._line) < self._settings.batch_size and self._settings.batch_wait_ms:
+            raise self._lost or EngineLost("the engine has ended")
+        if room is None and len(self._line) < self._settings.batch_size and self._settings.batch_wait_ms:
             await asyncio.sleep(self._settings.batch_wait_ms / 1e3)
-        self._embedding = batch = self._take()
+        batch = self._take(self._settings.batch_size if room is None else 1)
         if not self._line:
             self._arrived.clear()
-        if not batch:
-            return False
+        if batch:
+            self._start(batch)
+        if len(self._running) >= (room or 1):
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    def _start(self, batch: list[_Waiting]) -> None:
+        running = asyncio.ensure_future(self._embed(batch))
+        self._embedding.update(batch)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        self._metrics.batch_size.observe(len(self._embedding))
+
+    async def _embed(self, batch: list[_Waiting]) -> None:
         began = time.perf_counter()
-        self._metrics.batch_size.observe(len(batch))
         for one in batch:
             self._metrics.wait_seconds.observe(began - one.since)
-        outcomes = await self._engine.embed([one.work for one in batch])
-        took = time.perf_counter() - began
-        self._metrics.batch_seconds.observe(took)
-        if len(batch) == self._settings.batch_size:  # a small one says little about what a full line would take
-            self._admission.note_answered(len(batch), took)
+        try:
+            outcomes = await self._engine.embed([one.work for one in batch])
+        except EngineLost as error:  # it has died: `run` sees it, and answers the batch
+            self._lost = error
+            return
+        self._embedding.difference_update(batch)
         for one, outcome in zip(batch, outcomes, strict=True):
             if not one.outcome.done():
                 one.outcome.set_result(outcome)
-        self._embedding = []
-        return True
+        self._starts = 0
+        self._metrics.batch_seconds.observe(time.perf_counter() - began)
+        self._note_answered(len(batch))
 
-    def _take(self) -> list[_Waiting]:
+    def _note_answered(self, inputs: int) -> None:
+        """Only while inputs wait: an engine with room says little about what a full line would take."""
+        now = time.perf_counter()
+        self._answered += inputs
+        if not self._line or not self._full_since:
+            self._full_since, self._answered = now if self._line else 0.0, 0
+        elif self._answered >= self._settings.batch_size:
+            self._admission.note_answered(self._answered, now - self._full_since)
+            self._full_since, self._answered = now, 0
+
+    def _take(self, most: int) -> list[_Waiting]:
         """The next inputs of the kind that waits longest, in order. Inputs of requests that have gone are dropped."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
-        while self._line and len(batch) < self._settings.batch_size:
+        while self._line and len(batch) < most:
             one = self._line.popleft()
             if one.outcome.done():
                 continue

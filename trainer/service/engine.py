@@ -1,97 +1,40 @@
 """An embedder in a process of its own, so that the service answers whatever happens to it.
 
-The process is given batches through a pipe and sends back one outcome for each item: an answer, or why there is none. It ends
-when the pipe is closed, so it never outlives the service, however that ends. Signals that a terminal or a service manager sends
-to the whole group are left to the service, which stops it after the last batch.
+The process (`engine_loop`) is asked through a pipe and sends back one outcome for each input: an answer, or why there is none.
+It ends when the pipe is closed, so it never outlives the service, however that ends. Signals that a terminal or a service
+manager sends to the whole group are left to the service, which stops it after the last answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import itertools
 import multiprocessing
-import signal
-import sys
+import os
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from schemas.errors import CotError, InputError
-from schemas.training import RouteChoice
-from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.trace_embedder import QueryContent, TextOrImage
-from trainer.service.protocol import Embedded
-
-logger = logging.getLogger(__name__)
+from trainer.embedding.trace_embedder import TraceEmbedder
+from trainer.service.engine_loop import Asked, EngineFacts, EngineLost, Outcome, Work, run_engine
 
 _STOP_S: Final = 10.0
-_PROBE: Final = "Does the embedder still work?"
-
-
-class EngineLost(CotError):
-    """The engine's process has ended, or did not answer in time."""
-
-
-class Embeds(Protocol):
-    """What the engine needs of an embedder: `TraceEmbedder` has it."""
-
-    @property
-    def dim(self) -> int: ...
-
-    @property
-    def sha256(self) -> str | None: ...
-
-    def embed_queries(
-        self, queries: Sequence[QueryContent], *, instruction: str | Sequence[str], route: RouteChoice
-    ) -> list[QueryEmbedding]: ...
-
-    def embed_counted(self, candidates: Sequence[TextOrImage]) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
-
-
-class Work(NamedTuple):
-    """One input, decoded. route: None for a candidate. Items of a batch have the same route."""
-
-    content: Any
-    instruction: str
-    route: RouteChoice | None
-
-
-class Refused(NamedTuple):
-    """The input cannot be embedded: the client's fault."""
-
-    problem: str
-    remedy: str
-
-
-class Failed(NamedTuple):
-    """The input was not embedded: a fault of ours. What it was is in the log."""
-
-    problem: str
-
-
-class EngineFacts(NamedTuple):
-    """What a started engine says about its embedder."""
-
-    dim: int
-    sha256: str | None
-
-
-Outcome = Embedded | Refused | Failed
 
 
 class EngineProcess:
-    """Starts, asks and stops the process. One batch at a time."""
+    """Starts, asks and stops the process."""
 
-    def __init__(self, load: Callable[[], Embeds], *, patience_s: float = 600.0) -> None:
-        """load: picklable; called in the process. patience_s: a batch that takes longer ends the process."""
+    def __init__(self, load: Callable[[], TraceEmbedder], *, patience_s: float = 600.0) -> None:
+        """load: picklable; called in the process. patience_s: if an answer takes longer, the process is ended."""
         self._load, self._patience_s = load, patience_s
         self._process: Any = None
         self._connection: Connection | None = None
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._sender, self._receiver = ThreadPoolExecutor(1, "to-engine"), ThreadPoolExecutor(1, "from-engine")
+        self._receiving: asyncio.Future[None] | None = None
+        self._numbers, self._asked = itertools.count(), dict[int, asyncio.Future[list[Outcome]]]()
         self.facts: EngineFacts | None = None
         self.died = asyncio.Event()
 
@@ -116,58 +59,82 @@ class EngineProcess:
         self._process = context.Process(target=run_engine, args=(theirs, self._load), name="mbeir-cot-engine")
         self._process.start()
         theirs.close()  # or its end would not be seen
-        said = await loop.run_in_executor(self._thread, self._receive, None)
+        try:
+            said = await loop.run_in_executor(self._receiver, self._connection.recv)
+        except (EOFError, OSError) as error:
+            raise EngineLost("the engine has ended", "see its log") from error
         if isinstance(said, BaseException):
             raise said
         facts: EngineFacts = said
         self.facts = facts
         self.died.clear()
-        loop.add_reader(self._process.sentinel, self._note_death, self._process.sentinel)
+        self._receiving = loop.run_in_executor(self._receiver, self._receive, self._connection, loop)
         return facts
 
     async def embed(self, works: Sequence[Work]) -> list[Outcome]:
-        """Outcomes in the order of `works`. Raises EngineLost if the process ends or takes too long."""
+        """Outcomes in the order of `works`. May be called again meanwhile: an engine with `room` embeds side by side.
+
+        Raises EngineLost if the process ends or takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        number, answer = next(self._numbers), loop.create_future()
+        self._asked[number] = answer
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._exchange, list(works))
-        except EngineLost:
-            self.died.set()
-            raise
+            async with asyncio.timeout(self._patience_s):
+                await loop.run_in_executor(self._sender, self._send, (number, list(works)))
+                outcomes: list[Outcome] = await answer
+                return outcomes
+        except TimeoutError:
+            self._process.kill()
+            late = f"the engine did not answer within {self._patience_s:g} s"
+            self._lose(late)
+            raise EngineLost(late, "send the request again") from None
+        finally:
+            self._asked.pop(number, None)
 
     async def stop(self) -> None:
         await self._end()
-        self._thread.shutdown(wait=False)
+        for thread in (self._sender, self._receiver):
+            thread.shutdown(wait=False)
 
-    def _note_death(self, sentinel: int) -> None:
-        asyncio.get_running_loop().remove_reader(sentinel)
+    def _send(self, asked: Asked) -> None:
+        """In a thread: a full pipe is waited for. If it is broken, `_receive` sees it."""
+        with contextlib.suppress(OSError):
+            if self._connection is not None:
+                self._connection.send(asked)
+
+    def _receive(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread, until the pipe ends."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                number, outcomes = connection.recv()
+                loop.call_soon_threadsafe(self._settle, number, outcomes)
+        loop.call_soon_threadsafe(self._lose, "the engine has ended")
+
+    def _settle(self, number: int, outcomes: list[Outcome]) -> None:
+        answer = self._asked.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(outcomes)
+
+    def _lose(self, problem: str) -> None:
         self.died.set()
-
-    def _exchange(self, works: list[Work]) -> list[Outcome]:
-        assert self._connection is not None, "started"
-        try:
-            self._connection.send(works)
-        except OSError as error:
-            raise EngineLost("the engine has ended", "send the request again") from error
-        outcomes: list[Outcome] = self._receive(self._patience_s)
-        return outcomes
-
-    def _receive(self, patience_s: float | None) -> Any:
-        assert self._connection is not None, "started"
-        try:
-            if self._connection.poll(patience_s):
-                return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise EngineLost("the engine has ended", "send the request again") from error
-        self._process.kill()
-        raise EngineLost(f"the engine did not answer within {patience_s:g} s", "send the request again")
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(EngineLost(problem, "send the request again"))
 
     async def _end(self) -> None:
         self.died.set()
-        if self._process is None:
+        if self._connection is None:
             return
-        asyncio.get_running_loop().remove_reader(self._process.sentinel)
-        if self._connection is not None:
-            self._connection.close()
+        # closing it would not wake the thread that reads it
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
         await asyncio.get_running_loop().run_in_executor(None, _reap, self._process)
+        if self._receiving is not None:
+            await self._receiving
+            self._receiving = None
+        self._connection.close()
+        self._connection = None
 
 
 def _reap(process: Any) -> None:
@@ -175,73 +142,3 @@ def _reap(process: Any) -> None:
     if process.is_alive():
         process.kill()
         process.join()
-
-
-def run_engine(connection: Connection, load: Callable[[], Embeds]) -> None:
-    """The process: loads the embedder, then answers batches until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        embedder = load()
-    except Exception as error:  # noqa: BLE001 (the service raises it)
-        connection.send(error if isinstance(error, CotError) else EngineLost(f"the engine cannot start: {error!r}"))
-        return
-    try:
-        connection.send(EngineFacts(embedder.dim, embedder.sha256))
-        while True:
-            connection.send(_embed_each(embedder, connection.recv()))
-    except (EOFError, OSError):
-        return
-
-
-def _embed_each(embedder: Embeds, works: list[Work]) -> list[Outcome]:
-    """One bad input must not fail its neighbours: if a batch fails, its items are tried one by one."""
-    try:
-        return _embed(embedder, works)
-    except InputError as error:
-        if len(works) == 1:
-            return [Refused(error.problem, error.remedy)]
-    except Exception as error:
-        logger.exception("a batch of %d failed", len(works))
-        if len(works) == 1:
-            _check_engine(embedder)
-            return [Failed(type(error).__name__)]
-    return [outcome for work in works for outcome in _embed_each(embedder, [work])]
-
-
-def _check_engine(embedder: Embeds) -> None:
-    """Ends the process if the embedder is broken (a device after a fault stays so): it is started again."""
-    try:
-        embedder.embed_queries([_PROBE], instruction=_PROBE, route="always-direct")
-    except Exception:
-        logger.exception("the embedder does not work any more")
-        sys.exit(1)
-
-
-def _embed(embedder: Embeds, works: list[Work]) -> list[Outcome]:
-    contents = [work.content for work in works]
-    route = works[0].route
-    if route is None:
-        vectors_CD, tokens_C = embedder.embed_counted(contents)
-        return [_finite(Embedded(vector, int(tokens))) for vector, tokens in zip(vectors_CD, tokens_C, strict=True)]
-    queries = embedder.embed_queries(contents, instruction=[work.instruction for work in works], route=route)
-    return [
-        _finite(
-            Embedded(
-                one.vector.numpy(),
-                one.prompt_tokens,
-                one.reasoned,
-                one.ended,
-                one.trace,
-                one.p_direct,
-                one.tokens,
-                one.confidence,
-                one.fell_back,
-            )
-        )
-        for one in queries
-    ]
-
-
-def _finite(embedded: Embedded) -> Outcome:
-    return embedded if np.isfinite(embedded.vector).all() else Failed("the vector is not finite (NaN or inf)")

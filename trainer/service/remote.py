@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.errors import CotError, InputError
+from schemas.errors import ConfigError, CotError, InputError
 from schemas.service import ROUTES
 from schemas.training import RouteChoice
 from trainer.embedding.adaptive import QueryEmbedding
-from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, QueryContent, TextOrImage
+from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, QueryContent, TextOrImage, one_each
 
 _PART: Final = 64
 """Inputs of a request."""
@@ -71,12 +71,10 @@ class RemoteEmbedder:
         route: RouteChoice = "learned",
     ) -> list[QueryEmbedding]:
         """As `TraceEmbedder.embed_queries`. `seconds` includes the way to the service and back."""
-        instructions = [instruction] * len(queries) if isinstance(instruction, str) else list(instruction)
+        instructions = one_each(instruction, len(queries))
         names = [name for name, own in ROUTES.items() if own == route]
-        if len(instructions) != len(queries) or not names:
-            raise InputError(
-                f"{len(instructions):,} instructions, route {route}", "one instruction for each query, a known route"
-            )
+        if not names:
+            raise ConfigError(f"route {route}: unknown", "learned, always-direct or always-reason")
         embeddings = []
         for start in range(0, len(queries), _PART):
             part = slice(start, start + _PART)

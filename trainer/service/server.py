@@ -20,7 +20,7 @@ from schemas.errors import ConfigError, InputError
 from schemas.service import ServiceSettings
 from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.service.app import EmbeddingService
-from trainer.service.engine import Embeds, EngineProcess
+from trainer.service.engine import EngineProcess
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
 
 
 def serve_embeddings(
-    settings: ServiceSettings, load: Callable[[], Embeds], *, ready: Callable[[str], None] = lambda url: None
+    settings: ServiceSettings, load: Callable[[], TraceEmbedder], *, ready: Callable[[str], None] = lambda url: None
 ) -> None:
     """Serves until SIGTERM or SIGINT. `ready` is called with the URL when the first request can be answered.
 
@@ -71,14 +71,14 @@ def serve_embeddings(
 
 
 def load_embedder(run: Path, variant: str, overrides: Sequence[str], *, log: Path | None, key: str | None) -> TraceEmbedder:
-    """In the engine's process: opens its log, then loads a run's or model's embedder."""
+    """In the engine's process: opens its log, then loads a run's or model's embedder, which embeds by `adaptive.engine`."""
     open_run_log(log, keys=[key])
-    return TraceEmbedder.load(run, variant, overrides=overrides)
+    return TraceEmbedder.load(run, variant, overrides=overrides, engine=None)
 
 
 async def _serve(
     settings: ServiceSettings,
-    load: Callable[[], Embeds],
+    load: Callable[[], TraceEmbedder],
     key: str,
     *,
     listener: socket.socket,

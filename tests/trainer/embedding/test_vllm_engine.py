@@ -23,7 +23,8 @@ from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.embedding.queries import QueryEmbedder, QueryUnit
-from trainer.embedding.vllm_engine import EngineError, VllmEngine
+from trainer.embedding.vllm_engine import VllmEngine
+from trainer.embedding.vllm_start import EngineError
 from trainer.embedding.workers import fetch_range
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
@@ -60,6 +61,9 @@ def check_equal(ours: list[QueryEmbedding], theirs: list[QueryEmbedding]) -> Non
         assert float(one.vector @ other.vector) >= COSINE
         assert abs(float(one.vector.norm()) - 1) < 1e-5
         assert one.p_direct == pytest.approx(other.p_direct, abs=1e-4)
+        assert one.prompt_tokens == other.prompt_tokens > 0
+        assert (one.confidence is None) == (not one.reasoned)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
         assert (one.bypass is None) == (other.bypass is None)
         if one.bypass is not None and other.bypass is not None:
             assert float(one.bypass @ other.bypass) >= COSINE

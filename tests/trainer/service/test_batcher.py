@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from schemas.errors import CotError
 from schemas.service import ServiceLimits, ServiceSettings
 from trainer.service.batcher import Admission, Batcher, Unavailable
-from trainer.service.engine import EngineLost, EngineProcess, Outcome, Work
+from trainer.service.engine import EngineProcess
+from trainer.service.engine_loop import EngineFacts, EngineLost, Outcome, Work
 from trainer.service.metrics import ServiceMetrics
 from trainer.service.protocol import Embedded
 
@@ -21,15 +23,20 @@ class PacedEngine:
 
     pid = 1
 
-    def __init__(self) -> None:
+    def __init__(self, room: int | None) -> None:
         self.batches: list[list[str]] = []
         self.go, self.died = asyncio.Event(), asyncio.Event()
+        self.released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.lose = self.starts = 0
-        self.facts = object()
+        self.facts = EngineFacts(1, None, room)
 
     @property
     def alive(self) -> bool:
         return not self.died.is_set()
+
+    def release(self, content: str) -> None:
+        """Answers this one."""
+        self.released[content].set()
 
     async def start(self) -> None:
         self.starts += 1
@@ -37,7 +44,10 @@ class PacedEngine:
 
     async def embed(self, works: list[Work]) -> list[Outcome]:
         self.batches.append([work.content for work in works])
-        await self.go.wait()
+        await asyncio.wait(
+            [asyncio.ensure_future(event.wait()) for event in (self.go, self.released[works[0].content])],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         if self.lose:
             self.lose -= 1
             self.died.set()
@@ -52,8 +62,8 @@ def settings(**given: Any) -> ServiceSettings:
 class Started:
     """A batcher that runs."""
 
-    def __init__(self, **given: Any) -> None:
-        self.engine = PacedEngine()
+    def __init__(self, room: int | None = None, **given: Any) -> None:
+        self.engine = PacedEngine(room)
         self.admission = Admission(settings().limits, 60)
         self.metrics = ServiceMetrics()
         self.batcher = Batcher(cast(EngineProcess, self.engine), settings(**given), self.admission, self.metrics)
@@ -88,6 +98,34 @@ async def test_an_idle_engine_waits_a_moment_for_more() -> None:
     service.engine.go.set()
     await asyncio.gather(service.ask(0), service.ask(1), service.ask(2))
     assert service.engine.batches == [["0", "1", "2"]]
+    service.running.cancel()
+
+
+async def test_an_engine_with_room_is_given_single_inputs_of_any_kind_and_each_is_answered_when_it_is_done() -> None:
+    service = Started(room=3)
+    first = [service.ask(0), service.ask(1, route=None), service.ask(2, 3)]
+    await asyncio.sleep(0.02)
+    assert service.engine.batches == [["0"], ["1"], ["2"]], "no more than it has room for"
+    service.engine.release("1")
+    assert values(await first[1]) == [1]
+    await asyncio.sleep(0.01)
+    assert service.engine.batches[3:] == [["3"]]
+    assert not first[0].done()
+    service.engine.go.set()
+    assert [values(await one) for one in first] == [[0], [1], [2, 3]]
+    service.running.cancel()
+
+
+async def test_a_lost_engine_with_room_answers_every_accepted_input_with_an_error_and_is_started_again() -> None:
+    service = Started(room=3)
+    service.engine.lose = 3
+    asked = [service.ask(number) for number in range(8)]
+    await asyncio.sleep(0.02)
+    service.engine.go.set()
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in ended] == [Unavailable] * 8
+    assert values(await service.ask(9)) == [9]
+    assert (service.engine.starts, len(service.engine.batches)) == (1, 4)
     service.running.cancel()
 
 
