@@ -70,25 +70,20 @@ class _Skeleton:
 
     def __init__(self, text: str) -> None:
         pieces = _IMAGE.split(text)  # text, role, text, role, …, text
-        self._parts: list[ImageSlot | tuple[str, list[str]]] = [
-            ImageSlot(piece) if i % 2 else self._format(piece) for i, piece in enumerate(pieces)
-        ]
+        self._parts: list[Part] = [ImageSlot(piece) if i % 2 else self._format(piece) for i, piece in enumerate(pieces)]
 
     @staticmethod
-    def _format(text: str) -> tuple[str, list[str]]:
-        """(a format of %, the variables that it prints)"""
-        pieces = _VARIABLE.split(text)  # text, variable, text, variable, …, text
-        return "%s".join(piece.replace("%", "%%") for piece in pieces[::2]), pieces[1::2]
+    def _format(text: str) -> str:
+        """A format of %: Python fills it from a dict about twice as fast as from a list of the values."""
+        return _VARIABLE.sub(r"%(\1)s", text.replace("%", "%%"))
 
     def filled(self, values: dict[str, Any]) -> Prompt:
         found: list[Part] = []
         for part in self._parts:
             if isinstance(part, ImageSlot):
                 found.append(part)
-            else:
-                text = part[0] % tuple([values[name] for name in part[1]])
-                if text and not text.isspace():
-                    found.append(text)
+            elif (text := part % values) and not text.isspace():
+                found.append(text)
         return tuple(found)
 
 
@@ -150,7 +145,8 @@ class PromptSet:
             if isinstance(value, str):
                 safe[name] = text = defused(value)
                 shape.append(... if text else "")
-                printed = printed and not (text and decisive is not None and name in decisive)
+                if decisive and text and name in decisive:
+                    printed = False
             elif isinstance(value, tuple):
                 safe[name], printed = _join(value), False
             else:

@@ -34,11 +34,11 @@ class Modality(StrEnum):
 
     @property
     def has_text(self) -> bool:
-        return self is not Modality.IMAGE
+        return "text" in self
 
     @property
     def has_image(self) -> bool:
-        return self is not Modality.TEXT
+        return "image" in self
 
 
 DATASET_IDS: Final[dict[str, int]] = {
@@ -256,12 +256,12 @@ def _dataset_task(dataset_digit: str, task_id: int) -> DatasetTask:
 
 
 def _defects(modality: Modality, text: str | None, image_path: str | None) -> tuple[str, ...]:
-    defects = []
-    if modality.has_text and not (text and text.strip()):
-        defects.append("empty_text")
+    defects: tuple[str, ...] = ()
+    if modality.has_text and not (text and not text.isspace()):
+        defects += ("empty_text",)
     if modality.has_image and not image_path:
-        defects.append("no_image_path")
-    return tuple(defects)
+        defects += ("no_image_path",)
+    return defects
 
 
 class Instruction(BaseModel):

@@ -93,8 +93,10 @@ class Annotation:
     @property
     def answers(self) -> list[TeacherAnswer]:
         """All, in the order in which they were asked for."""
-        assessed = [self.assess_answer] if self.assess_answer is not None else []
-        return [*assessed, *(answer for attempt in self.attempts for answer in attempt.answers)]
+        answers = [self.assess_answer] if self.assess_answer is not None else []
+        for attempt in self.attempts:
+            answers += attempt.answers
+        return answers
 
     @property
     def last_answers(self) -> list[TeacherAnswer]:

@@ -10,9 +10,10 @@ from pipeline.files.redaction import Places
 from pipeline.traces.judgements import needs_assessment
 from pipeline.traces.prompting import FACET_TEMPLATE, reason_template, verify_template
 from schemas import __version__
+from schemas.construct import construct
 from schemas.judgement import Probability
-from schemas.mbeir import Query
-from schemas.record import EMB_TOKEN, FacetConfidence, Record, Rejection, Route, Stage
+from schemas.record import EMB_TOKEN, FacetConfidence, Provenance, Record, RecordFacet, Rejection, Route, Stage
+from schemas.trace import Trace
 
 _DIGITS: Final = 6
 """Digits of probabilities; further ones are numerical noise of the server."""
@@ -26,7 +27,7 @@ class RecordBuilder:
     def __init__(self, annotator: Annotator) -> None:
         self._annotator = annotator
         self._config = annotator.config
-        self._shas: dict[tuple[str, ...], str] = {}
+        self._shared: dict[tuple[int, int], dict[str, Any]] = {}
         self._places = Places.of(annotator.config)
 
     def rows(self, annotation: Annotation) -> tuple[Record | None, Rejection | None]:
@@ -71,7 +72,7 @@ class RecordBuilder:
             "route": Route.BYPASS if trace is None else Route.REASONING,
             "route_policy": self._config.route.policy,
             "assessment": _rounded(annotation.assessment) if annotation.assessment is not None else None,
-            "facets": tuple({"name": facet.name, "text": facet.text} for facet in trace.facets) if trace is not None else (),
+            "facets": _facets(trace) if trace is not None else (),
             "reasoning": trace.reasoning if trace is not None else None,
             "answer": trace.answer if trace is not None else None,
             "target": f"{trace.reasoning}\n{trace.answer}{EMB_TOKEN}" if trace is not None else EMB_TOKEN,
@@ -82,35 +83,43 @@ class RecordBuilder:
         }
         return Record.model_validate(row)
 
-    def _provenance(self, annotation: Annotation) -> dict[str, Any]:
-        teacher, identity = self._config.teacher, self._annotator.teacher.identity
-        sampling, left_out = teacher.sampling, teacher.left_out
+    def _provenance(self, annotation: Annotation) -> Provenance:
+        key = (annotation.query.task_id, len(annotation.attempts))
+        if key not in self._shared:
+            self._shared[key] = self._shared_provenance(*key)
         answers = annotation.answers
-        hotter = max(0, len(annotation.attempts) - 2) * self._config.repair.temperature_step
-        return {
-            "teacher": identity.name,
-            "revision": identity.revision,
-            "prompt_sha256": self._prompts_sha256(annotation.query),
-            "temperature": None if "temperature" in left_out else round(sampling.temperature + hotter, 4),
-            "seed": None if "seed" in left_out else sampling.seed + max(0, len(annotation.attempts) - 1),
-            "attempts": len(annotation.attempts),
+        counts = {
             "prompt_tokens": sum([answer.prompt_tokens for answer in answers]),
             "completion_tokens": sum([answer.completion_tokens for answer in answers]),
-            "pipeline_version": __version__,
-            "reveal_target": self._config.reveal_target,
         }
+        return construct(Provenance, self._shared[key] | counts)
 
-    def _prompts_sha256(self, query: Query) -> str:
+    def _shared_provenance(self, task_id: int, attempts: int) -> dict[str, Any]:
+        """What the provenance of all records of a task with as many attempts says, validated once."""
+        teacher, identity = self._config.teacher, self._annotator.teacher.identity
+        sampling, left_out = teacher.sampling, teacher.left_out
+        hotter = max(0, attempts - 2) * self._config.repair.temperature_step
+        provenance = Provenance(
+            teacher=identity.name,
+            revision=identity.revision,
+            prompt_sha256=self._prompts_sha256(task_id),
+            temperature=None if "temperature" in left_out else round(sampling.temperature + hotter, 4),
+            seed=None if "seed" in left_out else sampling.seed + max(0, attempts - 1),
+            attempts=attempts,
+            prompt_tokens=0,
+            completion_tokens=0,
+            pipeline_version=__version__,
+            reveal_target=self._config.reveal_target,
+        )
+        return vars(provenance)
+
+    def _prompts_sha256(self, task_id: int) -> str:
         verify = self._config.verify
-        verified = FACET_TEMPLATE if verify.form == "facets" else verify_template(query)
-        assessed = "assess" if needs_assessment(self._config.route) else ""
-        key = (assessed, reason_template(query), verified if verify.enabled else "")
-        if key not in self._shas:
-            names = [name for name in key if name]
-            sets = [self._annotator.verify_prompts if name.startswith("verify") else self._annotator.prompts for name in names]
-            shas = [prompts.sha256(name) for prompts, name in zip(sets, names, strict=True)]
-            self._shas[key] = "+".join(sha[:16] for sha in shas)
-        return self._shas[key]
+        verified = FACET_TEMPLATE if verify.form == "facets" else verify_template(task_id)
+        names = ["assess"] if needs_assessment(self._config.route) else []
+        names += [reason_template(task_id), *([verified] if verify.enabled else [])]
+        sets = [self._annotator.verify_prompts if name.startswith("verify") else self._annotator.prompts for name in names]
+        return "+".join(prompts.sha256(name)[:16] for prompts, name in zip(sets, names, strict=True))
 
     def _rejection(self, annotation: Annotation, cause: RejectionCause) -> Rejection:
         last = annotation.attempts[-1] if annotation.attempts else None
@@ -128,6 +137,11 @@ class RecordBuilder:
             confidence=_rounded(last.confidence) if last is not None and last.confidence is not None else None,
             facet_confidences=_facet_confidences(last),
         )
+
+
+def _facets(trace: Trace) -> tuple[RecordFacet, ...]:
+    """Of texts that the trace has validated."""
+    return tuple([construct(RecordFacet, {"name": facet.name, "text": facet.text}) for facet in trace.facets])
 
 
 def _facet_confidences(attempt: Attempt | None) -> tuple[FacetConfidence, ...]:

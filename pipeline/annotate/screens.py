@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -27,8 +26,7 @@ class ScreenFailure(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScreenInput:
+class ScreenInput(NamedTuple):
     """A trace, and what the rules compare it with.
 
     Args:
@@ -117,12 +115,10 @@ def repeated_ngram(given: ScreenInput, config: ScreenConfig) -> ScreenFailure | 
         words = find_words(text)
         if len(words) < config.ngram + config.ngram_times - 1 or len(words) - len(set(words)) < _least_repeated(config):
             continue
-        ends = list(zip(words, words[config.ngram - 1 :], strict=False))
-        if len(ends) - len(set(ends)) < config.ngram_times - 1:  # too few repetitions for any n-gram to fail
+        grams = list(zip(*[words[i:] for i in range(config.ngram)], strict=False))
+        if len(grams) - len(set(grams)) < config.ngram_times - 1:  # too few repetitions for any n-gram to fail
             continue
-        grams = list(zip(*(words[i:] for i in range(config.ngram)), strict=False))
-        counts = Counter(grams)
-        gram, times = counts.most_common(1)[0]
+        gram, times = Counter(grams).most_common(1)[0]
         if times >= config.ngram_times:
             return ScreenFailure(ScreenReason.REPEATED_NGRAM, f"'{' '.join(gram)}' stands {times} times")
     return None

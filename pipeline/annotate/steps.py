@@ -132,7 +132,7 @@ class Annotator:
             query.query_txt,
             annotation.instruction,
             annotation.target.txt if annotation.target is not None else None,
-            self.own_words(reason_template(query)),
+            self.own_words(reason_template(query.task_id)),
             self.count,
         )
         failure: ScreenFailure | None = screen(attempt.screened, self.config.screen)

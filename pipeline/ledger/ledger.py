@@ -77,8 +77,8 @@ class Ledger:
         self._generations: list[_Generation] = []
         self._files: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
-        self._only: dict[bytes, dict[str, Any]] = {}
-        """Rows of `_groups` that are the one answer to their request: most look-ups end here."""
+        self._chosen: dict[bytes, dict[str, Any]] = {}
+        """Rows of `_groups` that answer their request: most are the only answer to it and are found without a search."""
         self._sealing: list[tuple[threading.Thread, Journal, str, list[BaseException]]] = []
         self.refresh()
 
@@ -97,8 +97,8 @@ class Ledger:
         """The answer to a request, if there is one."""
         if fingerprint in self._fresh:
             return to_answer(self._fresh[fingerprint])
-        if (only := self._only.get(fingerprint)) is not None:
-            return to_answer(only)
+        if (chosen := self._chosen.get(fingerprint)) is not None:
+            return to_answer(chosen)
         key = int.from_bytes(fingerprint[:8], "big")
         best: dict[str, Any] | None = None
         places = [place for generation in self._generations for place in generation.find(key).tolist()]
@@ -106,7 +106,10 @@ class Ledger:
             row = self._row(place)
             if row["fingerprint"] == fingerprint and (best is None or (best["outcome"] != "ok" and row["outcome"] == "ok")):
                 best = row
-        return to_answer(best) if best is not None else None
+        if best is None:
+            return None
+        self._chosen[fingerprint] = best  # the search costs several times what the answer does
+        return to_answer(best)
 
     def append(self, entry: Entry) -> None:
         """Records an answer. It survives the death of this process as soon as this returns."""
@@ -175,7 +178,7 @@ class Ledger:
         self.collect()
 
     def _index(self, names: list[str], *, retry_failed: bool) -> None:
-        self._only.clear()  # another answer may have come
+        self._chosen.clear()  # another answer may have come
         keys, places = [], []
         for name in names:
             table = self.store.open(name).read(columns=_INDEX_COLUMNS)
@@ -213,14 +216,14 @@ class Ledger:
             self._note_only_answers(rows, place - row + group * size)
             if len(self._groups) > _GROUPS_KEPT:
                 for old in self._groups.popitem(last=False)[1]:
-                    self._only.pop(old["fingerprint"], None)
+                    self._chosen.pop(old["fingerprint"], None)
         else:
             self._groups.move_to_end(key)
         entry: dict[str, Any] = rows[row - group * size]
         return entry
 
     def _note_only_answers(self, rows: list[dict[str, Any]], first: int) -> None:
-        """Fills `_only` with those of a row group's rows; `first` is the place of the first one."""
+        """Adds those of a row group's rows to `_chosen`; `first` is the place of the first one."""
         keys = np.frombuffer(b"".join([row["fingerprint"] for row in rows]), ">u8")[::2].astype(np.uint64)
         places = np.uint64(first) + np.arange(len(rows), dtype=np.uint64)
         answers, indexed = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
@@ -231,7 +234,7 @@ class Ledger:
             answers += generation.keys.searchsorted(keys, side="right") - start
             indexed |= generation.places[np.minimum(start, len(generation.places) - 1)] == places
         for number in np.flatnonzero((answers == 1) & indexed).tolist():
-            self._only[rows[number]["fingerprint"]] = rows[number]
+            self._chosen[rows[number]["fingerprint"]] = rows[number]
 
 
 def journals_directory(store: SegmentStore, journals: Path | None) -> Path:

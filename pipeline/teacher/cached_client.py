@@ -83,8 +83,7 @@ class CachedTeacherClient:
     ) -> Asked:
         """The answer to a prompt. `images`: role -> path. Raises ImageProblem, LedgerError and Stopped, but no failure of the
         teacher."""
-        roles = {part.role for part in prompt if isinstance(part, ImageSlot)}
-        digests = {role: self._encoder.digest(images[role]) for role in roles}
+        digests = {part.role: self._encoder.digest(images[part.role]) for part in prompt if isinstance(part, ImageSlot)}
         key = fingerprint(self.identity, prompt, digests, fields, attempt)
         if key in self._under_way:
             return Asked(await asyncio.shield(self._under_way[key]), True)
@@ -97,7 +96,7 @@ class CachedTeacherClient:
             raise Stopped
         if self._ledger is not None and self._ledger.failure is not None:
             raise self._ledger.failure
-        encoded = {role: self._encoder.encode(images[role]) for role in roles}
+        encoded = {role: self._encoder.encode(images[role]) for role in digests}
         future: asyncio.Future[TeacherAnswer] = asyncio.get_running_loop().create_future()
         self._under_way[key] = future
         try:

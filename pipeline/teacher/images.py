@@ -58,9 +58,11 @@ class ImageEncoder:
 
         The digest of a file that is not sent unchanged differs from its plain SHA-256.
         """
-        if relative not in self._digests:
+        known = self._digests.get(relative)
+        if known is None:
             self._remember(relative, self._store.read_bytes(relative))
-        return self._digests[relative]
+            known = self._digests[relative]
+        return known
 
     def _remember(self, relative: str, data: bytes) -> bool:
         """Caches the file's digest. Returns whether the file is plain."""

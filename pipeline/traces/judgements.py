@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pipeline.traces.sampling import greedy_fields
 from schemas.config import RouteConfig
@@ -25,9 +24,8 @@ _LEAST: Final = -40.0
 _NUMBER: Final = re.compile(r"(?<![\d.])(?:(\d{1,3})\s*%|([01](?:\.\d+)?|\.\d+))(?![\d.])")
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Two answers; the probability is that of `positive`."""
+class Labels(NamedTuple):
+    """Two answers; the probability is that of `positive`. A tuple, since each look-up in `_begun` hashes and compares it."""
 
     positive: str
     negative: str

@@ -24,7 +24,7 @@ def reason_prompt(
     `revealed`: the target, for ablations in which the teacher is not blind to it.
     """
     return prompts.render(
-        reason_template(query),
+        reason_template(query.task_id),
         complaint=complaint,
         revealed=revealed is not None,
         revealed_text=(revealed.txt or "") if revealed is not None else "",
@@ -33,20 +33,20 @@ def reason_prompt(
     )
 
 
-def reason_template(query: Query) -> str:
-    return f"reason_{family_of(query.task_id).name}"
+def reason_template(task_id: int) -> str:
+    return f"reason_{family_of(task_id).name}"
 
 
-def verify_template(query: Query) -> str:
+def verify_template(task_id: int) -> str:
     """Of the single question about the answer."""
-    return "verify_text" if query.task_id in _TEXT_TARGETS else "verify_image"
+    return "verify_text" if task_id in _TEXT_TARGETS else "verify_image"
 
 
 def verify_prompt(prompts: PromptSet, query: Query, instruction: str, answer: str, target: Candidate) -> Prompt:
     """The only prompt that shows the target."""
     by_text = query.task_id in _TEXT_TARGETS
     return prompts.render(
-        verify_template(query),
+        verify_template(query.task_id),
         answer=answer,
         target_text=target.txt or "",
         has_target_image=not by_text and target.img_path is not None,
@@ -76,8 +76,10 @@ def verify_facet_prompt(
 
 def image_paths(query: Query, target: Candidate | None = None) -> dict[str, str]:
     """Role -> path below the M-BEIR root, for the roles that have an image."""
-    paths = {"query": query.query_img_path, "target": target.img_path if target is not None else None}
-    return {role: path for role, path in paths.items() if path}
+    paths = {"query": query.query_img_path} if query.query_img_path else {}
+    if target is not None and target.img_path:
+        paths["target"] = target.img_path
+    return paths
 
 
 def _variables(query: Query, instruction: str) -> dict[str, str | bool]:

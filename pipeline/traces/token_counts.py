@@ -110,12 +110,17 @@ def counter_of(tokenizer: Tokenizer) -> CountTokens:
     first, others = _Words(tokenizer, pieces, ""), _Words(tokenizer, pieces, " ")
 
     def count(text: str) -> int:
-        words = text.split(" ")
-        if not text.isascii() or words != text.split():  # other white space or two spaces in a row, which may be one token
+        if not _is_plain(text):
             return whole(text)
+        words = text.split(" ")
         return first.count(words[:1]) + others.count(words[1:])
 
     return count
+
+
+def _is_plain(text: str) -> bool:
+    """ASCII words with one space between: no other white space and no two spaces in a row, which may be one token."""
+    return text.isascii() and text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] not in ("", " ")
 
 
 class _Words(dict[str, int]):

@@ -152,6 +152,23 @@ def test_answers_sealed_during_a_run_are_still_found(tmp_path: Path) -> None:
 # Which answer wins
 
 
+def test_of_several_answers_the_same_one_is_found_again_until_a_better_one_is_sealed(tmp_path: Path) -> None:
+    def seal(one: dict[str, Any]) -> None:
+        writer = Ledger(tmp_path)
+        writer.append(one)
+        writer.close()
+
+    seal(entry(1, "first", Outcome.PERMANENT_HTTP))
+    seal(entry(1, "second", Outcome.PERMANENT_HTTP))
+    ledger = Ledger(tmp_path)
+    texts = {ledger.get(key(1)).text for _ in range(3)}  # type: ignore[union-attr]
+    assert texts in ({"first"}, {"second"})  # segments of the same second are in any order
+    seal(entry(1, "usable"))
+    ledger.refresh()
+    assert [ledger.get(key(1)).text for _ in range(2)] == ["usable"] * 2  # type: ignore[union-attr]
+    ledger.close()
+
+
 def test_permanent_failures_are_kept_and_transient_ones_are_owed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry(1, outcome=Outcome.PERMANENT_HTTP))
