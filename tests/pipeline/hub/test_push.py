@@ -30,10 +30,17 @@ pytestmark = [pytest.mark.slow]
 REPO = "org/m-beir-cot"
 
 
-@pytest.fixture
-def hub() -> Iterator[HubRepos]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubRepos]:
     with hub_repos() as server:
         yield server
+
+
+@pytest.fixture
+def hub(server: HubRepos) -> HubRepos:
+    """Empty. Its address stays, so that the commands can share a process (see `mbeir_cot`)."""
+    server.forget()
+    return server
 
 
 def environment(hub: HubRepos) -> dict[str, str]:

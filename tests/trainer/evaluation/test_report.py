@@ -79,6 +79,7 @@ def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
         files = hub.files("model", "org/trace")
         again = mbeir_cot("push-model", run, "org/trace", **settings)
         assert "nothing to do" in again.stdout
+        unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", **settings)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     card = files["README.md"].decode()
@@ -90,7 +91,6 @@ def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
     assert not Path(identity["base"]).is_absolute()
     assert embedder is None or embedder.metadata.pool == "pre"
     assert "mbeir-cot index org/trace --set data.mbeir=MBEIR --out INDEX" in card
-    unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", HF_TOKEN=TOKEN)
     assert unfinished.returncode == 2
     assert "not finished" in unfinished.stderr
 
