@@ -42,10 +42,17 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "small-world", write) / "w" / "mbeir"
 
 
-@pytest.fixture
-def oracle(tmp_path: Path) -> Iterator[Oracle]:
-    with Oracle(tmp_path / "oracle.log") as server:
+@pytest.fixture(scope="session")
+def one_oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    with Oracle(tmp_path_factory.mktemp("oracle") / "oracle.log") as server:
         yield server
+
+
+@pytest.fixture
+def oracle(one_oracle: Oracle) -> Oracle:
+    """One server for all tests, with an empty log. Start your own if requests may still be on their way when the test ends."""
+    one_oracle.log.write_text("")
+    return one_oracle
 
 
 @pytest.fixture(scope="session")

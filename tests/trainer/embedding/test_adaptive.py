@@ -35,7 +35,8 @@ def embedded(
     return AdaptiveEmbedder(embedder, known).embed(rows, route=route, given=given)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pool", ["pre", pytest.param("token", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
 def test_neighbours_and_lanes_change_no_embedding(config: TrainConfig, pool: Pooling, route: str) -> None:
     embedder = fresh(config, pooling=pool).eval()

@@ -47,7 +47,8 @@ def agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
         assert float((value - other[name]).abs().max()) <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
 def test_chunked_gradients_equal_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
     whole, losses = gradients(config, {"micro_batch_size": 64}, own=own)
     assert {"log_scale"} < whole.keys()
