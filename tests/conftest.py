@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,39 @@ DEAR = {"pictured_build", "finished", "real_qwen", "world"}
 """Fixtures that build, train, fetch or write a whole pocket world: a test that uses one is slow."""
 
 
+LONGEST = (
+    "e2e/test_interruptions.py",
+    "e2e/test_pocket_build.py",
+    "trainer/training/test_distributed.py",
+    "pipeline/teacher/test_real_server.py",
+    "bench/test_rehearse.py",
+    "faults/test_disks.py",
+    "trainer/release/test_merge.py",
+    "trainer/embedding/test_vllm_engine.py",
+    "trainer/evaluation/test_evaluate.py",
+    "trainer/evaluation/test_report.py",
+    "trainer/service/test_service.py",
+    "trainer/training/test_train.py",
+    "e2e/test_build.py",
+    "pipeline/hub/test_push.py",
+)
+"""Files that take more than about 30 s. They come first, because two workers take whole files: the last should be short."""
+PLACES = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out a file whose tests are all slow if no slow test is wanted: importing what such files need takes seconds."""
+    if "not slow" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return (
+        re.search(r"^pytestmark = .*mark\.slow\b", collection_path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+        or None
+    )
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: PLACES.get(item.path, len(PLACES)))
     for item in items:
         if isinstance(item, pytest.Function) and DEAR.intersection(item.fixturenames):
             item.add_marker("slow")
