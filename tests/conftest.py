@@ -1,25 +1,38 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
 
-from bench.oracle import Oracle
-from pocket.world.write import write_world
-from tests.support.cli import mbeir_cot
 from tests.support.made_once import made_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# No deadline, because it would measure the machine: an example takes longer if other tests run in parallel.
-hypothesis.settings.register_profile("tests", deadline=None)
-hypothesis.settings.load_profile("tests")
+    from bench.oracle import Oracle
+
+gc.disable()  # until all is imported (see pytest_collection_finish)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        return  # this process runs no tests: the others start once it has
+    import hypothesis
+
+    # No deadline, because it would measure the machine: an example takes longer if other tests run in parallel.
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection passes over what is imported, which is most of the memory and stays."""
+    gc.freeze()
+    gc.enable()
 
 
 DEAR = {"pictured_build", "finished", "real_qwen", "world"}
@@ -67,6 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The M-BEIR root of a small pocket world. Shared: copy it before you change it."""
+    from pocket.world.write import write_world
 
     def write(directory: Path) -> None:
         assert write_world(directory / "w", seed=23, train_queries=480)
@@ -76,6 +90,8 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def one_oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    from bench.oracle import Oracle
+
     with Oracle(tmp_path_factory.mktemp("oracle") / "oracle.log") as server:
         yield server
 
@@ -90,6 +106,8 @@ def oracle(one_oracle: Oracle) -> Oracle:
 @pytest.fixture(scope="session")
 def pictured_build(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished build's directory, with records of both routes, rejections and the config with_images. Shared: copy it first."""
+    from bench.oracle import Oracle
+    from tests.support.cli import mbeir_cot
 
     def build(directory: Path) -> None:
         settings = {"verify__threshold": 0.9, "output__with_images": True, "output__synthetic": True}

@@ -217,6 +217,7 @@ def test_mbeir_check_applies_the_processors_rule(damaged: tuple[TrainConfig, str
             processor(images=[picture], return_tensors="pt")
 
 
+@pytest.mark.slow
 def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     mbeir = tmp_path / "M-BEIR"
     shutil.copytree(small_world, mbeir)

@@ -95,6 +95,7 @@ def test_the_gradient_matches_finite_differences(config: TrainConfig) -> None:
     assert (totals[0] - totals[1]) / 6e-3 == pytest.approx(length, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("retrieval", "generation"), [(0.0, 1.0), (1.0, 0.0)])
 def test_a_weight_of_zero_switches_a_loss_off(config: TrainConfig, retrieval: float, generation: float) -> None:
     embedder = fresh(config).train()
