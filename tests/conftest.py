@@ -53,7 +53,6 @@ LONGEST = (
     "trainer/service/test_service.py",
     "trainer/training/test_train.py",
     "e2e/test_build.py",
-    "pipeline/hub/test_push.py",
 )
 """Files that take more than about 30 s. They come first, because two workers take whole files: the last should be short."""
 PLACES = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import PLACES
 from tests.support.sources import nodes
 
 ROOT: Final = Path(__file__).parents[1]
@@ -127,3 +128,7 @@ def test_a_file_is_short_or_says_why_not() -> None:
         and "Long because" not in (ast.get_docstring(nodes(path)[0]) or "")  # type: ignore[arg-type]
     ]
     assert not long
+
+
+def test_the_files_that_start_first_exist() -> None:
+    assert [path for path in PLACES if not path.is_file()] == []
