@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from enum import EnumType
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -47,10 +49,15 @@ def commands(page: Path) -> Iterator[str]:
                 yield match[1]
 
 
+@functools.cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
 def unknown(command: str) -> str | None:
     """Returns what is unknown in a command: a sub-command, an option, or its listed values. `a|b` are alternatives."""
     words = re.sub(r"\s*\|\s*", "|", re.sub(r"\[(--[^]]+)\]", r"\1", command)).split()
-    found = [typer.main.get_command(app)]
+    found = [program()]
     while words and all(hasattr(one, "commands") for one in found):
         names = words.pop(0).split("|")
         if absent := [name for name in names if any(name not in one.commands for one in found)]:  # type: ignore[attr-defined]

@@ -10,6 +10,9 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import PLACES
+from tests.support.sources import nodes
+
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("schemas", "prompts", "data_cards", "pipeline", "trainer", "pocket", "mbeir_cot", "bench")
 """Each may import only those before it."""
@@ -32,7 +35,7 @@ def modules(package: str) -> Iterator[tuple[Path, list[str]]]:
 
 def imports(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, dotted name) for all imports of a module, at any level."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -105,7 +108,7 @@ def test_no_function_takes_many_positional_arguments() -> None:
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for package in PACKAGES[:-2]
         for path, _ in modules(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and len([one for one in node.args.posonlyargs + node.args.args if one.arg not in ("self", "cls")]) > MOST_POSITIONAL
     ]
@@ -122,6 +125,10 @@ def test_a_file_is_short_or_says_why_not() -> None:
         for package in (*PACKAGES, "tests")
         for path, _ in modules(package)
         if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES
-        and "Long because" not in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+        and "Long because" not in (ast.get_docstring(nodes(path)[0]) or "")  # type: ignore[arg-type]
     ]
     assert not long
+
+
+def test_the_files_that_start_first_exist() -> None:
+    assert [path for path in PLACES if not path.is_file()] == []

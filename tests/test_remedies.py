@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,16 +23,22 @@ from tests.pipeline.mbeir.conftest import mbeir  # noqa: F401 (a fixture)
 from tests.pipeline.mbeir.test_extract import archive, write_parts
 from tests.support.cli import mbeir_cot
 from tests.support.hub import serve
+from tests.support.sources import nodes
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "trainer", "schemas", "pocket", "prompts", "data_cards")
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Yields (place, text) for every string of the program, with X for interpolated values."""
+@functools.cache
+def texts() -> tuple[tuple[str, str], ...]:
+    """(place, text) for every string of the program, with X for interpolated values."""
+    return tuple(_texts())
+
+
+def _texts() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in nodes(path):
                 where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield where, node.value

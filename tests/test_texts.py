@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.sources import nodes
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mbeir_cot", "pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards", "bench", "scripts")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -15,7 +17,7 @@ PRINTING = [path for path in MODULES if path.parts[len(ROOT.parts)] not in ("ben
 
 
 def calls(path: Path) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    return (node for node in nodes(path) if isinstance(node, ast.Call))
 
 
 def name_of(call: ast.Call) -> str:
@@ -72,7 +74,7 @@ _RENDERABLES = frozenset({"Table", "Group", "Renderables", "Rule"})
 
 def rendered(path: Path) -> Iterator[ast.expr]:
     """Yields what rich reads as markup: arguments of its calls, and what functions yield for a group."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             yield from markup_arguments(node)
         elif isinstance(node, ast.FunctionDef) and "RenderableType" in ast.unparse(node.returns or ast.Constant(None)):

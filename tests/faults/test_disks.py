@@ -124,7 +124,7 @@ def test_a_node_that_is_lost_while_the_dataset_is_assembled(
     }
     with Oracle(tmp_path / "oracle.log") as oracle:
         config = oracle.config(tmp_path, small_world, input__limit=60, workers=1)
-        done = mbeir_cot("build", config, "--quiet", **environment)
+        done = mbeir_cot("build", config, "--quiet", own_process=True, **environment)
         assert marker.exists()
         if done.returncode:
             build(config)

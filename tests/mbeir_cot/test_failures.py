@@ -124,6 +124,7 @@ def broken(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_bug_is_reported_with_the_path_of_its_traceback(tmp_path: Path) -> None:
     done = broken(tmp_path)
     assert done.returncode == 70

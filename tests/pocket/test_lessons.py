@@ -37,6 +37,7 @@ def test_correct_traces_have_the_required_form(rng: random.Random) -> None:
     assert known.target_picture is not None or known.target_text
 
 
+@pytest.mark.slow
 def test_every_task_family_and_kind_of_answer_is_taught() -> None:
     rng = random.Random(1)
     lessons = [teacher_tasks.sample_lesson(rng) for _ in range(1500)]
@@ -193,6 +194,7 @@ def test_training_learns_and_is_determined_by_its_seed(processor, tmp_path: Path
     assert processor.tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == "yes"
 
 
+@pytest.mark.slow
 def test_only_the_long_course_has_several_changes_and_three_hops() -> None:
     from pocket.curriculum.composed import edited_scene
     from pocket.curriculum.difficulty import demanding

@@ -10,7 +10,7 @@ import pytest
 
 from pocket.evaluation.skills import measure
 from pocket.training.train_models import MODELS, Role
-from schemas.hosting import Endpoint, ServerConfig
+from schemas.hosting import Endpoint
 from schemas.teacher import Transport
 
 ROLES: tuple[Role, ...] = ("teacher", "base")
@@ -54,7 +54,10 @@ def test_the_cards_figures_hold_on_other_lessons(role: Role) -> None:
 
 
 def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: Path) -> None:
-    """Compares the answers to a question about three images, which are written to `media`, where the server may read."""
+    """Compares the answers to a question about three images, which are written to `media`, where the server may read.
+
+    Called in tests/pipeline/teacher/test_real_server.py, where servers of both models run.
+    """
     import random
 
     import torch
@@ -108,18 +111,3 @@ def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: 
         names = {processor.tokenizer.decode([token]): label for label, token in first.items()}
         given = {names[token]: value for token, value in logprobs.items() if token in names}
         assert given["yes"] - given["no"] == pytest.approx(expected, abs=5e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.timeout(600)
-def test_vllm_and_transformers_agree_on_the_base(tmp_path: Path) -> None:
-    """The test of the teacher is in tests/pipeline/teacher/test_real_server.py, because the server is there."""
-    from pipeline.serving.server import ManagedServer
-
-    config = ServerConfig(
-        model=str(MODELS / "base"), device="cpu", dtype="float32", max_model_len=512, max_pixels=None, max_num_seqs=8,
-        media_root=tmp_path, startup_timeout_s=400,
-    )  # fmt: skip
-    with ManagedServer(config, log=tmp_path / "server.log") as server:
-        assert_vllm_agrees_with_transformers("base", server.endpoint, tmp_path)

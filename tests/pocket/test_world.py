@@ -22,6 +22,7 @@ from pocket.world.write import UP_SAMPLED, write_world
 from schemas.errors import CotError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, Query, Split
 from tests.support.cli import mbeir_cot
+from tests.support.sources import nodes
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,7 +202,7 @@ def test_the_truth_is_outside_the_benchmark(world: Path) -> None:
 @pytest.mark.parametrize("package", ["pipeline", "trainer"])
 def test_no_module_may_read_the_truth(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             assert not any(name.startswith("pocket.world") for name in names), f"{path} imports the world"

@@ -211,6 +211,7 @@ def own_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(data=st.data())
 def test_variables_inserted_later_give_the_rendered_prompt(own_set: Path, name: str, data: st.DataObject) -> None:

@@ -45,13 +45,17 @@ class HubRepos(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts again with nothing."""
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.uploaded: list[str] = []
         self.requests: list[str] = []
         self.authorizations: set[str] = set()
         self.fail: Any = lambda method, path: None
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:

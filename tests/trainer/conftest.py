@@ -109,7 +109,7 @@ def tiny_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for path in (root / "cand_pool" / "local").iterdir():
         lines = path.read_text().splitlines()
         path.unlink()  # a hard link to the small world's
-        kept = [line for number, line in enumerate(lines) if number < 150 or json.loads(line)["did"] in wanted]
+        kept = [line for number, line in enumerate(lines) if number < 60 or json.loads(line)["did"] in wanted]
         path.write_text("\n".join(kept) + "\n")
     return root
 

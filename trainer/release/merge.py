@@ -84,11 +84,10 @@ def merge(
     settings: AdaptiveSettings,
     card: str = "",
     progress: Callable[[str], None] = lambda line: None,
-    before_check: Callable[[Path], None] = lambda directory: None,
 ) -> Agreement:
     """Writes `out`, or raises MergeError and leaves nothing.
 
-    card: its README. before_check: called with the export's directory before it is checked.
+    card: its README.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists", "name another directory, or remove it")
@@ -101,7 +100,6 @@ def merge(
         write_whole(embedder, new, card)
         plan = _plan_servers(embedder)
         _free_memory(embedder)
-        before_check(new)
         agreement = _check(plan, new, samples, progress)
         (new / REPORT).write_text(json.dumps(agreement._asdict(), indent=1) + "\n", encoding="utf-8")
         replace_directory(new, out)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow.parquet as pq
-from datasets import load_dataset
 
 from data_cards import render_dataset_card
 from pipeline.dataset.built_dataset import BuiltDataset
@@ -21,6 +20,8 @@ EARLIER: Final = Path(__file__).parent / "earlier"
 
 
 def test_the_dataset_opens_in_python_in_datasets_and_for_training(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
     dataset = BuiltDataset.open(EARLIER)
     assert not list(dataset.mismatches())
     assert (dataset.manifest.records, dataset.manifest.rejections) == (24, 0)

@@ -30,10 +30,17 @@ pytestmark = [pytest.mark.slow]
 REPO = "org/m-beir-cot"
 
 
-@pytest.fixture
-def hub() -> Iterator[HubRepos]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubRepos]:
     with hub_repos() as server:
         yield server
+
+
+@pytest.fixture
+def hub(server: HubRepos) -> HubRepos:
+    """Empty. Its address stays, so that the commands can share a process (see `mbeir_cot`)."""
+    server.forget()
+    return server
 
 
 def environment(hub: HubRepos) -> dict[str, str]:
@@ -41,7 +48,7 @@ def environment(hub: HubRepos) -> dict[str, str]:
 
 
 def push(hub: HubRepos, *arguments: str | Path, expect: int = 0, command: str = "push", **changed: str) -> str:
-    done = mbeir_cot(command, *arguments, **(environment(hub) | changed))
+    done = mbeir_cot(command, *arguments, own_process=bool(changed), **(environment(hub) | changed))
     said = done.stdout + done.stderr
     assert done.returncode == expect, said
     assert TOKEN not in said
@@ -180,14 +187,14 @@ def test_a_dry_run_without_network_shows_the_plan_within_seconds(pictured_build:
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "HF_HOME": "/nonexistent"}
     for changed, why in (({}, "cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE")):
         began = time.monotonic()
-        done = mbeir_cot("push", pictured_build, REPO, "--dry-run", **(nowhere | changed))
+        done = mbeir_cot("push", pictured_build, REPO, "--dry-run", own_process=True, **(nowhere | changed))
         assert done.returncode == 0, done.stderr
         assert time.monotonic() - began < 25, "it tried again and again"
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not compared with the repository")]
         assert why in line
         assert "data/train-00000-of-00001.parquet" in done.stdout
         assert "nothing was sent" in done.stdout
-    refused = mbeir_cot("push", pictured_build, REPO, **nowhere)
+    refused = mbeir_cot("push", pictured_build, REPO, own_process=True, **nowhere)
     assert (refused.returncode, "cannot be reached" in refused.stderr) == (2, True)
 
 

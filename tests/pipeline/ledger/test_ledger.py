@@ -55,6 +55,7 @@ def test_an_answer_is_read_as_it_was_written(tmp_path: Path) -> None:
         ledger.close()
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(), max_size=8), st.data())
 def test_a_truncated_journal_keeps_every_complete_line(texts: list[str], data: st.DataObject) -> None:
     lines = [encode(entry(i, text)) for i, text in enumerate(texts)]

@@ -127,6 +127,7 @@ def test_an_interrupted_download_resumes(hub: HubServer, mbeir: Path, tmp_path: 
     assert (tmp_path / "dest" / name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_refusal_of_the_hub_is_a_clear_error(hub: HubServer, tmp_path: Path) -> None:
     hub.repo_id = "someone/else"
     done = fetch(hub, tmp_path / "dest")
@@ -134,6 +135,7 @@ def test_a_refusal_of_the_hub_is_a_clear_error(hub: HubServer, tmp_path: Path) -
     assert f"the Hub does not show {REPO_ID}" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_network_is_a_clear_error(tmp_path: Path) -> None:
     done = fetch("http://127.0.0.1:9", tmp_path / "dest")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
@@ -141,6 +143,7 @@ def test_no_network_is_a_clear_error(tmp_path: Path) -> None:
     assert "run again: it continues" in done.stderr
 
 
+@pytest.mark.slow
 def test_offline_is_a_clear_error(tmp_path: Path) -> None:
     done = mbeir_cot("mbeir", "fetch", tmp_path / "dest", HF_HUB_OFFLINE="1")
     assert done.returncode == 2

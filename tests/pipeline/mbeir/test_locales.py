@@ -26,9 +26,9 @@ def test_texts_and_file_names_work_in_any_locale(mbeir: Path, locale: dict[str, 
         query_img_path=str(picture.relative_to(mbeir)),
         query_txt="[/red] → 東京?",
     )
-    done = mbeir_cot("mbeir", "check", mbeir, "--decode", **locale)
+    done = mbeir_cot("mbeir", "check", mbeir, "--decode", own_process=True, **locale)
     assert "Traceback" not in done.stderr
     assert "image_missing" not in done.stdout + done.stderr
     picture.unlink()
-    refused = mbeir_cot("mbeir", "check", mbeir, **locale)
+    refused = mbeir_cot("mbeir", "check", mbeir, own_process=True, **locale)
     assert (refused.returncode, "image_missing" in refused.stdout) == (1, True)

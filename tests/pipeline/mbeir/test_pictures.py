@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Features
-from datasets import Image as ImageFeature
 from PIL import Image
 
 from pipeline.export.written import picture
@@ -83,6 +81,9 @@ def test_an_image_above_the_pixel_budget(
 def test_datasets_and_exports_contain_the_expected_pixels(
     root: Path, pictures: dict[str, tuple[np.ndarray, int, bool]]
 ) -> None:
+    from datasets import Features
+    from datasets import Image as ImageFeature
+
     store, feature = ImageStore(root), ImageFeature()
     for name, (_, _, plain) in pictures.items():
         value, wanted = picture_value(store, name), np.asarray(store.open(name))

@@ -19,6 +19,7 @@ from schemas.config import BuildConfig
 from schemas.training import TrainConfig
 from tests.pipeline.mbeir.conftest import COCO
 from tests.support.cli import mbeir_cot
+from tests.support.sources import nodes
 
 ROOT = Path(__file__).parents[3]
 PICTURE = f"{COCO}/COCO_1.jpg"
@@ -43,7 +44,7 @@ def test_only_one_module_decides_where_images_may_be() -> None:
         path.relative_to(ROOT).as_posix()
         for package in ("mbeir_cot", "pipeline", "trainer", "pocket", "bench")
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ImageStore"
     }
     assert made == {"pipeline/mbeir/stores.py", "pipeline/dataset/training_store.py"}

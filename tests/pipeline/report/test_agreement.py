@@ -76,6 +76,7 @@ def test_an_interval_has_a_width_where_all_labels_agree_and_shrinks_with_more() 
     assert few.high == many.high == 1.0
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     generator = np.random.default_rng(4)
     inside, rounds = 0, 120

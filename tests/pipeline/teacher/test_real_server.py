@@ -1,4 +1,5 @@
-"""The real vLLM server with the shipped teacher. Starting takes a minute, so most tests share one server; the last ends it."""
+"""The real vLLM server with the shipped models. Starting takes a minute, so most tests share the teacher's server, which the last of
+them ends; the two at the end share the base model's."""
 
 from __future__ import annotations
 
@@ -239,29 +240,45 @@ def test_a_pool_under_ray_serves_and_nothing_of_vllm_outlives_its_killed_actor(
     assert "actor was lost" in failure
 
 
-def test_nothing_of_vllm_outlives_a_killed_parent(config: ServerConfig, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def parent(
+    config: ServerConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], int, Endpoint]]:
+    """A process with a server of the base model: the process, its supervisor's id, its endpoint."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.serving.server import ManagedServer\n"
         "from schemas.hosting import ServerConfig\n"
         "server = ManagedServer(ServerConfig.model_validate_json(sys.argv[1]), log=Path(sys.argv[2]))\n"
-        "server.start(); print(server.pid, flush=True); sys.stdin.read()\n"
+        "server.start(); print(server.pid, server.endpoint.model_dump_json(), flush=True); sys.stdin.read()\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "log")],
+    base = config.model_copy(update={"model": str(MODELS / "base")})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, base.model_dump_json(), str(tmp_path_factory.mktemp("parent") / "log")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
     try:
-        assert parent.stdout is not None
-        supervisor = psutil.Process(int(parent.stdout.readline()))
-        processes = [supervisor, *supervisor.children(recursive=True)]
-        assert len(processes) >= 3  # supervisor, API server, engine
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.wait()
-        _, alive = psutil.wait_procs(processes, timeout=10)
-        assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert process.stdout is not None
+        supervisor, endpoint = process.stdout.readline().split(maxsplit=1)
+        yield process, int(supervisor), Endpoint.model_validate_json(endpoint)
     finally:
-        parent.kill()
-        parent.communicate()
+        process.kill()
+        process.communicate()
+
+
+def test_vllm_and_transformers_agree_on_the_base(parent: tuple[subprocess.Popen[str], int, Endpoint], images: Path) -> None:
+    assert_vllm_agrees_with_transformers("base", parent[2], images)
+
+
+def test_nothing_of_vllm_outlives_a_killed_parent(parent: tuple[subprocess.Popen[str], int, Endpoint]) -> None:
+    """Last of all, because it ends the server."""
+    process, pid, _ = parent
+    supervisor = psutil.Process(pid)
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    assert len(processes) >= 3  # supervisor, API server, engine
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

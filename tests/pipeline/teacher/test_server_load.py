@@ -92,6 +92,7 @@ def test_the_limit_stays_within_its_bounds(loads: list[tuple[int, int, float, in
         assert 1 <= one.limit <= 100
 
 
+@pytest.mark.slow
 async def test_a_server_that_preempts_gets_fewer_requests_at_once() -> None:
     """A server that preempts with more than 4 requests in flight, and says so."""
     preempted = 0

@@ -14,6 +14,7 @@ from tests.trainer.conftest import fresh, source_of
 from trainer.data.batches import make_loader, unpack
 
 
+@pytest.mark.slow
 def test_a_batch_of_many_chunks_arrives_unchanged_with_few_open_files(config: TrainConfig) -> None:
     batch = config.batch.model_copy(update={"global_batch_size": 48, "micro_batch_size": 1})
     source = source_of(config.model_copy(update={"batch": batch}), fresh(config))

@@ -67,6 +67,7 @@ def skipping(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"skip_unreadable": True})})
 
 
+@pytest.mark.slow
 def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
     config, thin, qid = damaged
     with Evaluation(config, None, tmp_path / "eval") as evaluation:
@@ -124,6 +125,7 @@ def test_an_evaluation_refuses_or_leaves_out(damaged: tuple[TrainConfig, str, st
     assert np.isclose(np.linalg.norm(after[hash_did(thin)].astype(np.float32)), 1, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_not_mounted_is_not_a_pool_of_text(damaged: tuple[TrainConfig, str, str], tmp_path: Path) -> None:
     """Not even with skip_unreadable; and once it is mounted, the same evaluation has all candidates."""
     config = skipping(damaged[0])
@@ -215,6 +217,7 @@ def test_mbeir_check_applies_the_processors_rule(damaged: tuple[TrainConfig, str
             processor(images=[picture], return_tensors="pt")
 
 
+@pytest.mark.slow
 def test_a_training_leaves_out_records_and_negatives(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     mbeir = tmp_path / "M-BEIR"
     shutil.copytree(small_world, mbeir)

@@ -35,7 +35,8 @@ def embedded(
     return AdaptiveEmbedder(embedder, known).embed(rows, route=route, given=given)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pool", ["pre", pytest.param("token", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["pre", "token"])
 @pytest.mark.parametrize("route", ["learned", "always-direct", "always-reason", "given"])
 def test_neighbours_and_lanes_change_no_embedding(config: TrainConfig, pool: Pooling, route: str) -> None:
     embedder = fresh(config, pooling=pool).eval()
@@ -104,6 +105,7 @@ def test_the_route_is_the_first_token(config: TrainConfig) -> None:
         assert one.p_direct > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["pre", "token"])
 def test_confidence_is_the_mean_log_probability_of_the_trace(config: TrainConfig, pool: Pooling) -> None:
     """As the training pass over the same trace gives it; the first token's among those that begin a trace."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support.cli import mbeir_cot
-from tests.support.hub_repos import TOKEN, hub_repos
+from tests.support.hub_repos import TOKEN, HubRepos, hub_repos
 from trainer.model.embedder import Embedder
 from trainer.zero_shot.results import read_results
 
@@ -44,6 +45,14 @@ def run(train_file: Path, tiny_world: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubRepos, dict[str, str]]]:
+    """A Hub, and the environment of commands that use it: the same for all, so that they share a process."""
+    home = str(tmp_path_factory.mktemp("hf"))
+    with hub_repos() as server:
+        yield server, {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": home}
+
+
 def test_the_report_of_a_run(run: Path) -> None:
     done = mbeir_cot("report", run)
     assert done.returncode == 0, done.stderr
@@ -71,14 +80,14 @@ def test_the_report_needs_an_evaluation(run: Path, tmp_path: Path) -> None:
     assert "was not evaluated" in done.stderr
 
 
-def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
-    with hub_repos() as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-        done = mbeir_cot("push-model", run, "org/trace", **settings)
-        assert done.returncode == 0, done.stderr + done.stdout
-        files = hub.files("model", "org/trace")
-        again = mbeir_cot("push-model", run, "org/trace", **settings)
-        assert "nothing to do" in again.stdout
+def test_a_pushed_model_loads(run: Path, hub: tuple[HubRepos, dict[str, str]], tmp_path: Path) -> None:
+    server, settings = hub
+    done = mbeir_cot("push-model", run, "org/trace", **settings)
+    assert done.returncode == 0, done.stderr + done.stdout
+    files = server.files("model", "org/trace")
+    again = mbeir_cot("push-model", run, "org/trace", **settings)
+    assert "nothing to do" in again.stdout
+    unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", **settings)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     card = files["README.md"].decode()
@@ -90,31 +99,31 @@ def test_a_pushed_model_loads(run: Path, tmp_path: Path) -> None:
     assert not Path(identity["base"]).is_absolute()
     assert embedder is None or embedder.metadata.pool == "pre"
     assert "mbeir-cot index org/trace --set data.mbeir=MBEIR --out INDEX" in card
-    unfinished = mbeir_cot("push-model", run, "org/trace", "--variant", "always-reason", HF_TOKEN=TOKEN)
     assert unfinished.returncode == 2
     assert "not finished" in unfinished.stderr
 
 
-def test_a_pushed_model_works_by_name_and_by_directory(run: Path, tiny_world: Path, tmp_path: Path) -> None:
+def test_a_pushed_model_works_by_name_and_by_directory(
+    run: Path, hub: tuple[HubRepos, dict[str, str]], tiny_world: Path, tmp_path: Path
+) -> None:
     """The card's commands index, search and score with the vectors of the run."""
+    _, settings = hub
     base = json.loads((run / "trace" / "model" / "embedder.json").read_text())["base"]
     given = ["--set", f"data.mbeir={tiny_world}", "--set", f"model.base={base}"]  # the base is not on the Hub here
     pool = ["--pool", "webqa_task1", "--quiet"]
     made = mbeir_cot("index", run, "--out", tmp_path / "own", *pool)
     assert made.returncode == 0, made.stderr
-    with hub_repos() as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
-        assert mbeir_cot("push-model", run, "org/trace", **settings).returncode == 0
-        done = mbeir_cot("index", "org/trace", "--out", tmp_path / "index", *given, *pool, **settings)
-        assert done.returncode == 0, done.stderr
-        lost = mbeir_cot("index", "org/no-such", "--out", tmp_path / "x", *given, **settings)
-        assert lost.returncode == 2
-        assert "nor a repository that can be downloaded" in lost.stderr
+    assert mbeir_cot("push-model", run, "org/trace", **settings).returncode == 0
+    done = mbeir_cot("index", "org/trace", "--out", tmp_path / "index", *given, *pool, **settings)
+    assert done.returncode == 0, done.stderr
+    lost = mbeir_cot("index", "org/no-such", "--out", tmp_path / "x", *given, **settings)
+    assert lost.returncode == 2
+    assert "nor a repository that can be downloaded" in lost.stderr
     own, theirs = (np.load(tmp_path / name / "corpus_embed.npy") for name in ("own", "index"))
     assert float((own.astype(np.float32) * theirs).sum(1).min()) > 0.999  # fp16, and other batch shapes
     found = mbeir_cot("search", tmp_path / "index", "a red thing")
     assert found.returncode == 0, found.stderr
-    (snapshot,) = (tmp_path / "hf" / "hub").glob("models--org--trace/snapshots/*")
+    (snapshot,) = (Path(settings["HF_HOME"]) / "hub").glob("models--org--trace/snapshots/*")
     blind = mbeir_cot("eval", snapshot, "--out", tmp_path / "scores")
     assert blind.returncode == 2
     assert "--set data.mbeir" in blind.stderr

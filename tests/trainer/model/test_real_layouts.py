@@ -146,6 +146,7 @@ def test_it_trains_saves_and_embeds_adaptively(config: TrainConfig, base: Path, 
     assert torch.allclose(torch.stack([one.vector for one in direct]), vectors, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [qwen25, qwen3])
 def test_the_vision_tower_attends_in_few_calls_in_training(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any

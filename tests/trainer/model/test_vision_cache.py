@@ -80,6 +80,7 @@ def test_kept_states_give_the_same_embeddings(config: TrainConfig, base: Path) -
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_trained_tower_runs_twice(config: TrainConfig) -> None:
     embedder = fresh(config).train()
     next(vision_tower(embedder.model).blocks.parameters()).requires_grad_(True)

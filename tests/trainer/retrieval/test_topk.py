@@ -75,6 +75,7 @@ def on_tensors(parts: list[tuple[np.ndarray, int]], pool: Iterable[np.ndarray]) 
     return [topk.sort_hits(*kept) for kept in scan_pool(parts, pool, torch.device("cpu"))]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -1,10 +1,13 @@
-"""The real service in its own process, driven by OpenAI's client: answers, limits; nothing foreign in the log."""
+"""The real service in its own process, driven by OpenAI's client: answers, limits; nothing foreign in the log; its end in mid-load."""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +32,8 @@ TEXTS = ["a town in the north", "a red cube"]
 
 @pytest.fixture(scope="module")
 def service(finished: Path, small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    options = ("--max-waiting", "64", "--max-pixels", "250000", "--media-root", str(small_world / "mbeir_images"))
+    options = ("--max-waiting", "64", "--max-pixels", "250000", "--drain-s", "60")
+    options += ("--media-root", str(small_world / "mbeir_images"))
     with started(finished, tmp_path_factory.mktemp("service"), *options) as one:
         yield one
 
@@ -211,3 +215,64 @@ def test_an_embedder_that_cannot_be_loaded_and_a_used_port_are_told(tmp_path: Pa
     assert "already in use" in used.stderr
     unset = mbeir_cot("serve-embeddings", finished, "--port", "0", "--api-key-env", "NO_SUCH_KEY")
     assert "NO_SUCH_KEY is not set" in unset.stderr
+
+
+class Load:
+    """Clients that ask one query after the other until they are stopped. Each request ends in an answer or an error."""
+
+    def __init__(self, service: Service, clients: int) -> None:
+        self.answered = self.broken = 0
+        self.refusals: list[tuple[int, int]] = []
+        self.stopped = False
+        self._service = service
+        self._threads = ThreadPoolExecutor(clients)
+        self._running = [self._threads.submit(self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        client = self._service.client()
+        while not self.stopped:
+            try:
+                (row,) = client.embeddings.create(
+                    model="trace", input="a town in the north", extra_body={"route": "always"}
+                ).data
+                assert len(row.embedding) == 256
+                self.answered += 1
+            except openai.APIStatusError as error:
+                self.refusals.append((error.status_code, int(error.response.headers["retry-after"])))
+                time.sleep(0.1)
+            except openai.APIConnectionError:
+                self.broken += 1
+                if self._service.process.poll() is not None:
+                    return
+                time.sleep(0.1)
+
+    def end(self) -> None:
+        self.stopped = True
+        for one in self._running:
+            one.result(timeout=120)
+
+
+def test_no_accepted_request_is_lost_when_the_engine_is_killed_or_the_service_is_stopped(service: Service) -> None:
+    """Last of all, because it ends the service. What was accepted gets an answer or an error."""
+    reasoned, restarted = 'mbeir_cot_embedded_total{kind="reasoning"}', "mbeir_cot_engine_restarts_total"
+    before, logged = service.metrics(), len(service.log.read_text())
+    load = Load(service, 8)
+    service.wait_for(reasoned, before.get(reasoned, 0) + 20)
+    os.kill(service.engine(), signal.SIGKILL)
+    service.wait_for(restarted, before.get(restarted, 0) + 1)
+    service.wait_for("mbeir_cot_engine_up", 1)
+    service.wait_for(reasoned, before.get(reasoned, 0) + load.answered + 20)
+    assert {status for status, _ in load.refusals} == {503}, "what was accepted is answered, with an error"
+    assert min(seconds for _, seconds in load.refusals) >= 1
+    assert load.broken == 0, "no connection breaks"
+
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=120) == 0
+    load.end()
+    log = service.log.read_text()[logged:]
+    _, after = re.split(r"stopping: (?=\d)", log)
+    assert after.count(" 1 inputs") >= int(after.split()[0]), "what was accepted is finished"
+    assert log.count(" 1 inputs") == load.answered, "and each answer reached its client"
+    assert "stopped" in log.splitlines()[-1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(service.engine(), 0)

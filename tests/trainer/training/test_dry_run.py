@@ -41,6 +41,7 @@ def test_it_counts_the_tokens_of_a_training(config: TrainConfig) -> None:
     assert found.hours == pytest.approx(6 * (trace.step_s + direct.step_s) / 3600)
 
 
+@pytest.mark.slow
 def test_a_plan_for_seven_billion_parameters_needs_no_weights(config: TrainConfig, tmp_path: Path) -> None:
     """The published shape, with no file of weights."""
     text = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,

@@ -47,7 +47,8 @@ def agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], toleranc
         assert float((value - other[name]).abs().max()) <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
 def test_chunked_gradients_equal_those_of_the_whole_batch(config: TrainConfig, own: bool) -> None:
     whole, losses = gradients(config, {"micro_batch_size": 64}, own=own)
     assert {"log_scale"} < whole.keys()
@@ -94,6 +95,7 @@ def test_the_gradient_matches_finite_differences(config: TrainConfig) -> None:
     assert (totals[0] - totals[1]) / 6e-3 == pytest.approx(length, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("retrieval", "generation"), [(0.0, 1.0), (1.0, 0.0)])
 def test_a_weight_of_zero_switches_a_loss_off(config: TrainConfig, retrieval: float, generation: float) -> None:
     embedder = fresh(config).train()

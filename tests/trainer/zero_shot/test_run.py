@@ -47,6 +47,7 @@ def paint(root: Path) -> None:
 NAMES = ("mt-fiq", "vist", "genecis/change_object", "sugar-crepe/swap_obj", "flickr30k/i2t")
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_public_embedders_vectors_and_are_kept(
     config: TrainConfig, root: Path, base: TraceEmbedder, tmp_path: Path
 ) -> None:
