@@ -1,8 +1,8 @@
 """Hit rates: each dataset-task's k, and the share of queries with a relevant candidate among the first k.
 
-Source: UniIR's ``mbeir_retriever.py``. "Recall@k" is a hit rate there: 1 if any relevant candidate is among the first k, averaged
-over the query embeddings of a file and rounded to four digits. Queries that an evaluation listed as unreadable beside their
-file's embeddings count as misses; UniIR's code does not know of them.
+Source: UniIR's ``mbeir_retriever.py``. "Recall@k" is a hit rate there: 1 if any relevant candidate is among the first k,
+averaged over the query embeddings of a file and rounded to four digits. Queries that an evaluation listed as unreadable beside
+their file's embeddings count as misses; UniIR's code does not know of them.
 """
 
 from __future__ import annotations
