@@ -226,7 +226,7 @@ async def _recorded(directory: Path, url: str, settings: Any, limit: int) -> Non
     from pipeline.mbeir.layout import Layout
     from pipeline.mbeir.work_list import collect
     from pipeline.serving.teacher_servers import Endpoints
-    from pipeline.teacher.request import request_body
+    from pipeline.teacher.request_body import request_body
     from schemas.hosting import Endpoint
 
     endpoint = Endpoint(url=url, model=settings.teacher.server.served_name)

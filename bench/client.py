@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.request_body import TeacherRequest, request_body
 from schemas.hosting import Endpoint
 from schemas.teacher import Transport
 

@@ -35,9 +35,9 @@ from pipeline.mbeir.pools import CandidatePool
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.queries import Place, QueryUnit
+from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.embedding.vllm_start import start_engine
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder

@@ -23,7 +23,7 @@ from rich.table import Table
 from bench.real_vocabulary import CACHE, ROWS, real_tokenizer
 from pipeline.serving.server import ManagedServer
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from pipeline.teacher.requests import reason_fields
 from pipeline.traces.families import COMPOSED, FAMILIES, Family
 from pipeline.traces.grammar import trace_grammar

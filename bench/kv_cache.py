@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipeline.serving.server import ManagedServer
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from pipeline.teacher.server_load import metrics_url, read_load
 from pocket.training.train_models import MODELS
 from schemas.hosting import Endpoint, ServerConfig

@@ -25,9 +25,9 @@ from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DATASET_TASKS, SPLITS, Modality
 from schemas.training import TrainConfig
 from trainer.data.batch_sampler import rng_for
-from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
 from trainer.embedding.queries import QueryEmbedder, QueryEmbeddings
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
 
 

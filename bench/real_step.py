@@ -21,7 +21,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLConfi
 
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.data.batches import Batch
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.vision_attention import batch_windows
 from trainer.training.cost import useful_flop

@@ -27,8 +27,8 @@ from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import build_store
 from pipeline.serving.server import ManagedServer
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder, ImageMode
-from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.request_body import TeacherRequest, request_body
+from pipeline.teacher.request_images import ImageEncoder, ImageMode
 from pipeline.teacher.requests import judge_request, reason_request
 from pipeline.traces.families import family_of
 from pipeline.traces.judgements import ASSESS, VERIFY

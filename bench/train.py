@@ -34,9 +34,9 @@ from schemas.mbeir import DATASET_TASKS, SPLITS
 from schemas.training import TrainConfig
 from trainer.data.batches import Batch, BatchSource
 from trainer.data.dataset import Candidates, Records
-from trainer.distributed import ProcessGroup
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.data.process_group import ProcessGroup
 from trainer.embedding.embed import QueryFile
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder, pool_states
 from trainer.training.step import train_step
 

@@ -21,8 +21,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from pocket.training.train_models import MODELS
 from schemas.training import LoraSettings, LossSettings, ModelSettings
 from trainer.data.batches import Batch
+from trainer.data.process_group import ProcessGroup
 from trainer.data.tower_plan import vision_tower
-from trainer.distributed import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.vision_cache import TowerMemory
 from trainer.training.step import train_step

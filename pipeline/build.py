@@ -19,13 +19,13 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from pipeline.annotate.acceptance import Acceptance
 from pipeline.annotate.build_progress import Board
 from pipeline.annotate.dispatcher import Dispatcher
 from pipeline.annotate.interrupt import Interrupt
+from pipeline.annotate.wanted_records import Acceptance
 from pipeline.dataset.assemble import assemble
 from pipeline.dataset.build_directory import Places
-from pipeline.dataset.chosen import Chosen
+from pipeline.dataset.chosen_queries import Chosen
 from pipeline.dataset.manifest import config_sha256, make_manifest, write_card
 from pipeline.dataset.publication_guard import nothing_kept, refuse_worse, set_aside
 from pipeline.dataset.staging import Staging
@@ -37,7 +37,7 @@ from pipeline.files.run_log import run_log
 from pipeline.ledger.journal import check_journals
 from pipeline.ledger.ledger import journals_directory, recover
 from pipeline.ledger.segment import SegmentStore
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool

@@ -137,4 +137,4 @@ def test_the_rule_finds_unescaped_texts(tmp_path: Path) -> None:
 
 def test_consoles_are_made_in_one_place() -> None:
     made = {path.relative_to(ROOT).as_posix() for path in PRINTING for call in calls(path) if name_of(call) == "Console"}
-    assert made == {"mbeir_cot/printing.py", "pipeline/meter.py", "pipeline/annotate/build_progress.py"}
+    assert made == {"mbeir_cot/printing.py", "pipeline/progress_meter.py", "pipeline/annotate/build_progress.py"}

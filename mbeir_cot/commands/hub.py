@@ -54,7 +54,7 @@ def push(
     from pipeline.hub.check import check
     from pipeline.hub.dataset import FINAL, belongs, refuse_worse, uploads
     from pipeline.hub.push import Target
-    from pipeline.meter import Meter
+    from pipeline.progress_meter import Meter
 
     dataset = BuiltDataset.open(directory)
     given = list(dict.fromkeys([*(allow or ()), *(_lines(allow_from) if allow_from is not None else ())]))
@@ -102,7 +102,7 @@ def _push(
 ) -> None:
     """guard: raises an error if the repository's content must not be replaced."""
     from pipeline.hub.push import Unreachable
-    from pipeline.meter import Meter
+    from pipeline.progress_meter import Meter
 
     try:
         target.reach()

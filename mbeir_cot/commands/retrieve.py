@@ -12,7 +12,7 @@ from rich.table import Table
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots, choose
-from pipeline.meter import quiet_progress
+from pipeline.progress_meter import quiet_progress
 
 if TYPE_CHECKING:
     from trainer.retrieval.index import Index, SmallRecall
@@ -49,7 +49,7 @@ def index(
     from schemas.errors import ConfigError
     from schemas.mbeir import SPLITS
     from trainer.data.exclusions import describe_exclusions, load_exclusions
-    from trainer.embedding.mended import readable
+    from trainer.embedding.recovered_candidates import readable
     from trainer.embedding.workers import EmbedderSpec
     from trainer.model.location import locate, model_directory
     from trainer.retrieval.index import UNREADABLE

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from mbeir_cot import printing
 from mbeir_cot.options import ImageRoots
-from pipeline.meter import quiet_progress
+from pipeline.progress_meter import quiet_progress
 
 if TYPE_CHECKING:
     from schemas.training import TrainConfig

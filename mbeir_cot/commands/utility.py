@@ -11,7 +11,7 @@ from rich.markup import escape
 from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots, choose
-from pipeline.meter import quiet_progress
+from pipeline.progress_meter import quiet_progress
 
 console = printing.console()
 

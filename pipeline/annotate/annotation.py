@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.annotate.screens import ScreenInput
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from prompts import Prompt
 from schemas.mbeir import Candidate, Query, Split
 from schemas.record import Route, Stage

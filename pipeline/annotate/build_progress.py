@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.annotate.worker_stats import WorkerStats
-from pipeline.meter import is_quiet
+from pipeline.progress_meter import is_quiet
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import WorkItem, collect
-from pipeline.meter import quiet_progress
+from pipeline.progress_meter import quiet_progress
 from pipeline.serving.hosted import Tell, hosted_pair, silent
 from pipeline.serving.teacher_servers import Endpoints
 from schemas.config import BuildConfig

@@ -12,7 +12,7 @@ from pipeline.mbeir.candidates import Row, first_positives
 from pipeline.mbeir.stores import build_store
 from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder
+from pipeline.teacher.request_images import ImageEncoder
 from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.mbeir import Query

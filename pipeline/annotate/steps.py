@@ -13,7 +13,7 @@ from pipeline.annotate.routing import route
 from pipeline.annotate.screens import ScreenFailure, ScreenInput, screen, word_ngrams
 from pipeline.annotate.utilities import Utilities
 from pipeline.annotate.verification import Verification
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.teacher.cached_client import CachedTeacherClient, failure_of
 from pipeline.teacher.requests import judge_fields, judge_prompt, read_judgement, read_trace, reason_fields
 from pipeline.traces.families import family_of

@@ -11,7 +11,7 @@ import asyncio
 from typing import NamedTuple
 
 from pipeline.annotate.annotation import Annotation, Attempt, FacetQuestion, RejectionCause
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.teacher.cached_client import CachedTeacherClient, failure_of
 from pipeline.teacher.requests import judge_fields, judge_prompt, read_judgement
 from pipeline.traces.families import ANSWER, Facet, family_of

@@ -27,7 +27,7 @@ from pipeline.dataset.unreadable_inputs import state_of
 from pipeline.files.run_log import open_run_log
 from pipeline.ledger.ledger import Ledger, LedgerError, recover
 from pipeline.mbeir.candidates import CandidateLookup
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
@@ -36,7 +36,7 @@ from pipeline.serving.environ import Carried
 from pipeline.serving.teacher_servers import Endpoints
 from pipeline.teacher.cached_client import CachedTeacherClient, Stopped
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder
+from pipeline.teacher.request_images import ImageEncoder
 from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.errors import CotError

@@ -16,7 +16,7 @@ from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
 from pipeline.dataset.near_duplicates import find_repeats, separate_repeats
 from pipeline.dataset.shards import ShardWriter, image_schema, with_images
 from pipeline.dataset.staging import Staging
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.errors import CotError
 from schemas.manifest import DataFile, TaskCounts
 from schemas.mbeir import Split

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from pipeline.mbeir.candidates import first_positives
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import jpeg
 from pipeline.traces.families import FAMILIES, family_of

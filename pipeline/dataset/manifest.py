@@ -13,7 +13,7 @@ from data_cards import render_dataset_card
 from pipeline.dataset.assemble import Assembled
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.dataset.card import examples, spreads
-from pipeline.dataset.chosen import Chosen
+from pipeline.dataset.chosen_queries import Chosen
 from pipeline.dataset.staging import Staging
 from pipeline.files.durable import replace_text, sha256_file
 from pipeline.ledger.request_key import Identity

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.arrow_schema import RECORDS, with_features
 from pipeline.files.durable import sha256_file
-from pipeline.mbeir.images import ImageStore, picture_value
+from pipeline.mbeir.image_store import ImageStore, picture_value
 from schemas.manifest import DataFile
 from schemas.mbeir import Split
 

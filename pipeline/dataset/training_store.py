@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.mbeir.images import MAX_RATIO, ImageStore
+from pipeline.mbeir.image_store import MAX_RATIO, ImageStore
 from schemas.errors import InputError
 from schemas.training import TrainConfig
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pipeline.export.parts import Part, header
 from pipeline.export.samples import Sample, Side, side_of
-from pipeline.export.written import Written
-from pipeline.mbeir.images import ImageStore
+from pipeline.export.writer_result import Written
+from pipeline.mbeir.image_store import ImageStore
 
 _TURNS: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PATHS: Final = pa.list_(pa.string())

@@ -15,9 +15,9 @@ from pipeline.export.formats import FORMATS, NAMES_PICTURES, texts
 from pipeline.export.portable_pictures import BESIDE, PortablePictures
 from pipeline.export.samples import Sample, Skipped, SkipReason, samples, without_pictures
 from pipeline.files.atomic_directory import replace_directory, staging_path
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.stores import plain_store
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import ConfigError, InputError
 
 _MOST_UNREADABLE: Final = 0.5

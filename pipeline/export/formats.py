@@ -15,7 +15,7 @@ from pipeline.export.samples import SkipReason
 from pipeline.export.sentence_transformers import sentence_transformers
 from pipeline.export.tevatron import tevatron
 from pipeline.export.vlm2vec import vlm2vec
-from pipeline.export.written import Writer, Written
+from pipeline.export.writer_result import Writer, Written
 
 FORMATS: Final[dict[str, Writer]] = {
     "sentence-transformers": sentence_transformers,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export.samples import Sample, plain
-from pipeline.export.written import Written
-from pipeline.mbeir.images import ImageStore
+from pipeline.export.writer_result import Written
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
 from schemas.mbeir import parse_id
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.export.samples import Sample
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.mbeir import Candidate
 
 FOLDER: Final = "pictures"
@@ -21,7 +21,7 @@ BESIDE: Final = (
 
 
 class PortablePictures:
-    """Names for pictures that show, in any decoder, what teacher and student see (`pipeline.mbeir.pictures`).
+    """Names for pictures that show, in any decoder, what teacher and student see (`pipeline.mbeir.image_conversion`).
 
     A plain file keeps its path below the M-BEIR root. Others (turned by EXIF, transparent, 16 bits, several frames) are written
     as PNG; a file that exists only under the other Unicode form of its name is copied. Their paths lead from the M-BEIR root to

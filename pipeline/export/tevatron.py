@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from pipeline.export.parts import Part, header
 from pipeline.export.samples import Sample, Side, side_of
-from pipeline.export.written import IMAGE, IMAGE_FEATURE, Written, picture
-from pipeline.mbeir.images import ImageStore
+from pipeline.export.writer_result import IMAGE, IMAGE_FEATURE, Written, picture
+from pipeline.mbeir.image_store import ImageStore
 
 _IDS: Final = pa.list_(pa.string())
 _QUERIES: Final = pa.schema(

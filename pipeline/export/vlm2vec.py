@@ -11,8 +11,8 @@ import yaml
 
 from pipeline.export.parts import Part, header
 from pipeline.export.samples import Sample, Side, side_of
-from pipeline.export.written import Written
-from pipeline.mbeir.images import ImageStore
+from pipeline.export.writer_result import Written
+from pipeline.mbeir.image_store import ImageStore
 from schemas.mbeir import Modality
 
 _IMAGE: Final = "<|image_1|>"

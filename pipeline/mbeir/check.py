@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from pipeline.mbeir.findings import CheckResult, Findings, Severity
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
+from pipeline.mbeir.image_store import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.instructions import InstructionTable
 from pipeline.mbeir.jsonl import LineProblem, MalformedInput, scan_rows
 from pipeline.mbeir.layout import Layout, PoolFile, QueryFile
 from pipeline.mbeir.positives import DOWNLOAD, Asked, Positives, check_positives
 from pipeline.mbeir.qrels import load_relevant
 from pipeline.mbeir.stores import plain_store
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import (
     DATASET_TASKS,

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pipeline.mbeir.extracted import ExtractSummary, Listing, covers, read_marker, write_marker
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import CotError, InputError
 from schemas.os_errors import explained
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.os_errors import explained
 

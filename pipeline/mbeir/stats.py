@@ -17,12 +17,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.layout import Layout, QueryFile
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import plain_store
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, QUERY_SPLITS, DatasetTask, QuerySplit, hash_did, hash_qid
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.config import BuildConfig
 
 

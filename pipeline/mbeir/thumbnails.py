@@ -8,7 +8,7 @@ from typing import Final
 
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 
 SIDE: Final = 224
 _QUALITY: Final = 72

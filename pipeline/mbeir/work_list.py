@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from pipeline.mbeir.jsonl import MAX_LISTED, LineProblem, MalformedInput, RejectsFile, line_problems
 from pipeline.mbeir.layout import Layout, QueryFile
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.config import InputConfig
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_IDS, DATASET_NAMES, Query, Split

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.ledger.request_key import Identity
-from pipeline.ledger.served import same_as_before
+from pipeline.ledger.served_models import same_as_before
 from pipeline.serving.preflight import Example, PreflightResult, Who, preflight
 from pipeline.teacher.trial_requests import Questions
 from schemas.config import BuildConfig

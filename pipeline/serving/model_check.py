@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.serving.pixels import PROCESSOR_FILES
+from pipeline.serving.pixel_budget import PROCESSOR_FILES
 from schemas.errors import ConfigError
 from schemas.hosting import ServerConfig
 from schemas.os_errors import explained

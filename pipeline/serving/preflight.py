@@ -11,7 +11,7 @@ import aiohttp
 
 from pipeline.teacher.client import AGENT, TeacherClient
 from pipeline.teacher.diagnosis import Trouble, trouble, unreachable
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from pipeline.teacher.requests import Judged, Reasoned, judge, reason
 from pipeline.teacher.trial_requests import STAND_IN, Questions, Sample
 from pipeline.traces.judgements import ASSESS, VERIFY, Labels, needs_assessment

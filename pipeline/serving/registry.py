@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from pipeline.mbeir.cache import default_cache_dir
-from pipeline.serving.direct import health
+from pipeline.serving.proxy_bypass import health
 from schemas.hosting import Endpoint, ServerConfig
 
 

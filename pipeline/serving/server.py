@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pipeline.serving.command import command, environment
-from pipeline.serving.direct import health
 from pipeline.serving.model_check import check_model
+from pipeline.serving.proxy_bypass import health
+from pipeline.serving.vllm_command import command, environment
 from schemas.errors import CotError
 from schemas.hosting import Endpoint, ServerConfig
 

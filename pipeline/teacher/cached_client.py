@@ -18,8 +18,8 @@ from pipeline.ledger.entry import Entry, to_entry
 from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.ledger.request_key import Identity, fingerprint
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
+from pipeline.teacher.request_images import ImageEncoder
 from pipeline.teacher.requests import messages
 from prompts import ImageSlot, Prompt
 from schemas.record import InputReason

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pipeline.teacher.endpoint_places import Places, Server
-from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.request_body import TeacherRequest, request_body
 from pipeline.teacher.response import read_completion
 from pipeline.teacher.server_load import follow_load
 from schemas.hosting import Endpoint

@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.request import getproxies
 
 from pipeline.teacher.cached_client import TOO_LONG
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from pipeline.teacher.response import THINKS
 from schemas.judgement import JudgementReason, NoJudgement
 from schemas.teacher import Outcome, TeacherAnswer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.request_images import EncodedImage
 from schemas.teacher_config import VLLM_ONLY, TeacherConfig
 
 _GUIDES: Final = frozenset({"structured_outputs"})

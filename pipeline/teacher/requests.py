@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part, spoken
-from pipeline.teacher.images import EncodedImage
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
+from pipeline.teacher.request_images import EncodedImage
 from pipeline.traces.families import Family
 from pipeline.traces.grammar import trace_grammar
 from pipeline.traces.judgements import Labels, choice_fields, judgement_from_logprobs, judgement_from_statement

@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Final
 
 from pipeline.mbeir.candidates import CandidateLookup
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.mbeir.instructions import FixedChoice, InstructionTable
 from pipeline.mbeir.jsonl import scan_rows
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.stores import build_store
-from pipeline.teacher.images import EncodedImage, ImageEncoder
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
+from pipeline.teacher.request_images import EncodedImage, ImageEncoder
 from pipeline.teacher.requests import judge_request, reason_request
 from pipeline.traces.families import ANSWER, FAMILIES, Family, family_of
 from pipeline.traces.judgements import ASSESS, VERIFY

@@ -10,7 +10,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.mbeir.candidates import CandidateLookup
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from pipeline.mbeir.stores import plain_store

@@ -64,7 +64,7 @@ def assert_vllm_agrees_with_transformers(role: Role, endpoint: Endpoint, media: 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from pipeline.teacher.client import TeacherClient
-    from pipeline.teacher.request import TeacherRequest
+    from pipeline.teacher.request_body import TeacherRequest
     from pipeline.traces.judgements import VERIFY, choice_fields
     from pocket.curriculum.example import Lesson
     from pocket.training.train_loop import collate

@@ -29,7 +29,7 @@ from tests.support.made_once import made_once
 from trainer.data.batches import BatchSource
 from trainer.data.dataset import Candidates, Records
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
 

@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.instructions import candidate_text
 from prompts import ImageSlot, Prompt, PromptSet
 from schemas.content import ContentPart
 from schemas.mbeir import Candidate
 from schemas.training import Pooling
 from trainer.data.micro_batch import IGNORE, MicroBatch
-from trainer.data.pixels import PixelScale
 from trainer.data.positions import compute_mrope_positions
+from trainer.data.raw_pixels import PixelScale
 from trainer.data.tower_plan import TowerPlan
 
 LENGTH_STEP: Final = 16

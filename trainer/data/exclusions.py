@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.files.durable import replace_text
 from pipeline.files.state import read_json
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from schemas.errors import InputError
 
 _NAMED: Final = 5

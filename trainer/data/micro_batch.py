@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trainer.data.pixels import PixelScale
+from trainer.data.raw_pixels import PixelScale
 
 IGNORE: Final = -100
 """The label of a position that has none."""

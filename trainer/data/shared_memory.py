@@ -12,7 +12,7 @@ from typing import Final
 
 from schemas.errors import ConfigError
 from trainer.data.batches import BatchSource
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 
 SHARED: Final = Path("/dev/shm")  # noqa: S108 (torch's workers pass tensors through it; we write nothing there)
 MARGIN: Final = 1.25

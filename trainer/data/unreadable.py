@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from pipeline.dataset.training_store import training_store
 from pipeline.files.state import read_json
-from pipeline.mbeir.images import ImageProblem
-from pipeline.meter import Meter
+from pipeline.mbeir.image_store import ImageProblem
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig

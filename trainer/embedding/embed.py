@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.files.durable import sync
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
@@ -27,8 +27,8 @@ from schemas.mbeir import DatasetTask, Query, Split, hash_did, hash_qid, unhash_
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
 from trainer.data.unreadable import refuse
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
+from trainer.embedding.transformers_engine import QueryEmbedding
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.mbeir import Candidate
 from trainer.data.encoding import EncodedSequence, shows_image, text_of
 from trainer.data.exclusions import Exclusion

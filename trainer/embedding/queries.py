@@ -21,15 +21,15 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.mbeir import DatasetTask
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence
 from trainer.data.exclusions import Exclusion
 from trainer.data.unreadable import UnreadableImage
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, StudentQuery
-from trainer.embedding.engine import QueryEngine
+from trainer.embedding.query_engine import QueryEngine
+from trainer.embedding.transformers_engine import QueryEmbedding
 
 logger = logging.getLogger(__name__)
 

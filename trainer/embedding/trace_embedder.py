@@ -7,7 +7,7 @@
 
 A query or candidate is a text (`str`), a picture (PIL image or `Path`), or both: `(text, picture)`, where the picture may also
 be a path as `str`. A query with several pictures is a list of texts and pictures in order. Pictures are decoded as in training
-(`pipeline.mbeir.pictures`).
+(`pipeline.mbeir.image_conversion`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, opened_picture
+from pipeline.mbeir.image_store import MAX_RATIO, ImageProblem, opened_picture
 from pipeline.mbeir.stores import plain_store
 from schemas.errors import ConfigError, InputError
 from schemas.record import ImageReason
 from schemas.training import Engine, RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
-from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
-from trainer.embedding.engine import QueryEngine
 from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.queries import WINDOW
+from trainer.embedding.query_engine import QueryEngine
+from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.embedding.workers import EmbedderSpec
 from trainer.model.embedder import Embedder

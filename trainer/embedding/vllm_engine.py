@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from schemas.errors import InputError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import QueryEmbedding, choose_to_reason, in_order, stop_tokens
+from trainer.embedding.transformers_engine import QueryEmbedding, choose_to_reason, in_order, stop_tokens
 from trainer.embedding.vllm_inputs import InputMaker
 from trainer.embedding.vllm_start import ON_CPU, ON_GPU, EngineError, start_engine
 from trainer.model.embedder import Embedder

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
 from pipeline.files.run_log import log_failure, open_run_log
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.mbeir import Candidate
 from schemas.training import TrainConfig
-from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import PoolPart, Range
 from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.embedding.queries import QueryEmbedder, QueryPart, QueryUnit, join_units, split_part
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.model.embedder import Embedder
 
@@ -43,7 +43,7 @@ class EmbedderSpec(NamedTuple):
         """For inference: its adapter is folded into its weights."""
         import torch  # noqa: PLC0415 (actors import it on their own node)
 
-        from trainer.distributed import ProcessGroup  # noqa: PLC0415
+        from trainer.data.process_group import ProcessGroup  # noqa: PLC0415
 
         device = ProcessGroup.join(self.config.device).device
         if self.model is not None:
@@ -67,7 +67,7 @@ class EmbedderSpec(NamedTuple):
 
     def start_engine(self) -> tuple[Embedder, VllmEngine]:
         """vLLM's: (the embedder without its weights, what embeds). An adapter's whole weights are made first, in the cache."""
-        from trainer.distributed import takes_gpu  # noqa: PLC0415 (as above)
+        from trainer.data.process_group import takes_gpu  # noqa: PLC0415 (as above)
         from trainer.model.whole_weights import whole_weights  # noqa: PLC0415
 
         directory = whole_weights(self.config, self.model, self.load)
@@ -168,7 +168,7 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
 
 def open_workers(spec: EmbedderSpec, *, logs: Path | None = None) -> AbstractContextManager[Workers]:
     """As many as `evaluation.workers`: one is this process; more are Ray actors, with a GPU each if the device is one."""
-    from trainer.distributed import ProcessGroup  # noqa: PLC0415
+    from trainer.data.process_group import ProcessGroup  # noqa: PLC0415
 
     count = spec.config.evaluation.workers
     if count == 1:

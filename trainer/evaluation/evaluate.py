@@ -20,17 +20,17 @@ import numpy as np
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS, DatasetTask, Query
 from schemas.record import record_id
 from schemas.training import RouteChoice, TrainConfig, Variant
 from trainer.data.exclusions import Exclusion, describe_exclusions, save_exclusions
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.embed import QueryFile, save_queries
 from trainer.embedding.files import EmbeddingFiles, empty_unless_made_by, exclusions_path, ids_path, pool_name
-from trainer.embedding.mended import embed_whole_pool
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
+from trainer.embedding.recovered_candidates import embed_whole_pool
+from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.evaluation.hit_rates import Score
 from trainer.evaluation.query_log import make_entry, queries_file, write_query_log

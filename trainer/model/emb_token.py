@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.micro_batch import MicroBatch
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.model.embedder import Embedder
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
-from pipeline.serving.direct import opened
+from pipeline.serving.proxy_bypass import opened
 from pipeline.serving.server import ManagedServer
 from prompts import ImageSlot
 from schemas.errors import ConfigError, CotError
@@ -31,7 +31,7 @@ from schemas.hosting import ServerConfig
 from schemas.record import EMB_TOKEN
 from schemas.training import AdaptiveSettings
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.both_ways import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights

@@ -14,16 +14,16 @@ import numpy as np
 from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import DataSettings, TrainConfig
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
-from trainer.embedding.mended import embed_whole_pool
+from trainer.embedding.recovered_candidates import embed_whole_pool
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.model.location import is_checkpoint, model_directory
 from trainer.model.metadata import fingerprint

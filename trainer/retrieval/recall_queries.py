@@ -12,8 +12,8 @@ from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import TrainConfig
-from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import QueryFile
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
 _QUERIES: Final = 256

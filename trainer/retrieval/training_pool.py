@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.layout import Layout
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.mbeir import Split, hash_did
 from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Candidates, Item

@@ -17,12 +17,12 @@ from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.teacher_clients import TeacherClients
 from pipeline.annotate.verification import Verification
 from pipeline.ledger.ledger import Ledger, recover
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.mbeir.stores import build_store
 from pipeline.serving.teacher_servers import Endpoints
 from pipeline.teacher.cached_client import CachedTeacherClient
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.images import ImageEncoder
+from pipeline.teacher.request_images import ImageEncoder
 from schemas.config import BuildConfig
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, Query

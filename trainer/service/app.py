@@ -25,8 +25,8 @@ from schemas.errors import CotError, InputError
 from schemas.service import ROUTES, ServiceSettings
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION
 from trainer.service.batcher import Admission, Batcher, Held, Unavailable
-from trainer.service.engine import EngineProcess
 from trainer.service.engine_loop import Failed, Refused, Work
+from trainer.service.engine_process import EngineProcess
 from trainer.service.media import MediaLoader
 from trainer.service.metrics import CONTENT_TYPE, ServiceMetrics
 from trainer.service.protocol import Embedded, EmbeddingRequest, ServiceInput, TextPart, answer

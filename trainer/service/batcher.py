@@ -19,8 +19,8 @@ from typing import Final
 
 from schemas.errors import CotError
 from schemas.service import ServiceLimits, ServiceSettings
-from trainer.service.engine import EngineProcess
 from trainer.service.engine_loop import EngineLost, Outcome, Work
+from trainer.service.engine_process import EngineProcess
 from trainer.service.metrics import ServiceMetrics
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Images of requests: inside the request (data:), from named directories (file:), or from named hosts (http:, https:).
 
 Nothing is opened or fetched that was not allowed when the service was started, and an image's size is checked before it is
-decoded. Pixels are those that training and evaluation see (`pipeline.mbeir.pictures`).
+decoded. Pixels are those that training and evaluation see (`pipeline.mbeir.image_conversion`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from PIL import Image
 
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
+from pipeline.mbeir.image_store import MAX_RATIO, ImageProblem, ImageStore
 from pipeline.mbeir.stores import media_store
 from schemas.errors import InputError
 from schemas.service import ServiceSettings

@@ -20,7 +20,7 @@ from schemas.errors import ConfigError, InputError
 from schemas.service import ServiceSettings
 from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.service.app import EmbeddingService
-from trainer.service.engine import EngineProcess
+from trainer.service.engine_process import EngineProcess
 
 logger = logging.getLogger(__name__)
 

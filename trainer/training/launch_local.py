@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
-from pipeline.meter import is_quiet, quiet_progress
+from pipeline.progress_meter import is_quiet, quiet_progress
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
-from trainer.distributed import ProcessGroup, takes_gpu
+from trainer.data.process_group import ProcessGroup, takes_gpu
 
 _ERROR = "error"
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.meter import is_quiet, quiet_progress
+from pipeline.progress_meter import is_quiet, quiet_progress
 from schemas.errors import ConfigError, CotError
 from schemas.training import TrainConfig
 

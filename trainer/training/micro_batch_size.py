@@ -17,7 +17,7 @@ from pipeline.files.state import read_json
 from schemas.errors import ConfigError
 from trainer.data.batches import CPU_CHUNK, BatchSource
 from trainer.data.encoding import EncodedSequence
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.model.embedder import Embedder
 
 STEP: Final = 4

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from schemas.training import AdaptiveSettings
 from trainer.data.batches import BatchSource
-from trainer.distributed import ProcessGroup
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.data.process_group import ProcessGroup
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
 

@@ -27,7 +27,7 @@ from schemas.errors import CotError
 from schemas.training import LossSettings
 from trainer.data.batches import Batch
 from trainer.data.micro_batch import MicroBatch
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.model.embedder import Embedder
 from trainer.model.losses import Pairing, distillation_loss, matryoshka_info_nce
 from trainer.model.vision_cache import Seen, TowerMemory

@@ -21,16 +21,16 @@ from torch import nn
 
 from pipeline.files.durable import replace_text
 from pipeline.files.run_log import log_failure, run_log
-from pipeline.meter import Meter, is_quiet, quiet_progress
+from pipeline.progress_meter import Meter, is_quiet, quiet_progress
 from schemas.errors import ConfigError, InputError
 from schemas.training import TrainConfig, Variant
 from trainer.data.batch_sampler import rng_for
 from trainer.data.batches import Batch, allow_open_files, make_loader, unpack
 from trainer.data.dataset import Candidates, Records
 from trainer.data.mined import training_records
+from trainer.data.process_group import ProcessGroup
 from trainer.data.shared_memory import check_shared_memory
 from trainer.data.unreadable import StudentBatches, readable_records
-from trainer.distributed import ProcessGroup
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.model.location import SETTINGS

@@ -9,10 +9,10 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.stores import plain_store
 from schemas.errors import InputError
-from trainer.zero_shot.pictures import find
+from trainer.zero_shot.suite_images import find
 from trainer.zero_shot.tasks import Candidate, Counts, Dataset, Picture, Query, Task
 
 _EXAMPLES: Final = 3

@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.training import TrainConfig
 from trainer.data.dataset import Candidates
 from trainer.data.mined import training_records

@@ -15,13 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.mbeir.images import MAX_RATIO, ImageProblem, ImageStore
+from pipeline.mbeir.image_store import MAX_RATIO, ImageProblem, ImageStore
 from schemas.content import ContentPart
 from schemas.errors import InputError
 from schemas.mbeir import Modality
 from schemas.record import ImageReason
 from trainer.embedding.embed import StudentQuery
-from trainer.zero_shot.pictures import cut, find
+from trainer.zero_shot.suite_images import cut, find
 from trainer.zero_shot.tasks import Candidate, Picture, Query
 
 

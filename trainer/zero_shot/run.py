@@ -24,15 +24,15 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.files.durable import replace_text
 from pipeline.files.state import read_json
-from pipeline.meter import Meter
+from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.exclusions import Exclusion, load_exclusions
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.files import empty_unless_made_by, exclusions_path, load_embeddings
-from trainer.embedding.mended import embed_whole_pool, readable
 from trainer.embedding.queries import WINDOW, Place, QueryUnit
+from trainer.embedding.recovered_candidates import embed_whole_pool, readable
+from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.model.metadata import fingerprint

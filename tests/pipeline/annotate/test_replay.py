@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.annotate.replay import replay
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from prompts import PromptSet
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.export.formats import FORMATS, texts
 from pipeline.export.samples import Sample, Side, plain
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.mbeir import DATASET_TASKS, Candidate, DatasetTask, Modality
 from schemas.record import EMB_TOKEN
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.export.export_dataset import export_dataset
 from pipeline.export.samples import SkipReason
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.errors import InputError
 
 pytestmark = [pytest.mark.slow]

@@ -12,7 +12,7 @@ import typer.main
 from pipeline.config import load_config
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.check import check
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.mbeir.stats import collect_stats
 from pipeline.mbeir.stores import build_store
 from schemas.config import BuildConfig

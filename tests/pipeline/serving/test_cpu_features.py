@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serving.command import arguments
 from pipeline.serving.cpu_features import cpu_multiplies_bfloat16
+from pipeline.serving.vllm_command import arguments
 from schemas.hosting import ServerConfig
 
 
@@ -42,6 +42,6 @@ def test_bfloat16_is_not_used_if_nothing_is_known_of_the_processor(tmp_path: Pat
 def test_a_server_emulates_bfloat16_only_on_request(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, has: bool, expected: str
 ) -> None:
-    monkeypatch.setattr("pipeline.serving.command.cpu_multiplies_bfloat16", lambda: has)
+    monkeypatch.setattr("pipeline.serving.vllm_command.cpu_multiplies_bfloat16", lambda: has)
     found = arguments(ServerConfig.model_validate({"model": "m", "device": device, "dtype": dtype}), 1)
     assert found[found.index("--dtype") + 1] == expected

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.request import TeacherRequest, request_body
+from pipeline.teacher.request_body import TeacherRequest, request_body
 from schemas.errors import ConfigError
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome

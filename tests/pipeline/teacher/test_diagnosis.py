@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from pipeline.teacher.diagnosis import trouble
-from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.request_images import EncodedImage
 from pipeline.teacher.requests import judge_request, read_judgement, read_trace, reason_request
 from pipeline.teacher.response import THINKS, read_completion
 from pipeline.traces.families import VISUAL

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from bench.strict_server import FIELDS
 from pipeline.teacher.dialect import image_part
-from pipeline.teacher.images import EncodedImage
+from pipeline.teacher.request_images import EncodedImage
 from pipeline.teacher.requests import judge_fields, reason_fields
 from pipeline.traces.families import COMPOSED
 from pipeline.traces.judgements import ASSESS

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.concurrency_limit import Limiter
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from schemas.hosting import Endpoint
 from schemas.teacher import Outcome, Transport
 from tests.pipeline.teacher.fault_server import running

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.serving.direct import health
+from pipeline.serving.proxy_bypass import health
 from pipeline.serving.registry import registered, running
 from pipeline.teacher.client import TeacherClient
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
 from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Outcome, Transport
 from schemas.teacher_config import TeacherConfig

@@ -21,8 +21,8 @@ from pipeline.serving.preflight import Example, Finding, preflight
 from pipeline.serving.server_pool import ServerPool
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.dialect import image_part
-from pipeline.teacher.images import ImageEncoder, ImageMode
-from pipeline.teacher.request import TeacherRequest
+from pipeline.teacher.request_body import TeacherRequest
+from pipeline.teacher.request_images import ImageEncoder, ImageMode
 from pipeline.teacher.requests import reason_request
 from pipeline.teacher.trial_requests import Questions
 from pipeline.traces.families import FAMILIES, VISUAL
@@ -126,7 +126,7 @@ async def test_the_preflight_sends_the_requests_of_the_work(endpoint: Endpoint, 
 
 @pytest.mark.parametrize("mode", ImageMode)
 async def test_every_family_has_its_form(endpoint: Endpoint, images: Path, mode: ImageMode) -> None:
-    from pipeline.mbeir.images import ImageStore
+    from pipeline.mbeir.image_store import ImageStore
 
     image = ImageEncoder(ImageStore(images), mode, max_pixels=SIDE * SIDE).encode("noise.png")
     assert image.url.startswith("file://" if mode is ImageMode.PATH else "data:image/png")
@@ -150,7 +150,7 @@ async def test_every_family_has_its_form(endpoint: Endpoint, images: Path, mode:
 
 async def test_traces_of_unbounded_length_end_by_themselves(endpoint: Endpoint, images: Path) -> None:
     """With all the fields that a build sends."""
-    from pipeline.mbeir.images import ImageStore
+    from pipeline.mbeir.image_store import ImageStore
 
     teacher = TeacherConfig(hosting="external", endpoints=(endpoint,), sampling=Sampling(temperature=0.0, max_tokens=256))
     encoder = ImageEncoder(ImageStore(images), ImageMode.PATH, max_pixels=SIDE * SIDE)
@@ -167,7 +167,7 @@ async def test_traces_of_unbounded_length_end_by_themselves(endpoint: Endpoint, 
 async def test_log_probabilities_are_those_of_plain_transformers(endpoint: Endpoint, images: Path, name: str | None) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from pipeline.mbeir.images import ImageStore
+    from pipeline.mbeir.image_store import ImageStore
 
     processor = AutoProcessor.from_pretrained(MODELS / "teacher")
     model = AutoModelForImageTextToText.from_pretrained(MODELS / "teacher", dtype=torch.float32).eval()

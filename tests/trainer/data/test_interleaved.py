@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from prompts import ImageSlot, PromptSet
 from schemas.content import ContentPart
 from schemas.errors import InputError
@@ -18,9 +18,9 @@ from schemas.training import AdaptiveSettings, TrainConfig
 from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer.data.dataset import Records
 from trainer.data.unreadable import UnreadableImage
-from trainer.embedding.adaptive import AdaptiveEmbedder
 from trainer.embedding.embed import StudentQuery
 from trainer.embedding.trace_embedder import TraceEmbedder
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.dataset.training_store import training_store
 from pipeline.mbeir.check import check
-from pipeline.mbeir.images import ImageProblem
+from pipeline.mbeir.image_store import ImageProblem
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.queries import read_queries
 from schemas.errors import InputError

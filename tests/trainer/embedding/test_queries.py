@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
 from schemas.mbeir import DATASET_TASKS, DatasetTask
 from schemas.record import ImageReason
 from schemas.training import Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
 from trainer.data.exclusions import Exclusion
-from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.embed import QueryFile, StudentQuery
 from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit, join_units, split_part
+from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
 
 
 class Counting:

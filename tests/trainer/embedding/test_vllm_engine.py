@@ -19,10 +19,10 @@ from schemas.training import AdaptiveSettings, Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
 from tests.trainer.embedding.test_adaptive import some_rows
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.embedding.queries import QueryEmbedder, QueryUnit
+from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.embedding.vllm_start import EngineError
 from trainer.embedding.workers import fetch_range

@@ -14,7 +14,7 @@ from schemas.training import AdaptiveSettings, LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.training.test_step import ONE, agree
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder, mean_states
 from trainer.model.location import checkpoint_settings
 from trainer.model.metadata import METADATA

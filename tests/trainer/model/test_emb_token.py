@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from schemas.training import TrainConfig
 from tests.trainer.conftest import fresh, source_of
 from trainer.data.micro_batch import MicroBatch
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 

@@ -26,8 +26,8 @@ from pocket.training.train_models import MODELS
 from schemas.training import AdaptiveSettings, LossSettings, TrainConfig, Variant
 from tests.trainer.conftest import fresh, source_of
 from tests.trainer.embedding.test_adaptive import some_rows
-from trainer.distributed import ProcessGroup
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.data.process_group import ProcessGroup
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.emb_token import initialise_emb_token
 from trainer.model.embedder import Embedder
 from trainer.training.step import train_step

@@ -17,7 +17,7 @@ from schemas.hosting import ServerConfig
 from schemas.training import AdaptiveSettings, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes, source_of
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.adaptive import AdaptiveEmbedder
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 from trainer.release.merge import Agreement, MergeError, merge
 

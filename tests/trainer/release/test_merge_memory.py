@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.serving.command import arguments
+from pipeline.serving.vllm_command import arguments
 from schemas.errors import ConfigError
 from trainer.data.encoding import EncodedSequence
 from trainer.release.merge import Sample, ServerPlan, server_config, sort_disagreements

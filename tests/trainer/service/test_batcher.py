@@ -12,8 +12,8 @@ import pytest
 from schemas.errors import CotError
 from schemas.service import ServiceLimits, ServiceSettings
 from trainer.service.batcher import Admission, Batcher, Unavailable
-from trainer.service.engine import EngineProcess
 from trainer.service.engine_loop import EngineFacts, EngineLost, Outcome, Work
+from trainer.service.engine_process import EngineProcess
 from trainer.service.metrics import ServiceMetrics
 from trainer.service.protocol import Embedded
 

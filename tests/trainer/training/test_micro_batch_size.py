@@ -17,8 +17,8 @@ from tests.trainer.conftest import fresh, source_of
 from tests.trainer.training.test_step import ONE
 from trainer.data import shared_memory
 from trainer.data.batches import pack
+from trainer.data.process_group import ProcessGroup
 from trainer.data.shared_memory import check_shared_memory
-from trainer.distributed import ProcessGroup
 from trainer.training import micro_batch_size
 from trainer.training.micro_batch_size import count_tokens, find_largest, settle_chunk
 from trainer.training.train import train

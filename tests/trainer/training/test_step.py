@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from schemas.training import LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.training.step import DivergedError, StepLosses, train_step
 
 ONE = ProcessGroup(0, 1, torch.device("cpu"))

@@ -22,8 +22,8 @@ from tests.support.cli import mbeir_cot
 from tests.support.hub import serve
 from tests.trainer.conftest import fresh, rows, source_of, write_dataset
 from trainer.data.dataset import Candidates, Records
-from trainer.distributed import ProcessGroup
-from trainer.embedding.adaptive import AdaptiveSettings
+from trainer.data.process_group import ProcessGroup
+from trainer.embedding.transformers_engine import AdaptiveSettings
 from trainer.model.embedder import Embedder
 from trainer.training import checkpoint
 from trainer.training.self_traces import generate_traces

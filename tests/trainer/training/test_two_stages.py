@@ -10,7 +10,7 @@ import torch
 from schemas.errors import ConfigError
 from schemas.training import LossSettings, TrainConfig
 from tests.trainer.conftest import fresh, source_of
-from trainer.distributed import ProcessGroup
+from trainer.data.process_group import ProcessGroup
 from trainer.training.step import train_step
 from trainer.training.train import _next_stop, _self_traces_due, train
 

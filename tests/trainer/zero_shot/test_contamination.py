@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.training import TrainConfig
 from tests.support.cli import mbeir_cot
 from trainer.data.dataset import Candidates, Records

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.errors import InputError
 from tests.trainer.zero_shot.conftest import put, tasks
 from trainer.zero_shot import cc_neg
 from trainer.zero_shot.captions import DESCRIBE
 from trainer.zero_shot.circo import CHANGE, submission
 from trainer.zero_shot.genecis import SAME_ATTRIBUTES
-from trainer.zero_shot.pictures import find
 from trainer.zero_shot.suite import DATASETS
+from trainer.zero_shot.suite_images import find
 from trainer.zero_shot.tasks import Candidate, Picture, Query
 
 

@@ -20,10 +20,10 @@ from trainer.embedding.workers import EmbedderSpec
 from trainer.zero_shot.columns import columns
 from trainer.zero_shot.contamination import Marks
 from trainer.zero_shot.inputs import SuiteStore, TaskPool, picture_name, picture_of
-from trainer.zero_shot.pictures import find
 from trainer.zero_shot.run import Scored, SuiteRun, TaskScores, wanted
 from trainer.zero_shot.scoring import score
 from trainer.zero_shot.suite import DATASETS
+from trainer.zero_shot.suite_images import find
 from trainer.zero_shot.tasks import Candidate, Measure, Picture, Query, Task
 
 

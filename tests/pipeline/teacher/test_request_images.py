@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
-from pipeline.teacher.images import ImageEncoder, ImageMode
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
+from pipeline.teacher.request_images import ImageEncoder, ImageMode
 from schemas.record import ImageReason
 
 

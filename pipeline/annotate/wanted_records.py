@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.chosen import Chosen
+from pipeline.dataset.chosen_queries import Chosen
 from pipeline.dataset.staging import Staging
 from pipeline.mbeir.work_list import WorkList, drawn_order, order_key, task_of_key
 from schemas.config import BuildConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.errors import InputError
 from schemas.record import ImageReason
 from tests.pipeline.mbeir.conftest import COCO, write_image
@@ -163,7 +163,7 @@ def test_the_error_number_decides_the_problem(
     for use in (store.open, store.read_bytes):
         with monkeypatch.context() as patch:
             if refused == "stat":
-                patch.setattr("pipeline.mbeir.images.os.stat", fails)
+                patch.setattr("pipeline.mbeir.image_store.os.stat", fails)
             else:
                 patch.setattr("builtins.open", fails)  # used by Pillow
                 patch.setattr("io.open", fails)  # used by pathlib

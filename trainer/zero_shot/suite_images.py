@@ -6,7 +6,7 @@ from typing import Final
 
 from PIL import Image
 
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.errors import InputError
 from schemas.record import ImageReason
 from trainer.zero_shot.tasks import Picture

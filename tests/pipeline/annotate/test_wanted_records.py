@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.annotate.acceptance import Acceptance
+from pipeline.annotate.wanted_records import Acceptance
 from pipeline.dataset.arrow_schema import RECORDS, REJECTIONS
-from pipeline.dataset.chosen import Chosen
+from pipeline.dataset.chosen_queries import Chosen
 from pipeline.dataset.near_duplicates import find_repeats
 from pipeline.dataset.staging import Chunk, Staging
 from pipeline.mbeir.layout import Layout
@@ -126,9 +126,9 @@ def test_rounds_chunks_and_what_was_asked_before_do_not_change_the_choice(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, _ = accepted(root, tmp_path, Runner(fate, 32), records=30, per="dataset-task")
-    monkeypatch.setattr("pipeline.annotate.acceptance._LEAST_ROUND", 1)
+    monkeypatch.setattr("pipeline.annotate.wanted_records._LEAST_ROUND", 1)
     small, _ = accepted(root, tmp_path, Runner(fate, 5), records=30, per="dataset-task")
-    monkeypatch.setattr("pipeline.annotate.acceptance._LEAST_ROUND", 500)
+    monkeypatch.setattr("pipeline.annotate.wanted_records._LEAST_ROUND", 500)
     large, _ = accepted(root, tmp_path, Runner(fate, 128), records=30, per="dataset-task")
     assert ids(wanted.work) == ids(small.work) == ids(large.work)
     assert wanted.left == small.left == large.left

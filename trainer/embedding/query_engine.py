@@ -9,7 +9,7 @@ from torch import Tensor
 
 from schemas.training import RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
-from trainer.embedding.adaptive import QueryEmbedding
+from trainer.embedding.transformers_engine import QueryEmbedding
 
 
 class QueryEngine(Protocol):

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLImageProcessor
 
 from pocket.training.train_models import MODELS
-from trainer.data.pixels import PixelScale
+from trainer.data.raw_pixels import PixelScale
 
 PROCESSORS = {
     "Qwen2.5-VL, pocket": lambda: AutoProcessor.from_pretrained(MODELS / "base").image_processor,

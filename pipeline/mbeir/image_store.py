@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.mbeir.pictures import PictureFile, as_file, is_plain, normalised
+from pipeline.mbeir.image_conversion import PictureFile, as_file, is_plain, normalised
 from schemas.errors import InputError
 from schemas.os_errors import STARVED, explained
 from schemas.record import ImageReason
@@ -142,7 +142,7 @@ class ImageStore:
             raise _unreadable(relative, error) from error
 
     def open(self, relative: str, content: bytes | None = None) -> Image.Image:
-        """The picture in RGB, as teacher and student see it (`pipeline.mbeir.pictures`).
+        """The picture in RGB, as teacher and student see it (`pipeline.mbeir.image_conversion`).
 
         `content`: the file's content, if it has already been read.
         """

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.export.written import picture
-from pipeline.mbeir.images import ImageStore, picture_value
+from pipeline.export.writer_result import picture
+from pipeline.mbeir.image_store import ImageStore, picture_value
 from pipeline.mbeir.thumbnails import Thumbnails
-from pipeline.teacher.images import ImageEncoder, ImageMode
+from pipeline.teacher.request_images import ImageEncoder, ImageMode
 from tests.support.pictures import assert_seen, write_pictures
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files.durable import sync
-from pipeline.mbeir.images import ImageProblem, ImageStore
+from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.mbeir import hash_did
 from trainer.data.exclusions import Exclusion, refuse_most, save_exclusions
 from trainer.embedding.embed import PoolPart, Range, embed_pool, write_array

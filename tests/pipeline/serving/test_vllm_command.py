@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.serving.command import arguments, command, environment
 from pipeline.serving.model_check import check_model
+from pipeline.serving.vllm_command import arguments, command, environment
 from schemas.errors import ConfigError
 from schemas.hosting import ServerConfig
 

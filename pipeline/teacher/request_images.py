@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 
 from PIL import Image
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.teacher_config import TeacherConfig
 
 _SEEN: Final = b"upright, on white, 8 bits"
@@ -39,7 +39,7 @@ class ImageEncoder:
     """Encodes images of one store, and caches the last `keep` of them.
 
     `max_pixels`: larger images are reduced here, so that every server sees the same pixels. A reduced image is embedded in the
-    request even in path mode, and so is one that decoders would read differently (`pipeline.mbeir.pictures`).
+    request even in path mode, and so is one that decoders would read differently (`pipeline.mbeir.image_conversion`).
     """
 
     def __init__(self, store: ImageStore, mode: ImageMode, *, max_pixels: int, keep: int | None = None) -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import meter as progress
-from pipeline.meter import Meter, quiet_progress
+from pipeline import progress_meter as progress
+from pipeline.progress_meter import Meter, quiet_progress
 
 
 class _Clock:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.mbeir.images import ImageStore
+from pipeline.mbeir.image_store import ImageStore
 from schemas.errors import InputError
-from trainer.zero_shot.pictures import cut, open_picture
+from trainer.zero_shot.suite_images import cut, open_picture
 from trainer.zero_shot.tasks import Picture
 
 WIDTH, HEIGHT = 60, 40

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.embedding.adaptive import QueryEmbedding
 from trainer.embedding.trace_embedder import TraceEmbedder
-from trainer.service.engine import EngineProcess
+from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.service.engine_loop import EngineLost, Failed, Refused, Work
+from trainer.service.engine_process import EngineProcess
 from trainer.service.protocol import Embedded
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.export.samples import Sample
-from pipeline.mbeir.images import ImageStore, picture_value
+from pipeline.mbeir.image_store import ImageStore, picture_value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 from pipeline.serving.cpu_features import cpu_multiplies_bfloat16
-from pipeline.serving.pixels import processor_kwargs
+from pipeline.serving.pixel_budget import processor_kwargs
 from schemas.hosting import ServerConfig
 
 _BATCHED_TOKENS: Final = 4096

@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from schemas.errors import ConfigError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
-from trainer.embedding.decode_batch import DecodeBatch, Lane
+from trainer.embedding.decode_lanes import DecodeBatch, Lane
 from trainer.model.embedder import Embedder, pool_states
 
 _NEVER: Final = torch.finfo(torch.float32).min
