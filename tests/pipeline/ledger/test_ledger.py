@@ -1,3 +1,5 @@
+"""The ledger: journals, segments, kills, compaction. Long because every way to lose an answer is tried on one writer."""
+
 from __future__ import annotations
 
 import multiprocessing
