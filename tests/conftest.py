@@ -35,6 +35,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries of C++ would report all that is frozen as leaked."""
+    gc.unfreeze()
+
+
 DEAR = {"pictured_build", "finished", "real_qwen", "world"}
 """Fixtures that build, train, fetch or write a whole pocket world: a test that uses one is slow."""
 
