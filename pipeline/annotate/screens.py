@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -26,7 +27,8 @@ class ScreenFailure(NamedTuple):
     detail: str
 
 
-class ScreenInput(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScreenInput:
     """A trace, and what the rules compare it with.
 
     Args:

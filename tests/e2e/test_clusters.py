@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.oracle import Oracle
-from tests.pipeline.serving.test_command import model
+from tests.pipeline.serving.test_vllm_command import model
 from tests.support.builds import start
 from tests.support.hub_repos import hub_repos
 

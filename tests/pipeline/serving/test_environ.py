@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.serving.environ import carried
-from tests.pipeline.serving.test_command import model
+from tests.pipeline.serving.test_vllm_command import model
 
 SECRET = "hf_aSecretThatNobodyMayRead"
 

@@ -18,7 +18,7 @@ import pytest
 from pipeline.serving import server as server_module
 from pipeline.serving.server import HostingError, ManagedServer
 from schemas.hosting import ServerConfig
-from tests.pipeline.serving.test_command import model
+from tests.pipeline.serving.test_vllm_command import model
 
 ROOT = Path(__file__).parents[3]
 

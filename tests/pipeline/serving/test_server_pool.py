@@ -16,7 +16,7 @@ from pipeline.serving.reserve import release, reserve
 from pipeline.serving.server import HostingError
 from pipeline.serving.server_pool import ServerPool
 from schemas.hosting import ServerConfig
-from tests.pipeline.serving.test_command import model
+from tests.pipeline.serving.test_vllm_command import model
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.serving.test_command import VISION, model
+from tests.pipeline.serving.test_vllm_command import VISION, model
 from tests.support.hub_repos import HubRepos, Repo, hub_repos
 
 FILES = {

@@ -17,7 +17,7 @@ from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import AdaptiveSettings, Pooling, RouteChoice, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
-from tests.trainer.embedding.test_adaptive import some_rows
+from tests.trainer.embedding.test_transformers_engine import some_rows
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.pool_embedder import PoolEmbedder

@@ -25,7 +25,7 @@ from pocket.training.tiny_qwen import CHAT_TEMPLATE, build_processor
 from pocket.training.train_models import MODELS
 from schemas.training import AdaptiveSettings, LossSettings, TrainConfig, Variant
 from tests.trainer.conftest import fresh, source_of
-from tests.trainer.embedding.test_adaptive import some_rows
+from tests.trainer.embedding.test_transformers_engine import some_rows
 from trainer.data.process_group import ProcessGroup
 from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.emb_token import initialise_emb_token
