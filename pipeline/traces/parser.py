@@ -49,7 +49,8 @@ def parse_trace(output: str, family: Family) -> Trace | Malformed:
     if not answer:
         return Malformed(reason=FormatReason.EMPTY_ANSWER, detail="nothing between the answer tags")
     try:
-        return Trace(family=family.name, facets=facets, answer=answer)
+        lines = [facet.model_dump() for facet in facets]  # instances would not be validated again
+        return Trace.model_validate({"family": family.name, "facets": lines, "answer": answer})
     except ValidationError:
         bad = next((piece for piece in (*[facet.text for facet in facets], answer) if re.search(r"[<>\r\n]", piece)), answer)
         return Malformed(reason=FormatReason.STRAY_MARKUP, detail=f"angle brackets or line breaks in {bad[:80]!r}")

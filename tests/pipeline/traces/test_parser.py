@@ -236,6 +236,7 @@ R = FormatReason
         (GOOD.replace("Source", "X").replace("Invariant", "Source").replace("X", "Invariant"), R.REORDERED_FACETS),
         (GOOD.replace("add a hat", ""), R.EMPTY_FACET),
         (GOOD.replace("a dog with a hat", " "), R.EMPTY_ANSWER),
+        (GOOD.replace("add a hat", "add <b>a hat</b>"), R.STRAY_MARKUP),
         (GOOD.replace("a dog with a hat", "a <b>dog</b>"), R.STRAY_MARKUP),
         (GOOD.replace("a dog with a hat", "a dog\na hat"), R.STRAY_MARKUP),
         (GOOD.replace("a hat", "<|im_end|>"), R.PROMPT_LEAKAGE),

@@ -124,7 +124,7 @@ def test_the_distillation_loss_is_the_divergence_from_the_verifier(temperature: 
     scale = torch.tensor(4.0, requires_grad=True)
     queries.requires_grad_()
     found = distillation_loss(queries, candidates, judged, scale, temperature=temperature)
-    assert float(found) == pytest.approx(wanted, rel=1e-3)
+    assert found.item() == pytest.approx(wanted, rel=1e-3)
     found.backward()
     assert scale.grad is None
     assert [bool(row.any()) for row in queries.grad] == [True, False, True]  # type: ignore[union-attr]
