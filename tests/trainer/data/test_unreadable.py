@@ -172,7 +172,9 @@ def test_ray_actors_leave_out_the_same(damaged: tuple[TrainConfig, str, str], tm
         evaluated.append((result.tasks[0].local, result.tasks[0].unreadable, lists, notices))
     assert evaluated[0] == evaluated[1]
     assert len(evaluated[0][2]) == 3  # the pool's list, the query file's, and that of all queries
-    logs = [path.read_text() for path in (tmp_path / "eval2").glob("embed-[01].log")]  # one may do it all before the other starts
+    logs = [
+        path.read_text() for path in (tmp_path / "eval2").glob("embed-[01].log")
+    ]  # one may do it all before the other starts
     assert logs
     assert all("trainer.embedding.workers: loaded" in log for log in logs)
 
