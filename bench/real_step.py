@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -117,7 +118,7 @@ def count_flops(model: torch.nn.Module, batch: Batch, *, checkpointing: bool) ->
     return useful, useful + again, tokens, patches
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processor", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=28)
@@ -126,40 +127,44 @@ def main() -> None:
     parser.add_argument("--no-checkpointing", action="store_true")
     parser.add_argument("--one-window-at-a-time", action="store_true", help="run the vision tower as transformers does")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--device", default="cuda", help="cpu: for a try with few layers; its figures mean nothing")
     parser.add_argument("--tflops", type=float, default=989.0, help="the card's dense bfloat16 peak")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
+    on_gpu = chosen.device == "cuda"
+    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     processor = AutoProcessor.from_pretrained(chosen.processor)
-    model = build(processor.tokenizer, chosen.layers, "cuda")
+    model = build(processor.tokenizer, chosen.layers, chosen.device)
     settings = ModelSettings(
         base="random", lora=LoraSettings(r=128, alpha=256), dtype="bfloat16", autocast=True, attention="sdpa", train_projector=True,
         gradient_checkpointing=not chosen.no_checkpointing, max_pixels=501760,
     )  # fmt: skip
-    with mock.patch("trainer.model.embedder._load", return_value=(model, processor)):
-        embedder = Embedder.create(settings, "full").cuda().train()
+    with mock.patch("trainer.model.embedder.load_pretrained", return_value=(model, processor)):
+        embedder = Embedder.create(settings, "full").to(chosen.device).train()
     if not chosen.one_window_at_a_time:
         batch_windows(embedder.model)
     batch = draw_batch(embedder, chosen.rows // 2, chosen.chunk)
     trained = [p for p in embedder.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    world, losses = ProcessGroup(0, 1, torch.device("cuda")), LossSettings()
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=on_gpu)
+    world, losses = ProcessGroup(0, 1, torch.device(chosen.device)), LossSettings()
     useful, executed, tokens, patches = count_flops(embedder.model, batch, checkpointing=not chosen.no_checkpointing)
     seconds = []
-    torch.cuda.reset_peak_memory_stats()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(chosen.steps + 1):
-        torch.cuda.synchronize()
+        synchronize()
         began = time.perf_counter()
         train_step(embedder, batch, losses, world)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - began)
     took = min(seconds[1:])
     print(json.dumps({
-        "gpu": torch.cuda.get_device_name(), "layers": chosen.layers, "rows": chosen.rows, "chunk": chosen.chunk,
+        "gpu": torch.cuda.get_device_name() if on_gpu else "none", "layers": chosen.layers, "rows": chosen.rows, "chunk": chosen.chunk,
         "checkpointing": not chosen.no_checkpointing, "windows_batched": not chosen.one_window_at_a_time,
         "tokens": tokens, "patches": patches, "step_s": round(took, 3), "first_step_s": round(seconds[0], 3),
         "tokens_per_s": round(tokens / took), "mfu": round(useful / took / chosen.tflops / 1e12, 4),
-        "hfu": round(executed / took / chosen.tflops / 1e12, 4), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "hfu": round(executed / took / chosen.tflops / 1e12, 4), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
         "trained_m": round(sum(p.numel() for p in trained) / 1e6, 1),
     }))  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from schemas.errors import InputError
@@ -34,12 +36,23 @@ def load_pretrained(base: str, settings: ModelSettings, *, weights: bool = True)
             f"the model {base} cannot be loaded: {refused.cause if refused else error}",
             refused.remedy if refused else "name a directory or Hub repository with it",
         ) from error
+    _check_takes_encoded_images(model, base)
     if settings.max_pixels is not None:
         _limit_pixels(processor.image_processor, settings.max_pixels)
     if settings.attention == "sdpa":
         batch_windows(model)
     model.requires_grad_(False)
     return model, processor
+
+
+def _check_takes_encoded_images(model: Any, base: str) -> None:
+    """Raises InputError for a model that would ignore `Embedder.states`' images: transformers before 5.19 drops unknown arguments."""
+    if "mm_encoder_outputs" not in inspect.signature(model.model.forward).parameters:
+        raise InputError(
+            f"the model {base}: {type(model).__name__} of transformers {transformers.__version__} does not take encoded images "
+            "(mm_encoder_outputs), and would be trained without them",
+            "install transformers 5.19 or newer, or name a base of the Qwen2.5-VL or Qwen3-VL family",
+        )
 
 
 def _limit_pixels(image_processor: Any, most: int) -> None:

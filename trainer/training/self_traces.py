@@ -7,12 +7,16 @@ In training the embedding is conditioned on the teacher's traces, in service on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from schemas.training import AdaptiveSettings
 from trainer.data.batches import BatchSource
 from trainer.data.process_group import ProcessGroup
 from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
+
+_LEAST: Final = 512
+"""Queries encoded and embedded at a time."""
 
 
 def generate_traces(
@@ -22,8 +26,9 @@ def generate_traces(
     mine = [source.records.item(index) for index in indices[processes.rank :: processes.size]]
     adaptive = AdaptiveEmbedder(embedder, settings, source.encoder)
     traces: dict[str, str] = {}
-    for start in range(0, len(mine), 512):
-        part = mine[start : start + 512]
+    size = max(_LEAST, 2 * settings.decode_rows)  # a finished row's place goes to the next, so more than fit at once
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
         sequences = [source.encode_prompt(item) for item in part]
         embeddings = adaptive.embed(sequences, route="always-reason")
         traces |= {item.id: one.trace for item, one in zip(part, embeddings, strict=True) if one.ended and one.trace}

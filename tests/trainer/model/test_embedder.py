@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2_5_VLModel
 
 from pocket.training.train_models import MODELS
 from schemas.errors import ConfigError, InputError
@@ -116,3 +117,13 @@ def test_a_load_error_names_its_cause(config: TrainConfig, tmp_path: Path) -> No
         fresh(config, base=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"model\.lora\.targets 'nothing' fits no module"):
         fresh(config, lora=LoraSettings(targets="nothing"))
+
+
+def test_a_model_that_would_ignore_images_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, input_ids: Any = None, **kwargs: Any) -> None:
+        """As in transformers before 5.19."""
+
+    monkeypatch.setattr(Qwen2_5_VLModel, "forward", forward)
+    with pytest.raises(InputError, match="does not take encoded images") as refused:
+        fresh(config)
+    assert "install transformers 5.19" in refused.value.remedy
