@@ -37,9 +37,9 @@ from schemas.training import RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.queries import Place, QueryUnit
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.vllm_engine import VllmEngine
-from trainer.embedding.vllm_start import start_engine
+from trainer.embedding.vllm_engine_start import start_engine
 from trainer.embedding.workers import EmbedderSpec, LocalPoolEmbedder
 from trainer.model.location import load_settings, model_directory
 

@@ -118,6 +118,12 @@ def count_flops(model: torch.nn.Module, batch: Batch, *, checkpointing: bool) ->
     return useful, useful + again, tokens, patches
 
 
+def _finish(device: str) -> None:
+    """Waits for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processor", type=Path, required=True)
@@ -131,7 +137,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tflops", type=float, default=989.0, help="the card's dense bfloat16 peak")
     chosen = parser.parse_args(arguments)
     on_gpu = chosen.device == "cuda"
-    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     processor = AutoProcessor.from_pretrained(chosen.processor)
     model = build(processor.tokenizer, chosen.layers, chosen.device)
     settings = ModelSettings(
@@ -151,12 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(chosen.steps + 1):
-        synchronize()
+        _finish(chosen.device)
         began = time.perf_counter()
         train_step(embedder, batch, losses, world)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        synchronize()
+        _finish(chosen.device)
         seconds.append(time.perf_counter() - began)
     took = min(seconds[1:])
     print(json.dumps({

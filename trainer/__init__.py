@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 from schemas.lazy import import_when_asked
 
 if TYPE_CHECKING:
+    from trainer.embedding.query_embedding import QueryEmbedding
     from trainer.embedding.trace_embedder import TraceEmbedder
-    from trainer.embedding.transformers_engine import QueryEmbedding
     from trainer.evaluation.evaluate_run import evaluate_run
     from trainer.evaluation.results import Result
     from trainer.model.location import load_settings

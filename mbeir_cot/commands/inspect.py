@@ -48,7 +48,7 @@ def report(
         target = out or directory / "report.html"
     else:
         from pipeline.dataset.built_dataset import BuiltDataset
-        from pipeline.report.build_report import build_page
+        from pipeline.report.dataset_report import build_page
 
         dataset = BuiltDataset.open(directory)
         prices = (price_in or 0.0, price_out or 0.0) if price_in is not None or price_out is not None else None
@@ -126,7 +126,7 @@ def _lines(pairs: Iterable[tuple[str, Any]]) -> None:
 
 
 def _print_exchanges(annotation: Annotation) -> None:
-    from pipeline.report.build_report import exchanges
+    from pipeline.report.dataset_report import exchanges
 
     for exchange in exchanges(annotation):
         console.print(f"\n[bold]{escape(exchange.title)}[/]")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from mbeir_cot import printing
-from mbeir_cot.commands.train import Run, Set, run_settings
-from mbeir_cot.options import ImageRoots, choose
-from pipeline.progress_meter import quiet_progress
+from mbeir_cot.commands.train import Run, Set, trained_variant
+from mbeir_cot.options import ImageRoots
 from schemas.mining import MiningSettings
 
 if TYPE_CHECKING:
@@ -53,24 +52,15 @@ def mine(
     positives, those of queries that share one, near-duplicates of a positive, and candidates that score too close to it. With
     --verifier a build's verifier is asked, for each negative of a query with a trace, whether it supports the trace's answer.
     """
-    from schemas.training import Variant
     from trainer.embedding.workers import EmbedderSpec, open_workers
-    from trainer.model.location import locate, model_directory
     from trainer.retrieval.mine import COLLAPSED, mine
 
-    chosen = choose("--variant", variant, get_args(Variant))
-    run = locate(run)
-    settings = run_settings(run, overrides, None, image_roots)
-    model = model_directory(settings, run, chosen)
-    target = out or model.parent / "mined"
-    target.mkdir(parents=True, exist_ok=True)
     wanted = MiningSettings(keep=keep, depth=depth, skip=skip, margin=margin, near=near, yes=yes)
-    with (
-        quiet_progress(quiet),
-        open_workers(EmbedderSpec(settings, model), logs=target) as workers,
-        _opened_judge(verifier, target) as judge,
-    ):
-        mined = mine(settings, chosen, model, target, settings=wanted, workers=workers, judge=judge)
+    with trained_variant(run, variant, overrides, image_roots, quiet=quiet) as (settings, chosen, model):
+        target = out or model.parent / "mined"
+        target.mkdir(parents=True, exist_ok=True)
+        with open_workers(EmbedderSpec(settings, model), logs=target) as workers, _opened_judge(verifier, target) as judge:
+            mined = mine(settings, chosen, model, target, settings=wanted, workers=workers, judge=judge)
     report = mined.report
     console.print(
         f"{report.negatives:,} negatives for {report.mined:,} of {report.queries:,} queries: mean score "

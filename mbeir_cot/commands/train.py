@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 
 import typer
 from rich.markup import escape
 
 from mbeir_cot import printing
-from mbeir_cot.options import ImageRoots
+from mbeir_cot.options import ImageRoots, choose
 from pipeline.progress_meter import quiet_progress
 
 if TYPE_CHECKING:
-    from schemas.training import TrainConfig
+    from schemas.training import TrainConfig, Variant
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file such as configs/train-pocket.yaml.")]
 Run = Annotated[
@@ -35,6 +37,27 @@ def run_settings(
 
     given = [*(overrides or ()), *([f"out={out}"] if out is not None else [])]
     return load_settings(config, given, image_roots=image_roots or ())
+
+
+class TrainedVariant(NamedTuple):
+    settings: TrainConfig
+    variant: Variant
+    model: Path
+
+
+@contextmanager
+def trained_variant(
+    run: Path, variant: str, overrides: list[str] | None, image_roots: list[Path] | None, *, quiet: bool
+) -> Iterator[TrainedVariant]:
+    """What a command needs that embeds with one variant of a run; quiet until its end, if asked."""
+    from schemas.training import Variant
+    from trainer.model.location import locate, model_directory
+
+    chosen = choose("--variant", variant, get_args(Variant))
+    run = locate(run)
+    settings = run_settings(run, overrides, None, image_roots)
+    with quiet_progress(quiet):
+        yield TrainedVariant(settings, chosen, model_directory(settings, run, chosen))
 
 
 def train(

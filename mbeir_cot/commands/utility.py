@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from mbeir_cot import printing
-from mbeir_cot.commands.train import Run, Set, run_settings
-from mbeir_cot.options import ImageRoots, choose
-from pipeline.progress_meter import quiet_progress
+from mbeir_cot.commands.train import Run, Set, trained_variant
+from mbeir_cot.options import ImageRoots
 
 console = printing.console()
 
@@ -33,21 +32,16 @@ def utility(
 
     Each query is embedded with its trace and without; its utility is how much the positive's lead over the best negative grows.
     """
-    from schemas.training import Variant
     from trainer.embedding.workers import EmbedderSpec, open_workers
-    from trainer.model.location import locate, model_directory
     from trainer.retrieval.utility import measure_utility
 
-    chosen = choose("--variant", variant, get_args(Variant))
-    run = locate(run)
-    settings = run_settings(run, overrides, None, image_roots)
-    model = model_directory(settings, run, chosen)
-    target = out or model.parent / "utility"
-    target.mkdir(parents=True, exist_ok=True)
-    with quiet_progress(quiet), open_workers(EmbedderSpec(settings, model), logs=target) as workers:
-        found = measure_utility(
-            settings, chosen, model, target, dataset=dataset, sample=sample, by_failure=by_failure, workers=workers
-        )
+    with trained_variant(run, variant, overrides, image_roots, quiet=quiet) as (settings, chosen, model):
+        target = out or model.parent / "utility"
+        target.mkdir(parents=True, exist_ok=True)
+        with open_workers(EmbedderSpec(settings, model), logs=target) as workers:
+            found = measure_utility(
+                settings, chosen, model, target, dataset=dataset, sample=sample, by_failure=by_failure, workers=workers
+            )
     report = found.report
     console.print(
         f"{report.queries:,} queries against {report.compared_with:,} candidates: mean rank of the positive "

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from pipeline.export.chats import llama_factory, ms_swift
 from pipeline.export.lamra import lamra
+from pipeline.export.llama_factory import llama_factory, ms_swift
 from pipeline.export.samples import SkipReason
 from pipeline.export.sentence_transformers import sentence_transformers
 from pipeline.export.tevatron import tevatron

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline.annotate.annotation import Annotation, Attempt
 from pipeline.annotate.screens import screen_results
-from pipeline.report.build_report import TASK_COLUMNS, in_words, task_cells
+from pipeline.report.dataset_report import TASK_COLUMNS, in_words, task_cells
 from pipeline.serving.preflight import Example
 from pipeline.traces.judgements import ASSESS, VERIFY
 from prompts import Prompt

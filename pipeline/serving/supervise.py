@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     if os.getppid() != int(parent):
         return 1  # gone before we began
     watch_parent(int(parent))
-    server = subprocess.Popen([sys.executable, "-m", "pipeline.serving.serve_vllm", str(os.getpid()), *arguments])
+    server = subprocess.Popen([sys.executable, "-m", "pipeline.serving.vllm_server_main", str(os.getpid()), *arguments])
     stopping = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import time
 from collections import deque
@@ -21,6 +20,7 @@ import aiohttp
 from pipeline.teacher.endpoint_places import Places, Server
 from pipeline.teacher.request_body import TeacherRequest, request_body
 from pipeline.teacher.response import read_completion
+from pipeline.teacher.retries import CONGESTED_STATUS, draw_pause_s, is_retried, read_retry_after
 from pipeline.teacher.server_load import follow_load
 from schemas.hosting import Endpoint
 from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
@@ -28,13 +28,8 @@ from schemas.teacher import ClientConfig, Outcome, TeacherAnswer
 logger = logging.getLogger(__name__)
 
 AGENT: Final = "mbeir-cot"
-RETRIED_STATUS: Final = frozenset({408, 409, 425, 429})
-"""Besides 5xx."""
-
-_CONGESTION: Final = frozenset({429, 503})
 _DETAIL_CHARACTERS: Final = 300
 _DETAIL_BYTES: Final = 1 << 16
-_WORST_RETRY_AFTER_S: Final = 60.0
 _ENGINE_DIED: Final = re.compile(r"EngineDead|EngineCore .*(?:died|encountered an issue)", re.IGNORECASE)
 """vLLM's answers to requests in flight when its engine has died."""
 
@@ -179,8 +174,7 @@ class TeacherClient:
                         endpoint=server.endpoint.url,
                     )
                 logger.info("%s: attempt %d at %s failed: %s", request.key, attempt, server.endpoint.url, failure)
-                most = min(self.config.backoff_cap_s, self.config.backoff_s * 2 ** (attempt - 1))
-                await asyncio.sleep(random.uniform(0, most))  # noqa: S311 (full jitter)
+                await asyncio.sleep(draw_pause_s(attempt, self.config))
             except _Lost as lost:
                 self._places.release(server)
                 return TeacherAnswer(
@@ -232,12 +226,12 @@ class TeacherClient:
         # redacted before it is cut, so that no part of a key is left
         message = server.redacted(content[:_DETAIL_BYTES].decode("utf-8", "replace"))
         detail = f"HTTP {status}: {message[:_DETAIL_CHARACTERS]}"
-        if status in _CONGESTION:
-            server.limiter.congested(_retry_after(headers.get("Retry-After")))
+        if status in CONGESTED_STATUS:
+            server.limiter.congested(read_retry_after(headers.get("Retry-After")))
             self._places.wake_later()
         if status >= 500 and self._ours and _ENGINE_DIED.search(message):
             raise _Lost(detail)
-        if status in RETRIED_STATUS or status >= 500:
+        if is_retried(status):
             raise _Retry(detail)
         return TeacherAnswer(key=request.key, outcome=Outcome.PERMANENT_HTTP, detail=detail, endpoint=server.endpoint.url)
 
@@ -286,11 +280,3 @@ def _malformed(text: str) -> str:
     except ValueError as error:
         return str(error)
     return "the body is no chat completion"
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header; None for dates."""
-    try:
-        return min(_WORST_RETRY_AFTER_S, max(0.0, float(value))) if value else None
-    except ValueError:
-        return None

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NARROW = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2, "num_key_value_heads": 1}
-SHORT = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 256, "fullatt_block_indexes": [1]}
+SHORT = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": 256,
+    "fullatt_block_indexes": [1],
+}
 
 
 def test_a_step_is_measured(

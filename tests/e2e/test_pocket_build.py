@@ -25,7 +25,7 @@ def servers_of(process: subprocess.Popen[Any], tag: str) -> list[psutil.Process]
     found = []
     for other in psutil.process_iter():
         try:
-            if any("serve_vllm" in part for part in other.cmdline()) and other.environ().get("MBEIR_COT_TEST") == tag:
+            if any("vllm_server_main" in part for part in other.cmdline()) and other.environ().get("MBEIR_COT_TEST") == tag:
                 found.append(other)
         except psutil.Error:
             continue

@@ -28,7 +28,7 @@ from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
 from trainer.data.unreadable import refuse
 from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 
 logger = logging.getLogger(__name__)
 

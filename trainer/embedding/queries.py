@@ -28,8 +28,7 @@ from trainer.data.encoding import EncodedSequence
 from trainer.data.exclusions import Exclusion
 from trainer.data.unreadable import UnreadableImage
 from trainer.embedding.embed import QueryFile, StudentQuery
-from trainer.embedding.query_engine import QueryEngine
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding, QueryEngine
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,8 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor as Logit
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from trainer.embedding.trace_end import is_cut
+
 ARGUMENT: Final = "trace"
 _NEVER: Final = torch.finfo(torch.float32).min
 _LOOK_S: Final = 1.0
@@ -134,7 +136,7 @@ class StateKeeper(LogitsProcessor):  # type: ignore[misc]  # vllm.* is not follo
             _force(logits_V, wanted["stops"][0])
             return
         token = int(logits_V.argmax())
-        if token != wanted["emb"] and (token in wanted["stops"] or len(written) >= wanted["limit"]):
+        if is_cut(token, written, emb=wanted["emb"], stops=wanted["stops"], limit=wanted["limit"]):
             lane.cut = True
             _force(logits_V, wanted["emb"])
 

@@ -30,8 +30,8 @@ from schemas.training import Engine, RouteChoice, TrainConfig
 from trainer.data.encoding import EncodedSequence, PreparedPicture, read_text
 from trainer.embedding.files import refuse_not_finite
 from trainer.embedding.queries import WINDOW
-from trainer.embedding.query_engine import QueryEngine
-from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding, QueryEngine
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.embedding.vllm_engine import VllmEngine
 from trainer.embedding.workers import EmbedderSpec
 from trainer.model.embedder import Embedder

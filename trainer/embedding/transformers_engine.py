@@ -15,9 +15,8 @@ Positions are passed explicitly and padding is masked, so neither neighbours nor
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,45 +25,12 @@ from transformers import DynamicCache
 from schemas.errors import ConfigError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
-from trainer.embedding.decode_lanes import DecodeBatch, Lane
+from trainer.embedding.decode_batch import DecodeBatch, Lane
+from trainer.embedding.query_embedding import QueryEmbedding, choose_to_reason, in_order
+from trainer.embedding.trace_end import is_cut, stop_tokens
 from trainer.model.embedder import Embedder, pool_states
 
 _NEVER: Final = torch.finfo(torch.float32).min
-
-
-class QueryEmbedding(NamedTuple):
-    """A query's embedding, and how it was computed.
-
-    vector: (dim,), unit length, float32, on the CPU.
-    p_direct: probability of the embedding token as the first token: the confidence of the route.
-    tokens: written before the embedding token.
-    seconds: from the start of its prefill to its embedding.
-    bypass: with `pre` pooling, the embedding without its trace of a query that reasoned; its prefill computes that anyway.
-    bypass_seconds: from the start of its prefill to that.
-    prompt_tokens: read, those of its images included.
-    confidence: mean log-probability of the trace's tokens, that of the first among those that begin a trace; None if it wrote
-        none. The end of the trace does not count.
-    fell_back: whether `vector` is the bypass embedding because the confidence was too low (`adaptive.fallback`).
-    """
-
-    vector: Tensor
-    reasoned: bool
-    ended: bool
-    trace: str
-    p_direct: float
-    tokens: int
-    seconds: float
-    bypass: Tensor | None = None
-    bypass_seconds: float = 0.0
-    prompt_tokens: int = 0
-    confidence: float | None = None
-    fell_back: bool = False
-
-    def fall_back(self, threshold: float | None) -> QueryEmbedding:
-        """With its bypass embedding, if its trace's confidence is below the threshold. None: as it is."""
-        if threshold is None or self.confidence is None or self.bypass is None or self.confidence >= threshold:
-            return self
-        return self._replace(vector=self.bypass, fell_back=True)
 
 
 class AdaptiveEmbedder:
@@ -190,7 +156,7 @@ class AdaptiveEmbedder:
             if batch.closing[i]:
                 continue
             written = batch.lanes[i].written
-            cut = token != self._emb and (token in self._stops or len(written) >= self.settings.max_new_tokens)
+            cut = is_cut(token, written, emb=self._emb, stops=self._stops, limit=self.settings.max_new_tokens)
             if token == self._emb or cut:
                 batch.closing[i] = True
                 batch.ended[i] = not cut
@@ -250,28 +216,6 @@ class AdaptiveEmbedder:
         return logits_BV.float()
 
 
-def choose_to_reason(count: int, route: RouteChoice, given: Sequence[bool] | None) -> list[bool | None]:
-    """Whether each of so many queries reasons; None for the student's own choice."""
-    if route == "learned":
-        return [None] * count
-    if route != "given":
-        return [route == "always-reason"] * count
-    if given is None or len(given) != count:
-        raise ValueError("route 'given' needs one flag per row")
-    return list(given)
-
-
-def in_order(indexed: Iterable[tuple[int, QueryEmbedding]]) -> list[QueryEmbedding]:
-    """The embeddings by their indices."""
-    return [one for _, one in sorted(indexed, key=itemgetter(0))]
-
-
 def _log_p(logits_BV: Tensor, token_B: Tensor) -> Tensor:
     chosen_B: Tensor = logits_BV.gather(1, token_B.unsqueeze(1)).squeeze(1) - logits_BV.logsumexp(-1)
     return chosen_B
-
-
-def stop_tokens(tokenizer: Any, generation: Any) -> set[int]:
-    """The tokens that end a turn. `generation`: a checkpoint's generation config."""
-    stops = getattr(generation, "eos_token_id", None)
-    return {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}

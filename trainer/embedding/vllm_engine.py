@@ -22,9 +22,10 @@ from transformers import GenerationConfig
 from schemas.errors import InputError
 from schemas.training import AdaptiveSettings, RouteChoice
 from trainer.data.encoding import EncodedSequence
-from trainer.embedding.transformers_engine import QueryEmbedding, choose_to_reason, in_order, stop_tokens
+from trainer.embedding.query_embedding import QueryEmbedding, choose_to_reason, in_order
+from trainer.embedding.trace_end import stop_tokens
+from trainer.embedding.vllm_engine_start import ON_CPU, ON_GPU, EngineError, start_engine
 from trainer.embedding.vllm_inputs import InputMaker
-from trainer.embedding.vllm_start import ON_CPU, ON_GPU, EngineError, start_engine
 from trainer.model.embedder import Embedder
 
 _MAX_LENGTH: Final = 8192

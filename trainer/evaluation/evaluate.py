@@ -29,8 +29,8 @@ from trainer.data.exclusions import Exclusion, describe_exclusions, save_exclusi
 from trainer.embedding.embed import QueryFile, save_queries
 from trainer.embedding.files import EmbeddingFiles, empty_unless_made_by, exclusions_path, ids_path, pool_name
 from trainer.embedding.queries import Place, QueryCosts, QueryEmbeddings
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.recovered_candidates import embed_whole_pool
-from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.evaluation.hit_rates import Score
 from trainer.evaluation.query_log import make_entry, queries_file, write_query_log

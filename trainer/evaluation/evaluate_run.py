@@ -24,7 +24,7 @@ from schemas.errors import InputError
 from schemas.mbeir import DATASET_TASKS
 from schemas.training import TrainConfig, Variant
 from trainer.embedding.files import EmbeddingFiles
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.evaluation.base_answers import answer_first, base_settings
 from trainer.evaluation.controls import TeacherTraces, modality_routes, random_routes, teacher_traces
 from trainer.evaluation.diagnostics import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.files.state import read_lines
 from schemas.mbeir import DatasetTask, Query
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 
 
 def queries_file(directory: Path, suffix: str, split: str) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.traces.families import family_of
 from schemas.mbeir import DatasetTask
 from trainer.embedding.queries import QueryCosts
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.evaluation.hit_rates import Score, headline_k
 
 

@@ -21,8 +21,8 @@ from sentence_transformers.base.modules.input_module import InputModule
 
 from schemas.errors import ConfigError, InputError
 from schemas.training import RouteChoice
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
-from trainer.embedding.transformers_engine import QueryEmbedding
 
 _QUERY = "query"
 _KEYS = {"text", "image"}

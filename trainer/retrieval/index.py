@@ -27,8 +27,8 @@ from schemas.mbeir import Candidate, unhash_did
 from schemas.os_errors import explained
 from schemas.training import RouteChoice
 from trainer.embedding.files import refuse_not_finite
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
-from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.vectors import Vectors, normalise, read_blocks
 from trainer.retrieval.small_vectors import OVERSAMPLING, SmallFormat, SmallKind, SmallVectors, recall, rescore, truncate
 from trainer.retrieval.topk import MISSING, TopK, top_k

@@ -18,10 +18,10 @@ import numpy as np
 
 from schemas.errors import CotError, InputError
 from schemas.training import RouteChoice
+from trainer.embedding.query_embedding import QueryEmbedding, choose_to_reason
 from trainer.embedding.trace_embedder import TraceEmbedder
-from trainer.embedding.transformers_engine import QueryEmbedding, choose_to_reason
 from trainer.embedding.vllm_engine import VllmEngine
-from trainer.embedding.vllm_start import EngineError
+from trainer.embedding.vllm_engine_start import EngineError
 from trainer.service.protocol import Embedded
 
 logger = logging.getLogger(__name__)

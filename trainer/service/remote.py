@@ -24,8 +24,8 @@ from PIL import Image
 from schemas.errors import ConfigError, CotError, InputError
 from schemas.service import ROUTES
 from schemas.training import RouteChoice
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, QueryContent, TextOrImage, one_each
-from trainer.embedding.transformers_engine import QueryEmbedding
 
 _PART: Final = 64
 """Inputs of a request."""

@@ -31,8 +31,8 @@ from schemas.training import RouteChoice, TrainConfig
 from trainer.data.exclusions import Exclusion, load_exclusions
 from trainer.embedding.files import empty_unless_made_by, exclusions_path, load_embeddings
 from trainer.embedding.queries import WINDOW, Place, QueryUnit
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.recovered_candidates import embed_whole_pool, readable
-from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
 from trainer.model.metadata import fingerprint

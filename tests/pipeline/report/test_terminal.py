@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
-from pipeline.report.build_report import task_cells
+from pipeline.report.dataset_report import task_cells
 from pipeline.report.terminal import render_annotation, render_manifest
 from schemas.config import BuildConfig
 from schemas.hosting import ServerConfig

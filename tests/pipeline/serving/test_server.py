@@ -58,8 +58,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerConfig:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "stand_in.py").write_text(textwrap.dedent(STAND_IN))
     supervise = (ROOT / "pipeline/serving/supervise.py").read_text()
-    assert '"pipeline.serving.serve_vllm"' in supervise
-    (tmp_path / "site" / "supervise_stand_in.py").write_text(supervise.replace("pipeline.serving.serve_vllm", "stand_in"))
+    assert '"pipeline.serving.vllm_server_main"' in supervise
+    (tmp_path / "site" / "supervise_stand_in.py").write_text(supervise.replace("pipeline.serving.vllm_server_main", "stand_in"))
     assert not package.exists()
     real = server_module.command
 

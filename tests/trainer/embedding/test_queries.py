@@ -18,7 +18,8 @@ from tests.trainer.conftest import fresh, mixed_routes
 from trainer.data.exclusions import Exclusion
 from trainer.embedding.embed import QueryFile, StudentQuery
 from trainer.embedding.queries import Place, QueryEmbedder, QueryEmbeddings, QueryPart, QueryUnit, join_units, split_part
-from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 
 
 class Counting:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from schemas.training import AdaptiveSettings, Pooling, TrainConfig
 from tests.trainer.conftest import fresh, mixed_routes
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
-from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.embedder import Embedder
 
 WORDS = ("red", "a small circle at the top and a ring", "blue", "two squares", "night", "the home of the bird", "what is it")

@@ -22,9 +22,10 @@ from trainer.data.encoding import EncodedSequence
 from trainer.embedding.embed import QueryFile, Range
 from trainer.embedding.pool_embedder import PoolEmbedder
 from trainer.embedding.queries import QueryEmbedder, QueryUnit
-from trainer.embedding.transformers_engine import AdaptiveEmbedder, QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
+from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.embedding.vllm_engine import VllmEngine
-from trainer.embedding.vllm_start import EngineError
+from trainer.embedding.vllm_engine_start import EngineError
 from trainer.embedding.workers import fetch_range
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights

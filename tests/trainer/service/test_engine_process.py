@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import TraceEmbedder
-from trainer.embedding.transformers_engine import QueryEmbedding
 from trainer.service.engine_loop import EngineLost, Failed, Refused, Work
 from trainer.service.engine_process import EngineProcess
 from trainer.service.protocol import Embedded

@@ -16,7 +16,7 @@ import pytest
 from schemas.training import RouteChoice
 from tests.support.service import KEY, Service, started
 from trainer import TraceEmbedder
-from trainer.embedding.transformers_engine import QueryEmbedding
+from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.service.remote import RemoteEmbedder
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]

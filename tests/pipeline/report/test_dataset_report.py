@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.report.build_report import build_page
+from pipeline.report.dataset_report import build_page
 from pipeline.report.page import Example, Page, render
 from tests.support.browser import CHROMIUM, DRIVER, browser
 from tests.support.builds import digests, rows

@@ -1,6 +1,6 @@
 """vLLM's OpenAI server in this process, ended with its supervisor.
 
-python -m pipeline.serving.serve_vllm SUPERVISOR_PID ARGUMENTS
+python -m pipeline.serving.vllm_server_main SUPERVISOR_PID ARGUMENTS
 """
 
 from __future__ import annotations

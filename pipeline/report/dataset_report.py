@@ -16,7 +16,7 @@ from pipeline.dataset.built_dataset import BuiltDataset
 from pipeline.mbeir.candidates import Row, first_positives
 from pipeline.mbeir.stores import build_store
 from pipeline.mbeir.thumbnails import Thumbnails
-from pipeline.report.build_charts import build_charts
+from pipeline.report.dataset_charts import build_charts
 from pipeline.report.page import Example, Exchange, Fact, Grid, Page
 from pipeline.traces.families import family_of
 from prompts import ImageSlot, Prompt
