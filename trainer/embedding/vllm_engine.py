@@ -59,7 +59,7 @@ class VllmEngine:
         seed: int = 0,
     ) -> None:
         """directory: whole weights. embedder: the same without its weights (``weights=False``)."""
-        self.settings, self.encoder = settings, embedder.encoder()
+        self.settings, self.encoder, self._gpu = settings, embedder.encoder(), gpu
         self._inputs = InputMaker(self.encoder)
         self._tokenizer, self._emb = embedder.processor.tokenizer, embedder.emb_id
         self._stops = sorted(stop_tokens(self._tokenizer, GenerationConfig.from_pretrained(directory)))
@@ -90,6 +90,11 @@ class VllmEngine:
         }
         self._engine = start_engine(self.options, ON_GPU if gpu else ON_CPU)
         self._engine.collective_rpc("keep_states", args=(os.getpid(),))
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether it has processes of its own, which `close` ends."""
+        return self._gpu
 
     def close(self) -> None:
         """Ends the engine's processes. May be called again."""
@@ -176,7 +181,7 @@ class VllmEngine:
         self, requests: Iterable[tuple[Any, bool | None]], *, one_token: bool = False
     ) -> Iterator[tuple[int, QueryEmbedding]]:
         """Keeps the engine's batch full. requests: (inputs, whether it reasons)."""
-        self._abort()  # what a caller that stopped early has left
+        self.abort(list(self._waiting))  # what a caller that stopped early has left
         waiting, index_of = enumerate(requests), dict[str, int]()
         while True:
             for index, (inputs, reason) in itertools.islice(waiting, self.room - len(index_of)):
@@ -186,11 +191,16 @@ class VllmEngine:
             for key, embedding in self.step():
                 yield index_of.pop(key), embedding
 
-    def _abort(self) -> None:
-        if self._waiting:
-            self._engine.abort_request(list(self._waiting))
-            self._engine.collective_rpc("drop_states", args=(sorted(self._waiting),))
-            self._waiting.clear()
+    def abort(self, keys: Sequence[str]) -> None:
+        """Ends these requests; `step` names them no more. Those that are done already are ignored."""
+        left = [key for key in keys if key in self._waiting]
+        if not left:
+            return
+        with _death_told():
+            self._engine.abort_request(left)
+            self._engine.collective_rpc("drop_states", args=(left,))
+        for key in left:
+            del self._waiting[key]
 
     def _params(self, key: str, reason: bool | None, *, one_token: bool) -> Any:
         from vllm import SamplingParams  # noqa: PLC0415 (heavy)

@@ -93,6 +93,8 @@ class _Waiting:
     work: Work
     outcome: asyncio.Future[Outcome]
     since: float
+    alone: asyncio.Future[None] | None = None
+    """Its embedding, if the engine has it as a batch of its own."""
 
 
 class Batcher:
@@ -130,8 +132,11 @@ class Batcher:
             return list(await asyncio.gather(*(one.outcome for one in waiting)))
         finally:
             for one in waiting:
-                if not one.outcome.cancel() and not one.outcome.cancelled():
+                one.outcome.cancel()
+                if not one.outcome.cancelled():
                     one.outcome.exception()  # seen: a neighbour's was raised
+                elif one.alone is not None:
+                    one.alone.cancel()  # its client has gone
 
     def fail_all(self, reason: str, problem: str, retry_after_s: float) -> None:
         """Answers everything accepted with 503."""
@@ -150,7 +155,8 @@ class Batcher:
             except EngineLost as error:
                 logger.error("%s; %d accepted inputs are answered with 503", error.problem, self._admission.waiting)  # noqa: TRY400
             self.fail_all("engine", "the engine has ended while this was embedded", 5.0)
-            await asyncio.gather(*self._running)
+            if self._running:
+                await asyncio.wait(self._running)
             if self._starts >= _STARTS:
                 raise EngineLost(
                     f"the engine ended {self._starts} times without answering a batch",
@@ -185,6 +191,9 @@ class Batcher:
 
     def _start(self, batch: list[_Waiting]) -> None:
         running = asyncio.ensure_future(self._embed(batch))
+        if self._engine.facts is not None and self._engine.facts.room is not None:
+            (alone,) = batch
+            alone.alone = running
         self._embedding.update(batch)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -196,6 +205,9 @@ class Batcher:
             self._metrics.wait_seconds.observe(began - one.since)
         try:
             outcomes = await self._engine.embed([one.work for one in batch])
+        except asyncio.CancelledError:
+            self._embedding.difference_update(batch)
+            raise
         except EngineLost as error:  # it has died: `run` sees it, and answers the batch
             self._lost = error
             return

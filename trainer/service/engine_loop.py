@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from trainer.service.protocol import Embedded
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _PROBE: Final = "Does the embedder still work?"
 
 
@@ -67,7 +68,8 @@ class EngineFacts(NamedTuple):
 
 Outcome = Embedded | Refused | Failed
 Asked = tuple[int, list[Work]]
-"""A number that the answer repeats, and what is to be embedded: a batch, or one input."""
+"""A number that the answer repeats, and what is to be embedded: a batch, or one input. Nothing: the input of that number is
+not wanted any more."""
 Answered = tuple[int, list[Outcome]]
 
 
@@ -90,6 +92,11 @@ def run_engine(connection: Connection, load: Callable[[], TraceEmbedder]) -> Non
             number, works = connection.recv()
             connection.send((number, _embed_each(embedder, works)))
     except (EOFError, OSError):
+        if engine is not None and not engine.has_processes:
+            # there is nothing to end beside this process, and vLLM's own clean-up collects garbage for seconds
+            connection.close()
+            logging.shutdown()
+            os._exit(0)
         return
     finally:
         connection.close()  # first: by this the service sees the end
@@ -107,9 +114,10 @@ class _Lanes:
         """Until the pipe is closed. Ends the process if vLLM is broken: it is started again."""
         while True:
             while self._connection.poll(0 if self._engine.busy else None):
-                number, (work,) = self._connection.recv()
-                refusal = self._add(number, work)
-                if refusal is not None:
+                number, works = self._connection.recv()
+                if not works:
+                    self._drop(number)
+                elif (refusal := self._add(number, *works)) is not None:
                     self._connection.send((number, [refusal]))
             for key, one in _unless_broken(self._engine.step):
                 number, work = self._asked.pop(key)
@@ -135,15 +143,21 @@ class _Lanes:
         self._asked[key] = number, work
         return None
 
+    def _drop(self, number: int) -> None:
+        keys = [key for key, (asked, _) in self._asked.items() if asked == number]
+        for key in keys:
+            del self._asked[key]
+        _unless_broken(lambda: self._engine.abort(keys))
+
     def _outcome(self, work: Work, one: QueryEmbedding) -> Outcome:
         if work.route is None:
             return _finite(Embedded(one.vector.numpy(), one.prompt_tokens))
         return _embedded_query(one.fall_back(self._embedder.settings.adaptive.fallback))
 
 
-def _unless_broken(step: Callable[[], list[tuple[str, QueryEmbedding]]]) -> list[tuple[str, QueryEmbedding]]:
+def _unless_broken(act: Callable[[], T]) -> T:
     try:
-        return step()
+        return act()
     except Exception:  # noqa: BLE001 (whatever it is, what was in the batch is lost)
         _end_process()
 

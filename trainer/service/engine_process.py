@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import socket
@@ -20,6 +21,8 @@ from typing import Any, Final
 
 from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.service.engine_loop import Asked, EngineFacts, EngineLost, Outcome, Work, run_engine
+
+logger = logging.getLogger(__name__)
 
 _STOP_S: Final = 10.0
 
@@ -74,7 +77,7 @@ class EngineProcess:
     async def embed(self, works: Sequence[Work]) -> list[Outcome]:
         """Outcomes in the order of `works`. May be called again meanwhile: an engine with `room` embeds side by side.
 
-        Raises EngineLost if the process ends or takes too long.
+        Such an engine stops to embed an input whose call is cancelled. Raises EngineLost if the process ends or takes too long.
         """
         loop = asyncio.get_running_loop()
         number, answer = next(self._numbers), loop.create_future()
@@ -84,6 +87,11 @@ class EngineProcess:
                 await loop.run_in_executor(self._sender, self._send, (number, list(works)))
                 outcomes: list[Outcome] = await answer
                 return outcomes
+        except asyncio.CancelledError:
+            if self.facts is not None and self.facts.room is not None:
+                with contextlib.suppress(RuntimeError):  # the threads have ended with the service
+                    self._sender.submit(self._send, (number, []))
+            raise
         except TimeoutError:
             self._process.kill()
             late = f"the engine did not answer within {self._patience_s:g} s"
@@ -140,5 +148,6 @@ class EngineProcess:
 def _reap(process: Any) -> None:
     process.join(_STOP_S)
     if process.is_alive():
+        logger.warning("the engine did not end within %g s and is killed", _STOP_S)
         process.kill()
         process.join()

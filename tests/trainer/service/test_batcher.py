@@ -25,6 +25,7 @@ class PacedEngine:
 
     def __init__(self, room: int | None) -> None:
         self.batches: list[list[str]] = []
+        self.dropped: list[str] = []
         self.go, self.died = asyncio.Event(), asyncio.Event()
         self.released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.lose = self.starts = 0
@@ -44,10 +45,12 @@ class PacedEngine:
 
     async def embed(self, works: list[Work]) -> list[Outcome]:
         self.batches.append([work.content for work in works])
-        await asyncio.wait(
-            [asyncio.ensure_future(event.wait()) for event in (self.go, self.released[works[0].content])],
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        events = [asyncio.ensure_future(event.wait()) for event in (self.go, self.released[works[0].content])]
+        try:
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.dropped += [work.content for work in works]
+            raise
         if self.lose:
             self.lose -= 1
             self.died.set()
@@ -139,6 +142,23 @@ async def test_inputs_of_a_client_that_has_gone_are_not_embedded() -> None:
     service.engine.go.set()
     assert values(await first) + values(await stays) == [0, 3]
     assert service.engine.batches == [["0"], ["3"]]
+    service.running.cancel()
+
+
+async def test_an_engine_with_room_stops_to_embed_inputs_of_a_client_that_has_gone() -> None:
+    service = Started(room=2)
+    gone, stays = service.ask(0, 1, 2), service.ask(3)
+    await asyncio.sleep(0.02)
+    assert service.engine.batches == [["0"], ["1"]]
+    gone.cancel()
+    await asyncio.sleep(0.02)
+    assert service.engine.dropped == ["0", "1"]
+    assert service.engine.batches[2:] == [["3"]], "their places are free, and what had not begun is not begun"
+    service.engine.go.set()
+    assert values(await stays) == [3]
+    service.engine.lose = 1
+    assert isinstance((await asyncio.gather(service.ask(4), return_exceptions=True))[0], Unavailable)
+    assert values(await service.ask(5)) == [5], "what was dropped does not hinder the next start"
     service.running.cancel()
 
 

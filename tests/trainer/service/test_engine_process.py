@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import time
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from schemas.errors import InputError
 from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import TraceEmbedder
 from trainer.service.engine_loop import EngineLost, Failed, Refused, Work
@@ -36,6 +39,56 @@ def load() -> TraceEmbedder:
     return cast(TraceEmbedder, Slow())
 
 
+class Endless:
+    """A vLLM engine whose requests are never done."""
+
+    dim, sha256, room, has_processes = 1, "f" * 64, 4, False
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.keys = map(str, itertools.count())
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running)
+
+    def make_inputs(self, rows: list[Any], **given: Any) -> list[Any]:
+        return rows
+
+    def add(self, inputs: Any, reason: bool | None, **given: Any) -> str:
+        key = next(self.keys)
+        self.running.add(key)
+        return key
+
+    def abort(self, keys: list[str]) -> None:
+        self.running -= set(keys)
+
+    def step(self) -> list[tuple[str, QueryEmbedding]]:
+        time.sleep(0.001)
+        return []
+
+
+class InEndless:
+    """Says how many requests its engine has by refusing a query called `how many`."""
+
+    dim, sha256 = 1, "f" * 64
+
+    def __init__(self) -> None:
+        self.engine = Endless()
+
+    def encode_query(self, name: str, content: str, instruction: str) -> str:
+        if content == "how many":
+            raise InputError(str(len(self.engine.running)), "")
+        return content
+
+    def close(self) -> None:
+        raise AssertionError("an engine without processes of its own ends with its process")
+
+
+def load_endless() -> TraceEmbedder:
+    return cast(TraceEmbedder, InEndless())
+
+
 def value(outcome: Embedded | Refused | Failed) -> float:
     assert isinstance(outcome, Embedded)
     return float(np.float32(outcome.vector[0]))
@@ -59,3 +112,27 @@ async def test_calls_are_answered_in_any_order_and_one_that_hangs_ends_the_proce
     began = time.monotonic()
     await engine.stop()
     assert time.monotonic() - began < 5
+
+
+async def test_a_cancelled_call_is_taken_out_of_the_engine_which_ends_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    engine = EngineProcess(load_endless)
+    await engine.start()
+
+    async def running() -> int:
+        (said,) = await engine.embed([Work("how many", "", "learned")])
+        assert isinstance(said, Refused)
+        return int(said.problem)
+
+    calls = [asyncio.ensure_future(engine.embed([Work("a", "", "learned")])) for _ in range(3)]
+    while await running() < 3:
+        await asyncio.sleep(0.01)
+    calls[1].cancel()
+    while await running() > 2:
+        await asyncio.sleep(0.01)
+    process = engine._process
+    with caplog.at_level(logging.WARNING):
+        await engine.stop()
+    assert process.exitcode == 0
+    assert "is killed" not in caplog.text
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(one) for one in ended] == [EngineLost, asyncio.CancelledError, EngineLost]

@@ -90,3 +90,4 @@ def test_vllm_serves_what_transformers_embeds_and_its_death_is_told(
         check_death(service)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=120) == 0
+        assert "is killed" not in service.log.read_text(), "the engine ends by itself"
