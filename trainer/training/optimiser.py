@@ -42,10 +42,20 @@ class _Joined(torch.optim.Optimizer):
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         groups = [group for part in parts for group in part.param_groups]
         super().__init__(groups, {})
-        self.param_groups = groups  # the parts' own, so that a learning rate set here is theirs
+        self.param_groups = groups
         self._parts = parts
-        for part in parts:
+        self._share()
+
+    def _share(self) -> None:
+        """Gives the parts these groups and this state, so that a learning rate set here is theirs."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # puts others in their places
+        self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self._parts:

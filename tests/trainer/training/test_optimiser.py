@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -88,4 +89,30 @@ def test_a_checkpoint_restores_muons_state(config: TrainConfig, tmp_path: Path) 
     checkpoint.restore(place, embedder, optimiser)
     step(2)
     for one, other in zip(whole, [p for p in embedder.parameters() if p.requires_grad], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torchs_own_state_dict_restores_muons_state_too(config: TrainConfig) -> None:
+    settings = OptimiserSettings(kind="muon", lr=1e-3)
+    embedder = fresh(config)
+    trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
+    optimiser = make_optimiser(embedder, settings, 32)
+
+    def step(number: int) -> list[torch.Tensor]:
+        torch.manual_seed(number)
+        for parameter in trained:
+            parameter.grad = torch.randn_like(parameter)
+        set_learning_rate(optimiser, settings, number, 10)
+        optimiser.step()
+        return [parameter.detach().clone() for parameter in trained]
+
+    step(0)
+    weights, state = step(1), copy.deepcopy(optimiser.state_dict())
+    whole = step(2)
+    optimiser = make_optimiser(embedder, settings, 32)
+    optimiser.load_state_dict(state)
+    with torch.no_grad():
+        for parameter, value in zip(trained, weights, strict=True):
+            parameter.copy_(value)
+    for one, other in zip(whole, step(2), strict=True):
         assert torch.equal(one, other)
