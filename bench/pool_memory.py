@@ -31,7 +31,7 @@ from trainer.model.embedder import Embedder
 root, images, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 settings = ModelSettings(base=str(MODELS / "base"), lora=LoraSettings(r=4, alpha=8), max_pixels=12544)
 embedder = Embedder.create(settings, "pocket").fold_adapter().eval()
-worker = PoolEmbedder(embedder, plain_store(root), rows=rows, max_chars=200)
+worker = PoolEmbedder(embedder, plain_store(root), batch_size=rows, max_chars=200)
 pool = [Candidate(did=f"5:{n + 1}", img_path=f"mbeir_images/{n % 4}.jpg", modality="image") for n in range(images)]
 
 def anonymous():

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.annotate.annotation import Annotation, Attempt, RejectionCause
+from pipeline.annotate.measured_utility import Utilities
 from pipeline.annotate.routing import route
 from pipeline.annotate.screens import ScreenFailure, ScreenInput, screen, word_ngrams
-from pipeline.annotate.utilities import Utilities
 from pipeline.annotate.verification import Verification
 from pipeline.mbeir.image_store import ImageProblem
 from pipeline.teacher.cached_client import CachedTeacherClient, failure_of

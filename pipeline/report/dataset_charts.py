@@ -7,7 +7,7 @@ from collections import defaultdict
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.report.charts import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
+from pipeline.report.chart_drawing import AMBER, BLUE, GREY, RED, TEAL, flow, histogram, stacked
 from pipeline.report.page import Chart
 from schemas.manifest import Manifest
 

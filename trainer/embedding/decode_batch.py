@@ -12,12 +12,12 @@ from torch import Tensor
 class Lane(NamedTuple):
     """A query that is writing its trace.
 
-    row: its index among the caller's rows. began: when its prefill started.
+    place: its index among the caller's sequences. began: when its prefill started.
     written, log_ps: its tokens so far, and the log-probability of each; the lists grow.
     bypass: (dim,), on the CPU, computed `bypass_seconds` after `began`.
     """
 
-    row: int
+    place: int
     written: list[int]
     log_ps: list[float]
     began: float

@@ -33,18 +33,19 @@ class PoolEmbedder:
         embedder: Embedder,
         images: ImageStore,
         *,
-        rows: int,
+        batch_size: int,
         max_chars: int,
         skip: bool = False,
         engine: VllmEngine | None = None,
     ) -> None:
-        """rows: of a forward pass. skip: leave out candidates whose images cannot be read, instead of raising InputError.
+        """batch_size: candidates of a forward pass. skip: leave out candidates whose images cannot be read, instead of
+        raising InputError.
 
         engine: a `VllmEngine` to embed with, instead of `embedder`, which may then be without weights.
         """
         self.embedder, self.encoder = embedder.eval(), embedder.encoder()
         self.images, self.engine = images, engine
-        self.rows, self.max_chars, self.skip = rows, max_chars, skip
+        self.batch_size, self.max_chars, self.skip = batch_size, max_chars, skip
 
     def close(self) -> None:
         """Ends what belongs to it. May be called again."""
@@ -80,7 +81,7 @@ class PoolEmbedder:
         """
         lengths = [len(text_of(candidate, self.max_chars)) for candidate in candidates]
         order = sorted(range(len(candidates)), key=lambda i: (shows_image(candidates[i]), lengths[i], i))
-        groups = iter([order[start : start + self.rows] for start in range(0, len(order), self.rows)])
+        groups = iter([order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)])
         waiting: deque[Future[_Group]] = deque()
         thread = ThreadPoolExecutor(1, thread_name_prefix="candidates")
         try:
@@ -96,28 +97,28 @@ class PoolEmbedder:
             thread.shutdown(cancel_futures=True)
 
     def _prepare_group(self, candidates: list[Candidate], places: list[int]) -> _Group:
-        rows: dict[int, EncodedSequence] = {}
+        sequences: dict[int, EncodedSequence] = {}
         left_out: dict[int, Exclusion] = {}
         for place in places:
             try:
-                rows[place] = self.encoder.encode_pool_candidate(
+                sequences[place] = self.encoder.encode_pool_candidate(
                     candidates[place], self.images, max_chars=self.max_chars, prepare=True
                 )
             except ImageProblem as problem:
                 if not self.skip:
                     raise refuse("candidate", candidates[place].did, problem) from problem
                 left_out[place] = Exclusion.of(candidates[place].did, problem)
-        readable = list(rows.values())
+        readable = list(sequences.values())
         if self.engine is not None:
-            return _Group(list(rows), self.engine.make_inputs(readable), left_out)
-        chunks = self.encoder.make_chunks(readable, self.rows, 1 << 20) if rows else []
-        return _Group(list(rows), chunks, left_out)
+            return _Group(list(sequences), self.engine.make_inputs(readable), left_out)
+        chunks = self.encoder.make_chunks(readable, self.batch_size, 1 << 20) if sequences else []
+        return _Group(list(sequences), chunks, left_out)
 
 
 class _Group(NamedTuple):
     """Candidates that were prepared together, as chunks or as the engine's requests.
 
-    places: the indices of the rows among all candidates.
+    places: the indices of the sequences among all candidates.
     """
 
     places: list[int]

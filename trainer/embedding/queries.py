@@ -111,28 +111,28 @@ class QueryEmbedder:
     def embed_unit(self, unit: QueryUnit) -> QueryPart:
         """Raises InputError for an image that cannot be read, unless such queries are left out."""
         began = time.perf_counter()
-        rows: dict[Place, EncodedSequence] = {}
+        sequences: dict[Place, EncodedSequence] = {}
         left_out: dict[Place, Exclusion] = {}
         for place, query, trace in zip(unit.places, unit.queries, unit.written or [""] * len(unit.places), strict=True):
             try:
-                rows[place] = query.encode(self._engine.encoder, self._images, trace)
+                sequences[place] = query.encode(self._engine.encoder, self._images, trace)
             except UnreadableImage as error:
                 if not self._skip:
                     raise
                 left_out[place] = error.exclusion
-        readable = list(rows.values())
+        readable = list(sequences.values())
         if unit.written is not None:
             embeddings = self._embed_written(readable)
         else:
             embeddings = self._engine.embed(readable, route=unit.route)
-        by_place = {place: _compact(one) for place, one in zip(rows, embeddings, strict=True)}
+        by_place = {place: _compact(one) for place, one in zip(sequences, embeddings, strict=True)}
         return QueryPart(by_place, left_out, time.perf_counter() - began)
 
-    def _embed_written(self, rows: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
-        """Embeds rows after the traces that they carry; the student writes nothing."""
+    def _embed_written(self, sequences: Sequence[EncodedSequence]) -> list[QueryEmbedding]:
+        """Embeds sequences after the traces that they carry; the student writes nothing."""
         return [
-            QueryEmbedding(vector, bool(row.written), True, row.written, 0.0, 0, 0.0)
-            for row, vector in zip(rows, self._engine.embed_written(rows, self._rows), strict=True)
+            QueryEmbedding(vector, bool(one.written), True, one.written, 0.0, 0, 0.0)
+            for one, vector in zip(sequences, self._engine.embed_written(sequences, self._rows), strict=True)
         ]
 
 

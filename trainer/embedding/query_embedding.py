@@ -50,22 +50,22 @@ class QueryEmbedding(NamedTuple):
 class QueryEngine(Protocol):
     @property
     def encoder(self) -> SequenceEncoder:
-        """Makes the rows."""
+        """Makes the sequences."""
 
     def embed(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
-        """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
+        """In the order of `sequences`. `given`: whether each reasons, for ``route="given"``."""
 
     def stream(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
-        """(index in `rows`, embedding), as they are done."""
+        """(index in `sequences`, embedding), as they are done."""
 
-    def embed_written(self, rows: Sequence[EncodedSequence], size: int) -> Tensor:
-        """(n, dim), unit length, float32, on the CPU: the embeddings of rows after the text that they carry.
+    def embed_written(self, sequences: Sequence[EncodedSequence], size: int) -> Tensor:
+        """(n, dim), unit length, float32, on the CPU: the embeddings of sequences after the text that they carry.
 
-        size: rows of a forward pass, where there are such.
+        size: sequences in a forward pass, where there are such.
         """
 
 
@@ -76,7 +76,7 @@ def choose_to_reason(count: int, route: RouteChoice, given: Sequence[bool] | Non
     if route != "given":
         return [route == "always-reason"] * count
     if given is None or len(given) != count:
-        raise ValueError("route 'given' needs one flag per row")
+        raise ValueError("route 'given' needs one flag per sequence")
     return list(given)
 
 

@@ -128,12 +128,12 @@ class TraceEmbedder:
         instructions = one_each(instruction, len(queries))
         embeddings: list[QueryEmbedding] = []
         for start in range(0, len(queries), WINDOW):
-            rows = [
+            sequences = [
                 self.encode_query(f"query {at}", queries[at], instructions[at])
                 for at in range(start, min(start + WINDOW, len(queries)))
             ]
             # cloned: a view of a batch's tensor would keep the whole batch in memory
-            made = [one.fall_back(self.settings.adaptive.fallback) for one in self._adaptive.embed(rows, route=route)]
+            made = [one.fall_back(self.settings.adaptive.fallback) for one in self._adaptive.embed(sequences, route=route)]
             embeddings += [
                 one._replace(vector=one.vector.clone(), bypass=one.bypass.clone() if one.bypass is not None else None)
                 for one in made
@@ -154,21 +154,23 @@ class TraceEmbedder:
         vectors_CD, tokens_C = np.zeros((len(candidates), self.dim), np.float32), np.zeros(len(candidates), np.int64)
         for start in range(0, len(candidates), WINDOW):
             window = range(start, min(start + WINDOW, len(candidates)))
-            rows = [self.encode_candidate(f"candidate {at}", candidates[at]) for at in window]
-            for places_B, vectors_BD, tokens_B in self._embed_rows(rows):
+            sequences = [self.encode_candidate(f"candidate {at}", candidates[at]) for at in window]
+            for places_B, vectors_BD, tokens_B in self._embed_sequences(sequences):
                 vectors_CD[start + places_B] = vectors_BD.float().cpu().numpy()
                 tokens_C[start + places_B] = tokens_B
         _check_finite("candidate", [bool(np.isfinite(vector_D).all()) for vector_D in vectors_CD])
         return vectors_CD, tokens_C
 
-    def _embed_rows(self, rows: Sequence[EncodedSequence]) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
-        """(places in `rows`, vectors, tokens), as they are done."""
+    def _embed_sequences(
+        self, sequences: Sequence[EncodedSequence]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
+        """(places in `sequences`, vectors, tokens), as they are done."""
         if self.engine is not None:
-            for place, one in self.engine.stream_inputs(self.engine.make_inputs(rows)):
+            for place, one in self.engine.stream_inputs(self.engine.make_inputs(sequences)):
                 yield np.array([place]), one.vector[None], np.array([one.prompt_tokens])
             return
         embedder, size = self.embedder.eval(), self.settings.evaluation.candidate_batch_size
-        for chunk in self._adaptive.encoder.make_chunks(rows, size, 1 << 20):
+        for chunk in self._adaptive.encoder.make_chunks(sequences, size, 1 << 20):
             vectors_BD, _ = embedder(chunk.to(embedder.device), labelled=False)
             yield chunk.places.numpy(), vectors_BD, chunk.last.numpy() + 1
 

@@ -44,28 +44,30 @@ class AdaptiveEmbedder:
         self._pre = embedder.metadata.pool == "pre"
 
     def embed(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
-        """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
-        return in_order(self.stream(rows, route=route, given=given))
+        """In the order of `sequences`. `given`: whether each reasons, for ``route="given"``."""
+        return in_order(self.stream(sequences, route=route, given=given))
 
     @torch.inference_mode()
     def stream(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
-        """(index in `rows`, embedding), as they are done."""
-        reasons = choose_to_reason(len(rows), route or self.settings.route, given)
+        """(index in `sequences`, embedding), as they are done."""
+        reasons = choose_to_reason(len(sequences), route or self.settings.route, given)
         self.embedder.eval()
         if not self.embedder.metadata.writes:
             if route == "always-reason" or (given is not None and any(given)):
                 raise ConfigError("this embedder writes no traces (attends both ways, or mean pooling)", "route: always-direct")
-            yield from self._embed_at_once(rows)
+            yield from self._embed_at_once(sequences)
             return
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].pictures), sum(len(str(p)) for p in rows[i].prompt)))
+        order = sorted(
+            range(len(sequences)), key=lambda i: (len(sequences[i].pictures), sum(len(str(p)) for p in sequences[i].prompt))
+        )
         batch: DecodeBatch | None = None
         for start in range(0, len(order), self.settings.prefill_rows):
             part = order[start : start + self.settings.prefill_rows]
-            done, joining = self._prefill([rows[i] for i in part], part, [reasons[i] for i in part])
+            done, joining = self._prefill([sequences[i] for i in part], part, [reasons[i] for i in part])
             yield from done
             if joining is not None:
                 batch = joining if batch is None else batch.join(joining)
@@ -77,19 +79,19 @@ class AdaptiveEmbedder:
             yield from done
 
     @torch.inference_mode()
-    def embed_written(self, rows: Sequence[EncodedSequence], size: int) -> Tensor:
-        """(n, dim): the embeddings of rows after the text that they carry; the student writes nothing."""
+    def embed_written(self, sequences: Sequence[EncodedSequence], size: int) -> Tensor:
+        """(n, dim): the embeddings of sequences after the text that they carry; the student writes nothing."""
         self.embedder.eval()
-        vectors_ND = torch.zeros(len(rows), self.embedder.model.config.get_text_config().hidden_size)
-        for chunk in self.encoder.make_chunks(rows, size, 1 << 20) if rows else []:
+        vectors_ND = torch.zeros(len(sequences), self.embedder.model.config.get_text_config().hidden_size)
+        for chunk in self.encoder.make_chunks(sequences, size, 1 << 20) if sequences else []:
             vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
             vectors_ND[chunk.places] = vectors_BD.cpu()
         return vectors_ND
 
-    def _embed_at_once(self, rows: Sequence[EncodedSequence]) -> Iterator[tuple[int, QueryEmbedding]]:
-        """All rows, by an embedder that writes no traces."""
+    def _embed_at_once(self, sequences: Sequence[EncodedSequence]) -> Iterator[tuple[int, QueryEmbedding]]:
+        """All sequences, by an embedder that writes no traces."""
         began = time.perf_counter()
-        for chunk in self.encoder.make_chunks(rows, self.settings.prefill_rows, 1 << 20) if rows else []:
+        for chunk in self.encoder.make_chunks(sequences, self.settings.prefill_rows, 1 << 20) if sequences else []:
             vectors_BD, _ = self.embedder(chunk.to(self.embedder.device), labelled=False)
             now, lengths = time.perf_counter(), chunk.inputs["attention_mask"].sum(1).tolist()
             for place, vector_D, length in zip(chunk.places.tolist(), vectors_BD.cpu(), lengths, strict=True):
@@ -97,18 +99,18 @@ class AdaptiveEmbedder:
             began = time.perf_counter()
 
     def _prefill(
-        self, rows: Sequence[EncodedSequence], indices: list[int], reasons: list[bool | None]
+        self, sequences: Sequence[EncodedSequence], indices: list[int], reasons: list[bool | None]
     ) -> tuple[list[tuple[int, QueryEmbedding]], DecodeBatch | None]:
         """(queries that are done, queries that go on). reasons: see `choose_to_reason`."""
         began = time.perf_counter()
-        chunk = self.encoder.make_chunk(rows, prompts_only=True).to(self.embedder.device)
-        # the next token's position follows the row's last one
+        chunk = self.encoder.make_chunk(sequences, prompts_only=True).to(self.embedder.device)
+        # the next token's position follows the sequence's last one
         position_B1 = chunk.inputs["position_ids"].amax((0, 2)).unsqueeze(1) + 1
         cache = DynamicCache()
         with self.embedder.casting():
             states_BLD = self.embedder.model.model(**chunk.inputs, past_key_values=cache, use_cache=True).last_hidden_state
         vectors_BD = pool_states(states_BLD, chunk.last)
-        logits_BV = self._logits(states_BLD[torch.arange(len(rows)), chunk.last])
+        logits_BV = self._logits(states_BLD[torch.arange(len(sequences)), chunk.last])
         p_direct = logits_BV.softmax(-1)[:, self._emb].tolist()
         token_B, log_p_B = self._first_tokens(logits_BV, reasons)
         lengths = (chunk.last + 1).tolist()
@@ -131,16 +133,17 @@ class AdaptiveEmbedder:
             token=token_B,
             log_p=log_p_B,
             lanes=[
-                Lane(indices[i], [], [], began, p_direct[i], vectors_BD[i], now - began, lengths[i]) for i in range(len(rows))
+                Lane(indices[i], [], [], began, p_direct[i], vectors_BD[i], now - began, lengths[i])
+                for i in range(len(sequences))
             ],
-            closing=[False] * len(rows),
-            ended=[True] * len(rows),
+            closing=[False] * len(sequences),
+            ended=[True] * len(sequences),
         ).select(going_on)
         self._classify_next_tokens(batch)
         return done, batch
 
     def _first_tokens(self, logits_BV: Tensor, reasons: list[bool | None]) -> tuple[Tensor, Tensor]:
-        """(first tokens, their log-probabilities among those that begin a trace), each (rows,)."""
+        """(first tokens, their log-probabilities among those that begin a trace), each (sequences,)."""
         words_BV = logits_BV.clone()
         words_BV[:, [self._emb, *self._stops]] = _NEVER
         always_B, never_B = (
@@ -193,7 +196,7 @@ class AdaptiveEmbedder:
         if not over:
             return [], batch
         now, vectors_BD = time.perf_counter(), vectors_BD.cpu()
-        done = [(batch.lanes[i].row, self._embedding(batch.lanes[i], batch.ended[i], vectors_BD[i], now)) for i in over]
+        done = [(batch.lanes[i].place, self._embedding(batch.lanes[i], batch.ended[i], vectors_BD[i], now)) for i in over]
         rest = sorted(set(range(len(batch))) - set(over))
         return done, batch.select(rest) if rest else None
 

@@ -103,28 +103,28 @@ class VllmEngine:
             engine.engine_core.shutdown()
 
     def embed(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> list[QueryEmbedding]:
-        """In the order of `rows`. `given`: whether each reasons, for ``route="given"``."""
-        return in_order(self.stream(rows, route=route, given=given))
+        """In the order of `sequences`. `given`: whether each reasons, for ``route="given"``."""
+        return in_order(self.stream(sequences, route=route, given=given))
 
     def stream(
-        self, rows: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
+        self, sequences: Sequence[EncodedSequence], *, route: RouteChoice | None = None, given: Sequence[bool] | None = None
     ) -> Iterator[tuple[int, QueryEmbedding]]:
-        """(index in `rows`, embedding), as they are done."""
-        reasons = choose_to_reason(len(rows), route or self.settings.route, given)
-        yield from self._run(zip(self._make_inputs(rows, prompts_only=True), reasons, strict=True))
+        """(index in `sequences`, embedding), as they are done."""
+        reasons = choose_to_reason(len(sequences), route or self.settings.route, given)
+        yield from self._run(zip(self._make_inputs(sequences, prompts_only=True), reasons, strict=True))
 
-    def embed_written(self, rows: Sequence[EncodedSequence], size: int = _GROUP) -> Tensor:
-        """(n, dim): the embeddings of rows after the text that they carry; the student writes nothing."""
-        vectors_ND = torch.zeros(len(rows), self.dim)
-        for index, one in self.stream_inputs(self._make_inputs(rows, prompts_only=False)):
+    def embed_written(self, sequences: Sequence[EncodedSequence], size: int = _GROUP) -> Tensor:
+        """(n, dim): the embeddings of sequences after the text that they carry; the student writes nothing."""
+        vectors_ND = torch.zeros(len(sequences), self.dim)
+        for index, one in self.stream_inputs(self._make_inputs(sequences, prompts_only=False)):
             vectors_ND[index] = one.vector
         return vectors_ND
 
-    def make_inputs(self, rows: Sequence[EncodedSequence], *, prompts_only: bool = False) -> list[Any]:
+    def make_inputs(self, sequences: Sequence[EncodedSequence], *, prompts_only: bool = False) -> list[Any]:
         """Requests for `stream_inputs` and `add`; may be called in another thread. `prompts_only`: of queries."""
-        return self._inputs.make(rows, prompts_only=prompts_only) if rows else []
+        return self._inputs.make(sequences, prompts_only=prompts_only) if sequences else []
 
     def stream_inputs(self, inputs: Iterable[Any]) -> Iterator[tuple[int, QueryEmbedding]]:
         """(index in `inputs`, embedding), as they are done; the student writes nothing."""
@@ -173,9 +173,9 @@ class VllmEngine:
             for (key, tokens), last_D, first_D, rest in done
         ]
 
-    def _make_inputs(self, rows: Sequence[EncodedSequence], *, prompts_only: bool) -> Iterator[Any]:
-        for start in range(0, len(rows), _GROUP):
-            yield from self._inputs.make(rows[start : start + _GROUP], prompts_only=prompts_only)
+    def _make_inputs(self, sequences: Sequence[EncodedSequence], *, prompts_only: bool) -> Iterator[Any]:
+        for start in range(0, len(sequences), _GROUP):
+            yield from self._inputs.make(sequences[start : start + _GROUP], prompts_only=prompts_only)
 
     def _run(
         self, requests: Iterable[tuple[Any, bool | None]], *, one_token: bool = False

@@ -59,7 +59,7 @@ class EmbedderSpec(NamedTuple):
         return PoolEmbedder(
             loaded or self.load(),
             self.images or training_store(self.config),
-            rows=self.config.evaluation.candidate_batch_size,
+            batch_size=self.config.evaluation.candidate_batch_size,
             max_chars=self.config.data.max_candidate_chars,
             skip=self.config.data.skip_unreadable,
             engine=engine,

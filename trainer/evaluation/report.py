@@ -16,7 +16,7 @@ from pipeline.files.state import read_json, read_lines, read_model
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.pools import CandidatePool
 from pipeline.mbeir.thumbnails import Thumbnails
-from pipeline.report.charts import grouped, lines, stacked
+from pipeline.report.chart_drawing import grouped, lines, stacked
 from pipeline.report.page import Chart, Example, Fact, Grid, Page
 from pipeline.traces.families import FAMILIES
 from schemas.errors import InputError

@@ -26,7 +26,7 @@ from schemas.training import Autocast, ModelSettings, Pooling
 from trainer.data.encoding import SequenceEncoder
 from trainer.data.micro_batch import MicroBatch
 from trainer.data.tower_plan import TowerPlan, vision_tower
-from trainer.model.both_ways import attend_both_ways
+from trainer.model.bidirectional_attention import attend_both_ways
 from trainer.model.losses import trace_losses
 from trainer.model.metadata import EmbedderMetadata
 from trainer.model.pretrained import add_emb_token, check_emb_token, load_pretrained

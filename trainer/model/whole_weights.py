@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.mbeir.cache import default_cache_dir
 from schemas.training import TrainConfig
-from trainer.model.both_ways import refuse_unservable
+from trainer.model.bidirectional_attention import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.metadata import METADATA, EmbedderMetadata, fingerprint
 

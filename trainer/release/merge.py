@@ -32,7 +32,7 @@ from schemas.record import EMB_TOKEN
 from schemas.training import AdaptiveSettings
 from trainer.data.encoding import EncodedSequence
 from trainer.embedding.transformers_engine import AdaptiveEmbedder
-from trainer.model.both_ways import refuse_unservable
+from trainer.model.bidirectional_attention import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
 from trainer.release.sentence_transformers import write_modules

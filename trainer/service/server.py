@@ -19,8 +19,8 @@ from pipeline.files.run_log import open_run_log
 from schemas.errors import ConfigError, InputError
 from schemas.service import ServiceSettings
 from trainer.embedding.trace_embedder import TraceEmbedder
-from trainer.service.app import EmbeddingService
 from trainer.service.engine_process import EngineProcess
+from trainer.service.http_api import EmbeddingService
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ def test_candidates_are_prepared_a_few_groups_ahead_with_the_same_vectors(
     embedder = fresh(config).eval()
     size = 2
     assert len(candidates) > 3 * AHEAD * size
-    worker = PoolEmbedder(embedder, training_store(config), rows=size, max_chars=200)
+    worker = PoolEmbedder(embedder, training_store(config), batch_size=size, max_chars=200)
     with torch.inference_mode():  # the reference: all rows are prepared first
         encoded = [worker.encoder.encode_pool_candidate(one, worker.images, max_chars=200, prepare=True) for one in candidates]
         wanted: dict[int, Any] = {}

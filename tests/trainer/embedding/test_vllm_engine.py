@@ -108,7 +108,7 @@ def test_a_pool_and_a_query_file_are_equal(both: Both, config: TrainConfig) -> N
     unit = QueryUnit(tuple((task, one.qid) for one in queries), tuple(map(file.student_query, queries)), "always-reason")
     parts, embedded = [], []
     for engine in (both.engine, None):
-        worker = PoolEmbedder(both.embedder, store, rows=5, max_chars=200, engine=engine)
+        worker = PoolEmbedder(both.embedder, store, batch_size=5, max_chars=200, engine=engine)
         parts.append(worker.embed_part(candidates).vectors.astype(np.float32))
         adaptive = AdaptiveEmbedder(both.embedder, SETTINGS)
         embedded.append(QueryEmbedder(engine or adaptive, config, store).embed_unit(unit).embeddings)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.oracle import Oracle
+from pipeline.annotate.measured_utility import Utilities
 from pipeline.annotate.preview import annotate_queries
 from pipeline.annotate.record_builder import RecordBuilder
-from pipeline.annotate.utilities import Utilities
 from pipeline.annotate.worker import AnnotationWorker
 from pipeline.config import load_config
 from pipeline.dataset.manifest import config_sha256
