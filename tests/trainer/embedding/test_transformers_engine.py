@@ -165,5 +165,5 @@ def test_a_query_falls_back_below_the_threshold(config: TrainConfig) -> None:
 
 def test_given_routes_need_one_flag_per_row(config: TrainConfig) -> None:
     embedder = fresh(config)
-    with pytest.raises(ValueError, match="one flag per row"):
+    with pytest.raises(ValueError, match="one flag per sequence"):
         embedded(embedder, some_rows(embedder.encoder()), "given", [True])

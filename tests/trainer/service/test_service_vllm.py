@@ -88,6 +88,10 @@ def test_vllm_serves_what_transformers_embeds_and_its_death_is_told(
         check_answers(service, finished, image, fallback)
         check_refusal(service)
         check_death(service)
+        until = time.monotonic() + 300
+        while "running again" not in service.log.read_text():  # an engine that is stopped while it loads is killed
+            assert time.monotonic() < until
+            time.sleep(0.1)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=120) == 0
         assert "is killed" not in service.log.read_text(), "the engine ends by itself"
