@@ -133,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-checkpointing", action="store_true")
     parser.add_argument("--one-window-at-a-time", action="store_true", help="run the vision tower as transformers does")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--device", default="cuda", help="cpu: for a try with few layers; its figures mean nothing")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: for a try with few layers; its figures mean nothing"
+    )
     parser.add_argument("--tflops", type=float, default=989.0, help="the card's dense bfloat16 peak")
     chosen = parser.parse_args(arguments)
     on_gpu = chosen.device == "cuda"

@@ -31,7 +31,7 @@ from trainer.model.embedder import Embedder
 _MAX_LENGTH: Final = 8192
 _MOST_IMAGES: Final = 8
 _GROUP: Final = 32
-"""Rows whose inputs are made together."""
+"""Sequences whose inputs are made together."""
 
 
 class _Said(NamedTuple):

@@ -47,7 +47,7 @@ def load_pretrained(base: str, settings: ModelSettings, *, weights: bool = True)
 
 def _check_takes_encoded_images(model: Any, base: str) -> None:
     """Raises InputError for a model that would ignore `Embedder.states`' images, as transformers before 5.19 does."""
-    if "mm_encoder_outputs" not in inspect.signature(model.model.forward).parameters:
+    if "mm_encoder_outputs" not in inspect.signature(getattr(model, "model", model).forward).parameters:
         raise InputError(
             f"the model {base}: {type(model).__name__} of transformers {transformers.__version__} does not take encoded images "
             "(mm_encoder_outputs), and would be trained without them",

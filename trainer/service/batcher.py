@@ -2,8 +2,8 @@
 
 Inputs wait in one line. Whenever the engine is free it takes the next `batch_size` of the same kind (candidates, or queries
 with the same route), so batches grow with the load. An engine that embeds inputs side by side (vLLM) takes each one as soon as
-it has room, and answers it when it is done. If the engine dies, every accepted input gets an error at once: whether to ask
-again is the client's decision, who may have another server.
+it has room, answers it when it is done, and drops it when its client has gone. If the engine dies, every accepted input gets an
+error at once: whether to ask again is the client's decision, who may have another server.
 """
 
 from __future__ import annotations
@@ -196,8 +196,13 @@ class Batcher:
             alone.alone = running
         self._embedding.update(batch)
         self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        running.add_done_callback(lambda ended: self._note_ended(ended, batch))
         self._metrics.batch_size.observe(len(self._embedding))
+
+    def _note_ended(self, running: asyncio.Future[None], batch: list[_Waiting]) -> None:
+        self._running.discard(running)
+        if running.cancelled():  # its client has gone; what is lost with the engine stays, for `fail_all`
+            self._embedding.difference_update(batch)
 
     async def _embed(self, batch: list[_Waiting]) -> None:
         began = time.perf_counter()
@@ -205,9 +210,6 @@ class Batcher:
             self._metrics.wait_seconds.observe(began - one.since)
         try:
             outcomes = await self._engine.embed([one.work for one in batch])
-        except asyncio.CancelledError:
-            self._embedding.difference_update(batch)
-            raise
         except EngineLost as error:  # it has died: `run` sees it, and answers the batch
             self._lost = error
             return

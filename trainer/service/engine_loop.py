@@ -67,9 +67,9 @@ class EngineFacts(NamedTuple):
 
 
 Outcome = Embedded | Refused | Failed
-Asked = tuple[int, list[Work]]
-"""A number that the answer repeats, and what is to be embedded: a batch, or one input. Nothing: the input of that number is
-not wanted any more."""
+Asked = tuple[int, list[Work] | None]
+"""A number that the answer repeats, and what is to be embedded: a batch, or one input. None: the input of that number is not
+wanted any more."""
 Answered = tuple[int, list[Outcome]]
 
 
@@ -92,12 +92,7 @@ def run_engine(connection: Connection, load: Callable[[], TraceEmbedder]) -> Non
             number, works = connection.recv()
             connection.send((number, _embed_each(embedder, works)))
     except (EOFError, OSError):
-        if engine is not None and not engine.has_processes:
-            # there is nothing to end beside this process, and vLLM's own clean-up collects garbage for seconds
-            connection.close()
-            logging.shutdown()
-            os._exit(0)
-        return
+        _end_process(engine, 0)
     finally:
         connection.close()  # first: by this the service sees the end
         embedder.close()
@@ -113,13 +108,18 @@ class _Lanes:
     def run(self) -> None:
         """Until the pipe is closed. Ends the process if vLLM is broken: it is started again."""
         while True:
+            dropped: set[int] = set()
             while self._connection.poll(0 if self._engine.busy else None):
                 number, works = self._connection.recv()
-                if not works:
-                    self._drop(number)
+                if works is None:
+                    dropped.add(number)
                 elif (refusal := self._add(number, *works)) is not None:
                     self._connection.send((number, [refusal]))
-            for key, one in _unless_broken(self._engine.step):
+            if dropped:
+                self._drop(dropped)
+            if not self._engine.busy:  # a step would wait for an output that nobody makes
+                continue
+            for key, one in self._unless_broken(self._engine.step):
                 number, work = self._asked.pop(key)
                 self._connection.send((number, [self._outcome(work, one)]))
 
@@ -127,27 +127,34 @@ class _Lanes:
         """Why it is not embedded; None if it will be."""
         try:
             if work.route is None:
-                row, reason = self._embedder.encode_candidate("the candidate", work.content), None
+                sequence, reason = self._embedder.encode_candidate("the candidate", work.content), None
             else:
-                row = self._embedder.encode_query("the query", work.content, work.instruction)
+                sequence = self._embedder.encode_query("the query", work.content, work.instruction)
                 (reason,) = choose_to_reason(1, work.route, None)
-            (inputs,) = self._engine.make_inputs([row], prompts_only=work.route is not None)
+            (inputs,) = self._engine.make_inputs([sequence], prompts_only=work.route is not None)
             key = self._engine.add(inputs, reason, one_token=work.route is None)
         except InputError as error:
             return Refused(error.problem, error.remedy)
         except EngineError:
-            _end_process()
+            _tell_and_end(self._engine)
         except Exception as error:
             logger.exception("an input failed")
             return Failed(type(error).__name__)
         self._asked[key] = number, work
         return None
 
-    def _drop(self, number: int) -> None:
-        keys = [key for key, (asked, _) in self._asked.items() if asked == number]
+    def _drop(self, numbers: set[int]) -> None:
+        """In one call: vLLM on a GPU answers it after the step that it is at. Inputs that are answered already are ignored."""
+        keys = [key for key, (number, _) in self._asked.items() if number in numbers]
         for key in keys:
             del self._asked[key]
-        _unless_broken(lambda: self._engine.abort(keys))
+        self._unless_broken(lambda: self._engine.abort(keys))
+
+    def _unless_broken(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except Exception:  # noqa: BLE001 (whatever it is, what was in the batch is lost)
+            _tell_and_end(self._engine)
 
     def _outcome(self, work: Work, one: QueryEmbedding) -> Outcome:
         if work.route is None:
@@ -155,16 +162,19 @@ class _Lanes:
         return _embedded_query(one.fall_back(self._embedder.settings.adaptive.fallback))
 
 
-def _unless_broken(act: Callable[[], T]) -> T:
-    try:
-        return act()
-    except Exception:  # noqa: BLE001 (whatever it is, what was in the batch is lost)
-        _end_process()
-
-
-def _end_process() -> NoReturn:
+def _tell_and_end(engine: VllmEngine | None = None) -> NoReturn:
     logger.exception("the embedder does not work any more")
-    sys.exit(1)
+    _end_process(engine, 1)
+
+
+def _end_process(engine: VllmEngine | None, code: int) -> NoReturn:
+    """Without vLLM's own clean-up if there is nothing to end beside this process: it collects garbage for seconds."""
+    if engine is not None and not engine.has_processes:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _embed_each(embedder: TraceEmbedder, works: list[Work]) -> list[Outcome]:
@@ -187,7 +197,7 @@ def _check_engine(embedder: TraceEmbedder) -> None:
     try:
         embedder.embed_queries([_PROBE], instruction=_PROBE, route="always-direct")
     except Exception:  # noqa: BLE001 (whatever it is)
-        _end_process()
+        _tell_and_end()
 
 
 def _embed(embedder: TraceEmbedder, works: list[Work]) -> list[Outcome]:

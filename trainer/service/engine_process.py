@@ -79,6 +79,8 @@ class EngineProcess:
 
         Such an engine stops to embed an input whose call is cancelled. Raises EngineLost if the process ends or takes too long.
         """
+        if not works:
+            return []
         loop = asyncio.get_running_loop()
         number, answer = next(self._numbers), loop.create_future()
         self._asked[number] = answer
@@ -90,7 +92,7 @@ class EngineProcess:
         except asyncio.CancelledError:
             if self.facts is not None and self.facts.room is not None:
                 with contextlib.suppress(RuntimeError):  # the threads have ended with the service
-                    self._sender.submit(self._send, (number, []))
+                    self._sender.submit(self._send, (number, None))
             raise
         except TimeoutError:
             self._process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -57,6 +58,30 @@ def check_refusal(service: Service) -> None:
         service.client().embeddings.create(model="trace", input=["a red cube", "a red cube " * 2_900])
 
 
+async def leave(service: Service) -> list[BaseException | Any]:
+    """Four requests whose client goes while the engine has its inputs."""
+    async with openai.AsyncOpenAI(base_url=service.url, api_key=KEY, max_retries=0) as client:
+        asked = [
+            asyncio.ensure_future(
+                client.embeddings.create(model="trace", input=["a red cube"] * 64, extra_body={"route": "always"})
+            )
+            for _ in range(4)
+        ]
+        await asyncio.to_thread(service.wait_for, "mbeir_cot_waiting", 200)
+        for one in asked:
+            one.cancel()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+
+def check_departure(service: Service) -> None:
+    """All that the engine has is dropped, and the next client is answered."""
+    ended = asyncio.run(leave(service))
+    assert {type(one) for one in ended} == {asyncio.CancelledError}
+    (answer,) = service.client().embeddings.create(model="trace", input=["a red cube"]).data
+    assert len(answer.embedding) > 0
+    assert service.metrics()["mbeir_cot_waiting"] == 0
+
+
 def check_death(service: Service) -> None:
     def ask() -> int:
         try:
@@ -87,6 +112,7 @@ def test_vllm_serves_what_transformers_embeds_and_its_death_is_told(
     with started(finished, tmp_path, *settings) as service:
         check_answers(service, finished, image, fallback)
         check_refusal(service)
+        check_departure(service)
         check_death(service)
         until = time.monotonic() + 300
         while "running again" not in service.log.read_text():  # an engine that is stopped while it loads is killed
