@@ -5,7 +5,7 @@ python -m bench.levers build/levers --recipe configs/train-pocket-long.yaml --se
 python -m bench.levers build/levers --verifier configs/pocket.yaml         (starts the teacher; adds its distillation)
 
 Each training is evaluated at once and kept in OUT/LEVER-SEED/VARIANT. A command that was interrupted goes on where it stopped, and one
-with more seeds or levers adds to what is there. `OUT/levers.json` has every figure; the table shows, for each lever, the mean over
+with more seeds or levers adds to what is there. `--jobs` trains several at a time, each with its share of the cores. `OUT/levers.json` has every figure; the table shows, for each lever, the mean over
 seeds with the least and the greatest: hit@k in local pools and in their union, and for TRACE the think rate and, with
 `evaluation.swap_test`, the hit@k of its reasoning queries embedded without a trace.
 """
@@ -13,9 +13,11 @@ seeds with the least and the greatest: hit@k in local pools and in their union, 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -127,7 +129,7 @@ class Figures(NamedTuple):
     without_trace_union: float | None
 
 
-def run_trial(trial: Trial, name: str, seed: int, recipe: Path, out: Path, *, given: Sequence[str]) -> Figures:
+def run_trial(trial: Trial, name: str, seed: int, recipe: Path, out: Path, *, given: Sequence[str], jobs: int = 1) -> Figures:
     """Trains and evaluates, unless that is done. Raises InputError if the run's directory has other settings."""
     changes = [*given, *LEVERS[name].changes(trial), f"seed={seed}", f"variants=[{trial.variant}]", "evaluation.base=false"]
     run = out / f"{_slug(name)}-{seed}" / trial.variant
@@ -136,14 +138,18 @@ def run_trial(trial: Trial, name: str, seed: int, recipe: Path, out: Path, *, gi
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != wanted:
         if done.is_file():
             raise InputError(f"{run} holds a run with other settings", "name another directory, or remove that one")
-        if LEVERS[name].mines and not _mined_file(trial).is_file():
-            judge = ("--verifier", trial.verifier) if trial.verifier is not None else ()
-            _command("mine", trial.plain, "--variant", trial.variant, *judge)
         overrides = [word for change in changes for word in ("--set", change)]
-        _command("train", recipe, "--out", run, *overrides)
-        _command("eval", run)
+        _command("train", recipe, "--out", run, *overrides, jobs=jobs)
+        _command("eval", run, jobs=jobs)
         done.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     return read_figures(run, name, trial.variant, seed)
+
+
+def mine(trial: Trial, *, jobs: int = 1) -> None:
+    """Mines the plain run's negatives, unless that is done."""
+    if not _mined_file(trial).is_file():
+        judge = ("--verifier", trial.verifier) if trial.verifier is not None else ()
+        _command("mine", trial.plain, "--variant", trial.variant, *judge, jobs=jobs)
 
 
 def read_figures(run: Path, lever: str, variant: Variant, seed: int) -> Figures:
@@ -198,9 +204,12 @@ def _slug(name: str) -> str:
     return name.lower().replace(",", "").replace(" ", "-")
 
 
-def _command(*words: object) -> None:
-    """Runs a command of the program; standard output is for the table."""
-    subprocess.run([sys.executable, "-m", "mbeir_cot", *map(str, words), "--quiet"], check=True, stdout=sys.stderr)
+def _command(*words: object, jobs: int) -> None:
+    """Runs a command of the program with its share of the cores; standard output is for the table."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else None
+    words = (sys.executable, "-m", "mbeir_cot", *words, "--quiet")
+    subprocess.run([str(word) for word in words], check=True, stdout=sys.stderr, env=environment)
 
 
 def main(
@@ -212,6 +221,7 @@ def main(
         Path | None, typer.Option(metavar="CONFIG", help="A build's config, whose verifier judges the mined negatives.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A setting of all trainings: key.sub=value.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
 ) -> None:
     """Trains, evaluates, writes OUT/levers.json and prints a Markdown table in per cent."""
     given = tuple(overrides or ())
@@ -222,17 +232,27 @@ def main(
     if unknown := [name for name in names if name not in LEVERS]:
         raise ConfigError(f"--levers: {', '.join(unknown)}: unknown", f"separate them by semicolons: {'; '.join(LEVERS)}")
     names = [name for name in dict.fromkeys([PLAIN, *names]) if verifier is not None or not LEVERS[name].needs_verifier]
-    figures = []
-    for seed in range(seeds):
-        for name in names:
-            for variant in LEVERS[name].variants:
-                plain = out / f"{_slug(PLAIN)}-{seed}" / variant
-                trial = Trial(settings, settings.optimiser.max_steps, plain, variant, verifier)
-                figures.append(run_trial(trial, name, seed, recipe, out, given=given))
-                print(f"{figures[-1]}", file=sys.stderr)
-                table = json.dumps([one._asdict() for one in figures], indent=1)
+    order = [(seed, name, variant) for seed in range(seeds) for name in names for variant in LEVERS[name].variants]
+    figures: dict[tuple[int, str, Variant], Figures] = {}
+
+    def run(seed: int, name: str, variant: Variant) -> None:
+        plain = out / f"{_slug(PLAIN)}-{seed}" / variant
+        trial = Trial(settings, settings.optimiser.max_steps or 0, plain, variant, verifier)
+        one = run_trial(trial, name, seed, recipe, out, given=given, jobs=jobs)
+        if name == PLAIN and any(LEVERS[other].mines for other in names):
+            mine(trial, jobs=jobs)
+        figures[seed, name, variant] = one
+        print(one, file=sys.stderr)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for step in ([key for key in order if key[1] == PLAIN], [key for key in order if key[1] != PLAIN]):
+            for ended in as_completed([pool.submit(run, *key) for key in step]):
+                if ended.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
+                ended.result()
+                table = json.dumps([figures[key]._asdict() for key in order if key in figures], indent=1)
                 (out / "levers.json").write_text(f"{table}\n", encoding="utf-8")
-    header, *body = make_rows(figures)
+    header, *body = make_rows([figures[key] for key in order])
     print("\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)))
 
 

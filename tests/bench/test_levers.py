@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def test_it_trains_what_is_not_done_and_keeps_the_rest(
     """The commands themselves have their own tests; here they leave the files that they would."""
     asked: list[tuple[Any, ...]] = []
 
-    def command(*words: Any) -> None:
+    def command(*words: Any, jobs: int) -> None:
+        assert jobs == 1
         asked.append(words)
         if words[0] == "eval":
             variant = words[1].name
@@ -63,9 +66,10 @@ def test_it_trains_what_is_not_done_and_keeps_the_rest(
     main(tmp_path, recipe=RECIPE, levers="mined negatives; two stages")
     assert [(words[0], Path(words[words.index("--out") + 1] if "--out" in words else words[1]).relative_to(tmp_path).as_posix())
             for words in asked] == [
-        ("train", "recipe-0/direct"), ("eval", "recipe-0/direct"), ("train", "recipe-0/trace"), ("eval", "recipe-0/trace"),
-        ("mine", "recipe-0/direct"), ("train", "mined-negatives-0/direct"), ("eval", "mined-negatives-0/direct"),
-        ("mine", "recipe-0/trace"), ("train", "mined-negatives-0/trace"), ("eval", "mined-negatives-0/trace"),
+        ("train", "recipe-0/direct"), ("eval", "recipe-0/direct"), ("mine", "recipe-0/direct"),
+        ("train", "recipe-0/trace"), ("eval", "recipe-0/trace"), ("mine", "recipe-0/trace"),
+        ("train", "mined-negatives-0/direct"), ("eval", "mined-negatives-0/direct"),
+        ("train", "mined-negatives-0/trace"), ("eval", "mined-negatives-0/trace"),
         ("train", "two-stages-0/trace"), ("eval", "two-stages-0/trace"),
     ]  # fmt: skip
     assert "| mined negatives | 50.0 | 25.0 | 50.0 | 25.0 | 40.0 |  |" in capsys.readouterr().out
@@ -77,3 +81,39 @@ def test_it_trains_what_is_not_done_and_keeps_the_rest(
         main(tmp_path, recipe=RECIPE, levers="two stages", overrides=["optimiser.max_steps=20"])
     with pytest.raises(ConfigError, match="--levers: nothing: unknown"):
         main(tmp_path, recipe=RECIPE, levers="nothing")
+
+
+def test_several_at_a_time_give_the_same_table_and_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environments: list[dict[str, str]] = []
+    both = threading.Barrier(2, timeout=20)  # the trainings of both variants have to run at once
+
+    def run(words: list[str], *, env: dict[str, str], **_: Any) -> None:
+        environments.append(env)
+        if words[3] == "train":
+            both.wait()
+        if words[3] == "eval":
+            run_directory = Path(words[4])
+            local = 0.5 if run_directory.name == "direct" else 0.75
+            (run_directory / "eval").mkdir(parents=True)
+            result = Result(run_directory.name, [TaskResult("cirr_task7", 5, local, 0.25, COSTS)])
+            (run_directory / "eval" / "results_test.json").write_text(as_json([result]))
+
+    monkeypatch.setattr(levers.subprocess, "run", run)
+    monkeypatch.setattr(levers.os, "cpu_count", lambda: 6)
+    main(tmp_path, recipe=RECIPE, levers="Muon", jobs=2)
+    assert {env["OMP_NUM_THREADS"] for env in environments} == {"3"}
+    assert "| Muon | 50.0 | 25.0 | 75.0 | 25.0 | 40.0 |  |" in capsys.readouterr().out
+    assert [(one["lever"], one["variant"]) for one in json.loads((tmp_path / "levers.json").read_text())] == [
+        ("recipe", "direct"), ("recipe", "trace"), ("Muon", "direct"), ("Muon", "trace"),
+    ]  # fmt: skip
+
+
+def test_a_training_that_fails_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(words: list[str], **_: Any) -> None:
+        raise subprocess.CalledProcessError(1, words)
+
+    monkeypatch.setattr(levers.subprocess, "run", fail)
+    with pytest.raises(subprocess.CalledProcessError):
+        main(tmp_path, recipe=RECIPE, levers="Muon", jobs=2)
