@@ -5,7 +5,8 @@
 For each engine a service, and the bare embedder in this process; they alternate. Both embed the same queries with the same
 routes: `--think-rate` of them reason, whatever the run's own rate is. The bare embedder gets all of them at once. The service is
 asked by `--clients` clients that each wait for their answer (its capacity), then by arrivals at random moments (Poisson) at
-shares of that capacity. Latencies count from the moment at which a request was due, so a service that falls behind cannot hide
+shares of that capacity. With `--export` (of the same run, by `mbeir-cot merge`) a bare vLLM server that only pools gets the queries that
+bypass, from the same clients, and so does the service with vLLM's engine. Latencies count from the moment at which a request was due, so a service that falls behind cannot hide
 it. A refusal (429) is counted, not timed. Everything shares one machine.
 """
 
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -32,7 +33,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.serving.server import ManagedServer
 from trainer import TraceEmbedder
+from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION
+from trainer.release.merge import POOLING, chat_request, plan_servers, server_config
 
 console = Console()
 NOUNS = ("town", "river", "red cube", "tall tower", "small ship", "garden", "black dress", "old map")
@@ -72,25 +76,30 @@ def service(run: Path, overrides: list[str]) -> Iterator[tuple[str, psutil.Proce
         process.wait()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, query: Asked) -> int:
-    body = {"input": query.text, "route": query.route, "encoding_format": "base64"}
+async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> int:
     async with session.post(f"{url}/embeddings", json=body) as answer:
         await answer.read()
         return answer.status
 
 
-async def closed(url: str, asked: list[Asked], clients: int) -> float:
+def request(query: Asked) -> dict[str, Any]:
+    return {"input": query.text, "route": query.route, "encoding_format": "base64"}
+
+
+async def closed(url: str, bodies: Iterable[dict[str, Any]], clients: int) -> float:
     """Requests per second of clients that each wait for their answer."""
-    waiting = iter(asked)
+    waiting, answered = iter(bodies), 0
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def client() -> None:
-            for query in waiting:
-                assert await ask(session, url, query) == 200
+            nonlocal answered
+            for body in waiting:
+                assert await ask(session, url, body) == 200
+                answered += 1
 
         began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
-        return len(asked) / (time.perf_counter() - began)
+        return answered / (time.perf_counter() - began)
 
 
 async def opened(url: str, asked: list[Asked], rate: float) -> tuple[list[float], Counter[int]]:
@@ -102,7 +111,7 @@ async def opened(url: str, asked: list[Asked], rate: float) -> tuple[list[float]
 
         async def arrive(due: float, query: Asked) -> None:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            status = await ask(session, url, query)
+            status = await ask(session, url, request(query))
             statuses[status] += 1
             if status == 200:
                 latencies.append(time.perf_counter() - due)
@@ -150,10 +159,13 @@ def main(
     clients: int = 64,
     count: Annotated[int, typer.Option("--queries", help="For the comparison with the bare embedder.")] = 512,
     rounds: int = 2,
+    export: Annotated[Path | None, typer.Option(help="Of RUN: compares with a bare vLLM server of it too.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Prints throughput and a table of latencies for each engine."""
-    for engine in engines.split(","):
+    if export is not None:
+        compare_servers(run, export, queries(count, 0.0), given=list(overrides or ()), clients=clients, rounds=rounds)
+    for engine in filter(None, engines.split(",")):
         given = [*(overrides or ()), f"adaptive.engine={engine}"]
         console.print(f"[bold]{engine}")
         measure(
@@ -166,6 +178,26 @@ def main(
             clients=clients,
             rounds=rounds,
         )
+
+
+def compare_servers(run: Path, export: Path, asked: list[Asked], *, given: list[str], clients: int, rounds: int) -> None:
+    """The service and vLLM's own server, with the same queries, from the same clients. The two alternate; each rests meanwhile."""
+    embedder = TraceEmbedder.load(run, overrides=given, engine=None)
+    sequences = [embedder.encode_query(query.text, query.text, DEFAULT_INSTRUCTION) for query in asked]
+    plan = plan_servers(embedder.embedder)
+    bodies = [chat_request(one, plan.ending) | {"encoding_format": "base64"} for one in sequences]
+    embedder.close()
+    bare_server = ManagedServer(server_config(plan, export, *POOLING).model_copy(update={"max_num_seqs": 256}))
+    ratios = []
+    with service(run, [*given, "adaptive.engine=vllm"]) as (url, _), bare_server as server:
+        for number in range(rounds + 1):
+            ours = asyncio.run(closed(url, map(request, asked), clients))
+            theirs = asyncio.run(closed(server.endpoint.url, bodies, clients))
+            console.print(
+                f"bypass: service {ours:,.1f} requests/s, bare vLLM server {theirs:,.1f}{'' if number else ' (warming)'}"
+            )
+            ratios.append(ours / theirs)
+    console.print(f"{np.median(ratios[1:]):.2f} of the bare vLLM server with {clients} clients")
 
 
 def measure(
@@ -182,13 +214,13 @@ def measure(
     embedder = TraceEmbedder.load(run, overrides=given, engine=None)
     rates: dict[str, list[float]] = {"bare": [], "service": []}
     with service(run, given) as (url, process):
-        asyncio.run(closed(url, asked[:64], clients))  # warm
+        asyncio.run(closed(url, map(request, asked[:64]), clients))  # warm
         bare(embedder, asked[:64])
         for _ in range(rounds):
             start = Cpu.used(process)
             rates["bare"].append(bare(embedder, asked))
             alone = Cpu.used(process)
-            rates["service"].append(asyncio.run(closed(url, asked, clients)))
+            rates["service"].append(asyncio.run(closed(url, map(request, asked), clients)))
             served = Cpu.used(process).since(alone, len(asked))
             console.print(
                 f"bare {rates['bare'][-1]:,.1f} queries/s, service {rates['service'][-1]:,.1f}; CPU ms a query: "

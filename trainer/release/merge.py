@@ -42,6 +42,11 @@ EVEN: Final = {"bfloat16": 0.25, "float32": 0.001}
 """Log odds below which rounding decides a route. A logit between 16 and 32 has steps of 0.125 in bfloat16, and two logits are
 compared."""
 REPORT: Final = "merge_report.json"
+POOLING: Final = (
+    "--runner", "pooling", "--convert", "embed",
+    "--pooler-config", json.dumps({"seq_pooling_type": "LAST", "use_activation": True}),
+)  # fmt: skip
+"""Arguments of a vLLM server that embeds with an export."""
 _MAX_LENGTH: Final = 8192
 _MOST: Final = 0.92
 """Largest share of a GPU's memory for vLLM."""
@@ -98,7 +103,7 @@ def merge(
     new.mkdir(parents=True)
     try:
         write_whole(embedder, new, card)
-        plan = _plan_servers(embedder)
+        plan = plan_servers(embedder)
         _free_memory(embedder)
         agreement = _check(plan, new, samples, progress)
         (new / REPORT).write_text(json.dumps(agreement._asdict(), indent=1) + "\n", encoding="utf-8")
@@ -179,7 +184,7 @@ class ServerPlan(NamedTuple):
     """Text appended to a sequence before its state is pooled."""
 
 
-def _plan_servers(embedder: Embedder) -> ServerPlan:
+def plan_servers(embedder: Embedder) -> ServerPlan:
     text = embedder.model.config.get_text_config()
     return ServerPlan(
         embedder.device,
@@ -228,13 +233,11 @@ def server_config(plan: ServerPlan, directory: Path, *more: str) -> ServerConfig
 
 def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]) -> list[float]:
     """Each sample's cosine between the server's embedding and the adapter's."""
-    pooler = json.dumps({"seq_pooling_type": "LAST", "use_activation": True})
-    more = ("--runner", "pooling", "--convert", "embed", "--pooler-config", pooler)
-    with ManagedServer(server_config(plan, directory, *more)) as server:
+    with ManagedServer(server_config(plan, directory, *POOLING)) as server:
         cosines = []
         for sample in samples:
             answer = _request(
-                f"{server.endpoint.url}/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"}
+                f"{server.endpoint.url}/embeddings", chat_request(sample.sequence, plan.ending) | {"encoding_format": "float"}
             )
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
@@ -247,14 +250,17 @@ def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) ->
     with ManagedServer(server_config(plan, directory, "--runner", "generate")) as server:
         same = []
         for sample in samples:
-            body = _messages(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
+            body = chat_request(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
             answer = _request(f"{server.endpoint.url}/chat/completions", body)
             same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
     return same
 
 
-def _messages(sequence: EncodedSequence, ending: str) -> dict[str, Any]:
-    """The sequence as a chat request: its prompt, and the text after it as the start of the reply."""
+def chat_request(sequence: EncodedSequence, ending: str) -> dict[str, Any]:
+    """The sequence as a chat request for a server of an export: its prompt, and what follows as the start of the reply.
+
+    ending: the plan's, for a vector; "" for the next token.
+    """
     pictures = iter(
         [picture for picture in sequence.pictures if isinstance(picture, Image.Image)]
     )  # those of samples are decoded

@@ -1,7 +1,8 @@
-"""An embedder behind MTEB's protocol: the vectors that it gives anyway; mteb itself where it is installed."""
+"""An embedder behind MTEB's protocol: the vectors that it gives anyway. `test_mteb_tasks` has mteb itself."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.errors import InputError
+from mbeir_cot.commands import mteb as mteb_command
+from schemas.errors import ConfigError, InputError
 from schemas.training import TrainConfig
-from tests.support.cli import mbeir_cot
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TraceEmbedder
 from trainer.embedding.workers import EmbedderSpec
 from trainer.evaluation.mteb_model import MtebModel
@@ -69,60 +70,8 @@ def test_what_is_no_text_or_image_is_refused(embedder: TraceEmbedder) -> None:
         encode(model, {"text": [["a turn"]]}, kind="query")
 
 
-def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
-    try:
-        import mteb  # noqa: F401
-    except ImportError:
-        done = mbeir_cot("mteb", tmp_path, "--tasks", "X", "--out", tmp_path / "out")
-        assert done.returncode == 2
-        assert "pip install" in done.stderr
-
-
-def test_two_tasks_of_mteb(embedder: TraceEmbedder, tmp_path: Path) -> None:
-    mteb = pytest.importorskip("mteb")
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.models import EncoderProtocol
-
-    def task(name: str, category: str, corpus: dict[str, list[Any]], queries: dict[str, list[Any]]) -> Any:
-        ids = [str(at) for at in range(3)]
-        about = TaskMetadata(
-            name=name,
-            description="local",
-            reference=None,
-            dataset={"path": "local/none", "revision": "1"},
-            type="Any2AnyRetrieval" if "i" in category else "Retrieval",
-            category=category,
-            modalities=["text", "image"] if "i" in category else ["text"],
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            prompt={"query": "Find it."},
-        )
-        data = {
-            "corpus": Dataset.from_dict({"id": ids, **corpus}),
-            "queries": Dataset.from_dict({"id": ids, **queries}),
-            "relevant_docs": {one: {one: 1} for one in ids},
-            "top_ranked": None,
-        }
-
-        def load(self: Any, **kwargs: Any) -> None:
-            self.dataset = {"default": {"test": data}}
-            self.data_loaded = True
-
-        return type(name, (AbsTaskRetrieval,), {"metadata": about, "load_data": load})()
-
-    texts = task("LocalTexts", "t2t", {"text": TEXTS}, {"text": TEXTS})
-    pictures = task(
-        "LocalPictures", "t2i", {"image": PICTURES, "modality": ["image"] * 3}, {"text": TEXTS, "modality": ["text"] * 3}
-    )
-    model = MtebModel(embedder, "org/name", route="always-direct")
-    assert isinstance(model, EncoderProtocol)
-    results = mteb.evaluate(model, [texts, pictures], cache=mteb.ResultCache(tmp_path), show_progress_bar=False)
-    assert [one.task_name for one in results.task_results] == ["LocalTexts", "LocalPictures"]
-    assert model.routes["LocalTexts"]["queries"] == model.routes["LocalPictures"]["queries"] == 3
-    scores = expected(embedder, TEXTS, "Find it.") @ embedder.embed_candidates(PICTURES).T
-    ranks = (scores > np.diag(scores)[:, None]).sum(1)
-    ndcg = float(np.mean(1 / np.log2(ranks + 2)))
-    assert results.task_results[1].get_score() == pytest.approx(ndcg, abs=1e-4)
+def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    with pytest.raises(ConfigError, match="mteb cannot be imported") as raised:
+        mteb_command.mteb(tmp_path, tasks=["X"], out=tmp_path / "out")
+    assert raised.value.remedy == "pip install 'mteb>=2'"
