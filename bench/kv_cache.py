@@ -1,9 +1,9 @@
 """Throughput of the teacher's client on a real vLLM server whose KV cache overflows, with and without the server's own metrics.
 
-    python -m bench.kv_cache [--blocks 64] [--requests 200] [--tokens 256] [--in-flight 128] [--rounds 3]
+    python -m bench.kv_cache [--blocks 64] [--requests 200] [--words 9] [--tokens 256] [--in-flight 128] [--rounds 3]
 
-The server has the pocket teacher, a KV cache of `--blocks` blocks (of 128 tokens on CPU) and up to `--in-flight` sequences. Every answer
-has `--tokens` tokens, so each sequence needs more blocks than its prompt did. Runs of the two clients alternate; the ratio is that
+The server has the pocket teacher, a KV cache of `--blocks` blocks (of 128 tokens on CPU) and up to `--in-flight` sequences. Every question
+has `--words` words and more, and every answer `--tokens` tokens, so each sequence needs more blocks than its prompt did. Runs of the two clients alternate; the ratio is that
 of their medians. Preemptions are the server's count.
 """
 
@@ -28,9 +28,11 @@ from schemas.hosting import Endpoint, ServerConfig
 from schemas.teacher import Transport
 
 
-def requests(count: int, tokens: int, start: int) -> list[TeacherRequest]:
+def requests(count: int, words: int, tokens: int, start: int) -> list[TeacherRequest]:
     fields = {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
-    texts = [f"query {start + n}: a red circle at the left of a blue square" for n in range(count)]
+    said = ["a", "red", "circle", "at", "the", "left", "of", "a", "blue", "square"]
+    text = " ".join(said[at % len(said)] for at in range(words))
+    texts = [f"query {start + n}: {text}" for n in range(count)]
     return [TeacherRequest(text, [{"role": "user", "content": text}], fields | {"seed": n}) for n, text in enumerate(texts)]
 
 
@@ -52,7 +54,8 @@ def preemptions(endpoint: Endpoint) -> int:
 def main(
     blocks: int = 64,
     count: Annotated[int, typer.Option("--requests")] = 200,
-    tokens: int = 256,
+    words: Annotated[int, typer.Option(help="Of each question.")] = 9,
+    tokens: Annotated[int, typer.Option(help="Of each answer.")] = 256,
     in_flight: int = 128,
     rounds: int = 3,
     poll_s: float = 0.5,
@@ -62,18 +65,18 @@ def main(
         model=str(MODELS / "teacher"),
         device="cpu",
         dtype="float32",
-        max_model_len=512,
+        max_model_len=1024,
         max_pixels=None,
         max_num_seqs=in_flight,
         extra_args=("--num-gpu-blocks-override", str(blocks)),
     )
     results: dict[float, list[tuple[float, int, int]]] = {0.0: [], poll_s: []}
     with ManagedServer(config) as server:
-        asyncio.run(ask(server.endpoint, requests(8, tokens, 0), 8, 0))
+        asyncio.run(ask(server.endpoint, requests(8, words, tokens, 0), 8, 0))
         for number in range(rounds):
             for way, runs in results.items():
                 before, began = preemptions(server.endpoint), time.perf_counter()
-                asked = requests(count, tokens, (1 + number) * 10_000 + int(way > 0) * 5_000)
+                asked = requests(count, words, tokens, (1 + number) * 10_000 + int(way > 0) * 5_000)
                 limit = asyncio.run(ask(server.endpoint, asked, in_flight, way))
                 runs.append((count / (time.perf_counter() - began), preemptions(server.endpoint) - before, limit))
     base = statistics.median(rate for rate, _, _ in results[0.0])
@@ -88,7 +91,9 @@ def main(
             ", ".join(str(one[1]) for one in runs),
             ", ".join(str(one[2]) for one in runs),
         )
-    Console().print(f"{count} requests of {tokens} tokens, {blocks} blocks, up to {in_flight} in flight, {rounds} rounds")
+    Console().print(
+        f"{count} requests of {words} words and {tokens} tokens, {blocks} blocks, up to {in_flight} in flight, {rounds} rounds"
+    )
     Console().print(table)
 
 

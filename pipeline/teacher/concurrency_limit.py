@@ -5,7 +5,8 @@ it grows by one. It is halved, at most once per round trip, when the server is o
 endpoint that refuses connections is left alone for a growing time and then probed by a single request.
 
 A vLLM server also reports its load (`server_load`): the limit does not grow while requests wait there or the KV cache is nearly
-full, and falls to what is running when requests were preempted.
+full, and falls to what is running when requests were preempted. From then on each report moves it half the way to the number of
+requests that would fill the cache at their present mean size.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Final
 _DOWN_FIRST_S: Final = 0.25
 _DOWN_MOST_S: Final = 15.0
 _SMOOTHING: Final = 0.2
+_USED: Final = 0.8
+"""Share of the limit in use below which nothing is known about a higher one."""
 _FULL: Final = 0.9
 """Share of the KV cache in use above which the limit does not grow: what runs now will still grow."""
 
@@ -59,7 +62,7 @@ class Limiter:
         self._down = 0
         self.down_since = None
         self.latency = latency if not self.latency else (1 - _SMOOTHING) * self.latency + _SMOOTHING * latency
-        if self.in_flight >= 0.8 * int(self.limit) and not self._is_full:  # an unused limit says nothing about a higher one
+        if self.in_flight >= _USED * int(self.limit) and not self._is_full:
             # doubles per round trip until the server first objects, then grows by one
             self.limit = min(float(self.most), self.limit + (1.0 / self.limit if self.congestions else 1.0))
 
@@ -81,6 +84,9 @@ class Limiter:
         if preemptions > before:
             self.congestions += 1  # from now on the limit grows slowly
             self.limit = max(float(self.least), min(self.limit, max(float(running), self.limit / 2)))
+        elif self.congestions and not self._is_full and cache > 0 and running >= _USED * int(self.limit):
+            more = max(0.0, running * _FULL / cache - self.limit) / 2  # the other half: what runs now is still growing
+            self.limit = min(float(self.most), self.limit + more)
 
     def unreachable(self) -> None:
         """The connection failed or broke."""

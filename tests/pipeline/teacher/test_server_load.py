@@ -83,6 +83,22 @@ def test_preemptions_bring_the_limit_down_to_what_runs() -> None:
     assert 15 < one.limit < 18, "it grows slowly from now on"
 
 
+def test_after_a_preemption_the_limit_follows_the_cache() -> None:
+    one = limiter(limit=30)
+    one.reported(30, 0, 0.5, 0)
+    assert one.limit == 30, "before a preemption it doubles by round trips"
+    one.reported(20, 0, 0.99, 1)
+    assert one.limit == 20
+    one.reported(20, 0, 0.45, 1)
+    assert one.limit == 30, "half the way to 40, at which the cache is 90% full"
+    one.reported(20, 0, 0.45, 1)
+    assert one.limit == 30, "the limit is not used, so what is running is not what it allows"
+    one.reported(30, 0, 0.85, 1)
+    assert 30 < one.limit < 31
+    one.reported(30, 0, 0.0001, 1)
+    assert one.limit == 100, "the most"
+
+
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), st.integers(0, 50)), max_size=20))
 def test_the_limit_stays_within_its_bounds(loads: list[tuple[int, int, float, int]]) -> None:
     one = limiter()
