@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from schemas import os_errors
 from schemas.errors import CotError
 
 FAULT: Final = 70
@@ -51,20 +52,6 @@ _OF_FILES: Final = frozenset({"ArrowInvalid", "ArrowIOError", "ArrowCapacityErro
 _OUT_OF_MEMORY: Final = (
     "use smaller batches (training: batch.micro_batch_size; evaluation: evaluation.candidate_batch_size), or a larger machine"
 )
-_BY_ERRNO: Final = {
-    errno.ENOSPC: ("the disk is full", "free space"),
-    errno.EDQUOT: ("the disk quota is used up", "free space or raise the quota"),
-    errno.EROFS: ("the file system is read-only", "name another directory"),
-    errno.EACCES: ("no permission", "check the permissions, or name another directory"),
-    errno.EPERM: ("not permitted", "check the permissions, or name another directory"),
-    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536"),
-    errno.ENFILE: ("too many files are open on this machine", "close other programs, or raise fs.file-max"),
-    errno.ENOMEM: ("no memory is left", "close other programs, or use a larger machine"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk and the system's log"),
-    errno.ESTALE: ("the network file system has lost a file", "mount it again"),
-    errno.ENAMETOOLONG: ("a path is too long", "name a shorter directory"),
-    errno.ENOENT: ("a file is missing", "it was removed in the meantime, or a directory is not mounted"),
-}
 
 
 def explained(error: BaseException) -> CotError | None:
@@ -82,15 +69,23 @@ def explained(error: BaseException) -> CotError | None:
         text_file = _text_file(error.__traceback__)
         which = f"{text_file} is not UTF-8 text" if text_file is not None else "a text is not UTF-8"
         return CotError(f"{which}: {message}", "write the file as UTF-8, or download it again")
-    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
-        what, remedy = _BY_ERRNO[error.errno]
-        place = f": {error.filename}" if error.filename else ""
+    if isinstance(error, OSError) and _is_of_a_file(error):
+        what, remedy = os_errors.explained(error)
+        place = f": {error.filename}" if error.filename is not None else ""
         return CotError(f"{what}{place}", f"{remedy}; {_AGAIN}")
     library = _library(error)
     if library is None:
         return None
     what, remedy = _LIBRARIES[library]
     return CotError(f"{what}: {type(error).__name__}: {message}", f"{remedy}; {_AGAIN}. With --debug the traceback is shown")
+
+
+def _is_of_a_file(error: OSError) -> bool:
+    """Whether the system refused a file. If none is named, the number may also be of a connection, or of a bug (EINVAL)."""
+    if error.filename is not None:
+        return error.errno is not None
+    known = error.errno not in (None, errno.EINVAL) and os_errors.refused_by_system(error) is not None
+    return known or error.errno in os_errors.ABSENT
 
 
 def _library(error: BaseException) -> str | None:

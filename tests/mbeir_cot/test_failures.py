@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from mbeir_cot.failures import explained
+from schemas import os_errors
 from schemas.errors import InputError
 from schemas.manifest import Manifest
 from tests.support.cli import mbeir_cot
@@ -88,6 +89,27 @@ def test_known_failures_become_one_line_with_a_remedy(action: Callable[[], Any],
     assert words in found.problem
     assert "\n" not in found.problem
     assert remedy in found.remedy
+
+
+OF_FILES = (
+    "EISDIR ENOTDIR EEXIST ELOOP ETIMEDOUT ENOTEMPTY EFBIG EBUSY EXDEV EINVAL ENOLCK ENOTCONN ESHUTDOWN EREMOTEIO ESTALE "
+    "ENOSPC EDQUOT EROFS EACCES EPERM EMFILE ENFILE ENOMEM EIO ENAMETOOLONG ENOENT"
+)
+
+
+@pytest.mark.parametrize("name", [*OF_FILES.split(), "ENXIO"])
+def test_a_refusal_that_names_a_file_is_never_a_bug(name: str) -> None:
+    number = getattr(errno, name)
+    known = explained(OSError(number, os.strerror(number), "/data/x"))
+    assert known is not None
+    assert known.problem == f"{os_errors.explained(OSError(number, '')).cause}: /data/x"
+    assert "run the same command again" in known.remedy
+
+
+def test_a_refusal_without_a_file_may_be_of_the_network_or_a_bug() -> None:
+    assert explained(OSError(errno.EIO, "Input/output error")) is not None
+    for number in (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EINVAL, errno.EBADF):
+        assert explained(OSError(number, os.strerror(number))) is None
 
 
 @pytest.mark.parametrize(
