@@ -181,7 +181,7 @@ class Ledger:
         self._chosen.clear()  # another answer may have come
         keys, places = [], []
         for name in names:
-            table = self.store.open(name).read(columns=_INDEX_COLUMNS)
+            table = self.store.read(name, columns=_INDEX_COLUMNS)
             number = len(self._segments)
             self._segments.append(name)
             if not len(table):
@@ -212,7 +212,7 @@ class Ledger:
         key = (number, group)
         rows = self._groups.get(key)
         if rows is None:
-            rows = self._groups[key] = file.read_row_group(group, columns=ANSWER_COLUMNS, use_threads=False).to_pylist()
+            rows = self._groups[key] = self.store.read_rows(self._segments[number], file, group, ANSWER_COLUMNS)
             self._note_only_answers(rows, place - row + group * size)
             if len(self._groups) > _GROUPS_KEPT:
                 for old in self._groups.popitem(last=False)[1]:

@@ -49,8 +49,8 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
     keys: list[NDArray[Any]] = []
     kinds: dict[str, KindStats] = defaultdict(KindStats)
     for name in store.names():
-        table = store.open(name).read(
-            columns=["fingerprint", "kind", "outcome", "prompt_tokens", "completion_tokens", "latency_s", "model"]
+        table = store.read(
+            name, columns=["fingerprint", "kind", "outcome", "prompt_tokens", "completion_tokens", "latency_s", "model"]
         )
         stats.segments += 1
         stats.answers += len(table)
@@ -81,16 +81,17 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
     problems = []
     for name in store.names():
         try:
-            table = store.open(name).read()
+            table = store.read(name)
+            table.validate(full=True)
             if table.schema.names != SCHEMA.names:
                 problems.append(f"{name}: its columns are {', '.join(table.schema.names)}")
             elif table["fingerprint"].null_count:
                 problems.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
-        except (LedgerError, pa.ArrowInvalid, OSError) as error:
+        except (LedgerError, pa.ArrowInvalid) as error:
             if (refused := refused_by_system(error)) is not None:
                 problems.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
                 continue
-            problems.append(f"{name}: cannot be read ({error}); move it away, and its requests are sent again")
+            problems.append(f"{name}: cannot be read ({error.__cause__ or error}); move it away, and its requests are sent again")
     for path in sorted(journals_directory(store, journals).glob("*.journal")):
         lock = take_lock(path)
         if lock is None:
@@ -113,7 +114,7 @@ def compact(location: str | Path) -> tuple[int, int]:
     names = store.names()
     if len(names) < 2:
         return len(names), len(names)
-    table = pa.concat_tables([store.open(name).read() for name in names])
+    table = pa.concat_tables([store.read(name) for name in names])
     table = table.take(pa.array(_chosen(table)))
     stamp = f"{0:011d}-compacted-{int(time.time())}"
     count = 0

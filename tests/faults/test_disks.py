@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline.build
@@ -25,6 +26,7 @@ import pipeline.ledger.segment
 from bench.oracle import Oracle
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
 from pipeline.ledger.ledger import Ledger, recover
+from pipeline.ledger.segment import SegmentStore
 from schemas.errors import CotError
 from tests.faults.conftest import Build, Inject
 from tests.pipeline.files.test_atomic_directory import version
@@ -132,6 +134,30 @@ def test_a_node_that_is_lost_while_the_dataset_is_assembled(
     assert digests(tmp_path / "out" / "dataset") == undisturbed[0]
     assert set(asked) == undisturbed[1]
     assert max(asked.values()) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_segment_ends_the_build_and_rejects_nothing(small_world: Path, tmp_path: Path, build: Build) -> None:
+    with Oracle(tmp_path / "oracle.log") as oracle:
+        config = oracle.config(tmp_path, small_world, input__limit=60)
+        build(config)
+        before, asked = digests(tmp_path / "out" / "dataset"), oracle.answered()
+        store = SegmentStore(tmp_path / "out" / "ledger")
+        name = store.names()[0]
+        group = pq.ParquetFile(store.path(name)).metadata.row_group(0)
+        texts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "text")
+        with Path(store.path(name)).open("r+b") as file:
+            file.seek(texts.data_page_offset + 40)
+            file.write(b"damaged")
+        for _ in range(2):
+            with pytest.raises(CotError, match=f"{name} is damaged") as caught:
+                build(config, "verify.threshold=0.71")
+            assert "ledger verify" in caught.value.remedy
+            assert digests(tmp_path / "out" / "dataset") == before
+        assert oracle.answered() == asked
+        Path(store.path(name)).rename(tmp_path / "damaged.parquet")  # as `ledger verify` says
+        build(config, "verify.threshold=0.71")
+        assert oracle.answered() != asked
 
 
 def killed(work: Callable[[], None]) -> None:

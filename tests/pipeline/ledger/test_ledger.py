@@ -19,8 +19,11 @@ from pipeline.ledger.entry import to_answer, to_entry
 from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
 from pipeline.ledger.ledger import Ledger, recover
 from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import ROW_GROUP, SegmentStore
 from schemas.teacher import Outcome, TeacherAnswer
+
+
+write = pq.write_table
 
 
 def answer(text: str = "fine", outcome: Outcome = Outcome.OK, key: str = "train/cirr/task7/8:1") -> TeacherAnswer:
@@ -213,6 +216,37 @@ def test_verify_names_damaged_files(tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in found] == [segment.name, "x.journal"]
     with pytest.raises(LedgerError, match="ledger verify"):
         Ledger(tmp_path)
+
+
+@pytest.mark.parametrize("checksums", [True, False])  # earlier versions wrote none
+def test_a_damaged_page_is_an_error_and_no_missing_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checksums: bool
+) -> None:
+    if not checksums:
+        monkeypatch.setattr(pq, "write_table", lambda *given, write_page_checksum, **rest: write(*given, **rest))
+    ledger = Ledger(tmp_path)
+    for number in range(ROW_GROUP + 1):
+        ledger.append(entry(number, f"text {number}"))
+    ledger.close()
+    segment = tmp_path / SegmentStore(tmp_path).names()[0]
+    second = pq.ParquetFile(segment).metadata.row_group(1)
+    texts = next(c for c in map(second.column, range(second.num_columns)) if c.path_in_schema == "text")
+    content = bytearray(segment.read_bytes())
+    start = texts.data_page_offset if checksums else texts.dictionary_page_offset
+    for place in range(start + 40, start + 45) if checksums else range(start, start + 45):
+        content[place] ^= 0x55
+    segment.write_bytes(content)
+    reader = Ledger(tmp_path)
+    assert reader.get(key(0)) is not None
+    with pytest.raises(LedgerError, match=f"{segment.name} is damaged") as caught:
+        reader.get(key(ROW_GROUP))
+    assert "ledger verify" in caught.value.remedy
+    with pytest.raises(LedgerError, match=f"{segment.name} is damaged"):
+        reader.get(key(ROW_GROUP))  # and again
+    (found,) = verify_ledger(tmp_path)
+    assert "move it away" in found
+    with pytest.raises(LedgerError, match="is damaged"):
+        SegmentStore(tmp_path).read(segment.name)
 
 
 def test_a_full_disk_is_an_error_and_leaves_complete_lines(tmp_path: Path) -> None:
