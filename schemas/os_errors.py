@@ -112,7 +112,7 @@ def refused_by_system(error: BaseException) -> Explained | None:
 
 
 def _is_of_network(error: BaseException, number: int) -> bool:
-    """Whether a connection failed. Network file systems use the same numbers; then the error names a file, or Arrow's reader."""
+    """Whether a connection failed. Network file systems use the same numbers; these errors name a file, or come from Arrow."""
     if not isinstance(error, ConnectionError | TimeoutError) and number != errno.ENOTCONN:
         return False
     return getattr(error, "filename", None) is None and "Detail: [errno" not in str(error)

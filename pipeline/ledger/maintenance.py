@@ -91,7 +91,9 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
             if (refused := refused_by_system(error)) is not None:
                 problems.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
                 continue
-            problems.append(f"{name}: cannot be read ({error.__cause__ or error}); move it away, and its requests are sent again")
+            problems.append(
+                f"{name}: cannot be read ({error.__cause__ or error}); move it away, and its requests are sent again"
+            )
     for path in sorted(journals_directory(store, journals).glob("*.journal")):
         lock = take_lock(path)
         if lock is None:

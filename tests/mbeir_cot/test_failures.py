@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mbeir_cot.failures import explained
+from mbeir_cot.failures import explained, summary
 from schemas import os_errors
 from schemas.errors import InputError
 from schemas.manifest import Manifest
@@ -46,6 +47,15 @@ def _ray_task() -> None:
     from ray.exceptions import RayTaskError
 
     raise RayTaskError("f", "traceback", InputError("line 3 of a file", "mend it"))
+
+
+def in_task(error: BaseException, text: str = "") -> Exception:
+    """As `ray.get` raises it: Ray keeps of the traceback only the text."""
+    from ray.exceptions import RayTaskError
+
+    again = RayTaskError("f", f"ray::f()\n{text}", pickle.loads(pickle.dumps(error))).as_instanceof_cause()
+    assert isinstance(again, type(error))
+    return again  # type: ignore[return-value]
 
 
 def _ray() -> None:
@@ -95,6 +105,31 @@ OF_FILES = (
     "EISDIR ENOTDIR EEXIST ELOOP ETIMEDOUT ENOTEMPTY EFBIG EBUSY EXDEV EINVAL ENOLCK ENOTCONN ESHUTDOWN EREMOTEIO ESTALE "
     "ENOSPC EDQUOT EROFS EACCES EPERM EMFILE ENFILE ENOMEM EIO ENAMETOOLONG ENOENT"
 )
+
+
+def test_what_a_ray_task_raised_is_explained_as_it_would_be_here() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
+    for error in (full, RuntimeError("x"), MemoryError("x")):
+        here, there = explained(error), explained(in_task(error))
+        assert str(here) == str(there)
+    bug = in_task(KeyError("x"), '  File "/work/trainer/a.py", line 3, in f')
+    assert explained(bug) is None
+    assert summary(bug) == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("paths", "library"),
+    [
+        (["/a/trainer/x.py", "/v/lib/python3.11/site-packages/transformers/utils/hub.py"], "transformers cannot use a model"),
+        (["/v/site-packages/vllm/v1/engine.py", "/v/site-packages/torch/x.py"], "vLLM"),
+        (["/v/site-packages/transformers/trainer/x.py", "/a/schemas/b.py"], None),
+        (["/a/bin/x.py"], None),
+    ],
+)
+def test_the_library_that_failed_in_a_ray_task(paths: list[str], library: str | None) -> None:
+    text = "\n".join(f'  File "{path}", line 3, in f\n    f()' for path in paths)
+    found = explained(in_task(RuntimeError("it says\nso"), text))
+    assert (found.problem if found else None) == (f"{library}: RuntimeError: it says" if library else None)
 
 
 @pytest.mark.parametrize("name", [*OF_FILES.split(), "ENXIO"])

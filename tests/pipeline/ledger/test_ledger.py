@@ -22,7 +22,6 @@ from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
 from pipeline.ledger.segment import ROW_GROUP, SegmentStore
 from schemas.teacher import Outcome, TeacherAnswer
 
-
 write = pq.write_table
 
 
@@ -223,7 +222,9 @@ def test_a_damaged_page_is_an_error_and_no_missing_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checksums: bool
 ) -> None:
     if not checksums:
-        monkeypatch.setattr(pq, "write_table", lambda *given, write_page_checksum, **rest: write(*given, **rest))
+        monkeypatch.setattr(
+            pq, "write_table", lambda *given, **options: write(*given, **options | {"write_page_checksum": False})
+        )
     ledger = Ledger(tmp_path)
     for number in range(ROW_GROUP + 1):
         ledger.append(entry(number, f"text {number}"))
