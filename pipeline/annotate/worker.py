@@ -41,6 +41,7 @@ from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.mbeir import Candidate, Query, Split
+from schemas.os_errors import explained
 from schemas.record import InputReason, Record, Rejection, Route, Stage, query_record_id
 from schemas.teacher import Outcome
 from schemas.teacher_config import TeacherConfig
@@ -294,7 +295,8 @@ class AnnotationWorker:
                     await asyncio.to_thread(self._ledger.sync)
             except Exception as error:  # whatever the cause, no more requests may be sent
                 known = error if isinstance(error, CotError) else None
-                self._trouble = known or LedgerError(f"the ledger cannot be written: {error!r}", "fix the cause and run again")
+                remedy = explained(error, "fix the cause").remedy
+                self._trouble = known or LedgerError(f"the ledger cannot be written: {error!r}", f"{remedy}; then run again")
                 self._stopping = True
                 logger.exception("%s", self._trouble)
                 return

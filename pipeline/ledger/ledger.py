@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
-from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock
+from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock, unwritten
 from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.errors import ConfigError
 from schemas.teacher import Outcome, TeacherAnswer
@@ -169,6 +169,8 @@ class Ledger:
                 self.store.write(name, journal.entries)
                 journal.path.unlink()
                 journal.close()
+            except OSError as error:
+                errors.append(unwritten(error, journal.path))
             except BaseException as error:  # noqa: BLE001 (raised again by `collect`, in the writer's own thread)
                 errors.append(error)
 

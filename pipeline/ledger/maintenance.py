@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.files.locks import no_build_in
 from pipeline.ledger.entry import SCHEMA, TRANSIENT
 from pipeline.ledger.journal import LedgerError, read_journal, take_lock
 from pipeline.ledger.ledger import journals_directory
@@ -110,15 +113,21 @@ def compact(location: str | Path) -> tuple[int, int]:
 
     Of several answers to a fingerprint it keeps the one that `Ledger.get` would choose.
 
-    New segments are written before the old ones are deleted, so an interruption loses no answer.
+    New segments are written before the old ones are deleted, so an interruption loses no answer. Raises LockError if the ledger
+    lies in the directory of a build that runs.
     """
     store = SegmentStore(location)
+    with no_build_in(Path(store.root).parent) if store.is_local else nullcontext():
+        return _compact(store)
+
+
+def _compact(store: SegmentStore) -> tuple[int, int]:
     names = store.names()
     if len(names) < 2:
         return len(names), len(names)
     table = pa.concat_tables([store.read(name) for name in names])
     table = table.take(pa.array(_chosen(table)))
-    stamp = f"{0:011d}-compacted-{int(time.time())}"
+    stamp = f"{0:011d}-compacted-{int(time.time())}-{uuid.uuid4().hex[:8]}"  # unique: the old segments are deleted by name
     count = 0
     for start in range(0, len(table), _COMPACT_ROWS):
         store.write_table(f"segment-{stamp}-{count:05d}.parquet", table.slice(start, _COMPACT_ROWS))

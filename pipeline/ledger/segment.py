@@ -126,7 +126,11 @@ class SegmentStore:
             ) from error
 
     def delete(self, name: str) -> None:
-        self.filesystem.delete_file(self.path(name))
+        try:
+            self.filesystem.delete_file(self.path(name))
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise LedgerError(f"{self.path(name)} cannot be removed: {cause}", remedy) from error
 
 
 def look_up_keys(table: pa.Table) -> NDArray[np.uint64]:

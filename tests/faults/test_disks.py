@@ -25,9 +25,11 @@ import pipeline.ledger.ledger
 import pipeline.ledger.segment
 from bench.oracle import Oracle
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
+from pipeline.ledger.journal import Journal, LedgerError, read_journal
 from pipeline.ledger.ledger import Ledger, recover
 from pipeline.ledger.segment import SegmentStore
 from schemas.errors import CotError
+from schemas.os_errors import explained
 from tests.faults.conftest import Build, Inject
 from tests.pipeline.files.test_atomic_directory import version
 from tests.pipeline.ledger.test_ledger import entry, key
@@ -244,6 +246,35 @@ def test_a_kill_while_a_segment_is_sealed(tmp_path: Path, owner: str, point: str
     assert not any(found[appended:])
     assert len(ledger) == appended  # no duplicates
     assert not list((tmp_path / "journals").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_journal_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Network file systems say only then that the disk is full."""
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(number))
+        for flush in (ledger.sync, ledger.close):
+            with pytest.raises(LedgerError, match=explained(OSError(number, "")).cause) as caught:
+                flush()
+            assert explained(OSError(number, "")).remedy in caught.value.remedy
+    assert [len(read_journal(path).entries) for path in (tmp_path / "journals").iterdir()] == [1]
+
+
+def test_a_part_of_a_line_that_stays_does_not_damage_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, write = Journal(tmp_path / "a.journal"), os.write
+    journal.append(entry(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, line: write(file, line[:20]))
+        patch.setattr(os, "ftruncate", failing(errno.EIO))
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="could not be written"):
+                journal.append(entry(2))
+    journal.append(entry(3))
+    assert [bytes.fromhex(line["fingerprint"]) for line in read_journal(journal.path).entries] == [key(1), key(3)]
+    assert read_journal(journal.path).damaged == 0
+    journal.close()
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.files.locks import LockError, only_one
 from pipeline.ledger.entry import to_answer, to_entry
 from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
 from pipeline.ledger.ledger import Ledger, recover
@@ -202,6 +203,29 @@ def test_compaction_keeps_the_winning_answers(tmp_path: Path) -> None:
     assert {n: after.get(key(n)).text for n in (*range(6), 99)} == wanted  # type: ignore[union-attr]
     assert ledger_stats(tmp_path).answers == 7
     assert verify_ledger(tmp_path) == []
+
+
+def test_compactions_within_a_second_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # or its clock was set back
+    for number in range(4):
+        ledger = Ledger(tmp_path)
+        ledger.append(entry(number, f"text {number}"))
+        ledger.close()
+        compact(tmp_path)
+    assert len(SegmentStore(tmp_path).names()) == 1
+    after = Ledger(tmp_path)
+    assert [after.get(key(n)).text for n in range(4)] == [f"text {n}" for n in range(4)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_no_compaction_beside_the_build(tmp_path: Path, elsewhere: bool) -> None:
+    out, lock = tmp_path / "out", tmp_path / "out.lock" if elsewhere else None
+    for number in range(2):
+        SegmentStore(out / "ledger").write(f"segment-{number}.parquet", [entry(number)])
+    with only_one(out, lock), pytest.raises(LockError, match="another build is running"):
+        compact(out / "ledger")
+    assert compact(out / "ledger") == (2, 1)
+    assert (out / ".lock").is_symlink() == elsewhere
 
 
 def test_verify_names_damaged_files(tmp_path: Path) -> None:
