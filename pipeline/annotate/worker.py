@@ -1,7 +1,6 @@
 """An annotation worker: annotates many queries at once in one process.
 
-A build runs one or more as Ray actors. Each has its own clients, view of the ledger, and journal, so that they share only
-files. It takes chunks of queries and returns their rows."""
+A build runs one or more, in Ray actors, which share only files: each has its own clients, view of the ledger, and journal."""
 
 from __future__ import annotations
 
