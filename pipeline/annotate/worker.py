@@ -57,8 +57,7 @@ def _is_lost(annotation: Annotation) -> bool:
 class AnnotationWorker:
     """Belongs to one event loop. ledger: its location; None stores no answers (for previews).
 
-    alone: the only worker, with one request at a time, for requests that were in flight when a server died.
-    """
+    alone: the only worker, with one request at a time, for requests that were in flight when a server died."""
 
     def __init__(
         self,
@@ -293,9 +292,9 @@ class AnnotationWorker:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
             except Exception as error:  # whatever the cause, no more requests may be sent
-                known = error if isinstance(error, CotError) else None
-                remedy = explained(error, "fix the cause").remedy
-                self._trouble = known or LedgerError(f"the ledger cannot be written: {error!r}", f"{remedy}; then run again")
+                remedy = f"{explained(error, 'fix the cause').remedy}; then run again"
+                other = LedgerError(f"the ledger cannot be written: {error!r}", remedy)
+                self._trouble = error if isinstance(error, CotError) else other
                 self._stopping = True
                 logger.exception("%s", self._trouble)
                 return
