@@ -8,7 +8,7 @@ from typing import Final
 
 import psutil
 
-_KINDS: Final = {"ray::AnnotationWorker": "worker", "raylet": "Ray", "gcs_server": "Ray", "ray": "Ray"}
+_KINDS: Final = {"ray::WorkerActor": "worker", "raylet": "Ray", "gcs_server": "Ray", "ray": "Ray"}
 _EVERY_S: Final = 0.25
 
 

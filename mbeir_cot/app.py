@@ -34,7 +34,7 @@ import mbeir_cot.commands.teacher
 import mbeir_cot.commands.train
 import mbeir_cot.commands.utility
 import mbeir_cot.commands.zero_shot
-from mbeir_cot.failures import FAULT, explained, write_fault
+from mbeir_cot.failures import FAULT, explained, summary, write_fault
 from mbeir_cot.printing import console
 from pipeline.files.run_log import DEBUG_VARIABLE, debug_wanted
 from schemas import __version__
@@ -114,7 +114,7 @@ def main() -> None:
         if file is None and not debug:
             traceback.print_exception(error)
         _print_error(
-            f"[bold red]a fault of the program:[/] {escape(f'{type(error).__name__}: {error}')}\n  "
+            f"[bold red]a fault of the program:[/] {escape(summary(error))}\n  "
             + (f"the traceback is in {escape(str(file))}; please report it with that file\n  " if file is not None else "")
             + "finished work is kept: run the same command again to continue. --debug shows the traceback here"
         )

@@ -8,14 +8,17 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from schemas import os_errors
 from schemas.errors import CotError
 
 FAULT: Final = 70
@@ -47,24 +50,13 @@ _LIBRARIES: Final = {
     "faiss": ("faiss", "check the description of the approximate index (--approximate)"),
 }
 """Package -> (what failed, what to do)."""
+_OURS: Final = frozenset({"pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards"})
+_FRAME: Final = re.compile(r'^ *File "(.+)", line', re.MULTILINE)
+"""A frame in the text of a traceback."""
 _OF_FILES: Final = frozenset({"ArrowInvalid", "ArrowIOError", "ArrowCapacityError", "ArrowMemoryError"})
 _OUT_OF_MEMORY: Final = (
     "use smaller batches (training: batch.micro_batch_size; evaluation: evaluation.candidate_batch_size), or a larger machine"
 )
-_BY_ERRNO: Final = {
-    errno.ENOSPC: ("the disk is full", "free space"),
-    errno.EDQUOT: ("the disk quota is used up", "free space or raise the quota"),
-    errno.EROFS: ("the file system is read-only", "name another directory"),
-    errno.EACCES: ("no permission", "check the permissions, or name another directory"),
-    errno.EPERM: ("not permitted", "check the permissions, or name another directory"),
-    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536"),
-    errno.ENFILE: ("too many files are open on this machine", "close other programs, or raise fs.file-max"),
-    errno.ENOMEM: ("no memory is left", "close other programs, or use a larger machine"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk and the system's log"),
-    errno.ESTALE: ("the network file system has lost a file", "mount it again"),
-    errno.ENAMETOOLONG: ("a path is too long", "name a shorter directory"),
-    errno.ENOENT: ("a file is missing", "it was removed in the meantime, or a directory is not mounted"),
-}
 
 
 def explained(error: BaseException) -> CotError | None:
@@ -75,6 +67,7 @@ def explained(error: BaseException) -> CotError | None:
             return cause
         inner = getattr(cause, "cause", None)
         cause = inner if isinstance(inner, BaseException) else cause.__cause__
+    error, packages = _raised_in_task(error)
     message = _first_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return CotError(f"no memory is left: {message}", f"{_OUT_OF_MEMORY}; {_AGAIN}")
@@ -82,40 +75,75 @@ def explained(error: BaseException) -> CotError | None:
         text_file = _text_file(error.__traceback__)
         which = f"{text_file} is not UTF-8 text" if text_file is not None else "a text is not UTF-8"
         return CotError(f"{which}: {message}", "write the file as UTF-8, or download it again")
-    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
-        what, remedy = _BY_ERRNO[error.errno]
-        place = f": {error.filename}" if error.filename else ""
+    if isinstance(error, OSError) and _is_of_a_file(error):
+        what, remedy = os_errors.explained(error)
+        place = f": {error.filename}" if error.filename is not None else ""
         return CotError(f"{what}{place}", f"{remedy}; {_AGAIN}")
-    library = _library(error)
+    library = _library(error, packages)
     if library is None:
         return None
     what, remedy = _LIBRARIES[library]
     return CotError(f"{what}: {type(error).__name__}: {message}", f"{remedy}; {_AGAIN}. With --debug the traceback is shown")
 
 
-def _library(error: BaseException) -> str | None:
+def summary(error: BaseException) -> str:
+    """The exception in a line."""
+    raised, _ = _raised_in_task(error)
+    return f"{type(raised).__name__}: {_first_line(raised)}"
+
+
+def _is_of_a_file(error: OSError) -> bool:
+    """Whether the system refused a file. If none is named, the number may also be of a connection, or of a bug (EINVAL)."""
+    if error.filename is not None:
+        return error.errno is not None
+    known = error.errno not in (None, errno.EINVAL) and os_errors.refused_by_system(error) is not None
+    return known or error.errno in os_errors.ABSENT
+
+
+def _raised_in_task(error: BaseException) -> tuple[BaseException, Iterable[str]]:
+    """The exception as it was raised, also in a Ray task, and the packages of its traceback. Ray keeps the latter as text."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException) and any(kind.__name__ == "RayTaskError" for kind in type(error).__mro__):
+        return cause, [_package(Path(path).parts) for path in _FRAME.findall(str(error))]
+    return error, _packages(error.__traceback__)
+
+
+def _library(error: BaseException, packages: Iterable[str]) -> str | None:
     """The library that defines the exception, or whose code raised it."""
     package = type(error).__module__.split(".")[0]
     if package == "pyarrow" and type(error).__name__ not in _OF_FILES:
         return None  # a wrong type or name is our bug
     if package in _LIBRARIES:
         return package
-    raised = _raised_in(error.__traceback__)
+    raised = _last_library(packages)
     # a TypeError or IndexError in a library comes from our misuse of it
     return raised if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else None
 
 
-def _raised_in(trace: TracebackType | None) -> str | None:
+def _last_library(packages: Iterable[str]) -> str | None:
     """The last known library in the traceback, unless it called back into our code."""
     library = None
-    while trace is not None:
-        package = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+    for package in packages:
         if package in _LIBRARIES:
             library = package
-        elif package in ("pipeline", "trainer", "schemas", "prompts", "pocket", "data_cards"):
+        elif package in _OURS:
             library = None
-        trace = trace.tb_next
     return library
+
+
+def _packages(trace: TracebackType | None) -> list[str]:
+    packages = []
+    while trace is not None:
+        packages.append(str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0])
+        trace = trace.tb_next
+    return packages
+
+
+def _package(path: tuple[str, ...]) -> str:
+    """The package of a source file's path, given by its parts."""
+    if "site-packages" in path:
+        return path[path.index("site-packages") + 1]
+    return next((part for part in reversed(path) if part in _OURS), "")
 
 
 def _text_file(trace: TracebackType | None) -> Path | None:

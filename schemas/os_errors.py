@@ -21,7 +21,9 @@ _KNOWN: Final[dict[int, Explained]] = {
         "permission is denied", "check the owner and permissions of the file and of each directory above it"
     ),
     errno.EPERM: Explained("the operation is not permitted", "check owner, permissions and attributes (`lsattr`)"),
-    errno.ENOENT: Explained("there is no such file or directory", "check the path; a link may lead nowhere"),
+    errno.ENOENT: Explained(
+        "there is no such file or directory", "check the path; a link may lead nowhere, a disk may not be mounted"
+    ),
     errno.ENOTDIR: Explained("a part of the path is a file, not a directory", "check the path"),
     errno.EISDIR: Explained("it is a directory, not a file", "check the path"),
     errno.EEXIST: Explained("something of that name is there already", "move it away, or name another place"),
@@ -41,6 +43,9 @@ _KNOWN: Final[dict[int, Explained]] = {
     ),
     errno.ESTALE: Explained("the network file system has lost the file", "mount it again, then run again"),
     errno.ETIMEDOUT: Explained("the network file system does not answer", "check its server, then run again"),
+    errno.ENOTCONN: Explained("the file system's server or driver has gone", "mount it again, then run again"),
+    errno.ESHUTDOWN: Explained("the network file system has cut this machine off", "mount it again, then run again"),
+    errno.EREMOTEIO: Explained("the file system's server reports a fault", "look at the server's log, then run again"),
     errno.EFBIG: Explained("the file is larger than allowed", "raise `ulimit -f`, or use another file system"),
     errno.ENOLCK: Explained(
         "the file system has no locks", "mount it with locks (NFS: lockd; Lustre: -o flock), or lock elsewhere"
@@ -100,10 +105,17 @@ def refused_by_system(error: BaseException) -> Explained | None:
     cause: BaseException | None = error
     while cause is not None:
         number = _given(cause)
-        if number in _KNOWN and number not in ABSENT and not isinstance(cause, ConnectionError | TimeoutError):
+        if number is not None and number in _KNOWN and number not in ABSENT and not _is_of_network(cause, number):
             return _KNOWN[number]
         cause = cause.__cause__
     return None
+
+
+def _is_of_network(error: BaseException, number: int) -> bool:
+    """Whether a connection failed. Network file systems use the same numbers; these errors name a file, or come from Arrow."""
+    if not isinstance(error, ConnectionError | TimeoutError) and number != errno.ENOTCONN:
+        return False
+    return getattr(error, "filename", None) is None and "Detail: [errno" not in str(error)
 
 
 def explained(error: BaseException, remedy: str = "") -> Explained:

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import ray
 
 from pipeline.annotate.build_progress import Board
-from pipeline.annotate.worker import AnnotationWorker
+from pipeline.annotate.worker_actor import WorkerActor
 from pipeline.annotate.worker_stats import WorkerStats
 from pipeline.dataset.staging import Chunk, Staging
 from pipeline.ledger.disputes import disputed_subjects
@@ -101,7 +101,7 @@ class Dispatcher:
 
     def _annotate(self, numbers: list[int], count: int, config: BuildConfig, *, alone: bool = False) -> None:
         remote = ray.remote(num_cpus=0.5, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD")(
-            AnnotationWorker
+            WorkerActor
         )
         given = carried(endpoint.api_key_env for endpoint in self._config.named_endpoints())
         workers = [

@@ -22,7 +22,7 @@ from schemas.teacher_config import TeacherConfig
 def replay(settings: BuildConfig, rows: Sequence[Row]) -> dict[str, Annotation]:
     """Row id -> annotation, for records or rejections. Sends no request; rows without answers in the ledger are left out."""
     store = build_store(settings)
-    ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"))
+    ledger = Ledger(settings.ledger.location or str(settings.out / "ledger"), journals=settings.ledger.journal)
 
     async def no_client() -> TeacherClient:
         raise Stopped

@@ -1,7 +1,6 @@
 """An annotation worker: annotates many queries at once in one process.
 
-A build runs one or more as Ray actors. Each has its own clients, view of the ledger, and journal, so that they share only
-files. It takes chunks of queries and returns their rows."""
+A build runs one or more, in Ray actors, which share only files: each has its own clients, view of the ledger, and journal."""
 
 from __future__ import annotations
 
@@ -41,6 +40,7 @@ from pipeline.traces.token_counts import token_counter
 from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.mbeir import Candidate, Query, Split
+from schemas.os_errors import explained
 from schemas.record import InputReason, Record, Rejection, Route, Stage, query_record_id
 from schemas.teacher import Outcome
 from schemas.teacher_config import TeacherConfig
@@ -57,8 +57,7 @@ def _is_lost(annotation: Annotation) -> bool:
 class AnnotationWorker:
     """Belongs to one event loop. ledger: its location; None stores no answers (for previews).
 
-    alone: the only worker, with one request at a time, for requests that were in flight when a server died.
-    """
+    alone: the only worker, with one request at a time, for requests that were in flight when a server died."""
 
     def __init__(
         self,
@@ -293,8 +292,9 @@ class AnnotationWorker:
                     waited = 0.0
                     await asyncio.to_thread(self._ledger.sync)
             except Exception as error:  # whatever the cause, no more requests may be sent
-                known = error if isinstance(error, CotError) else None
-                self._trouble = known or LedgerError(f"the ledger cannot be written: {error!r}", "fix the cause and run again")
+                remedy = f"{explained(error, 'fix the cause').remedy}; then run again"
+                other = LedgerError(f"the ledger cannot be written: {error!r}", remedy)
+                self._trouble = error if isinstance(error, CotError) else other
                 self._stopping = True
                 logger.exception("%s", self._trouble)
                 return

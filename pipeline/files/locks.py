@@ -66,6 +66,16 @@ def only_one(out: Path, lock: Path | None) -> Iterator[None]:
         os.close(file)
 
 
+@contextlib.contextmanager
+def no_build_in(out: Path) -> Iterator[None]:
+    """Keeps builds out of a directory while something else changes it. Does nothing where no build ever ran."""
+    place = out / ".lock"
+    with contextlib.ExitStack() as held:
+        if os.path.lexists(place):
+            held.enter_context(only_one(out, place.readlink() if place.is_symlink() else None))
+        yield
+
+
 def is_held(out: Path) -> bool:
     """Whether a process holds the lock of the build in `out`. False where there are no locks."""
     try:

@@ -11,7 +11,7 @@ from pipeline.ledger.segment import SegmentStore, look_up_keys
 def disputed_subjects(store: SegmentStore) -> set[str]:
     """Ids of queries that used an answer which `Ledger.get` does not choose, because another query sent the same request at the
     same time."""
-    keys = [look_up_keys(store.open(name).read(columns=["fingerprint"])) for name in store.names()]
+    keys = [look_up_keys(store.read(name, columns=["fingerprint"])) for name in store.names()]
     if not keys:
         return set()
     values, counts = np.unique(np.concatenate(keys), return_counts=True)
@@ -24,7 +24,7 @@ def disputed_subjects(store: SegmentStore) -> set[str]:
         rows = np.flatnonzero(np.isin(of_segment, repeated))
         if not len(rows):
             continue
-        for row in store.open(name).read(columns=["fingerprint", "subject", "outcome"]).take(pa.array(rows)).to_pylist():
+        for row in store.read(name, columns=["fingerprint", "subject", "outcome"]).take(pa.array(rows)).to_pylist():
             if row["outcome"] != "ok":
                 continue
             if row["fingerprint"] in first:

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,28 +44,42 @@ class Journal:
         except LockError as error:
             raise LedgerError(error.problem, error.remedy) from error
         except OSError as error:
-            raise _explained(error, path) from error
+            raise unwritten(error, path) from error
         self._size = 0
+        self._torn = False
+        """Whether the file ends with a part of a line."""
         self._closing = threading.Lock()
 
     def append(self, entry: Entry) -> None:
         """Raises LedgerError if the line cannot be written (the file then ends with the previous line)."""
         line = encode(entry)
         try:
+            if self._torn:
+                self._cut()
             written = os.write(self._file, line)
             if written != len(line):  # a disk that fills up writes only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.ftruncate(self._file, self._size)
-            raise _explained(error, self.path) from error
+            self._torn = True
+            with suppress(OSError):  # the first error says why; the next append tries again
+                self._cut()
+            raise unwritten(error, self.path) from error
         self._size += len(line)
         self.entries.append(entry)
 
+    def _cut(self) -> None:
+        os.ftruncate(self._file, self._size)
+        self._torn = False
+
     def sync(self) -> None:
-        """May be called from any thread. Does nothing once the journal is closed, since it was sealed then."""
+        """May be called from any thread. Does nothing once the journal is closed, since it was sealed then. Raises
+        LedgerError."""
         with self._closing:
             if self._file >= 0:
-                os.fsync(self._file)
+                try:
+                    os.fsync(self._file)  # network file systems report a full disk here
+                except OSError as error:
+                    raise unwritten(error, self.path) from error
 
     def close(self) -> None:
         """Releases the lock. The file stays until it is sealed."""
@@ -152,7 +167,8 @@ def take_lock(path: Path) -> int | None:
     return None if held else file
 
 
-def _explained(error: OSError, path: Path) -> LedgerError:
+def unwritten(error: OSError, path: Path) -> LedgerError:
+    """The error of a journal that cannot be written."""
     cause, remedy = explained(error)
     return LedgerError(
         f"{cause}: an answer could not be written to {path}",

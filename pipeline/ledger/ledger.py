@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ledger.entry import ANSWER_COLUMNS, TRANSIENT, Entry, to_answer
-from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock
+from pipeline.ledger.journal import UNLOCKED, Journal, LedgerError, read_journal, remove_unlocked, take_lock, unwritten
 from pipeline.ledger.segment import SegmentStore, look_up_keys
 from schemas.errors import ConfigError
 from schemas.teacher import Outcome, TeacherAnswer
@@ -169,6 +169,8 @@ class Ledger:
                 self.store.write(name, journal.entries)
                 journal.path.unlink()
                 journal.close()
+            except OSError as error:
+                errors.append(unwritten(error, journal.path))
             except BaseException as error:  # noqa: BLE001 (raised again by `collect`, in the writer's own thread)
                 errors.append(error)
 
@@ -181,7 +183,7 @@ class Ledger:
         self._chosen.clear()  # another answer may have come
         keys, places = [], []
         for name in names:
-            table = self.store.open(name).read(columns=_INDEX_COLUMNS)
+            table = self.store.read(name, columns=_INDEX_COLUMNS)
             number = len(self._segments)
             self._segments.append(name)
             if not len(table):
@@ -212,7 +214,7 @@ class Ledger:
         key = (number, group)
         rows = self._groups.get(key)
         if rows is None:
-            rows = self._groups[key] = file.read_row_group(group, columns=ANSWER_COLUMNS, use_threads=False).to_pylist()
+            rows = self._groups[key] = self.store.read_rows(self._segments[number], file, group, ANSWER_COLUMNS)
             self._note_only_answers(rows, place - row + group * size)
             if len(self._groups) > _GROUPS_KEPT:
                 for old in self._groups.popitem(last=False)[1]:

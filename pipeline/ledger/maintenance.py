@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.files.locks import no_build_in
 from pipeline.ledger.entry import SCHEMA, TRANSIENT
 from pipeline.ledger.journal import LedgerError, read_journal, take_lock
 from pipeline.ledger.ledger import journals_directory
@@ -49,8 +52,8 @@ def ledger_stats(location: str | Path, journals: Path | None = None) -> LedgerSt
     keys: list[NDArray[Any]] = []
     kinds: dict[str, KindStats] = defaultdict(KindStats)
     for name in store.names():
-        table = store.open(name).read(
-            columns=["fingerprint", "kind", "outcome", "prompt_tokens", "completion_tokens", "latency_s", "model"]
+        table = store.read(
+            name, columns=["fingerprint", "kind", "outcome", "prompt_tokens", "completion_tokens", "latency_s", "model"]
         )
         stats.segments += 1
         stats.answers += len(table)
@@ -81,16 +84,19 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
     problems = []
     for name in store.names():
         try:
-            table = store.open(name).read()
+            table = store.read(name)
+            table.validate(full=True)
             if table.schema.names != SCHEMA.names:
                 problems.append(f"{name}: its columns are {', '.join(table.schema.names)}")
             elif table["fingerprint"].null_count:
                 problems.append(f"{name}: {table['fingerprint'].null_count} answers without fingerprint")
-        except (LedgerError, pa.ArrowInvalid, OSError) as error:
+        except (LedgerError, pa.ArrowInvalid) as error:
             if (refused := refused_by_system(error)) is not None:
                 problems.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
                 continue
-            problems.append(f"{name}: cannot be read ({error}); move it away, and its requests are sent again")
+            problems.append(
+                f"{name}: cannot be read ({error.__cause__ or error}); move it away, and its requests are sent again"
+            )
     for path in sorted(journals_directory(store, journals).glob("*.journal")):
         lock = take_lock(path)
         if lock is None:
@@ -107,15 +113,21 @@ def compact(location: str | Path) -> tuple[int, int]:
 
     Of several answers to a fingerprint it keeps the one that `Ledger.get` would choose.
 
-    New segments are written before the old ones are deleted, so an interruption loses no answer.
+    New segments are written before the old ones are deleted, so an interruption loses no answer. Raises LockError if the ledger
+    lies in the directory of a build that runs.
     """
     store = SegmentStore(location)
+    with no_build_in(Path(store.root).parent) if store.is_local else nullcontext():
+        return _compact(store)
+
+
+def _compact(store: SegmentStore) -> tuple[int, int]:
     names = store.names()
     if len(names) < 2:
         return len(names), len(names)
-    table = pa.concat_tables([store.open(name).read() for name in names])
+    table = pa.concat_tables([store.read(name) for name in names])
     table = table.take(pa.array(_chosen(table)))
-    stamp = f"{0:011d}-compacted-{int(time.time())}"
+    stamp = f"{0:011d}-compacted-{int(time.time())}-{uuid.uuid4().hex[:8]}"  # unique: the old segments are deleted by name
     count = 0
     for start in range(0, len(table), _COMPACT_ROWS):
         store.write_table(f"segment-{stamp}-{count:05d}.parquet", table.slice(start, _COMPACT_ROWS))

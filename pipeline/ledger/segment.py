@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from pyarrow import fs
 from pipeline.files.durable import sync
 from pipeline.ledger.entry import SCHEMA, Entry
 from pipeline.ledger.journal import LedgerError
-from schemas.os_errors import explained, refused_by_system
+from schemas.os_errors import ABSENT, explained, number_of, refused_by_system
 
 ROW_GROUP: Final = 512
 """Answers that a look-up reads at once."""
@@ -48,7 +50,11 @@ class SegmentStore:
 
     def names(self) -> list[str]:
         """Names of the segments, sorted: they begin with the start time of their writer."""
-        listing = self.filesystem.get_file_info(fs.FileSelector(self.root))
+        try:
+            listing = self.filesystem.get_file_info(fs.FileSelector(self.root))
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise LedgerError(f"the ledger's directory {self.root} cannot be read: {cause}", remedy) from error
         return sorted(info.base_name for info in listing if _NAME.match(info.base_name) and info.type == fs.FileType.File)
 
     def path(self, name: str) -> str:
@@ -69,6 +75,7 @@ class SegmentStore:
                 compression="zstd",
                 row_group_size=ROW_GROUP,
                 write_statistics=False,
+                write_page_checksum=True,
             )
             if self.is_local:
                 sync(temporary)
@@ -76,8 +83,9 @@ class SegmentStore:
             if self.is_local:
                 sync(self.root)
         except OSError as error:
-            if self.filesystem.get_file_info(temporary).type == fs.FileType.File:
-                self.filesystem.delete_file(temporary)
+            with suppress(OSError):  # the first error says why
+                if self.filesystem.get_file_info(temporary).type == fs.FileType.File:
+                    self.filesystem.delete_file(temporary)
             cause, remedy = explained(error)
             raise LedgerError(
                 f"{cause}: the segment {self.path(name)} could not be written",
@@ -86,17 +94,43 @@ class SegmentStore:
 
     def open(self, name: str) -> pq.ParquetFile:
         """Raises LedgerError for a file that is not a complete segment."""
+        with self._read_errors(name, "is not a complete segment"):
+            return pq.ParquetFile(self.path(name), filesystem=self.filesystem, page_checksum_verification=True)
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Raises LedgerError if the segment cannot be read."""
+        file = self.open(name)
+        with self._read_errors(name):
+            return file.read(columns=columns)
+
+    def read_rows(self, name: str, file: pq.ParquetFile, group: int, columns: list[str]) -> list[dict[str, Any]]:
+        """One row group of a segment that was opened. Raises LedgerError if it cannot be read."""
+        with self._read_errors(name):
+            rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
+            return rows
+
+    @contextmanager
+    def _read_errors(self, name: str, damage: str = "is damaged") -> Iterator[None]:
         try:
-            return pq.ParquetFile(self.path(name), filesystem=self.filesystem)
-        except (pa.ArrowInvalid, OSError) as error:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also texts that are not UTF-8
             if (refused := refused_by_system(error)) is not None:  # the segment may be intact
                 raise LedgerError(f"{self.path(name)} cannot be read: {refused.cause}", refused.remedy) from error
+            if number_of(error) in ABSENT:
+                raise LedgerError(
+                    f"{self.path(name)} has gone since the ledger was opened",
+                    "run the same command again; `ledger compact` must not run beside a build",
+                ) from error
             raise LedgerError(
-                f"{self.path(name)} is not a complete segment ({error})", "run `mbeir-cot ledger verify`, which says what to do"
+                f"{self.path(name)} {damage} ({error})", "run `mbeir-cot ledger verify`, which says what to do"
             ) from error
 
     def delete(self, name: str) -> None:
-        self.filesystem.delete_file(self.path(name))
+        try:
+            self.filesystem.delete_file(self.path(name))
+        except OSError as error:
+            cause, remedy = explained(error)
+            raise LedgerError(f"{self.path(name)} cannot be removed: {cause}", remedy) from error
 
 
 def look_up_keys(table: pa.Table) -> NDArray[np.uint64]:

@@ -10,7 +10,8 @@ from pyarrow import fs
 
 from pipeline.ledger.request_key import Identity
 from pipeline.ledger.segment import SegmentStore
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, InputError
+from schemas.os_errors import explained
 
 
 def same_as_before(location: str, who: str, identity: Identity, told: Iterable[str]) -> None:
@@ -23,8 +24,7 @@ def same_as_before(location: str, who: str, identity: Identity, told: Iterable[s
     if not now:
         return
     if store.filesystem.get_file_info(path).type == fs.FileType.File:
-        with store.filesystem.open_input_stream(path) as file:
-            before = orjson.loads(file.read())["told"]
+        before = _read(store, path)
         if not set(now) <= set(before):
             raise ConfigError(
                 f"the {who}'s endpoints serve {identity.name} as {', '.join(now)}; the ledger's answers under that name are of "
@@ -37,3 +37,18 @@ def same_as_before(location: str, who: str, identity: Identity, told: Iterable[s
     with store.filesystem.open_output_stream(f"{path}.tmp") as file:
         file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     store.filesystem.move(f"{path}.tmp", path)
+
+
+def _read(store: SegmentStore, path: str) -> list[str]:
+    try:
+        with store.filesystem.open_input_stream(path) as file:
+            told: list[str] = [str(name) for name in orjson.loads(file.read())["told"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r})",
+            "if the endpoints serve the same model as before, remove it: it is written again",
+        ) from error
+    except OSError as error:
+        cause, remedy = explained(error)
+        raise InputError(f"{path} cannot be read: {cause}", remedy) from error
+    return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -24,3 +24,5 @@ def health(url: str, *, timeout: float = 5.0) -> str | None:
         return f"HTTP {error.code}"
     except OSError as error:
         return str(getattr(error, "reason", error))
+    except HTTPException as error:
+        return f"no HTTP answer ({error!r})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,9 +39,14 @@ class ServerActor:
 
     def __init__(self, config: ServerConfig, log: Path | None, environment: Carried) -> None:
         environment.set()
-        if log is not None:
-            open_run_log(log.with_name(f"{log.stem}-actor.log"))
-        self._server = ManagedServer(config, log=log)
+        self._config, self._log = config, log
+
+    @cached_property
+    def _server(self) -> ManagedServer:
+        """Made by the first call, because Ray keeps no exception of an `__init__`, only a text."""
+        if self._log is not None:
+            open_run_log(self._log.with_name(f"{self._log.stem}-actor.log"))
+        return ManagedServer(self._config, log=self._log)
 
     def node(self) -> str:
         node: str = ray.get_runtime_context().get_node_id()

@@ -68,7 +68,7 @@ def test_after_ten_kills_the_dataset_is_that_of_an_undisturbed_build(
             wait_for_log(oracle, mark, process)
             assert process.poll() is None, process.communicate()[0]
             if number % 3 == 1:  # a worker: the build continues by itself; then the driver
-                os.kill(wait_for_one(process, "ray::AnnotationWorker"), signal.SIGKILL)
+                os.kill(wait_for_one(process, "ray::WorkerActor"), signal.SIGKILL)
                 oracle.answer_at_most(mark + 4 * in_flight)
                 wait_for_log(oracle, mark + 3 * in_flight, process)
             elif number % 3 == 2:  # the raylet: the driver cannot continue

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import load_config
-from pipeline.ledger.maintenance import verify_ledger
 from pipeline.ledger.segment import SegmentStore
 from pipeline.mbeir.convert import converted
 from pipeline.mbeir.extract import extract_images
@@ -29,7 +28,6 @@ from schemas.config import BuildConfig
 from schemas.errors import CotError
 from schemas.hosting import ServerConfig
 from schemas.os_errors import explained, refused_by_system
-from tests.pipeline.ledger.test_ledger import entry
 from tests.pipeline.mbeir.test_extract import archive, write_parts
 
 
@@ -236,18 +234,6 @@ def test_an_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: 
     assert extract_images(parts, tmp_path).files == 1
 
 
-def test_a_segment_on_a_failing_disk_is_not_to_be_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.ledger.segment
-
-    SegmentStore(tmp_path).write("segment-1.parquet", [entry(1)])
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.ledger.segment.pq, "ParquetFile", failing(errno.EIO))
-        (found,) = verify_ledger(tmp_path)
-    assert "the disk or its connection fails" in found
-    assert "move it away" not in found
-    assert not verify_ledger(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("error", "cause", "remedy"),
     [
@@ -270,6 +256,15 @@ def test_a_push(error: OSError, cause: str, remedy: str) -> None:
     [
         (OSError("[Errno 5] Error reading bytes from file. Detail: [errno 5] Input/output error"), "connection fails"),
         (RuntimeError("Cannot allocate memory (os error 12)"), "no memory"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out", "/nfs/a.json"), "does not answer"),
+        (
+            OSError(errno.ETIMEDOUT, "Failed to open local file 'a'. Detail: [errno 110] Connection timed out"),
+            "does not answer",
+        ),
+        (OSError(errno.ESHUTDOWN, "Cannot send after transport endpoint shutdown", "/lustre/a"), "cut this machine off"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/fuse/a"), "has gone"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), None),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), None),
         (pa.ArrowInvalid("Parquet magic bytes not found"), None),
         (FileNotFoundError(errno.ENOENT, "No such file"), None),
         (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), None),

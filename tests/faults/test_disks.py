@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline.build
@@ -24,8 +25,11 @@ import pipeline.ledger.ledger
 import pipeline.ledger.segment
 from bench.oracle import Oracle
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
+from pipeline.ledger.journal import Journal, LedgerError, read_journal
 from pipeline.ledger.ledger import Ledger, recover
+from pipeline.ledger.segment import SegmentStore
 from schemas.errors import CotError
+from schemas.os_errors import explained
 from tests.faults.conftest import Build, Inject
 from tests.pipeline.files.test_atomic_directory import version
 from tests.pipeline.ledger.test_ledger import entry, key
@@ -134,6 +138,30 @@ def test_a_node_that_is_lost_while_the_dataset_is_assembled(
     assert max(asked.values()) == 1
 
 
+@pytest.mark.slow
+def test_a_damaged_segment_ends_the_build_and_rejects_nothing(small_world: Path, tmp_path: Path, build: Build) -> None:
+    with Oracle(tmp_path / "oracle.log") as oracle:
+        config = oracle.config(tmp_path, small_world, input__limit=60)
+        build(config)
+        before, asked = digests(tmp_path / "out" / "dataset"), oracle.answered()
+        store = SegmentStore(tmp_path / "out" / "ledger")
+        name = store.names()[0]
+        group = pq.ParquetFile(store.path(name)).metadata.row_group(0)
+        texts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "text")
+        with Path(store.path(name)).open("r+b") as file:
+            file.seek(texts.data_page_offset + 40)
+            file.write(b"damaged")
+        for _ in range(2):
+            with pytest.raises(CotError, match=f"{name} is damaged") as caught:
+                build(config, "verify.threshold=0.71")
+            assert "ledger verify" in caught.value.remedy
+            assert digests(tmp_path / "out" / "dataset") == before
+        assert oracle.answered() == asked
+        Path(store.path(name)).rename(tmp_path / "damaged.parquet")  # as `ledger verify` says
+        build(config, "verify.threshold=0.71")
+        assert oracle.answered() != asked
+
+
 def killed(work: Callable[[], None]) -> None:
     """Runs it in its own process, and checks that this is killed."""
     child = os.fork()
@@ -218,6 +246,35 @@ def test_a_kill_while_a_segment_is_sealed(tmp_path: Path, owner: str, point: str
     assert not any(found[appended:])
     assert len(ledger) == appended  # no duplicates
     assert not list((tmp_path / "journals").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_journal_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Network file systems say only then that the disk is full."""
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(number))
+        for flush in (ledger.sync, ledger.close):
+            with pytest.raises(LedgerError, match=explained(OSError(number, "")).cause) as caught:
+                flush()
+            assert explained(OSError(number, "")).remedy in caught.value.remedy
+    assert [len(read_journal(path).entries) for path in (tmp_path / "journals").iterdir()] == [1]
+
+
+def test_a_part_of_a_line_that_stays_does_not_damage_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, write = Journal(tmp_path / "a.journal"), os.write
+    journal.append(entry(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, line: write(file, line[:20]))
+        patch.setattr(os, "ftruncate", failing(errno.EIO))
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="could not be written"):
+                journal.append(entry(2))
+    journal.append(entry(3))
+    assert [bytes.fromhex(line["fingerprint"]) for line in read_journal(journal.path).entries] == [key(1), key(3)]
+    assert read_journal(journal.path).damaged == 0
+    journal.close()
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

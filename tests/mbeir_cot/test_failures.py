@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mbeir_cot.failures import explained
+from mbeir_cot.failures import explained, summary
+from schemas import os_errors
 from schemas.errors import InputError
 from schemas.manifest import Manifest
 from tests.support.cli import mbeir_cot
@@ -45,6 +47,15 @@ def _ray_task() -> None:
     from ray.exceptions import RayTaskError
 
     raise RayTaskError("f", "traceback", InputError("line 3 of a file", "mend it"))
+
+
+def in_task(error: BaseException, text: str = "") -> Exception:
+    """As `ray.get` raises it: Ray keeps of the traceback only the text."""
+    from ray.exceptions import RayTaskError
+
+    again = RayTaskError("f", f"ray::f()\n{text}", pickle.loads(pickle.dumps(error))).as_instanceof_cause()
+    assert isinstance(again, type(error))
+    return again  # type: ignore[return-value]
 
 
 def _ray() -> None:
@@ -88,6 +99,52 @@ def test_known_failures_become_one_line_with_a_remedy(action: Callable[[], Any],
     assert words in found.problem
     assert "\n" not in found.problem
     assert remedy in found.remedy
+
+
+OF_FILES = (
+    "EISDIR ENOTDIR EEXIST ELOOP ETIMEDOUT ENOTEMPTY EFBIG EBUSY EXDEV EINVAL ENOLCK ENOTCONN ESHUTDOWN EREMOTEIO ESTALE "
+    "ENOSPC EDQUOT EROFS EACCES EPERM EMFILE ENFILE ENOMEM EIO ENAMETOOLONG ENOENT"
+)
+
+
+def test_what_a_ray_task_raised_is_explained_as_it_would_be_here() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
+    for error in (full, RuntimeError("x"), MemoryError("x")):
+        here, there = explained(error), explained(in_task(error))
+        assert str(here) == str(there)
+    bug = in_task(KeyError("x"), '  File "/work/trainer/a.py", line 3, in f')
+    assert explained(bug) is None
+    assert summary(bug) == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("paths", "library"),
+    [
+        (["/a/trainer/x.py", "/v/lib/python3.11/site-packages/transformers/utils/hub.py"], "transformers cannot use a model"),
+        (["/v/site-packages/vllm/v1/engine.py", "/v/site-packages/torch/x.py"], "vLLM"),
+        (["/v/site-packages/transformers/trainer/x.py", "/a/schemas/b.py"], None),
+        (["/a/bin/x.py"], None),
+    ],
+)
+def test_the_library_that_failed_in_a_ray_task(paths: list[str], library: str | None) -> None:
+    text = "\n".join(f'  File "{path}", line 3, in f\n    f()' for path in paths)
+    found = explained(in_task(RuntimeError("it says\nso"), text))
+    assert (found.problem if found else None) == (f"{library}: RuntimeError: it says" if library else None)
+
+
+@pytest.mark.parametrize("name", [*OF_FILES.split(), "ENXIO"])
+def test_a_refusal_that_names_a_file_is_never_a_bug(name: str) -> None:
+    number = getattr(errno, name)
+    known = explained(OSError(number, os.strerror(number), "/data/x"))
+    assert known is not None
+    assert known.problem == f"{os_errors.explained(OSError(number, '')).cause}: /data/x"
+    assert "run the same command again" in known.remedy
+
+
+def test_a_refusal_without_a_file_may_be_of_the_network_or_a_bug() -> None:
+    assert explained(OSError(errno.EIO, "Input/output error")) is not None
+    for number in (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EINVAL, errno.EBADF):
+        assert explained(OSError(number, os.strerror(number))) is None
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
         actor = ray.remote(_Actor).options(num_gpus=1 if gpu else 0)
         files = [logs.absolute() / f"embed-{number}.log" if logs is not None else None for number in range(workers)]
         self._actors = [actor.remote(spec, file) for file in files]
+        self._loading = [one.load.remote() for one in self._actors]
         self.count = workers
 
     def embed_ranges(self, pool: Pool, ranges: Sequence[Range]) -> Iterator[tuple[Range, PoolPart]]:
@@ -149,6 +150,7 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
         def ask(actor: Any, span: Range) -> Any:
             return actor.embed_part.remote(pool, span)
 
+        self._ray.get(self._loading)
         yield from ActorPool(self._actors).map_unordered(ask, list(ranges))
 
     def embed_queries(self, units: Sequence[QueryUnit]) -> Iterator[QueryPart]:
@@ -157,6 +159,7 @@ class RayPoolEmbedder(AbstractContextManager["RayPoolEmbedder"]):
         def ask(actor: Any, unit: QueryUnit) -> Any:
             return actor.embed_unit.remote(unit)
 
+        self._ray.get(self._loading)
         yield from ActorPool(self._actors).map_unordered(ask, list(units))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -178,11 +181,18 @@ def open_workers(spec: EmbedderSpec, *, logs: Path | None = None) -> AbstractCon
 
 
 class _Actor:
+    """`load` is called first. It is not `__init__`, of whose errors Ray keeps only a text."""
+
     def __init__(self, spec: EmbedderSpec, log: Path | None) -> None:
-        if log is not None:
-            open_run_log(log)
-        self._worker = spec.embedder()
-        self._queries = _query_embedder(self._worker, spec.config)
+        self._spec, self._log = spec, log
+
+    def load(self) -> None:
+        spec = self._spec
+        if self._log is not None:
+            open_run_log(self._log)
+        with log_failure(logger, f"loading {spec.model or spec.config.model.base}"):
+            self._worker = spec.embedder()
+            self._queries = _query_embedder(self._worker, spec.config)
         logger.info("loaded %s on %s", spec.model or spec.config.model.base, self._worker.embedder.device)
 
     def embed_part(self, pool: Pool, span: Range) -> tuple[Range, PoolPart]:

@@ -39,6 +39,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Any, ...]]:
     return counts
 
 
+def test_a_replay_from_a_ledger_that_is_not_local(pictured_build: Path, tmp_path: Path) -> None:
+    settings = BuiltDataset.open(pictured_build).settings()
+    assert settings is not None
+    ledger = settings.ledger.model_copy(update={"location": "mock://bucket/ledger", "journal": tmp_path})  # Arrow's, empty
+    assert replay(settings.model_copy(update={"ledger": ledger}), []) == {}
+
+
 def test_a_replay_reads_each_thing_once(pictured_build: Path, counted: Counter[tuple[Any, ...]]) -> None:
     dataset = BuiltDataset.open(pictured_build)
     settings, rows = dataset.settings(), list(dataset.rows())

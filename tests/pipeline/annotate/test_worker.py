@@ -64,3 +64,4 @@ async def test_a_ledger_that_cannot_be_written_stops_the_requests(
     assert annotator._stopping
     assert isinstance(annotator._trouble, LedgerError)
     assert "Input/output error" in str(annotator._trouble)
+    assert "dmesg" in annotator._trouble.remedy

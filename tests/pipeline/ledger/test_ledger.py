@@ -15,12 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.files.locks import LockError, only_one
 from pipeline.ledger.entry import to_answer, to_entry
 from pipeline.ledger.journal import Journal, LedgerError, encode, read_journal
 from pipeline.ledger.ledger import Ledger, recover
 from pipeline.ledger.maintenance import compact, ledger_stats, verify_ledger
-from pipeline.ledger.segment import SegmentStore
+from pipeline.ledger.segment import ROW_GROUP, SegmentStore
 from schemas.teacher import Outcome, TeacherAnswer
+
+write = pq.write_table
 
 
 def answer(text: str = "fine", outcome: Outcome = Outcome.OK, key: str = "train/cirr/task7/8:1") -> TeacherAnswer:
@@ -202,6 +205,29 @@ def test_compaction_keeps_the_winning_answers(tmp_path: Path) -> None:
     assert verify_ledger(tmp_path) == []
 
 
+def test_compactions_within_a_second_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # or its clock was set back
+    for number in range(4):
+        ledger = Ledger(tmp_path)
+        ledger.append(entry(number, f"text {number}"))
+        ledger.close()
+        compact(tmp_path)
+    assert len(SegmentStore(tmp_path).names()) == 1
+    after = Ledger(tmp_path)
+    assert [after.get(key(n)).text for n in range(4)] == [f"text {n}" for n in range(4)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_no_compaction_beside_the_build(tmp_path: Path, elsewhere: bool) -> None:
+    out, lock = tmp_path / "out", tmp_path / "out.lock" if elsewhere else None
+    for number in range(2):
+        SegmentStore(out / "ledger").write(f"segment-{number}.parquet", [entry(number)])
+    with only_one(out, lock), pytest.raises(LockError, match="another build is running"):
+        compact(out / "ledger")
+    assert compact(out / "ledger") == (2, 1)
+    assert (out / ".lock").is_symlink() == elsewhere
+
+
 def test_verify_names_damaged_files(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry(1))
@@ -213,6 +239,39 @@ def test_verify_names_damaged_files(tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in found] == [segment.name, "x.journal"]
     with pytest.raises(LedgerError, match="ledger verify"):
         Ledger(tmp_path)
+
+
+@pytest.mark.parametrize("checksums", [True, False])  # earlier versions wrote none
+def test_a_damaged_page_is_an_error_and_no_missing_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checksums: bool
+) -> None:
+    if not checksums:
+        monkeypatch.setattr(
+            pq, "write_table", lambda *given, **options: write(*given, **options | {"write_page_checksum": False})
+        )
+    ledger = Ledger(tmp_path)
+    for number in range(ROW_GROUP + 1):
+        ledger.append(entry(number, f"text {number}"))
+    ledger.close()
+    segment = tmp_path / SegmentStore(tmp_path).names()[0]
+    second = pq.ParquetFile(segment).metadata.row_group(1)
+    texts = next(c for c in map(second.column, range(second.num_columns)) if c.path_in_schema == "text")
+    content = bytearray(segment.read_bytes())
+    start = texts.data_page_offset if checksums else texts.dictionary_page_offset
+    for place in range(start + 40, start + 45) if checksums else range(start, start + 45):
+        content[place] ^= 0x55
+    segment.write_bytes(content)
+    reader = Ledger(tmp_path)
+    assert reader.get(key(0)) is not None
+    with pytest.raises(LedgerError, match=f"{segment.name} is damaged") as caught:
+        reader.get(key(ROW_GROUP))
+    assert "ledger verify" in caught.value.remedy
+    with pytest.raises(LedgerError, match=f"{segment.name} is damaged"):
+        reader.get(key(ROW_GROUP))  # and again
+    (found,) = verify_ledger(tmp_path)
+    assert "move it away" in found
+    with pytest.raises(LedgerError, match="is damaged"):
+        SegmentStore(tmp_path).read(segment.name)
 
 
 def test_a_full_disk_is_an_error_and_leaves_complete_lines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import ray
 
+from pipeline.serving.environ import carried
 from pipeline.serving.placement import Demand
 from pipeline.serving.reserve import release, reserve
 from pipeline.serving.server import HostingError
-from pipeline.serving.server_pool import ServerPool
+from pipeline.serving.server_pool import ServerActor, ServerPool
 from schemas.hosting import ServerConfig
 from tests.pipeline.serving.test_vllm_command import model
 
@@ -91,3 +93,11 @@ def test_gpus_in_use_are_waited_for_up_to_the_timeout(two_of_six: None, tmp_path
         first.stop()
     again = ServerPool(config.model_copy(update={"placement_timeout_s": 30}))  # the GPUs are released
     again.stop()
+
+
+def test_an_actor_whose_server_cannot_be_made_fails_in_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an actor's `__init__`, Ray keeps no exception."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))  # where a server without a named log has it
+    actor = ServerActor(ServerConfig(model="m"), None, carried())
+    with pytest.raises(FileNotFoundError):
+        actor.start()
