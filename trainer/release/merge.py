@@ -13,8 +13,10 @@ import io
 import json
 import math
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -48,6 +50,11 @@ _MOST: Final = 0.92
 _SPARE: Final = 0.02
 """Share of the memory that is left free: for this process's context, and for changes between our query and vLLM's."""
 _ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
+_TIMEOUT_S: Final = 300
+
+
+class CheckError(CotError):
+    """A server that should check an export and does not answer. Nothing is written."""
 
 
 class MergeError(CotError):
@@ -233,9 +240,7 @@ def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]
     with ManagedServer(server_config(plan, directory, *more)) as server:
         cosines = []
         for sample in samples:
-            answer = _request(
-                f"{server.endpoint.url}/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"}
-            )
+            answer = _request(server, "/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"})
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
     return cosines
@@ -248,7 +253,7 @@ def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) ->
         same = []
         for sample in samples:
             body = _messages(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
-            answer = _request(f"{server.endpoint.url}/chat/completions", body)
+            answer = _request(server, "/chat/completions", body)
             same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
     return same
 
@@ -283,8 +288,20 @@ def _data_url(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _request(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def _request(server: ManagedServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The server's answer. Raises CheckError if it refuses, or does not answer."""
+    url = server.endpoint.url + path
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
-    with opened(request, timeout=300) as answer:
-        parsed: dict[str, Any] = json.load(answer)
+    try:
+        with opened(request, timeout=_TIMEOUT_S) as answer:
+            parsed: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        said = error.read(400).decode("utf-8", "replace").strip()
+        raise CheckError(
+            f"the checking server answers HTTP {error.code}: {said}", f"{_ADVICE}; its log is {server.log}"
+        ) from error
+    except (OSError, HTTPException, ValueError) as error:  # a time-out is an OSError
+        cause = getattr(error, "reason", error)
+        remedy = f"its log, {server.log}, says why; then run the same command again"
+        raise CheckError(f"the checking server does not answer: {cause}", remedy) from error
     return parsed
