@@ -14,7 +14,6 @@ from typing import Final
 from schemas.errors import CotError
 from schemas.os_errors import HELD, NO_LOCKS, explained, number_of
 
-
 _WAIT_S: Final = 0.2
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.dataset.training_store import training_store
-from pipeline.files.durable import replace_text
+from pipeline.files.durable import replace_text, sync
 from pipeline.files.run_log import log_failure, run_log
 from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import DataSettings, TrainConfig
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
+from trainer.embedding.embed import write_array
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
 from trainer.embedding.recovered_candidates import embed_whole_pool
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
@@ -143,7 +144,8 @@ def _join_parts(out: Path, parts: Sequence[Path], metadata: IndexMetadata) -> No
         vectors_CD[start : start + len(part.ids)] = part.vectors
         start += len(part.ids)
     vectors_CD.flush()
-    np.save(out / IDS, np.concatenate([part.ids for part in loaded]), allow_pickle=False)
+    sync(out / VECTORS)
+    write_array(out / IDS, np.concatenate([part.ids for part in loaded]))
     replace_text(out / METADATA, metadata.model_copy(update={"count": count, "dim": dim}).model_dump_json(indent=1) + "\n")
     for path in parts:
         path.unlink()
