@@ -92,12 +92,8 @@ def build_index(
     if (out / METADATA).is_file():
         built = Index.open(out)
         if (built.metadata.embedder_sha256, built.metadata.pools) == (metadata.embedder_sha256, metadata.pools):
-            if skip or not load_exclusions(out / UNREADABLE):
-                return built
-            raise ConfigError(
-                f"{out} was built without the candidates that cannot be read",
-                "name another --out, or data.skip_unreadable=true",
-            )
+            _check_left_out(built, data)
+            return built
     _claim_directory(out, metadata, skip=skip)
     with run_log(out / LOG), log_failure(logger, "index"):
         logger.info("%s of %s, pools %s", metadata.variant, metadata.run, ", ".join(metadata.pools))
@@ -116,6 +112,21 @@ def build_index(
         _join_parts(out, parts, metadata)
         logger.info("finished: %s", out)
     return Index.open(out)
+
+
+def _check_left_out(built: Index, data: DataSettings) -> None:
+    """Raises an error for an index that lacks candidates, if the settings do not allow it, or not so many."""
+    out, left_out = built.directory, load_exclusions(built.directory / UNREADABLE)
+    if left_out and not data.skip_unreadable:
+        raise ConfigError(
+            f"{out} was built without the candidates that cannot be read", "name another --out, or data.skip_unreadable=true"
+        )
+    total = built.metadata.count + len(left_out)
+    if len(left_out) > data.most_unreadable * total:
+        raise InputError(
+            f"{out} was built without {len(left_out):,} of {total:,} candidates, which could not be read",
+            f"remove {out} and run again with their images mounted; data.most_unreadable allows more",
+        )
 
 
 def _claim_directory(out: Path, metadata: IndexMetadata, *, skip: bool) -> None:
