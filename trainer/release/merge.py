@@ -13,10 +13,7 @@ import io
 import json
 import math
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -25,7 +22,6 @@ import torch
 from PIL import Image
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
-from pipeline.serving.proxy_bypass import opened
 from pipeline.serving.server import ManagedServer
 from prompts import ImageSlot
 from schemas.errors import ConfigError, CotError
@@ -37,6 +33,7 @@ from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.bidirectional_attention import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
+from trainer.release.checking_server import ADVICE, ask
 from trainer.release.sentence_transformers import write_modules
 
 COSINE: Final = 0.999
@@ -49,12 +46,6 @@ _MOST: Final = 0.92
 """Largest share of a GPU's memory for vLLM."""
 _SPARE: Final = 0.02
 """Share of the memory that is left free: for this process's context, and for changes between our query and vLLM's."""
-_ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
-_TIMEOUT_S: Final = 300
-
-
-class CheckError(CotError):
-    """A server that should check an export and does not answer. Nothing is written."""
 
 
 class MergeError(CotError):
@@ -121,7 +112,7 @@ def _check(plan: ServerPlan, directory: Path, samples: list[Sample], progress: C
     least = float(np.min(list(_compare_embeddings(plan, directory, samples))))
     if not least >= COSINE:  # also refuses NaN
         raise MergeError(
-            f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written", _ADVICE
+            f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written", ADVICE
         )
     progress("starting a generating server")
     queries = [sample for sample in samples if sample.query]
@@ -131,7 +122,7 @@ def _check(plan: ServerPlan, directory: Path, samples: list[Sample], progress: C
         raise MergeError(
             f"the export is not what was trained: {sum(same)} of {len(queries)} routes equal "
             f"({len(even)} of the others are even to within rounding); nothing was written",
-            _ADVICE,
+            ADVICE,
         )
     return Agreement(len(samples), least, len(queries), sum(same), tuple(even))
 
@@ -240,7 +231,7 @@ def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]
     with ManagedServer(server_config(plan, directory, *more)) as server:
         cosines = []
         for sample in samples:
-            answer = _request(server, "/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"})
+            answer = ask(server, "/embeddings", _messages(sample.sequence, plan.ending) | {"encoding_format": "float"})
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
     return cosines
@@ -253,7 +244,7 @@ def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) ->
         same = []
         for sample in samples:
             body = _messages(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
-            answer = _request(server, "/chat/completions", body)
+            answer = ask(server, "/chat/completions", body)
             same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
     return same
 
@@ -286,22 +277,3 @@ def _data_url(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _request(server: ManagedServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The server's answer. Raises CheckError if it refuses, or does not answer."""
-    url = server.endpoint.url + path
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
-    try:
-        with opened(request, timeout=_TIMEOUT_S) as answer:
-            parsed: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        said = error.read(400).decode("utf-8", "replace").strip()
-        raise CheckError(
-            f"the checking server answers HTTP {error.code}: {said}", f"{_ADVICE}; its log is {server.log}"
-        ) from error
-    except (OSError, HTTPException, ValueError) as error:  # a time-out is an OSError
-        cause = getattr(error, "reason", error)
-        remedy = f"its log, {server.log}, says why; then run the same command again"
-        raise CheckError(f"the checking server does not answer: {cause}", remedy) from error
-    return parsed
