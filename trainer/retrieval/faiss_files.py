@@ -35,7 +35,8 @@ def write_faiss(path: Path, write: Callable[[Any, Any], None], index: Any) -> No
     new = path.with_name(f".{path.name}.new")
     try:
         with new.open("wb") as file:
-            write(index, faiss.PyCallbackIOWriter(file.write))  # its own writer does not notice a disk that fills at the end
+            # its own writer does not notice a disk that fills at the end
+            write(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
         sync(new)
         new.replace(path)
     except OSError as error:
