@@ -54,3 +54,6 @@ class MiningReport(_Frozen):
     """Means."""
     spread: float
     """Mean cosine of two candidates drawn at random. Near 1 all embeddings are alike: the embedder has collapsed."""
+    unreadable_queries: NonNegativeInt = 0
+    """Left out: their images cannot be read (`data.skip_unreadable`)."""
+    unreadable_candidates: NonNegativeInt = 0

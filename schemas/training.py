@@ -113,8 +113,8 @@ class DataSettings(_Settings):
     processor refuses), count and list them; otherwise the first one is an error. A query that is left out of an evaluation
     counts as a miss. Training checks all images before its first step."""
     most_unreadable: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """With `skip_unreadable`: more than this share of a training's records, or of a pool's candidates, is not left out: that
-    is an error, for so much is a disk that is not mounted."""
+    """With `skip_unreadable`: more than this share of a training's records, of a pool's candidates, or of the queries of `mine`
+    and `utility` is not left out: that is an error, for so much is a disk that is not mounted."""
     workers: NonNegativeInt = 1
     """Processes that read and prepare batches. They do not change the order."""
     prefetch: PositiveInt = 2

@@ -21,3 +21,6 @@ class UtilityReport(BaseModel):
     """None for the form that needs no trace."""
     margin_without: float
     margin_with: float | None
+    unreadable_queries: NonNegativeInt = 0
+    """Left out: their images cannot be read (`data.skip_unreadable`)."""
+    unreadable_candidates: NonNegativeInt = 0

@@ -62,6 +62,8 @@ def mine(
         with open_workers(EmbedderSpec(settings, model), logs=target) as workers, _opened_judge(verifier, target) as judge:
             mined = mine(settings, chosen, model, target, settings=wanted, workers=workers, judge=judge)
     report = mined.report
+    for notice in mined.notices:
+        console.print(f"[yellow]{escape(notice)}[/]")
     console.print(
         f"{report.negatives:,} negatives for {report.mined:,} of {report.queries:,} queries: mean score "
         f"{report.negative_score:.3f}, the positives' {report.positive_score:.3f}; a positive is among the first "

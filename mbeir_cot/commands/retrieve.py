@@ -75,7 +75,7 @@ def index(
     from trainer.retrieval.recall_queries import recall_queries
 
     embedder = EmbedderSpec(settings, model_directory(settings, run, variant)).load()
-    queries = recall_queries(embedder, settings, known_split)
+    queries = recall_queries(embedder, settings, known_split, notice=lambda line: console.print(f"[yellow]{escape(line)}[/]"))
     if approximate is not None:
         made.make_approximate(approximate)
         recall = made.measure_recall(queries, _RECALL_K)

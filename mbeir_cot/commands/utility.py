@@ -43,6 +43,8 @@ def utility(
                 settings, chosen, model, target, dataset=dataset, sample=sample, by_failure=by_failure, workers=workers
             )
     report = found.report
+    for notice in found.notices:
+        console.print(f"[yellow]{escape(notice)}[/]")
     console.print(
         f"{report.queries:,} queries against {report.compared_with:,} candidates: mean rank of the positive "
         f"{report.rank_without:.2f} without a trace, margin {report.margin_without:.3f}"

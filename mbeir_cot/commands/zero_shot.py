@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,6 +13,9 @@ from mbeir_cot import printing
 from mbeir_cot.commands.train import Run, Set, run_settings
 from mbeir_cot.options import ImageRoots, choose
 from pipeline.progress_meter import quiet_progress
+
+if TYPE_CHECKING:
+    from trainer.zero_shot.contamination import PicturesRead
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -135,7 +139,7 @@ def run_suite(
         raise ConfigError(f"{run} is a model, and no directory for its scores is given", "name one with --out")
     # a model alone needs M-BEIR only for what --seen reads
     given = [*(overrides or ()), *([f"data.mbeir={root}"] if is_checkpoint(run) and not _sets_mbeir(overrides) else [])]
-    settings = run_settings(run, given, None, None)
+    settings = run_settings(run, given, None, image_roots)
     place = out or suite_directory(run if run.is_dir() else settings.out, variant, route)
     with quiet_progress(quiet):
         results = evaluate_suite(
@@ -155,7 +159,15 @@ def run_suite(
         return
     console = printing.console(least_width=110)
     console.print(render_columns(results.columns))
+    _notice_unread(results.pictures)
     console.print(escape(str(results_file(place))))
+
+
+def _notice_unread(read: Mapping[str, PicturesRead]) -> None:
+    from trainer.zero_shot.contamination import describe_unread
+
+    for line in describe_unread(read):
+        printing.console(least_width=110).print(f"[yellow]{escape(line)}[/]")
 
 
 def _sets_mbeir(overrides: list[str] | None) -> bool:
@@ -196,8 +208,9 @@ def contamination(
     marked = {each.name: index.marks(each, store) for each in tasks}
     if lists is not None:
         write_marks(lists, marked)
-    counts = count_marks(marked)
+    counts = count_marks(marked, index.read)
     if as_json:
         typer.echo(json.dumps(counts, indent=1))
     else:
         printing.console(least_width=100).print(render_contamination(counts))
+        _notice_unread(index.read)

@@ -6,11 +6,15 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from schemas.errors import CotError
 from schemas.os_errors import HELD, NO_LOCKS, explained, number_of
+
+_WAIT_S: Final = 0.2
 
 
 class LockError(CotError):
@@ -30,6 +34,12 @@ def try_lock(file: int, path: Path | str, remedy: str) -> bool:
             raise LockError(f"the file system of {path} has no locks ({error.strerror})", remedy) from error
         raise LockError(f"cannot lock {path}: {explained(error).cause}", explained(error).remedy) from error
     return True
+
+
+def wait_for_lock(file: int, path: Path | str, remedy: str) -> None:
+    """As `try_lock`, but waits until no other process holds the lock."""
+    while not try_lock(file, path, remedy):
+        time.sleep(_WAIT_S)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,16 @@ def test_from_a_run_to_hits(finished: Path, tiny_world: Path, tmp_path: Path) ->
     done(*index, "--out", where, *named(r"`mbeir-cot index … ([^`]+)`", remedy).split())
     done("search", where, "a red thing", "-k", "2", "--approximate")
 
+    (where / "approximate.faiss").write_bytes(b"")
+    remedy = refused("is damaged", "search", where, "a red thing", "--approximate")
+    done(*index, "--out", where, *named(r"`mbeir-cot index … ([^`]+)`", remedy).split())
+    done("search", where, "a red thing", "-k", "2", "--approximate")
+    (where / "corpus_ids.npy").write_bytes(b"")
+    remedy = refused("cannot read", *index, "--out", where)
+    shutil.rmtree(named(r"remove (\S+), then", remedy))
+    done(*index, "--out", where)
+    done("search", where, "a red thing", "-k", "2")
+
     remedy = refused("does not say where M-BEIR is", "index", model, "--out", where, *index[4:])
     setting = named(r"add --set (data\.mbeir)=DIR", remedy)
     done("index", model, "--out", where, "--set", f"{setting}={tiny_world}", *index[4:])

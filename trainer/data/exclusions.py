@@ -44,7 +44,7 @@ def refuse_most(what: str, exclusions: Sequence[Exclusion], total: int, most: fl
     more = "" if count == total else "; data.most_unreadable allows more"
     raise InputError(
         f"{said}: {exclusions[0].image}: {exclusions[0].detail}, and so on",
-        f"is the disk with the images mounted? (data.mbeir){more}",
+        f"is the disk with the images mounted? (data.mbeir; of the zero-shot suite: its root){more}",
     )
 
 

@@ -27,7 +27,7 @@ from schemas.mbeir import DatasetTask, Query, Split, hash_did, hash_qid, unhash_
 from trainer.data.encoding import EncodedSequence, SequenceEncoder
 from trainer.data.exclusions import Exclusion, load_exclusions, refuse_most, save_exclusions
 from trainer.data.unreadable import refuse
-from trainer.embedding.files import exclusions_path, ids_path, refuse_not_finite
+from trainer.embedding.files import exclusions_path, ids_path, open_array, refuse_not_finite
 from trainer.embedding.query_embedding import QueryEmbedding
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,8 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 def _join(parts: list[Path], out: Path) -> None:
     """Concatenates parts on disk, with one in memory at a time."""
-    arrays = [array for part in parts if len(array := np.load(part, mmap_mode="r", allow_pickle=False))]
+    opened = (open_array(part, f"the part {part}", f"remove it and run the same command again: {part}") for part in parts)
+    arrays = [array for array in opened if len(array)]
     shape = (sum(len(array) for array in arrays), arrays[0].shape[1])
     new = out.with_suffix(".new")
     joined = np.lib.format.open_memmap(new, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,13 +87,7 @@ def empty_unless_made_by(directory: Path, made_by: Mapping[str, Any]) -> None:
 
 def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> Embeddings:
     """Raises InputError for files that are missing, have the wrong shape, or do not belong together."""
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        ids = np.load(ids_path(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        if (refused := refused_by_system(error)) is not None:
-            raise InputError(f"cannot read the embeddings {path}: {refused.cause}", refused.remedy) from error
-        raise InputError(f"cannot read the embeddings {path} ({error})", _again(path)) from error
+    vectors, ids = (open_array(file, f"the embeddings {file}", _again(path)) for file in (path, ids_path(path)))
     if vectors.ndim != 2 or ids.shape != (len(vectors),) or ids.dtype != np.int64:
         raise InputError(
             f"{path}: {vectors.shape} vectors beside {ids.shape} ids of {ids.dtype}, not (n, dim) and (n,) int64", _again(path)
@@ -100,6 +95,26 @@ def load_embeddings(path: Path, name_of: Callable[[int], str] = unhash_did) -> E
     if len(np.unique(ids)) != len(ids):
         raise InputError(f"{ids_path(path)}: an id occurs twice", _again(path))
     return Embeddings(vectors, ids, path, name_of)
+
+
+DAMAGED = (ValueError, EOFError, BadZipFile)
+"""What numpy raises for a file that is empty, cut off, or of something else."""
+
+
+def open_array(path: Path, what: str, remedy: str) -> NDArray[Any]:
+    """A file of numpy's, memory-mapped. what: names it in messages. remedy: for one that is missing or damaged.
+
+    Raises InputError, by the system's reason if it refuses.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, *DAMAGED) as error:
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"cannot read {what}: {refused.cause}", refused.remedy) from error
+        raise InputError(f"cannot read {what} ({error})", remedy) from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"cannot read {what} (an archive, not an array)", remedy)
+    return array
 
 
 def _again(path: Path) -> str:

@@ -17,7 +17,7 @@ from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.mbeir import hash_did
 from trainer.data.exclusions import Exclusion, refuse_most, save_exclusions
 from trainer.embedding.embed import PoolPart, Range, embed_pool, write_array
-from trainer.embedding.files import exclusions_path, ids_path
+from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def _complete(
 
 def _insert(out: Path, new: dict[int, NDArray[np.float16]], ids: NDArray[np.int64]) -> None:
     """Vectors into a pool's files. `ids`: of all candidates, in the pool's order."""
-    old, old_ids = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (out, ids_path(out)))
+    read = load_embeddings(out)
+    old, old_ids = read.vectors, read.ids
     there = np.asarray(ids[np.isin(ids, [*old_ids.tolist(), *new])], np.int64)
     added = np.isin(there, list(new))
     temporary = out.with_suffix(".new")
@@ -84,7 +85,7 @@ def _insert(out: Path, new: dict[int, NDArray[np.float16]], ids: NDArray[np.int6
     whole[~added] = old
     whole[added] = np.stack([new[number] for number in there[added].tolist()])
     whole.flush()
-    del whole, old
+    del whole, old, read
     sync(temporary)
     ids_path(out).unlink()  # vectors without ids are embedded again: a kill between the two is noticed
     temporary.replace(out)

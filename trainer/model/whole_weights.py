@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from pipeline.files.atomic_directory import recover_directory, replace_directory, staging_path
+from pipeline.files.locks import wait_for_lock
 from pipeline.mbeir.cache import default_cache_dir
 from schemas.training import TrainConfig
 from trainer.model.bidirectional_attention import refuse_unservable
@@ -17,6 +18,8 @@ from trainer.model.embedder import Embedder
 from trainer.model.metadata import METADATA, EmbedderMetadata, fingerprint
 
 logger = logging.getLogger(__name__)
+
+_LOCKS: Final = "set the environment variable MBEIR_COT_CACHE to a directory on a local disk: whole weights are kept there"
 
 
 def write_weights(embedder: Embedder, directory: Path) -> None:
@@ -37,7 +40,7 @@ def whole_weights(config: TrainConfig, model: Path | None, load: Callable[[], Em
     """The directory of an embedder's whole weights: `model` itself if it holds some, else a copy in the cache.
 
     model: a checkpoint's directory; None for the untrained base. load: called if the copy has to be made. A copy is as large as
-    the base and may be deleted at any time.
+    the base and may be deleted at any time. Raises LockError if the cache's file system has no locks.
     """
     if model is not None and EmbedderMetadata.read(model).merged:
         return model
@@ -47,7 +50,9 @@ def whole_weights(config: TrainConfig, model: Path | None, load: Callable[[], Em
     place = default_cache_dir() / "weights" / key
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of one machine start together; the first one writes
+        wait_for_lock(
+            lock.fileno(), place.with_suffix(".lock"), _LOCKS
+        )  # workers of one machine start together; the first one writes
         recover_directory(place)
         if not (place / METADATA).is_file():
             logger.info("writes whole weights of %s to %s", model or config.model.base, place)

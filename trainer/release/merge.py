@@ -13,7 +13,6 @@ import io
 import json
 import math
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -23,7 +22,6 @@ import torch
 from PIL import Image
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
-from pipeline.serving.proxy_bypass import opened
 from pipeline.serving.server import ManagedServer
 from prompts import ImageSlot
 from schemas.errors import ConfigError, CotError
@@ -35,6 +33,7 @@ from trainer.embedding.transformers_engine import AdaptiveEmbedder
 from trainer.model.bidirectional_attention import refuse_unservable
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import write_weights
+from trainer.release.checking_server import ADVICE, ask
 from trainer.release.sentence_transformers import write_modules
 
 COSINE: Final = 0.999
@@ -52,7 +51,6 @@ _MOST: Final = 0.92
 """Largest share of a GPU's memory for vLLM."""
 _SPARE: Final = 0.02
 """Share of the memory that is left free: for this process's context, and for changes between our query and vLLM's."""
-_ADVICE: Final = "check that vLLM and transformers agree on the base model and its image processor"
 
 
 class MergeError(CotError):
@@ -119,7 +117,7 @@ def _check(plan: ServerPlan, directory: Path, samples: list[Sample], progress: C
     least = float(np.min(list(_compare_embeddings(plan, directory, samples))))
     if not least >= COSINE:  # also refuses NaN
         raise MergeError(
-            f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written", _ADVICE
+            f"the export is not what was trained: least cosine {least:.5f} (at least {COSINE}); nothing was written", ADVICE
         )
     progress("starting a generating server")
     queries = [sample for sample in samples if sample.query]
@@ -129,7 +127,7 @@ def _check(plan: ServerPlan, directory: Path, samples: list[Sample], progress: C
         raise MergeError(
             f"the export is not what was trained: {sum(same)} of {len(queries)} routes equal "
             f"({len(even)} of the others are even to within rounding); nothing was written",
-            _ADVICE,
+            ADVICE,
         )
     return Agreement(len(samples), least, len(queries), sum(same), tuple(even))
 
@@ -236,9 +234,7 @@ def _compare_embeddings(plan: ServerPlan, directory: Path, samples: list[Sample]
     with ManagedServer(server_config(plan, directory, *POOLING)) as server:
         cosines = []
         for sample in samples:
-            answer = _request(
-                f"{server.endpoint.url}/embeddings", chat_request(sample.sequence, plan.ending) | {"encoding_format": "float"}
-            )
+            answer = ask(server, "/embeddings", chat_request(sample.sequence, plan.ending) | {"encoding_format": "float"})
             vector = np.asarray(answer["data"][0]["embedding"], np.float32)
             cosines.append(float(vector @ sample.vector / max(float(np.linalg.norm(vector)), 1e-12)))
     return cosines
@@ -251,7 +247,7 @@ def _compare_routes(plan: ServerPlan, directory: Path, samples: list[Sample]) ->
         same = []
         for sample in samples:
             body = chat_request(sample.sequence, "") | {"max_tokens": 1, "temperature": 0, "skip_special_tokens": False}
-            answer = _request(f"{server.endpoint.url}/chat/completions", body)
+            answer = ask(server, "/chat/completions", body)
             same.append((EMB_TOKEN in (answer["choices"][0]["message"]["content"] or "")) == sample.direct)
     return same
 
@@ -287,10 +283,3 @@ def _data_url(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _request(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
-    with opened(request, timeout=300) as answer:
-        parsed: dict[str, Any] = json.load(answer)
-    return parsed

@@ -17,19 +17,20 @@ from typing import Any, Final, NamedTuple, Protocol
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.files.durable import replace_text
+from pipeline.files.state import read_model
 from pipeline.mbeir.candidates import fetch_held
 from pipeline.mbeir.pools import CandidatePool
 from schemas.errors import ConfigError, InputError
 from schemas.mbeir import Candidate, unhash_did
-from schemas.os_errors import explained
 from schemas.training import RouteChoice
-from trainer.embedding.files import refuse_not_finite
+from trainer.embedding.files import open_array, refuse_not_finite
 from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION, TextOrImage, TraceEmbedder
 from trainer.embedding.vectors import Vectors, normalise, read_blocks
+from trainer.retrieval.faiss_files import read_faiss, write_faiss
 from trainer.retrieval.small_vectors import OVERSAMPLING, SmallFormat, SmallKind, SmallVectors, recall, rescore, truncate
 from trainer.retrieval.topk import MISSING, TopK, top_k
 
@@ -40,6 +41,11 @@ _APPROXIMATE: Final = "approximate.faiss"
 UNREADABLE: Final = "unreadable.json"
 LOG: Final = "index.log"
 _TRAINING_VECTORS: Final = 200_000
+
+
+def _again(directory: Path) -> str:
+    """`index` does not write over what is there."""
+    return f"remove {directory}, then run the command that made it again, such as `mbeir-cot index`"
 
 
 class IndexMetadata(BaseModel):
@@ -104,13 +110,16 @@ class Index:
 
     def __init__(self, directory: Path, metadata: IndexMetadata) -> None:
         self.directory, self.metadata = directory, metadata
-        self.vectors: NDArray[np.float16] = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
-        self.ids: NDArray[np.int64] = np.load(directory / IDS, mmap_mode="r", allow_pickle=False)
+        vectors, ids = (
+            open_array(directory / name, f"the index's {directory / name}", _again(directory)) for name in (VECTORS, IDS)
+        )
+        self.vectors: NDArray[np.float16] = vectors
+        self.ids: NDArray[np.int64] = ids
         expected = (metadata.count, metadata.dim)
         if self.vectors.shape != expected or self.ids.shape != expected[:1]:
             raise InputError(
                 f"{directory} is damaged: vectors {self.vectors.shape}, ids {self.ids.shape}, {METADATA} {expected}",
-                "build the index again",
+                _again(directory),
             )
         self._pools: list[CandidatePool] | None = None
         self._approximate: Any = None
@@ -121,12 +130,11 @@ class Index:
         """A directory that `mbeir-cot index` wrote. Raises InputError if it is no index, or damaged."""
         directory = Path(directory)
         try:
-            metadata = IndexMetadata.model_validate_json((directory / METADATA).read_bytes())
-            return cls(directory, metadata)
-        except (OSError, ValidationError, ValueError) as error:
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                raise InputError(f"the index {directory} cannot be read: {error}", explained(error).remedy) from error
-            raise InputError(f"{directory} is no index: {error}", "build it with `mbeir-cot index`") from error
+            return cls(directory, read_model(directory / METADATA, IndexMetadata, _again(directory)))
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError) or (directory / METADATA).exists():
+                raise
+            raise InputError(f"{directory} is no index: it has no {METADATA}", "build it with `mbeir-cot index`") from error
 
     def search(
         self,
@@ -216,7 +224,7 @@ class Index:
             raise ConfigError(f"--approximate {factory}: {cause}", "see faiss's index factory; HNSW32 fits most") from error
         for block_CD in self.blocks():
             approximate.add(block_CD)
-        faiss.write_index(approximate, str(self.directory / _APPROXIMATE))
+        write_faiss(self.directory / _APPROXIMATE, faiss.write_index, approximate)
         self._update(approximate=factory)
         self._approximate = approximate
 
@@ -274,10 +282,10 @@ class Index:
 
     def _load_approximate(self) -> Any:
         if self._approximate is None:
-            path = self.directory / _APPROXIMATE
-            if not path.is_file():
+            if self.metadata.approximate is None:
                 raise InputError(
                     f"{self.directory} has no approximate index", "build it with `mbeir-cot index … --approximate HNSW32`"
                 )
-            self._approximate = faiss.read_index(str(path))
+            again = f"run `mbeir-cot index … --approximate {self.metadata.approximate}` again"
+            self._approximate = read_faiss(self.directory / _APPROXIMATE, faiss.read_index, again)
         return self._approximate

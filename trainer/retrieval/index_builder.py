@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.dataset.training_store import training_store
-from pipeline.files.durable import replace_text
+from pipeline.files.durable import replace_text, sync
 from pipeline.files.run_log import log_failure, run_log
 from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, InputError
 from schemas.mbeir import DATASET_TASKS, Split
 from schemas.training import DataSettings, TrainConfig
 from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, save_exclusions
+from trainer.embedding.embed import write_array
 from trainer.embedding.files import exclusions_path, ids_path, load_embeddings
 from trainer.embedding.recovered_candidates import embed_whole_pool
 from trainer.embedding.workers import EmbedderSpec, Workers, open_workers
@@ -91,12 +92,8 @@ def build_index(
     if (out / METADATA).is_file():
         built = Index.open(out)
         if (built.metadata.embedder_sha256, built.metadata.pools) == (metadata.embedder_sha256, metadata.pools):
-            if skip or not load_exclusions(out / UNREADABLE):
-                return built
-            raise ConfigError(
-                f"{out} was built without the candidates that cannot be read",
-                "name another --out, or data.skip_unreadable=true",
-            )
+            _check_left_out(built, data)
+            return built
     _claim_directory(out, metadata, skip=skip)
     with run_log(out / LOG), log_failure(logger, "index"):
         logger.info("%s of %s, pools %s", metadata.variant, metadata.run, ", ".join(metadata.pools))
@@ -115,6 +112,21 @@ def build_index(
         _join_parts(out, parts, metadata)
         logger.info("finished: %s", out)
     return Index.open(out)
+
+
+def _check_left_out(built: Index, data: DataSettings) -> None:
+    """Raises an error for an index that lacks candidates, if the settings do not allow it, or not so many."""
+    out, left_out = built.directory, load_exclusions(built.directory / UNREADABLE)
+    if left_out and not data.skip_unreadable:
+        raise ConfigError(
+            f"{out} was built without the candidates that cannot be read", "name another --out, or data.skip_unreadable=true"
+        )
+    total = built.metadata.count + len(left_out)
+    if len(left_out) > data.most_unreadable * total:
+        raise InputError(
+            f"{out} was built without {len(left_out):,} of {total:,} candidates, which could not be read",
+            f"remove {out} and run again with their images mounted; data.most_unreadable allows more",
+        )
 
 
 def _claim_directory(out: Path, metadata: IndexMetadata, *, skip: bool) -> None:
@@ -143,7 +155,8 @@ def _join_parts(out: Path, parts: Sequence[Path], metadata: IndexMetadata) -> No
         vectors_CD[start : start + len(part.ids)] = part.vectors
         start += len(part.ids)
     vectors_CD.flush()
-    np.save(out / IDS, np.concatenate([part.ids for part in loaded]), allow_pickle=False)
+    sync(out / VECTORS)
+    write_array(out / IDS, np.concatenate([part.ids for part in loaded]))
     replace_text(out / METADATA, metadata.model_copy(update={"count": count, "dim": dim}).model_dump_json(indent=1) + "\n")
     for path in parts:
         path.unlink()

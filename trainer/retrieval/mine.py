@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from pipeline.dataset.training_store import training_store
 from schemas.errors import InputError
 from schemas.mbeir import Candidate, unhash_did
 from schemas.mining import MiningReport, MiningSettings
@@ -27,7 +28,7 @@ from trainer.embedding.workers import Workers
 from trainer.retrieval.index import Index
 from trainer.retrieval.negatives import choose_negatives, shared_positives
 from trainer.retrieval.topk import TopK, search_device, top_k
-from trainer.retrieval.training_pool import PositionsOfDids, embed_items, training_index
+from trainer.retrieval.training_pool import LeftOut, PositionsOfDids, embed_items, training_index
 from trainer.retrieval.verdicts import Pair, pass_over_right
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,11 @@ _LOOKED_UP: Final = 2_048
 
 
 class Mined(NamedTuple):
+    """notices: lines about what was left out because it cannot be read."""
+
     file: Path
     report: MiningReport
+    notices: list[str]
 
 
 Judge = Callable[[Sequence[Pair]], Sequence[float | None]]
@@ -63,15 +67,16 @@ def mine(
     """Writes ``mined.parquet``, ``report.json`` and the index below `out`.
 
     model: the embedder's directory. judge: asks a verifier about the negatives that the rules leave.
-    Raises InputError if no query can be embedded or no positive is in the pools.
+    Raises InputError, and keeps what is there, if too few queries can be read (`data.most_unreadable`) or no positive is in
+    the pools.
     """
     records = Records.load(config.data.dataset).without(config.data.hold_out)
     index = training_index(config, variant, model, out, records.split, workers=workers)
     items = [records.item(number) for number in range(len(records))]
-    vectors = embed_items(items, {} if variant == "direct" else records.traces(), workers)
+    traces = {} if variant == "direct" else records.traces()
+    vectors, unread = embed_items(items, traces, workers, most=config.data.most_unreadable, name=config.data.dataset)
+    left_out = LeftOut.of(index, unread)
     items = [item for item in items if item.id in vectors]
-    if not items:
-        raise InputError(f"no query of {config.data.dataset} can be embedded", "is the disk with the images mounted?")
     queries_QD = normalise(np.stack([vectors[item.id] for item in items]))
     del vectors
     logger.info("%d queries against %d candidates", len(items), index.metadata.count)
@@ -82,9 +87,11 @@ def mine(
         rows = chooser.judge(rows, Candidates(config.data.mbeir, records.split, config.data.candidate_cache), judge)
     about = {"embedder": index.metadata.embedder_sha256, "dataset": records.digest, "settings": settings.model_dump_json()}
     write_mined(out / MINED, rows, about)
-    report = chooser.report(rows)
+    report = chooser.report(rows).model_copy(
+        update={"unreadable_queries": len(left_out.queries), "unreadable_candidates": len(left_out.candidates)}
+    )
     (out / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return Mined(out / MINED, report)
+    return Mined(out / MINED, report, left_out.save(out, index, training_store(config)))
 
 
 class _Chooser:

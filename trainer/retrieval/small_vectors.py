@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import ConfigError, InputError
+from trainer.embedding.embed import write_array
+from trainer.embedding.files import open_array
 from trainer.embedding.vectors import Vectors, normalise
+from trainer.retrieval.faiss_files import read_faiss, write_faiss
 from trainer.retrieval.topk import MISSING, TopK, sort_hits
 
 SmallKind = Literal["float16", "int8", "binary"]
@@ -87,20 +90,18 @@ class SmallVectors:
     @classmethod
     def read(cls, directory: Path, form: SmallFormat) -> SmallVectors:
         """Raises InputError for files that are missing or of something else."""
-        try:
-            read = faiss.read_index_binary if form.kind == "binary" else faiss.read_index
-            vectors, mean_D = read(str(directory / FILE)), np.load(directory / MEAN, allow_pickle=False)
-        except (RuntimeError, OSError, ValueError) as error:
-            cause = str(error).strip().splitlines()[-1]
-            raise InputError(f"{directory / FILE} cannot be read: {cause}", "run `mbeir-cot index … --small` again") from error
+        again = f"run `mbeir-cot index … --small {form.kind}` again"
+        read = faiss.read_index_binary if form.kind == "binary" else faiss.read_index
+        vectors = read_faiss(directory / FILE, read, again)
+        mean_D = np.array(open_array(directory / MEAN, str(directory / MEAN), again))
         if vectors.d != form.dims or mean_D.shape != (form.dims,):
-            raise InputError(f"{directory / FILE} has {vectors.d} dimensions, not {form.dims}", "build the index again")
+            raise InputError(f"{directory / FILE} has {vectors.d} dimensions, not {form.dims}", again)
         return cls(form, vectors, mean_D)
 
     def write(self, directory: Path) -> None:
         write = faiss.write_index_binary if self.form.kind == "binary" else faiss.write_index
-        write(self._vectors, str(directory / FILE))
-        np.save(directory / MEAN, self._mean_D, allow_pickle=False)
+        write_faiss(directory / FILE, write, self._vectors)
+        write_array(directory / MEAN, self._mean_D)
 
     def __len__(self) -> int:
         return int(self._vectors.ntotal)

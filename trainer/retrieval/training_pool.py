@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.training_store import training_store
+from pipeline.mbeir.image_store import ImageStore
 from pipeline.mbeir.layout import Layout
 from pipeline.progress_meter import Meter
 from schemas.mbeir import Split, hash_did
 from schemas.training import TrainConfig, Variant
 from trainer.data.dataset import Candidates, Item
+from trainer.data.exclusions import Exclusion, describe_exclusions, load_exclusions, refuse_most, save_exclusions
 from trainer.embedding.embed import StudentQuery
 from trainer.embedding.queries import WINDOW, QueryUnit
+from trainer.embedding.recovered_candidates import readable
 from trainer.embedding.workers import Workers
 from trainer.model.metadata import fingerprint
-from trainer.retrieval.index import Index, IndexMetadata
+from trainer.retrieval.index import UNREADABLE, Index, IndexMetadata
 from trainer.retrieval.index_builder import build_index
+
+QUERIES: Final = "unreadable_queries.json"
+"""Lists the queries that were left out."""
 
 
 def training_index(config: TrainConfig, variant: Variant, model: Path, out: Path, split: Split, *, workers: Workers) -> Index:
@@ -44,10 +50,20 @@ def training_index(config: TrainConfig, variant: Variant, model: Path, out: Path
     return build_index(out / f"index-{weights[:12]}", metadata, paths, workers, images=training_store(config), data=config.data)
 
 
-def embed_items(items: Sequence[Item], traces: Mapping[str, str], workers: Workers) -> dict[str, NDArray[np.float16]]:
-    """Record id -> vector: after its trace, or at once where it has none.
+class EmbeddedItems(NamedTuple):
+    """vectors: record id -> vector. left_out: the others, by their record's id."""
 
-    Queries that cannot be read are left out, if the settings allow it.
+    vectors: dict[str, NDArray[np.float16]]
+    left_out: list[Exclusion]
+
+
+def embed_items(
+    items: Sequence[Item], traces: Mapping[str, str], workers: Workers, *, most: float = 1.0, name: str = "the dataset"
+) -> EmbeddedItems:
+    """Each query after its trace, or at once where it has none.
+
+    Queries that cannot be read are left out, if the settings allow it. Raises InputError if that is more than the share `most`
+    of them. name: the dataset's, for messages.
     """
     units = []
     ids: dict[Any, str] = {}
@@ -57,12 +73,40 @@ def embed_items(items: Sequence[Item], traces: Mapping[str, str], workers: Worke
         ids |= dict(zip(places, (item.id for item in part), strict=True))
         queries = tuple(StudentQuery(item.qid, item.instruction, item.text, item.image, item.parts) for item in part)
         units.append(QueryUnit(places, queries, "always-direct", tuple(traces.get(item.id, "") for item in part)))
-    found: dict[str, NDArray[np.float16]] = {}
+    vectors: dict[str, NDArray[np.float16]] = {}
+    left_out: list[Exclusion] = []
     with Meter("queries", len(items), unit="queries") as meter:
         for done in workers.embed_queries(units):
-            found |= {ids[place]: one.vector.numpy() for place, one in done.embeddings.items()}
+            vectors |= {ids[place]: one.vector.numpy() for place, one in done.embeddings.items()}
+            left_out += [one._replace(name=ids[place]) for place, one in done.left_out.items()]
             meter.advance(len(done.embeddings) + len(done.left_out))
-    return found
+    if left_out:
+        refuse_most(f"the queries of {name}", left_out, len(items), most)
+    return EmbeddedItems(vectors, left_out)
+
+
+class LeftOut(NamedTuple):
+    """What of a training cannot be read: candidates of its index, and queries."""
+
+    candidates: list[Exclusion]
+    queries: list[Exclusion]
+
+    @classmethod
+    def of(cls, index: Index, queries: Sequence[Exclusion]) -> LeftOut:
+        return cls(load_exclusions(index.directory / UNREADABLE), list(queries))
+
+    def save(self, out: Path, index: Index, images: ImageStore) -> list[str]:
+        """Lists the queries below `out`, where the index is. Returns lines for people."""
+        (out / QUERIES).unlink(missing_ok=True)
+        lines = []
+        if self.queries:
+            save_exclusions(out / QUERIES, self.queries)
+            lines.append(describe_exclusions("queries", self.queries, out / QUERIES))
+        if self.candidates:
+            lines.append(describe_exclusions("candidates", self.candidates, index.directory / UNREADABLE))
+        if mended := readable(self.candidates, images):
+            lines.append(f"{len(mended):,} of them can be read now: remove {index.directory} and run again to embed them too")
+        return lines
 
 
 class PositionsOfDids:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.dataset.training_store import training_store
 from schemas.errors import InputError
 from schemas.training import TrainConfig, Variant
 from schemas.utility import UtilityReport
@@ -28,7 +29,7 @@ from trainer.embedding.vectors import Vectors, normalise
 from trainer.embedding.workers import Workers
 from trainer.retrieval.index import Index
 from trainer.retrieval.negatives import shared_positives
-from trainer.retrieval.training_pool import PositionsOfDids, embed_items, training_index
+from trainer.retrieval.training_pool import LeftOut, PositionsOfDids, embed_items, training_index
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,11 @@ class Standing(NamedTuple):
 
 
 class Measured(NamedTuple):
+    """notices: lines about what was left out because it cannot be read."""
+
     file: Path
     report: UtilityReport
+    notices: list[str]
 
 
 def measure_utility(
@@ -73,7 +77,8 @@ def measure_utility(
     """Writes ``utility.parquet`` and ``report.json`` below `out`, with the index of the candidates.
 
     dataset: whose traces (or, with `by_failure`, queries) are measured. sample: candidates compared with.
-    Raises InputError for a dataset without traces, or of another M-BEIR.
+    Raises InputError, and keeps what is there, for a dataset without traces, of another M-BEIR, or of which too few queries can
+    be read (`data.most_unreadable`).
     """
     records = Records.load(dataset)
     traces = records.traces()
@@ -83,8 +88,10 @@ def measure_utility(
             f"{dataset} has no record with a trace", "build it with --set route.threshold=0, or measure with --by-failure"
         )
     index = training_index(config, variant, model, out, records.split, workers=workers)
-    without = embed_items(items, {}, workers)
-    given = {} if by_failure else embed_items(items, traces, workers)
+    most = config.data.most_unreadable
+    without, unread = embed_items(items, {}, workers, most=most, name=dataset)
+    left_out = LeftOut.of(index, unread)
+    given = {} if by_failure else embed_items(items, traces, workers, most=most, name=dataset).vectors
     items = [item for item in items if item.id in without and (by_failure or item.id in given)]
     pool = _Pool(index, items, sample)
     rows = []
@@ -116,9 +123,9 @@ def measure_utility(
     new = (out / FILE).with_suffix(".new")
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA.with_metadata(about)), new, compression="zstd")
     new.replace(out / FILE)
-    report = _report(rows, pool.size)
+    report = _report(rows, pool.size, left_out)
     (out / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return Measured(out / FILE, report)
+    return Measured(out / FILE, report, left_out.save(out, index, training_store(config)))
 
 
 class _Pool:
@@ -165,7 +172,7 @@ class _Pool:
         return normalise(np.asarray(self._index.vectors[list(positions)]))
 
 
-def _report(rows: Sequence[dict[str, Any]], size: int) -> UtilityReport:
+def _report(rows: Sequence[dict[str, Any]], size: int, left_out: LeftOut) -> UtilityReport:
     def mean(name: str) -> float | None:
         values = [row[name] for row in rows if row[name] is not None]
         return round(float(np.mean(values)), 4) if values else None
@@ -178,4 +185,6 @@ def _report(rows: Sequence[dict[str, Any]], size: int) -> UtilityReport:
         rank_with=mean("rank_with"),
         margin_without=mean("margin_without") or 0.0,
         margin_with=mean("margin_with"),
+        unreadable_queries=len(left_out.queries),
+        unreadable_candidates=len(left_out.candidates),
     )

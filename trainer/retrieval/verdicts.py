@@ -8,6 +8,7 @@ that bypass, cannot be asked about.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,8 +61,9 @@ def judge_pairs(build: BuildConfig, endpoints: Endpoints, pairs: Sequence[Pair],
 async def _judge(build: BuildConfig, endpoints: Endpoints, pairs: Sequence[Pair], ledger: Path) -> list[float | None]:
     clients = TeacherClients(build, alone=False)
     clients.connect(endpoints)
-    recover(ledger)
-    answers = Ledger(ledger)
+    journals = _journals(build, ledger)
+    recover(ledger, journals)
+    answers = Ledger(ledger, journals=journals)
 
     async def client() -> TeacherClient:
         return await clients.get("verifier")
@@ -86,6 +88,13 @@ async def _judge(build: BuildConfig, endpoints: Endpoints, pairs: Sequence[Pair]
         await clients.close()
         answers.close()
     return judged
+
+
+def _journals(build: BuildConfig, ledger: Path) -> Path | None:
+    """Where `ledger.journal` puts them: in a directory of their own, or recovery would take a build's for these."""
+    if build.ledger.journal is None:
+        return None
+    return build.ledger.journal / f"verdicts-{hashlib.sha256(str(ledger.absolute()).encode()).hexdigest()[:12]}"
 
 
 def _annotation(item: Item) -> Annotation:

@@ -5,7 +5,9 @@ step-00000200/  adapter, token row, processor, embedder.json, state.safetensors 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.files.atomic_directory import replace_directory, staging_path
 from schemas.errors import InputError
+from schemas.os_errors import refused_by_system
 from trainer.model.embedder import EXTRAS, Embedder
 
 _STATE: Final = "state.safetensors"
@@ -82,6 +85,9 @@ def restore(place: Path, embedder: Embedder, optimiser: torch.optim.Optimizer, *
         extras = load_file(place / EXTRAS)
         tensors = load_file(place / _STATE)
     except Exception as error:
+        cause = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) if isinstance(error, MemoryError) else error
+        if (refused := refused_by_system(cause)) is not None:
+            raise InputError(f"the checkpoint {place} cannot be read: {refused.cause}", refused.remedy) from error
         raise InputError(
             f"the checkpoint {place} cannot be read ({type(error).__name__}: {error})",
             "remove that directory: the run resumes from the one before",

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 
 from pipeline.progress_meter import is_quiet, quiet_progress
 from schemas.errors import ConfigError, CotError
+from schemas.os_errors import refused_by_system
 from schemas.training import TrainConfig
 from trainer.data.process_group import ProcessGroup, takes_gpu
 
@@ -24,7 +25,8 @@ _ERROR = "error"
 def train_locally(config: TrainConfig, processes: int) -> None:
     """Trains all variants of a config with `processes` processes, which end when this one ends, for any reason.
 
-    A CotError in a process is raised here; any other error is a ProcessException with its traceback.
+    A CotError in a process, or what the system refused it, is raised here as a CotError; any other error is a ProcessException
+    with its traceback.
     """
     on_gpu = takes_gpu(config.device)
     available = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
@@ -69,9 +71,24 @@ def _process(
             for variant in config.variants:
                 train(config, variant)
         ProcessGroup.join(config.device).leave()
-    except CotError as error:
-        Path(exchange, f"{_ERROR}-{rank}").write_text(str(error), encoding="utf-8")
+    except Exception as error:
+        if (known := _understood(error)) is None:
+            raise
+        Path(exchange, f"{_ERROR}-{rank}").write_text(str(known), encoding="utf-8")
         os._exit(2)  # at once: a regular exit would wait for the others
+
+
+def _understood(error: Exception) -> CotError | None:
+    """The error as people can act on it; None for any that is neither ours nor the system's."""
+    if isinstance(error, CotError):
+        return error
+    if (refused := refused_by_system(error)) is None:
+        return None
+    place = getattr(error, "filename", None)
+    return CotError(
+        f"the training stopped: {refused.cause}" + (f": {place}" if place else ""),
+        f"{refused.remedy}; then run the same command again: it goes on from the last checkpoint",
+    )
 
 
 def _end_with(parent: int) -> None:

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 
 from pipeline.dataset.training_store import training_store
 from pipeline.files.durable import replace_text
 from pipeline.mbeir.image_store import ImageProblem, ImageStore
+from schemas.errors import InputError
 from schemas.training import TrainConfig
 from trainer.data.dataset import Candidates
 from trainer.data.mined import training_records
@@ -35,6 +37,7 @@ from trainer.zero_shot.tasks import Candidate, Query, Task
 _COCO: Final = re.compile(r"(?:train|val|test|unlabeled)20(?:14|15|17)(?:/|/.*_)(\d{12})\.\w+$")
 _FASHIONIQ: Final = re.compile(r"fashioniq_images/(?:.*/)?([^/]+)$")
 _AT_ONCE: Final = 4_096
+_WITHOUT: Final = "without --near no picture is opened"
 
 
 class Marks(NamedTuple):
@@ -53,12 +56,40 @@ class Marks(NamedTuple):
 MARKS: Final = (*Marks._fields, "seen")
 
 
-def count_marks(marked: Mapping[str, Mapping[str, Marks]]) -> dict[str, dict[str, int]]:
-    """marked: task -> query id -> marks. Returns for each task its queries, and how many have each of `MARKS`."""
+class PicturesRead(BaseModel):
+    """What was opened for near-duplicates. Of those that cannot be read, none is found."""
+
+    pictures: int
+    unreadable: int
+
+
+TRAINING: Final = "the training"
+"""Its name beside those of tasks in `TrainingIndex.read`."""
+
+
+def count_marks(
+    marked: Mapping[str, Mapping[str, Marks]], read: Mapping[str, PicturesRead] | None = None
+) -> dict[str, dict[str, int]]:
+    """marked: task -> query id -> marks. Returns for each task its queries, how many have each of `MARKS`, and with `read` how
+    many pictures of the task and of the training could not be read."""
+    unread = {name: one.unreadable for name, one in (read or {}).items()}
     return {
-        task: {"queries": len(marks), **{name: sum(getattr(one, name) for one in marks.values()) for name in MARKS}}
+        task: {
+            "queries": len(marks),
+            **{name: sum(getattr(one, name) for one in marks.values()) for name in MARKS},
+            **({"unreadable": unread.get(task, 0), "training_unreadable": unread[TRAINING]} if unread else {}),
+        }
         for task, marks in marked.items()
     }
+
+
+def describe_unread(read: Mapping[str, PicturesRead]) -> list[str]:
+    """A line for people for each that has pictures which cannot be read."""
+    return [
+        f"{one.unreadable:,} of {one.pictures:,} pictures of {name} cannot be read: near-duplicates of them are not marked"
+        for name, one in read.items()
+        if one.unreadable
+    ]
 
 
 def write_marks(path: Path, marked: Mapping[str, Mapping[str, Marks]]) -> None:
@@ -101,10 +132,15 @@ class TrainingIndex:
         self._images: set[bytes] = set()
         self._texts: set[bytes] = set()
         self._hashes: Hashes | None = None
+        self.read: dict[str, PicturesRead] = {}
+        """What was opened for near-duplicates: of `TRAINING`, and of each task that was marked."""
 
     @classmethod
     def of(cls, config: TrainConfig, *, near: bool = False) -> TrainingIndex:
-        """`near`: also opens every picture of the training; those that cannot be read are passed over."""
+        """`near`: also opens every picture of the training; those that cannot be read are counted in `read`.
+
+        Raises InputError if none of them can be read.
+        """
         index, paths = cls(), set[str]()
         records = training_records(config.data)
         candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache)
@@ -127,7 +163,9 @@ class TrainingIndex:
                 paths.update(images)
                 paths.update(path for one in right for path in one.images)
         if near:
-            index._hashes = np.stack(list(_hashed(training_store(config), sorted(paths)).values()) or [_NONE])
+            remedy = f"is the disk with the images mounted? (data.mbeir, {config.data.mbeir}); {_WITHOUT}"
+            hashed = index._open(TRAINING, training_store(config), paths, remedy)
+            index._hashes = np.stack(list(hashed.values())) if hashed else np.zeros((0, WORDS), np.uint64)
         return index
 
     def add(self, query: PairSide, positives: Sequence[PairSide]) -> None:
@@ -161,11 +199,23 @@ class TrainingIndex:
 
     def _near(self, task: Task, right: dict[str, Candidate], store: ImageStore) -> set[str]:
         shown: Iterable[Query | Candidate] = (*task.queries(), *right.values())
-        hashed = _hashed(store, sorted({picture_name(one) for each in shown for one in each.pictures}))
+        names = {picture_name(one) for each in shown for one in each.pictures}
+        hashed = self._open(task.name, store, names, f"`mbeir-cot zero-shot check ROOT` lists what is missing; {_WITHOUT}")
         if not hashed or self._hashes is None:
             return set()
         found = near_duplicates(np.stack(list(hashed.values())), self._hashes)
         return {name for name, one in zip(hashed, found.tolist(), strict=True) if one}
+
+    def _open(self, whose: str, store: ImageStore, names: Collection[str], remedy: str) -> dict[str, Hashes]:
+        """The hash of each picture that can be read. Raises InputError if there are pictures and none can be."""
+        hashed, problem = _hashed(store, sorted(names))
+        if problem is not None and not hashed:
+            raise InputError(
+                f"near-duplicates: none of the {len(names):,} pictures of {whose} can be read: {problem.problem}, and so on",
+                remedy,
+            )
+        self.read[whose] = PicturesRead(pictures=len(names), unreadable=len(names) - len(hashed))
+        return hashed
 
 
 def _shown(one: Query | Candidate) -> PairSide:
@@ -191,15 +241,21 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=8).digest()
 
 
-_NONE: Final = np.zeros(WORDS, np.uint64)
+def _hashed(store: ImageStore, names: Sequence[str]) -> tuple[dict[str, Hashes], ImageProblem | None]:
+    """(the hashes of those that can be read, what is wrong with the first other)."""
 
-
-def _hashed(store: ImageStore, names: Sequence[str]) -> dict[str, Hashes]:
-    def one(name: str) -> Hashes | None:
+    def one(name: str) -> Hashes | ImageProblem:
         try:
             return difference_hash(store.open(name))
-        except ImageProblem:
-            return None
+        except ImageProblem as problem:
+            return problem
 
+    hashed: dict[str, Hashes] = {}
+    first: ImageProblem | None = None
     with ThreadPoolExecutor(4, thread_name_prefix="hashes") as threads:
-        return {name: found for name, found in zip(names, threads.map(one, names), strict=True) if found is not None}
+        for name, made in zip(names, threads.map(one, names), strict=True):
+            if isinstance(made, ImageProblem):
+                first = first or made
+            else:
+                hashed[name] = made
+    return hashed, first

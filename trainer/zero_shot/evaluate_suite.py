@@ -51,15 +51,16 @@ def evaluate_suite(
         route: a key of `trainer.zero_shot.run.ROUTES`.
         variant: only named in the results.
         seen: report queries apart that the settings' dataset, if they name one, has shown in training.
-        near: also mark near-duplicate pictures, which opens every training picture.
+        near: also mark near-duplicate pictures, which opens every training picture; those that cannot be read are counted.
         image_roots: further directories that links below `root` may lead into.
     """
     tasks = choose_tasks(root, names)
     index = TrainingIndex.of(config, near=near) if seen and config.data.dataset else None
-    with SuiteRun(config, model, root=root, out=out, image_roots=image_roots) as suite:
-        scored = [suite.score(task, route) for task in tasks]
     store = SuiteStore(root, image_roots) if near else None
     marks = {task.name: index.marks(task, store) for task in tasks} if index is not None else None
-    results = SuiteResults(route=route, variant=variant, columns=columns(scored, marks))
+    with SuiteRun(config, model, root=root, out=out, image_roots=image_roots) as suite:
+        scored = [suite.score(task, route) for task in tasks]
+    pictures = index.read if index is not None else {}
+    results = SuiteResults(route=route, variant=variant, columns=columns(scored, marks), pictures=pictures)
     replace_text(results_file(out), results.model_dump_json(indent=1) + "\n")
     return results

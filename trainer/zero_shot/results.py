@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pipeline.files.state import read_model
 from schemas.training import Variant
 from trainer.zero_shot.columns import Column
+from trainer.zero_shot.contamination import PicturesRead
 
 OWN_ROUTE: Final = {"trace": "adaptive", "direct": "bypass", "always-reason": "reason"}
 """Variant -> the route that it was trained for."""
@@ -21,6 +22,8 @@ class SuiteResults(BaseModel):
     route: str
     variant: str
     columns: list[Column]
+    pictures: dict[str, PicturesRead] = {}
+    """With --near: what was opened for it, of the training and of each task."""
 
     @property
     def name(self) -> str:

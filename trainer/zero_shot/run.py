@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from pipeline.files.durable import replace_text
+from pipeline.files.durable import replace_text, sync
 from pipeline.files.state import read_json
 from pipeline.progress_meter import Meter
 from schemas.errors import InputError
 from schemas.mbeir import DatasetTask, hash_did
+from schemas.os_errors import refused_by_system
 from schemas.training import RouteChoice, TrainConfig
 from trainer.data.exclusions import Exclusion, load_exclusions
-from trainer.embedding.files import empty_unless_made_by, exclusions_path, load_embeddings
+from trainer.embedding.files import DAMAGED, empty_unless_made_by, exclusions_path, load_embeddings
 from trainer.embedding.queries import WINDOW, Place, QueryUnit
 from trainer.embedding.query_embedding import QueryEmbedding
 from trainer.embedding.recovered_candidates import embed_whole_pool, readable
@@ -161,7 +162,8 @@ class SuiteRun:
         empty_unless_made_by(pools, self._embedder())
         out = self._pool_file(pool)
         with Meter(f"{task.name}: candidates", len(pool), unit="candidates") as meter:
-            left_out = embed_whole_pool(out, partial(self.workers().embed_ranges, pool), pool.ids, self._images, meter.advance)
+            embed, most = partial(self.workers().embed_ranges, pool), self.config.data.most_unreadable
+            left_out = embed_whole_pool(out, embed, pool.ids, self._images, meter.advance, most=most)
         lost = {hash_did(one.name) - 1 for one in left_out}
         read = load_embeddings(out)
         vectors = np.zeros((len(pool), read.vectors.shape[1]), np.float32)
@@ -225,11 +227,14 @@ class SuiteRun:
 
 
 def _kept(place: Path, made_by: dict[str, Any]) -> Scored | None:
+    """None for scores that are absent, damaged or made by something else: the task is scored again."""
     try:
         about = TaskScores.model_validate_json((place / "task.json").read_bytes())
         with np.load(place / "values.npz", allow_pickle=False) as values:
             read = {name: np.asarray(values[name], np.float64) for name in values.files}
-    except (OSError, ValueError, ValidationError):
+    except (OSError, *DAMAGED) as error:  # pydantic's are ValueErrors
+        if (refused := refused_by_system(error)) is not None:
+            raise InputError(f"cannot read the scores {place}: {refused.cause}", refused.remedy) from error
         return None
     same = json.dumps(about.made_by, sort_keys=True) == json.dumps(made_by, sort_keys=True)
     whole = all(len(each) == about.queries for each in read.values())
@@ -241,6 +246,7 @@ def _keep(place: Path, about: TaskScores, values: Values, unread: dict[Place, Ex
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     np.savez(place / "values.npz", **values)  # type: ignore[arg-type]
+    sync(place / "values.npz")
     listed = [one._replace(name=identifier)._asdict() for (_, identifier), one in unread.items()]
     replace_text(place / "unreadable_queries.json", json.dumps(listed, indent=1) + "\n")
     replace_text(place / "task.json", about.model_dump_json(indent=1) + "\n")

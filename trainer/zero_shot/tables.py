@@ -47,10 +47,14 @@ def render_suite(results: Sequence[SuiteResults]) -> RenderableType:
 
 def render_contamination(counts: Mapping[str, Mapping[str, int]]) -> RenderableType:
     """counts: of `contamination.count_marks`."""
-    table = Table("task", "queries", "same pair", "same image", "same text", "near", "any", box=None)
+    opened = any("unreadable" in count for count in counts.values())
+    unread = ("unreadable", "of the training") if opened else ()
+    table = Table("task", "queries", "same pair", "same image", "same text", "near", "any", *unread, box=None)
     for name, count in counts.items():
         total = max(1, count["queries"])
-        table.add_row(escape(name), f"{total:,}", *(f"{count[mark]:,} ({count[mark] / total:.0%})" for mark in MARKS))
+        marks = (f"{count[mark]:,} ({count[mark] / total:.0%})" for mark in MARKS)
+        pictures = (f"{count['unreadable']:,}", f"{count['training_unreadable']:,}") if opened else ()
+        table.add_row(escape(name), f"{total:,}", *marks, *pictures)
     return table
 
 

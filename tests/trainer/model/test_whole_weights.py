@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
-from schemas.training import TrainConfig
+from pipeline.files.locks import LockError
+from schemas.training import DataSettings, ModelSettings, TrainConfig
+from tests.faults.test_locks import refused_below
 from tests.trainer.conftest import fresh
 from trainer.model.embedder import Embedder
 from trainer.model.whole_weights import whole_weights
@@ -45,3 +48,16 @@ def test_whole_weights_are_made_once_and_merged_ones_used_in_place(
     )
     base = whole_weights(config, None, lambda: fresh(config))
     assert base != place
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "remedy"),
+    [(errno.ENOLCK, "has no locks", "MBEIR_COT_CACHE"), (errno.EIO, "the disk or its connection fails", "dmesg")],
+)
+def test_a_cache_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str, remedy: str) -> None:
+    monkeypatch.setenv("MBEIR_COT_CACHE", str(tmp_path))
+    refused_below(tmp_path, number, monkeypatch)
+    config = TrainConfig(model=ModelSettings(base="b"), data=DataSettings(dataset="d", mbeir=tmp_path), out=tmp_path)
+    with pytest.raises(LockError, match=said) as caught:
+        whole_weights(config, None, pytest.fail)
+    assert remedy in caught.value.remedy

@@ -127,5 +127,5 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         SmallVectors.read(tmp_path, SmallFormat(kind="int8", dims=16))
     faiss.write_index(faiss.IndexFlatIP(8), str(tmp_path / FILE))
     (tmp_path / FILE).write_bytes(b"damaged")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="small.faiss is damaged"):
         SmallVectors.read(tmp_path, small.form)

@@ -50,7 +50,7 @@ def test_the_utility_is_how_much_the_positives_lead_grows(
     masks = shared_positives([item.positives for item in items])
     margins = {}
     for name, written in (("without", {}), ("with", traces)):
-        vectors = embed_items(items, written, workers)
+        vectors = embed_items(items, written, workers).vectors
         for item, mask in zip(items, masks, strict=True):
             scores = pool @ (vectors[item.id].astype(np.float32) / np.linalg.norm(vectors[item.id].astype(np.float32)))
             best = max(scores[position] for position in positions(item.positives))

@@ -37,6 +37,24 @@ def test_each_pair_is_asked_once_and_bypasses_never(
     assert sum(oracle.answered().values()) == asked
 
 
+def test_journals_lie_where_the_config_says_and_apart_from_a_builds(
+    config: TrainConfig, small_world: Path, tmp_path: Path, oracle: Oracle
+) -> None:
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    of_a_build = journals / "1-build.journal"
+    of_a_build.write_text("its writer was killed")
+    build = load_config(oracle.config(tmp_path, small_world), BuildConfig, (f"ledger.journal={journals}",))
+    records = Records.load(config.data.dataset)
+    item = records.item(2)
+    candidates = Candidates(config.data.mbeir, records.split, config.data.candidate_cache).fetch(item.positives[:1])
+    with hosted_pair(build) as endpoints:
+        judge_pairs(build, endpoints, [Pair(item, candidates[0])], tmp_path / "verdicts")
+    assert of_a_build.is_file()
+    assert not (tmp_path / "verdicts" / "journals").exists()
+    assert [path.name.partition("-")[0] for path in journals.iterdir() if path.is_dir()] == ["verdicts"]
+
+
 def test_a_verifier_that_says_nothing_is_an_error(config: TrainConfig, small_world: Path, tmp_path: Path) -> None:
     records = Records.load(config.data.dataset)
     (candidate,) = Candidates(config.data.mbeir, records.split, config.data.candidate_cache).fetch(

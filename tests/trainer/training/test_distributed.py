@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from schemas.errors import InputError
 from tests.support.cli import mbeir_cot
 from tests.trainer.training.test_train import metrics
+from trainer.training.launch_local import _understood
 
 OWN_TRACES = tuple(
     word for setting in ("contrastive=mixed", "first_refresh=2", "refresh=2") for word in ("--set", f"traces.{setting}")
@@ -68,6 +71,31 @@ def test_two_local_processes_have_the_losses_of_one(train_file: Path, alone: Pat
     assert done.returncode == 0, done.stderr
     agree(tmp_path / "run", alone)
     assert done.stdout.count("trace: ") == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_is_no_fault_of_the_program(train_file: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run" / "trace" / "checkpoints"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(place.name)  # a link in a circle, as a stand-in for a full disk
+    done = mbeir_cot("train", train_file, "--out", tmp_path / "run", "--processes", "2", timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "the training stopped: " in done.stderr
+    assert "it goes on from the last checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "run/a"), "the training stopped: the disk is full: run/a"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the training stopped: the disk is full"),
+        (InputError("a file is damaged"), "a file is damaged"),
+        (RuntimeError("a bug"), "None"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "None"),
+    ],
+)
+def test_what_is_said_of_a_process_that_fails(error: Exception, said: str) -> None:
+    assert str(_understood(error)).startswith(said)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -198,6 +199,28 @@ def test_a_checkpoint_restores_optimiser_and_random_state(config: TrainConfig, t
     half = tmp_path / "step-00000009"
     half.mkdir()
     assert checkpoint.find_latest(tmp_path) == place
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files"),
+        (RuntimeError("I/O error: Input/output error (os error 5)"), "connection fails"),
+        (OSError(errno.ESTALE, "Stale file handle"), "lost the file"),
+        (MemoryError(), "no memory left"),
+    ],
+)
+def test_a_checkpoint_that_the_system_refuses_is_not_to_be_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    (tmp_path / "state.json").write_text("{}")
+    monkeypatch.setattr(checkpoint, "load_file", refuse)
+    with pytest.raises(InputError, match=said) as caught:
+        checkpoint.restore(tmp_path, None, None)  # type: ignore[arg-type]
+    assert "remove" not in caught.value.remedy
 
 
 def test_datasets_without_what_a_variant_needs_are_refused(train_file: Path, small_world: Path, tmp_path: Path) -> None:

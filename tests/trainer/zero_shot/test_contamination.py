@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,21 @@ import pytest
 from PIL import Image
 
 from pipeline.mbeir.image_store import ImageStore
+from schemas.errors import InputError
 from schemas.training import TrainConfig
 from tests.support.cli import mbeir_cot
+from tests.trainer.test_remedies import done as invoke
 from trainer.data.dataset import Candidates, Records
-from trainer.zero_shot.contamination import Marks, PairSide, TrainingIndex, image_key, text_key
+from trainer.zero_shot.contamination import (
+    TRAINING,
+    Marks,
+    PairSide,
+    PicturesRead,
+    TrainingIndex,
+    describe_unread,
+    image_key,
+    text_key,
+)
 from trainer.zero_shot.mt_fiq import MT_FIQ
 from trainer.zero_shot.perceptual_hash import difference_hash, near_duplicates
 from trainer.zero_shot.tasks import Candidate, Measure, Picture, Query, Task
@@ -126,3 +139,78 @@ def test_near_duplicates_of_the_trainings_pictures(config: TrainConfig, small_wo
     index = TrainingIndex.of(config, near=True)
     assert index.marks(asked, ImageStore(tmp_path)) == {"q": Marks(near=True)}
     assert index.marks(asked) == {"q": Marks()}
+
+
+@pytest.fixture
+def unmounted(small_world: Path, tmp_path: Path) -> Path:
+    """The small world with its pictures behind a link that leads out of it."""
+    root = tmp_path / "M-BEIR"
+    shutil.copytree(small_world, root, copy_function=os.link)
+    (root / "mbeir_images").rename(tmp_path / "pictures")
+    (root / "mbeir_images").symlink_to(tmp_path / "pictures")
+    return root
+
+
+def moved(config: TrainConfig, mbeir: Path, *image_roots: Path) -> TrainConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"mbeir": mbeir, "image_roots": image_roots})})
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_none_is_refused(
+    config: TrainConfig, unmounted: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    shown = next(image for (image, *_) in filter(None, Records.load(config.data.dataset).query_images()))
+    (pictures / shown.removeprefix("mbeir_images/")).unlink()
+    index = TrainingIndex.of(moved(config, unmounted, pictures), near=True)
+    assert index.read[TRAINING].unreadable == 1
+    assert index.read[TRAINING].pictures > 1
+    textured(1).save(tmp_path / "there.png")
+    asked = task(Query("q", (Picture("there.png"), Picture("gone.png")), ("c",)), candidates=(Candidate("c", ("a",)),))
+    index.marks(asked, ImageStore(tmp_path))
+    assert index.read["t"] == PicturesRead(pictures=2, unreadable=1)
+    assert len(describe_unread(index.read)) == 2
+    lost = task(Query("q", (Picture("gone.png"),), ("c",)), candidates=(Candidate("c", ("a",)),))
+    with pytest.raises(InputError, match=r"none of the 1 pictures of t can be read: .*gone\.png") as caught:
+        index.marks(lost, ImageStore(tmp_path))
+    assert "zero-shot check" in caught.value.remedy
+    with pytest.raises(InputError, match=r"none of the \d+ pictures of the training can be read") as caught:
+        TrainingIndex.of(moved(config, unmounted), near=True)
+    assert "is the disk with the images mounted?" in caught.value.remedy
+
+
+def test_the_command_says_what_it_could_not_read(config: TrainConfig, unmounted: Path, tmp_path: Path) -> None:
+    folder, pictures = tmp_path / "multiturnfashion", tmp_path / "M-BEIR" / "mbeir_images" / "fashioniq_images"
+    (folder / "data").mkdir(parents=True)
+    (folder / "image_splits").mkdir()
+    content = [{"target": ["", "NEW"], "reference": [["", ["is new"], "GONE"]]}]
+    (folder / "data" / "all.val.json").write_text(json.dumps(content))
+    (folder / "image_splits" / "split.all.val.json").write_text(json.dumps(["NEW"]))
+    textured(1).save(pictures / "NEW.jpg")
+    given = ("contamination", config.data.dataset, "mt-fiq", "--root", tmp_path, "--mbeir", unmounted, "--near")
+    found = mbeir_cot(*given)
+    assert found.returncode == 2
+    assert "none of the" in found.stderr
+    found = mbeir_cot(*given, "--image-root", tmp_path / "pictures", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["mt-fiq"] == {
+        "queries": 1, "pair": 0, "image": 0, "text": 0, "near": 0, "seen": 0, "unreadable": 1, "training_unreadable": 0,
+    }  # fmt: skip
+    found = mbeir_cot(*given, "--image-root", tmp_path / "pictures")
+    assert "1 of 2 pictures of mt-fiq cannot be read" in found.stdout.replace("\n", " ")
+    assert "of the training" in found.stdout
+
+
+def test_image_roots_of_the_command_are_the_trainings_too(
+    train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begun(config: TrainConfig, *_: object, **__: object) -> None:
+        raise Begun(config.data.image_roots)
+
+    monkeypatch.setattr("trainer.zero_shot.evaluate_suite.evaluate_suite", begun)
+    monkeypatch.setattr("trainer.model.location.model_directory", lambda *_: tmp_path)
+    with pytest.raises(Begun) as caught:
+        invoke("zero-shot", "run", train_file, "--root", tmp_path, "--out", tmp_path, "--image-root", tmp_path)
+    assert caught.value.args == ((tmp_path,),)

@@ -20,7 +20,7 @@ from trainer.embedding.workers import EmbedderSpec
 from trainer.zero_shot.columns import columns
 from trainer.zero_shot.contamination import Marks
 from trainer.zero_shot.inputs import SuiteStore, TaskPool, picture_name, picture_of
-from trainer.zero_shot.run import Scored, SuiteRun, TaskScores, wanted
+from trainer.zero_shot.run import Scored, SuiteRun, TaskScores, _keep, _kept, wanted
 from trainer.zero_shot.scoring import score
 from trainer.zero_shot.suite import DATASETS
 from trainer.zero_shot.suite_images import find
@@ -156,6 +156,24 @@ def scored(name: str, column: str, values: list[float]) -> Scored:
     counts = {"reasoned": 0, "cut": 0, "tokens": 0, "unreadable_queries": 0, "unreadable_candidates": 1}
     about = TaskScores(task=name, column=column, made_by={}, ids=ids, **counts)  # type: ignore[arg-type]
     return Scored(about=about, values={"R@1": np.array(values)})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY"])
+def test_scores_that_are_damaged_are_made_again(tmp_path: Path, content: bytes) -> None:
+    one = scored("t", "T", [1, 0])
+    _keep(tmp_path / "t", one.about, one.values, {})
+    assert _kept(tmp_path / "t", {}) is not None
+    (tmp_path / "t" / "values.npz").write_bytes(content)
+    assert _kept(tmp_path / "t", {}) is None
+
+
+def test_scores_that_the_system_refuses_are_not_made_again(tmp_path: Path) -> None:
+    one = scored("t", "T", [1, 0])
+    _keep(tmp_path / "t", one.about, one.values, {})
+    (tmp_path / "t" / "values.npz").unlink()
+    (tmp_path / "t" / "values.npz").symlink_to("values.npz")
+    with pytest.raises(InputError, match="lead in a circle"):
+        _kept(tmp_path / "t", {})
 
 
 def test_means_of_groups() -> None:
