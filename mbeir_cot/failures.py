@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from schemas.errors import CotError
+from schemas.os_errors import number_of
 
 FAULT: Final = 70
 """Exit code of a fault of the program (EX_SOFTWARE)."""
@@ -86,6 +87,8 @@ def explained(error: BaseException) -> CotError | None:
         what, remedy = _BY_ERRNO[error.errno]
         place = f": {error.filename}" if error.filename else ""
         return CotError(f"{what}{place}", f"{remedy}; {_AGAIN}")
+    if type(error).__name__ == "SafetensorError" and (number := number_of(error)) in _BY_ERRNO:  # given in words
+        return explained(OSError(number, message))
     library = _library(error)
     if library is None:
         return None
