@@ -47,4 +47,4 @@ def export(
         console.print(f"{written.pictures:,} pictures are written beside it, because decoders disagree on M-BEIR's files")
     for reason, count in written.skipped.items():
         lists = "; `mbeir-cot mbeir check DIR --decode` lists the images" if reason == SkipReason.UNREADABLE else ""
-        console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}{lists}")
+        console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}{escape(lists)}")
