@@ -20,6 +20,7 @@ from typing import Final
 
 from schemas import os_errors
 from schemas.errors import CotError
+from schemas.os_errors import number_of
 
 FAULT: Final = 70
 """Exit code of a fault of the program (EX_SOFTWARE)."""
@@ -79,6 +80,10 @@ def explained(error: BaseException) -> CotError | None:
         what, remedy = os_errors.explained(error)
         place = f": {error.filename}" if error.filename is not None else ""
         return CotError(f"{what}{place}", f"{remedy}; {_AGAIN}")
+    if type(error).__name__ == "SafetensorError" and (number := number_of(error)) is not None:  # given in words
+        refused = OSError(number, message)
+        if _is_of_a_file(refused):
+            return explained(refused)
     library = _library(error, packages)
     if library is None:
         return None

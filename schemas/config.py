@@ -146,9 +146,10 @@ class PublishConfig(Settings):
     """When a new dataset may replace an older one."""
 
     least_share: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """A dataset with fewer than this share of the old one's records is not published, nor one without any record of a
-    dataset-task that the old one has, unless `--replace` is given. A changed screen or threshold costs a few per cent; a
-    missing image folder or a failing server costs more."""
+    """A dataset with fewer than this share of the old one's records or of its traces is not published, nor one without any
+    record of a dataset-task that the old one has, or without a trace of one that has 20, unless `--replace` is given. A changed
+    screen or threshold costs a few per cent; a missing image folder or a failing server costs more, and so does a route by
+    which much fewer queries reason."""
 
 
 class LedgerConfig(Settings):

@@ -73,7 +73,7 @@ def build(
 
     Run it again after any interruption: no request that has an answer is sent again. With other thresholds, screens or routes
     it builds another dataset from the same answers. DIR/dataset is replaced only by a complete dataset that keeps about as many
-    records (publish.least_share).
+    records and traces (publish.least_share), or with --replace.
     """
     from pipeline.build import build as run
     from schemas.errors import BuildStopped
@@ -99,7 +99,8 @@ def reroute(
     replace: Annotated[bool, typer.Option("--replace", help="Publish even a dataset that keeps much less.")] = False,
     image_roots: ImageRoots = None,
 ) -> None:
-    """Builds again with another threshold on P(complex). Answers in the ledger are reused."""
+    """Builds again with another threshold on P(complex). Answers in the ledger are reused. A threshold by which much fewer
+    queries reason needs --replace."""
     given = [*(overrides or ()), f"route.threshold={threshold}"]
     build(config, out=out, overrides=given, replace=replace, image_roots=image_roots)
 

@@ -35,6 +35,7 @@ def export(
     """Writes the records in a training project's format, joined with M-BEIR's candidates, with a README on how to use them."""
     from pipeline.dataset.open_dataset import open_dataset
     from pipeline.export.export_dataset import export_dataset
+    from pipeline.export.samples import SkipReason
 
     written = export_dataset(
         open_dataset(directory), str(format), out, mbeir=mbeir, negatives=negatives, image_roots=image_roots or ()
@@ -44,9 +45,6 @@ def export(
     )
     if written.pictures:
         console.print(f"{written.pictures:,} pictures are written beside it, because decoders disagree on M-BEIR's files")
-    if written.unusable:
-        console.print(
-            f"[yellow]{written.unusable:,} pictures cannot be opened[/]; `mbeir-cot mbeir check DIR --decode` lists them"
-        )
     for reason, count in written.skipped.items():
-        console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}")
+        lists = "; `mbeir-cot mbeir check DIR --decode` lists the images" if reason == SkipReason.UNREADABLE else ""
+        console.print(f"[yellow]{count:,} records were left out[/]: {escape(str(reason))}{escape(lists)}")

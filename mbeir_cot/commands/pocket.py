@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mbeir_cot.options import ImageRoots
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -67,11 +69,12 @@ def sheet(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="An M-BEIR root, such as OUT/mbeir.")],
     picture: Annotated[Path, typer.Argument(metavar="PNG", help="The picture to write.")],
     skip: Annotated[int, typer.Option(min=0, help="Which query of each test file.")] = 1,
+    image_roots: ImageRoots = None,
 ) -> None:
     """Draws one query of each dataset-task with its positive."""
     from pocket.world.contact_sheet import draw_sheet
 
-    draw_sheet(root, skip=skip).save(picture)
+    draw_sheet(root, skip=skip, image_roots=image_roots or ()).save(picture)
     typer.echo(f"wrote {picture}")
 
 

@@ -152,7 +152,7 @@ async def _check(
 
 
 def _line(finding: Finding) -> str:
-    place = f"{escape(finding.ability):<11} {finding.endpoint}"
+    place = f"{escape(finding.ability):<11} {escape(finding.endpoint)}"
     if finding.trouble is None:
         return f"[green]ok[/]      {place}"
     remedy = f"\n        what to do: {escape(finding.trouble.remedy)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 
@@ -11,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.annotate.annotation import Annotation
 from pipeline.annotate.preview import preview_annotations
 from pipeline.mbeir.layout import Layout
 from pipeline.mbeir.work_list import collect
 from pipeline.serving.teacher_servers import Endpoints
 from schemas.config import BuildConfig
+from schemas.errors import InputError
+from schemas.record import Stage
 
 _CONFIDENCE = 0.9
 
@@ -45,15 +50,24 @@ class Estimate(BaseModel):
 
 
 async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus: int) -> Estimate:
-    """Totals scale with the number of queries; ranges are 90% intervals of the sample's mean (not of the time)."""
+    """Totals scale with the number of queries; ranges are 90% intervals of the sample's mean (not of the time).
+
+    Raises InputError if there is no query, or if the sample says nothing because its inputs cannot be used.
+    """
     unlimited = config.model_copy(update={"input": config.input.model_copy(update={"limit": None})})
     drawn = config.model_copy(update={"input": config.input.model_copy(update={"limit": sample})})
 
     with tempfile.TemporaryDirectory() as scratch:
         whole = len(collect(Layout.open(config.mbeir), unlimited.input, rejects=Path(scratch) / "malformed.jsonl"))
+    if not whole:
+        raise InputError(
+            f"no query of {config.mbeir} is left by the settings of `input`",
+            "check input.split, input.datasets and input.tasks; `mbeir-cot mbeir stats DIR` shows what is there",
+        )
     began = time.monotonic()
     annotations = await preview_annotations(drawn, endpoints)
     seconds = time.monotonic() - began
+    _refuse_unusable(annotations, config)
     calls = np.array([annotation.asked for annotation in annotations], float)
     read = np.array([sum(answer.prompt_tokens for answer in annotation.answers) for annotation in annotations], float)
     written = np.array([sum(answer.completion_tokens for answer in annotation.answers) for annotation in annotations], float)
@@ -83,6 +97,28 @@ async def estimate(config: BuildConfig, endpoints: Endpoints, sample: int, gpus:
         gpu_hours=hours * gpus,
         rows=tuple(rows),
     )
+
+
+def _refuse_unusable(annotations: Sequence[Annotation], config: BuildConfig) -> None:
+    """Raises InputError where a build would stop for its images (`early_stop.inputs`), or no query could be asked about."""
+    unread = [annotation.unread for annotation in annotations if annotation.unread is not None]
+    reasons = Counter(str(problem.reason) for problem in unread).most_common(1)
+    if reasons and (reasons[0][1] > config.early_stop.inputs * len(annotations) or len(unread) == len(annotations)):
+        reason, count = reasons[0]
+        raise InputError(
+            f"{count:,} of {len(annotations):,} sampled queries were rejected for {reason}, so they do not say what a build "
+            f"costs; the last: {unread[-1].problem}",
+            f"check that the images below {config.mbeir} are complete and their disk is mounted, then run again; or leave "
+            "datasets out with input.datasets",
+        )
+    ended = [one.rejection for one in annotations if one.rejection is not None and one.rejection.stage is Stage.INPUT]
+    if len(ended) == len(annotations):
+        named = ", ".join(f"{name} ({count:,})" for name, count in Counter(cause.reason for cause in ended).most_common(3))
+        raise InputError(
+            f"all {len(ended):,} sampled queries were rejected before a request, so they do not say what a build costs: "
+            f"{named}; the last: {ended[-1].detail}",
+            f"`mbeir-cot mbeir check {config.mbeir}` names the rows",
+        )
 
 
 def _line(what: str, values: NDArray[np.float64], whole: int) -> EstimateLine:

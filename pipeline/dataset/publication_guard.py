@@ -1,30 +1,48 @@
-"""Guards a good dataset against being replaced by a much smaller one."""
+"""Guards a good dataset against being replaced by one with much fewer records or traces."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from schemas.errors import BuildError
 from schemas.manifest import Manifest, TaskCounts
+from schemas.os_errors import refused_by_system
+from schemas.record import Route
 
-_TRACES = 20
-"""With at least this many rejected traces, a dataset without any trace counts as a failure."""
+_TRACES: Final = 20
+"""With at least this many rejected traces, a dataset without any trace counts as a failure; so does a dataset-task that had as
+many traces and has none."""
+
+
+class Contents(BaseModel):
+    """What a dataset holds that may be replaced: the part of its manifest that every version has."""
+
+    records: NonNegativeInt
+    tasks: tuple[TaskCounts, ...] = ()
+    uncounted: NonNegativeInt = 0
+    """Traces of a dataset whose tasks are not known."""
+
+    @property
+    def traces(self) -> int:
+        return sum(task.reasoning for task in self.tasks) + self.uncounted
 
 
 def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) -> None:
     """Raises BuildError for a dataset that keeps nothing, or much less than the one in `place`, and moves it aside.
 
-    written: the directory of the new dataset. least_share: the share of the old records that the new one must keep.
+    written: the directory of the new dataset. least_share: the share of the old records, and of the old traces, that the new
+    one must keep.
     """
-    records, tasks = _old(place)
-    lacking = lost(new, records, tasks, least_share, f"the dataset in {place}")
+    lacking = lost(new, _old(place), least_share, f"the dataset in {place}")
     worse = lacking or nothing_kept(new)
     if worse is None:
         return
@@ -70,31 +88,54 @@ def _reasons(manifest: Manifest, *, traces: bool) -> list[tuple[str, int]]:
     return [(reason, count) for reason, count in reasons if reason.split(":")[0] in ("reason", "screen", "verify")]
 
 
-def lost(new: Manifest, records: int, tasks: Sequence[TaskCounts], least_share: float, where: str) -> str | None:
-    """A sentence on what a new dataset lacks compared with an old one, given by its records and tasks; None if it keeps enough.
+def lost(new: Manifest, old: Contents, least_share: float, where: str) -> str | None:
+    """A sentence on what a new dataset lacks compared with an old one; None if it keeps enough.
 
-    least_share: the share of the old records that the new one must keep. where: how to name the old one.
+    Records and traces are compared alike, since with `on_reject: bypass` a rejected trace leaves its record.
+    least_share: the share of the old ones that the new dataset must keep. where: how to name the old one.
     """
-    if not records:
+    if not old.records:
         return None
     why = f"; most were rejected for {dominant(new)}" if new.rejections else ""
-    if new.records < least_share * records:
-        return f"the build keeps {new.records:,} records, {where} has {records:,}{why}"
-    remaining = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning + task.bypass}
-    gone = [task for task in tasks if task.reasoning + task.bypass and (task.dataset, task.task_id) not in remaining]
+    if new.records < least_share * old.records:
+        return f"the build keeps {new.records:,} records, {where} has {old.records:,}{why}"
+    remaining = {(task.dataset, task.task_id): task for task in new.tasks}
+    gone = {}
+    for task in old.tasks:
+        now = remaining.get((task.dataset, task.task_id))
+        if (records := task.reasoning + task.bypass) and (now is None or not now.reasoning + now.bypass):
+            gone[f"{task.dataset}_task{task.task_id}"] = records
     if gone:
-        names = ", ".join(f"{task.dataset}_task{task.task_id} ({task.reasoning + task.bypass:,})" for task in gone)
-        return f"the build keeps no record of {names}, which {where} has{why}"
-    return None
+        return f"the build keeps no record of {_listed(gone)}, which {where} has{why}"
+    return _lost_traces(new, old, least_share, where)
 
 
-def _old(place: Path) -> tuple[int, Sequence[TaskCounts]]:
-    """(records, tasks) of the dataset there. Its files count where the manifest is lost, damaged or of another version."""
+def _lost_traces(new: Manifest, old: Contents, least_share: float, where: str) -> str | None:
+    why = f"; most were rejected for {dominant(new, traces=True)}" if _reasons(new, traces=True) else ""
+    traces = sum(task.reasoning for task in new.tasks)
+    if traces < least_share * old.traces:
+        return f"the build keeps {traces:,} traces, {where} has {old.traces:,}{why}"
+    reasoning = {(task.dataset, task.task_id) for task in new.tasks if task.reasoning}
+    gone = {
+        f"{task.dataset}_task{task.task_id}": task.reasoning
+        for task in old.tasks
+        if task.reasoning >= _TRACES and (task.dataset, task.task_id) not in reasoning
+    }
+    return f"the build keeps no trace of {_listed(gone)}, which {where} has{why}" if gone else None
+
+
+def _listed(gone: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in gone.items())
+
+
+def _old(place: Path) -> Contents:
+    """What the dataset there holds. Its files count where the manifest is lost, damaged or of another version."""
     try:
         manifest = Manifest.model_validate_json((place / "manifest.json").read_bytes())
     except (FileNotFoundError, ValidationError):
-        return sum(map(_rows, sorted((place / "data").glob("*.parquet")))), ()
-    return manifest.records, manifest.tasks
+        files = sorted((place / "data").glob("*.parquet"))
+        return Contents(records=sum(map(_rows, files)), uncounted=sum(map(_traces, files)))
+    return Contents(records=manifest.records, tasks=manifest.tasks)
 
 
 def _rows(file: Path) -> int:
@@ -102,3 +143,13 @@ def _rows(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except pa.ArrowInvalid:  # cut off: no good dataset
         return 0
+
+
+def _traces(file: Path) -> int:
+    try:
+        routes = pq.read_table(file, columns=["route"])["route"]
+    except (pa.ArrowInvalid, OSError) as error:  # cut off or damaged: no good dataset
+        if refused_by_system(error) is not None:
+            raise
+        return 0
+    return int(pc.sum(pc.equal(routes, str(Route.REASONING))).as_py() or 0)

@@ -31,8 +31,6 @@ class Exported(NamedTuple):
     skipped: dict[SkipReason, int]
     pictures: int = 0
     """Pictures written beside the export, because other decoders read M-BEIR's file differently or its name differs."""
-    unusable: int = 0
-    """Pictures that records name but that cannot be opened."""
 
 
 def export_dataset(
@@ -65,15 +63,13 @@ def export_dataset(
     skipped: Counter[SkipReason] = Counter()
     new, images = staging_path(out), plain_store(root, roots)
     pictures = PortablePictures(images, new, out) if format in NAMES_PICTURES else None
-    opens = lru_cache(maxsize=1 << 20)(partial(_opens, images))
+    opens = lru_cache(maxsize=1 << 20)(partial(_opens, images) if pictures is None else pictures.opens)
     with Meter(f"export {format}", dataset.manifest.records, unit="records") as meter:
 
         def usable() -> Iterator[Sample]:
             for sample in samples(dataset, root, cache, negatives=negatives):
                 meter.advance()
-                usable_sample = (
-                    sample if isinstance(sample, Skipped) or pictures is not None else without_pictures(sample, opens)
-                )
+                usable_sample = sample if isinstance(sample, Skipped) else without_pictures(sample, opens)
                 if isinstance(usable_sample, Skipped):
                     skipped[usable_sample.reason] += 1
                 else:
@@ -95,9 +91,7 @@ def export_dataset(
     for name, text in texts(format, out, dataset.manifest.name, written, skipped, synthetic=dataset.manifest.synthetic).items():
         (new / name).write_text(text, encoding="utf-8")
     replace_directory(new, out)
-    if pictures is None:
-        return Exported(written.count, dict(skipped))
-    return Exported(written.count, dict(skipped), pictures.count, pictures.unusable)
+    return Exported(written.count, dict(skipped), pictures.count if pictures is not None else 0)
 
 
 def _opens(images: ImageStore, path: str) -> bool:

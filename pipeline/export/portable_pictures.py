@@ -39,18 +39,25 @@ class PortablePictures:
         )
         self.count = 0
         """Files written."""
-        self.unusable = 0
-        """Files that cannot be opened; they keep their paths."""
         self._path = lru_cache(maxsize=1 << 20)(self._named)
 
     def of(self, sample: Sample) -> Sample:
-        """The sample with portable paths."""
+        """The sample, all of whose pictures open, with portable paths."""
         query = sample.query._replace(image=self.path(sample.query.image))
         row: dict[str, Any] = sample.row | {"query_image": query.image} if query.image else sample.row
         positives, negatives = (tuple(map(self._candidate, side)) for side in (sample.positives, sample.negatives))
         return sample._replace(row=row, query=query, positives=positives, negatives=negatives)
 
+    def opens(self, relative: str) -> bool:
+        """Whether the file can be opened, and written as a PNG where that is needed."""
+        try:
+            self.path(relative)
+        except ImageProblem:
+            return False
+        return True
+
     def path(self, relative: str) -> str:
+        """The portable path. Raises ImageProblem if the file cannot be opened."""
         return self._path(relative) if relative else ""
 
     def _candidate(self, candidate: Candidate) -> Candidate:
@@ -58,13 +65,9 @@ class PortablePictures:
         return candidate if named == (candidate.img_path or "") else candidate.model_copy(update={"img_path": named})
 
     def _named(self, relative: str) -> str:
-        try:
-            if self._images.is_portable(relative):
-                return relative
-            file = self._images.portable(relative)
-        except ImageProblem:
-            self.unusable += 1
+        if self._images.is_portable(relative):
             return relative
+        file = self._images.portable(relative)
         same = self._images.read_bytes(relative) == file.content
         name = f"{FOLDER}/{relative}" if same else f"{FOLDER}/{relative}.png"
         place = self._written / name

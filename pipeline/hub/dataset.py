@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import ValidationError
 
 from data_cards import render_dataset_card
 from pipeline.dataset.built_dataset import BuiltDataset
-from pipeline.dataset.publication_guard import lost
+from pipeline.dataset.publication_guard import Contents, lost
 from pipeline.hub.push import PushError, Target, Upload
 from schemas.config import PublishConfig
-from schemas.manifest import TaskCounts
 
 FINAL: Final = ("README.md", "manifest.json")
 _FOLDERS: Final = ("data/", "rejected/", "with_images/", "assets/")
@@ -43,15 +42,8 @@ def belongs(path: str) -> bool:
     return path in FINAL or path.startswith(_FOLDERS)
 
 
-class _Counts(BaseModel):
-    """The counts in a manifest of any version."""
-
-    records: NonNegativeInt
-    tasks: tuple[TaskCounts, ...] = ()
-
-
 def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
-    """Raises PushError if this dataset keeps too little of the one in the repository.
+    """Raises PushError if this dataset keeps too few records or traces of the one in the repository.
 
     It must keep the build's `publish.least_share`, as in its own directory.
     """
@@ -60,7 +52,7 @@ def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
         return
     as_asked = "or, if it is intended, push again with --replace; or push to another repository or --revision"
     try:
-        old = _Counts.model_validate_json(manifest)
+        old = Contents.model_validate_json(manifest)
     except ValidationError:
         raise PushError(
             f"manifest.json of {target.address} at {target.revision} cannot be read, so what would be replaced is unknown; "
@@ -69,7 +61,7 @@ def refuse_worse(dataset: BuiltDataset, target: Target) -> None:
         ) from None
     settings = dataset.settings()
     share = (settings.publish if settings is not None else PublishConfig()).least_share
-    worse = lost(dataset.manifest, old.records, old.tasks, share, f"the dataset at {target.address} ({target.revision})")
+    worse = lost(dataset.manifest, old, share, f"the dataset at {target.address} ({target.revision})")
     if worse is not None:
         raise PushError(
             f"{worse}\n  nothing was sent",

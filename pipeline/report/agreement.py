@@ -22,7 +22,7 @@ from pipeline.report.label_sample import LabelItem
 from pipeline.traces.families import FAMILIES
 from schemas.errors import InputError
 from schemas.labels import Agreement, Estimate, Label, LabelKind, Labels, LabelValue, Threshold
-from schemas.os_errors import explained
+from schemas.os_errors import ABSENT, explained, number_of
 
 _DRAWS: Final = 10_000
 _INTERVAL: Final = (2.5, 97.5)
@@ -54,8 +54,11 @@ def read_labels(path: Path) -> Labels:
     try:
         return Labels.model_validate_json(path.read_bytes())
     except OSError as error:
-        found = explained(error)
-        raise InputError(f"{path} cannot be read: {found.cause}", "name the file that the page of `label` saved") from error
+        cause, remedy = explained(error)
+        absent = number_of(error) in ABSENT
+        raise InputError(
+            f"{path} cannot be read: {cause}", "name the file that the page of `label` saved" if absent else remedy
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

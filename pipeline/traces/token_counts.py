@@ -7,6 +7,7 @@ names that occur only once cost no call of the tokenizer either.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from pipeline.files.durable import sha256_file
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError
+from schemas.os_errors import refused_by_system
 
 _WORDS_KEPT: Final = 65_536
 _QWEN: Final = {
@@ -63,7 +65,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> Tokenizer:
     try:
         if not path.is_dir():
             return Tokenizer.from_pretrained(source, revision=revision or "main")
-        if (path / "tokenizer.json").is_file():
+        if os.path.lexists(path / "tokenizer.json"):  # also a link that cannot be followed, to say so
             return Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception)
         return _convert(source, revision, error)
@@ -71,14 +73,38 @@ def load_tokenizer(source: str, revision: str | None = None) -> Tokenizer:
 
 
 def _convert(source: str, revision: str | None, why: Exception) -> Tokenizer:
-    """Converts with transformers, which is slow to import, without running the repository's code."""
+    """Converts with transformers, which is slow to import, without running the repository's code.
+
+    why: what the file raised. Raises ConfigError if there is no tokenizer, or it cannot be had."""
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415 (reads HF_* when imported)
+
+    what = f"{source!r}{f' at {revision}' if revision else ''}"
+    out_of_reach = isinstance(why, LocalEntryNotFoundError)
+    if not out_of_reach and (refused := refused_by_system(why)) is not None:
+        raise ConfigError(f"the tokenizer of {what} cannot be read: {refused.cause}", f"{refused.remedy}; then run again")
     try:
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision).backend_tokenizer
     except Exception as error:  # noqa: BLE001 (whatever it is, there is no tokenizer)
+        if out_of_reach:
+            raise ConfigError(
+                f"the tokenizer of {what} is not in the cache, and the Hub is offline or cannot be reached",
+                "unset HF_HUB_OFFLINE and check the network (https_proxy, HF_ENDPOINT); or set screen.tokenizer to a directory "
+                "with a tokenizer.json",
+            ) from None
+        if (refused := refused_by_system(error)) is not None:
+            raise ConfigError(
+                f"the tokenizer of {what} cannot be read: {refused.cause}", f"{refused.remedy}; then run again"
+            ) from None
+        if (file := Path(source) / "tokenizer.json").is_file():
+            raise ConfigError(
+                f"{file} cannot be read as a tokenizer: {why}",
+                "download it again: it is cut off, damaged, or of a newer version of `tokenizers`",
+            ) from None
+        lines = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"no tokenizer at {source!r}{f' at {revision}' if revision else ''} ({why}; {str(error).splitlines()[0][:200]})",
+            f"no tokenizer at {what} ({why}; {lines[0][:200]})",
             "set screen.tokenizer to a directory or Hub repository with a tokenizer.json",
         ) from None
     return tokenizer

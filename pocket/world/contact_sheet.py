@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +22,9 @@ _COLUMN: Final = 560
 _INK, _PAPER, _GREY = (30, 30, 36), (255, 255, 255), (120, 120, 130)
 
 
-def draw_sheet(root: Path, cache_dir: Path | None = None, *, skip: int = 1) -> Image.Image:
+def draw_sheet(root: Path, cache_dir: Path | None = None, *, skip: int = 1, image_roots: Sequence[Path] = ()) -> Image.Image:
     """Draws query number `skip` of each test file beside its first positive, in two columns."""
-    rows = list(_rows(Layout.open(root), plain_store(root), cache_dir, skip))
+    rows = list(_rows(Layout.open(root), plain_store(root, image_roots), cache_dir, skip))
     half = (len(rows) + 1) // 2
     sheet = Image.new("RGB", (2 * _COLUMN, half * _ROW + 8), _PAPER)
     for number, row in enumerate(rows):

@@ -75,7 +75,12 @@ def test_another_threshold_or_worker_count_asks_only_new_requests(
     work = tmp_path / "out"
     shutil.copytree(out, work)
     # fewer queries reason: all their answers are in the ledger
-    done = mbeir_cot("reroute", config, "--threshold", "0.8", "--out", work, timeout=200)
+    reroute = ["reroute", config, "--threshold", "0.8", "--out", work]
+    refused = mbeir_cot(*reroute, timeout=200)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert " traces, the dataset in " in " ".join(refused.stderr.split())
+    assert digests(work / "dataset") == before
+    done = mbeir_cot(*reroute, "--replace", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     records = rows(work / "dataset")
     assert all((r["route"] == "reasoning") == (r["assessment"] >= 0.8) for r in records)

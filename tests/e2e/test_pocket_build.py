@@ -92,7 +92,9 @@ def test_the_pocket_dataset_is_built_while_its_server_is_killed(small_world: Pat
     assert {row["verdict"]["verifier"] for row in records if row["route"] == "reasoning"} == {"pocket-teacher"}
 
     asked = json.loads(mbeir_cot("ledger", "stats", out, "--json").stdout)["answers"]
-    again = mbeir_cot("build", ROOT / "configs" / "pocket.yaml", *arguments, "--set", "route.threshold=0.9", timeout=300)
+    again = mbeir_cot(
+        "build", ROOT / "configs" / "pocket.yaml", *arguments, "--set", "route.threshold=0.9", "--replace", timeout=300
+    )
     assert again.returncode == 0, again.stderr
     if "starting" in again.stderr:  # a higher threshold only removes reasoning
         pytest.fail("a re-route asked the teacher")

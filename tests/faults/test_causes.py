@@ -119,6 +119,19 @@ def embeddings(place: Path) -> None:
     load_embeddings(circle(place / "cirr_embed.npy"))
 
 
+def labels(place: Path) -> None:
+    from pipeline.report.agreement import read_labels
+
+    read_labels(circle(place / "labels.json"))
+
+
+def tokenizer(place: Path) -> None:
+    from pipeline.traces.token_counts import load_tokenizer
+
+    circle(place / "tokenizer.json")
+    load_tokenizer(str(place))
+
+
 def progress(place: Path) -> None:
     from mbeir_cot.commands.build import status
 
@@ -140,6 +153,8 @@ def progress(place: Path) -> None:
         model_config,
         embedder,
         embeddings,
+        labels,
+        tokenizer,
         progress,
     ],
 )

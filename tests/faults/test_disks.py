@@ -74,10 +74,10 @@ def test_the_drivers_disk(undisturbed: Undisturbed, small_world: Path, tmp_path:
         build(config)
         assert digests(dataset) == undisturbed[0]
         # over an old dataset, with which the new one is exchanged: the old one stays complete
-        for point, (place, name, number, _) in list(DRIVER.items())[-2:]:
+        for point, (place, name, number, said) in list(DRIVER.items())[-2:]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(place, name, failing(number))
-                with pytest.raises(CotError):
+                with pytest.raises(CotError, match=said):
                     build(config, "verify.threshold=0.71")
             assert digests(dataset) == undisturbed[0], point
         asked = oracle.answered()

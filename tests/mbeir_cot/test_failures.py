@@ -76,6 +76,18 @@ def _transformers() -> None:
     AutoConfig.from_pretrained("/nonexistent/model")
 
 
+def _weights_on_a_full_disk() -> None:
+    from safetensors import SafetensorError
+
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def _damaged_weights() -> None:
+    from safetensors import safe_open
+
+    safe_open(__file__, "np")
+
+
 @pytest.mark.parametrize(
     ("action", "words", "remedy"),
     [
@@ -85,6 +97,8 @@ def _transformers() -> None:
         (lambda: Manifest.model_validate_json("{"), "ValidationError", "from another version"),
         (lambda: b"\xff".decode("utf-8"), "not UTF-8", "write the file as UTF-8"),
         (_full, "the disk is full: /data/x", "free space"),
+        (_weights_on_a_full_disk, "the disk is full", "free space"),
+        (_damaged_weights, "a file of weights cannot be read", "download or write it again"),
         (_carried, "line 3 of a file", "mend it"),
         (_ray_task, "line 3 of a file", "mend it"),
         (_ray, "Ray: RaySystemError", "RAY_ADDRESS"),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.files.array_file import allocate_array
 from pipeline.files.durable import sync
 from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from pipeline.mbeir.instructions import Choice, InstructionTable, SeededChoice
@@ -181,7 +182,7 @@ def _join(parts: list[Path], out: Path) -> None:
     arrays = [array for array in opened if len(array)]
     shape = (sum(len(array) for array in arrays), arrays[0].shape[1])
     new = out.with_suffix(".new")
-    joined = np.lib.format.open_memmap(new, mode="w+", dtype=np.float16, shape=shape)  # type: ignore[no-untyped-call]
+    joined = allocate_array(new, np.float16, shape)
     start = 0
     for array in arrays:
         joined[start : start + len(array)] = array

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files.array_file import allocate_array
 from pipeline.files.durable import sync
 from pipeline.mbeir.image_store import ImageProblem, ImageStore
 from schemas.mbeir import hash_did
@@ -81,7 +82,7 @@ def _insert(out: Path, new: dict[int, NDArray[np.float16]], ids: NDArray[np.int6
     there = np.asarray(ids[np.isin(ids, [*old_ids.tolist(), *new])], np.int64)
     added = np.isin(there, list(new))
     temporary = out.with_suffix(".new")
-    whole = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(there), old.shape[1]))  # type: ignore[no-untyped-call]
+    whole = allocate_array(temporary, np.float16, (len(there), old.shape[1]))
     whole[~added] = old
     whole[added] = np.stack([new[number] for number in there[added].tolist()])
     whole.flush()

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.dataset.training_store import training_store
+from pipeline.files.array_file import allocate_array
 from pipeline.files.durable import replace_text, sync
 from pipeline.files.run_log import log_failure, run_log
 from pipeline.mbeir.image_store import ImageStore
@@ -149,7 +150,7 @@ def _join_parts(out: Path, parts: Sequence[Path], metadata: IndexMetadata) -> No
     loaded = [load_embeddings(part) for part in parts]
     dim = loaded[0].vectors.shape[1]
     count = sum(len(part.ids) for part in loaded)
-    vectors_CD = np.lib.format.open_memmap(out / VECTORS, mode="w+", dtype=np.float16, shape=(count, dim))  # type: ignore[no-untyped-call]
+    vectors_CD = allocate_array(out / VECTORS, np.float16, (count, dim))
     start = 0
     for part in loaded:
         vectors_CD[start : start + len(part.ids)] = part.vectors

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 PICTURE = f"{COCO}/COCO_1.jpg"
 OPENING = (
     ["build", "preview", "estimate", "reroute", "report", "export", "train", "eval", "index", "merge"],
-    {"mbeir": ["check", "stats"], "teacher": ["check"]},
+    {"mbeir": ["check", "stats"], "teacher": ["check"], "pocket": ["sheet"]},
 )
 
 

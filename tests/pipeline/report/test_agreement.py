@@ -151,8 +151,9 @@ def test_a_file_that_holds_no_labels_is_an_error_with_its_place(tmp_path: Path, 
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(InputError, match=r"labels\.json holds no labels"):
         read_labels(tmp_path / "labels.json")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read") as caught:
         read_labels(tmp_path / "absent.json")
+    assert "the page of `label` saved" in caught.value.remedy
 
 
 def test_without_the_refused_traces_confidences_there_is_no_threshold() -> None:

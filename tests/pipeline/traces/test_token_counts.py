@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -54,6 +55,28 @@ def test_older_files_make_the_same_tokenizer(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no tokenizer at .*no tokenizer.json.*screen.tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_damaged_tokenizer_is_not_called_absent(tmp_path: Path) -> None:
+    whole = (TOKENIZER / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read as a tokenizer") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "download it again" in caught.value.remedy
+
+
+def test_a_hub_out_of_reach_is_not_a_missing_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable:
+        @staticmethod
+        def from_pretrained(source: str, revision: str = "main") -> Tokenizer:
+            raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr(tokens, "Tokenizer", Unreachable)
+    monkeypatch.setattr("transformers.AutoTokenizer", Unreachable)
+    with pytest.raises(ConfigError, match=r"org/name' is not in the cache, and the Hub is offline") as caught:
+        load_tokenizer("org/name")
+    assert "HF_HUB_OFFLINE" in caught.value.remedy
+    assert "screen.tokenizer" in caught.value.remedy
 
 
 def like_qwen() -> Tokenizer:

@@ -1,0 +1,31 @@
+"""Arrays on disk that are filled in place."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+_NO_ALLOCATION: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+"""Errors of a file system that cannot allocate."""
+
+
+def allocate_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
+    """A new .npy file, mapped for writing.
+
+    Its room on the disk is taken first: a write to a mapped page for which there is none kills the process (SIGBUS). Raises
+    OSError with the file's name if the disk is full, and leaves no file. Where the file system cannot allocate, none is taken.
+    """
+    array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[no-untyped-call]
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in _NO_ALLOCATION:
+            path.unlink()  # what was taken of the last room
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
