@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.serving.server import ManagedServer
+from schemas.errors import ConfigError
 from trainer import TraceEmbedder
 from trainer.embedding.trace_embedder import DEFAULT_INSTRUCTION
 from trainer.release.merge import POOLING, chat_request, plan_servers, server_config
@@ -185,6 +186,8 @@ def compare_servers(run: Path, export: Path, asked: list[Asked], *, given: list[
     embedder = TraceEmbedder.load(run, overrides=given, engine=None)
     sequences = [embedder.encode_query(query.text, query.text, DEFAULT_INSTRUCTION) for query in asked]
     plan = plan_servers(embedder.embedder)
+    if plan.device.type != "cpu":
+        raise ConfigError("--export compares two servers that share one machine", "run it on CPU")
     bodies = [chat_request(one, plan.ending) | {"encoding_format": "base64"} for one in sequences]
     embedder.close()
     bare_server = ManagedServer(server_config(plan, export, *POOLING).model_copy(update={"max_num_seqs": 256}))

@@ -97,6 +97,10 @@ def _given(error: BaseException) -> int | None:
     return number if isinstance(number, int) and number in errno.errorcode else None
 
 
+_OF_SOCKETS: Final = frozenset({errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN})
+"""Errors that a library's exception of any class may have from a connection."""
+
+
 def refused_by_system(error: BaseException) -> Explained | None:
     """Cause and remedy if the operating system reported the error, also behind a library's exception.
 
@@ -113,7 +117,7 @@ def refused_by_system(error: BaseException) -> Explained | None:
 
 def _is_of_network(error: BaseException, number: int) -> bool:
     """Whether a connection failed. Network file systems use the same numbers; these errors name a file, or come from Arrow."""
-    if not isinstance(error, ConnectionError | TimeoutError) and number != errno.ENOTCONN:
+    if not isinstance(error, ConnectionError | TimeoutError) and number not in _OF_SOCKETS:
         return False
     return getattr(error, "filename", None) is None and "Detail: [errno" not in str(error)
 

@@ -6,7 +6,6 @@ reaches the driver as it is.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from pipeline.annotate.worker import AnnotationWorker
@@ -25,9 +24,22 @@ class WorkerActor:
         self._config, self._ledger = config, ledger
         self._alone, self._environment, self._log = alone, environment, log
 
-    @cached_property
+        self._made: AnnotationWorker | None = None
+        self._failure: Exception | None = None
+
+    @property
     def _worker(self) -> AnnotationWorker:
-        return AnnotationWorker(self._config, self._ledger, alone=self._alone, environment=self._environment, log=self._log)
+        if self._failure is not None:  # it is not tried again for each call that waits
+            raise self._failure
+        if self._made is None:
+            try:
+                self._made = AnnotationWorker(
+                    self._config, self._ledger, alone=self._alone, environment=self._environment, log=self._log
+                )
+            except Exception as error:
+                self._failure = error
+                raise
+        return self._made
 
     async def connect(self, endpoints: Endpoints) -> None:
         await self._worker.connect(endpoints)
@@ -39,7 +51,9 @@ class WorkerActor:
         return await self._worker.stats()
 
     async def drain(self) -> None:
-        await self._worker.drain()
+        if self._made is not None:
+            await self._made.drain()
 
     async def close(self) -> None:
-        await self._worker.close()
+        if self._made is not None:
+            await self._made.close()

@@ -53,7 +53,7 @@ def refuse_worse(new: Manifest, written: Path, place: Path, least_share: float) 
     raise BuildError(
         f"{worse}\n  the new dataset was not published{there}; it is in {aside}",
         "look at its rejections (`mbeir-cot stats` and `mbeir-cot report` of it), fix the cause and run again; or, if it is "
-        "intended, run again with --replace (no request is sent twice), or lower publish.least_share",
+        "intended, run again with --replace (no request is sent twice); publish.least_share sets which share is enough",
     )
 
 

@@ -18,14 +18,15 @@ def allocate_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.m
     """A new .npy file, mapped for writing.
 
     Its room on the disk is taken first: a write to a mapped page for which there is none kills the process (SIGBUS). Raises
-    OSError with the file's name if the disk is full, and leaves no file. Where the file system cannot allocate, none is taken.
+    OSError with the file's name if the disk is full, and leaves no file. Where the file system cannot allocate (NFS 3), the C
+    library touches every block instead, which costs a write of the whole file; if that is impossible too, no room is taken.
     """
-    array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[no-untyped-call]
     try:
+        array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[no-untyped-call]
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         if error.errno not in _NO_ALLOCATION:
-            path.unlink()  # what was taken of the last room
+            path.unlink(missing_ok=True)  # what was taken of the last room
             raise OSError(error.errno, error.strerror, str(path)) from error
     return array

@@ -94,6 +94,9 @@ def verify_ledger(location: str | Path, journals: Path | None = None) -> list[st
             if (refused := refused_by_system(error)) is not None:
                 problems.append(f"{name}: cannot be read: {refused.cause}; {refused.remedy}")
                 continue
+            if isinstance(error, LedgerError) and isinstance(error.__cause__, pa.ArrowNotImplementedError):
+                problems.append(f"{name}: {error.problem}; {error.remedy}")
+                continue
             problems.append(
                 f"{name}: cannot be read ({error.__cause__ or error}); move it away, and its requests are sent again"
             )
@@ -114,11 +117,20 @@ def compact(location: str | Path) -> tuple[int, int]:
     Of several answers to a fingerprint it keeps the one that `Ledger.get` would choose.
 
     New segments are written before the old ones are deleted, so an interruption loses no answer. Raises LockError if the ledger
-    lies in the directory of a build that runs.
+    lies in the directory of a build that runs, LedgerError if a build elsewhere on this machine writes a journal for it.
     """
     store = SegmentStore(location)
     with no_build_in(Path(store.root).parent) if store.is_local else nullcontext():
+        _refuse_journals_in_use(store)
         return _compact(store)
+
+
+def _refuse_journals_in_use(store: SegmentStore) -> None:
+    for path in sorted(journals_directory(store, None).glob("*.journal")) if store.is_local else ():
+        lock = take_lock(path)
+        if lock is None:
+            raise LedgerError(f"a build is writing {path}", "run `ledger compact` again when it has ended")
+        os.close(lock)
 
 
 def _compact(store: SegmentStore) -> tuple[int, int]:

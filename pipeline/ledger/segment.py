@@ -113,6 +113,12 @@ class SegmentStore:
     def _read_errors(self, name: str, damage: str = "is damaged") -> Iterator[None]:
         try:
             yield
+        except MemoryError:  # also Arrow's: nothing is known of the segment
+            raise
+        except pa.ArrowNotImplementedError as error:
+            raise LedgerError(
+                f"{self.path(name)} cannot be read by this pyarrow ({error})", "install the locked environment: make setup"
+            ) from error
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also texts that are not UTF-8
             if (refused := refused_by_system(error)) is not None:  # the segment may be intact
                 raise LedgerError(f"{self.path(name)} cannot be read: {refused.cause}", refused.remedy) from error

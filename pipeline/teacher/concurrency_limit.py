@@ -5,8 +5,8 @@ it grows by one. It is halved, at most once per round trip, when the server is o
 endpoint that refuses connections is left alone for a growing time and then probed by a single request.
 
 A vLLM server also reports its load (`server_load`): the limit does not grow while requests wait there or the KV cache is nearly
-full, and falls to what is running when requests were preempted. From then on each report moves it half the way to the number of
-requests that would fill the cache at their present mean size.
+full, and falls to this client's share of what is running when requests were preempted. From then on each report moves it half
+the way to the number of requests that would fill the cache at their present mean size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _DOWN_MOST_S: Final = 15.0
 _SMOOTHING: Final = 0.2
 _USED: Final = 0.8
 """Share of the limit in use below which nothing is known about a higher one."""
+_CALM_TRIPS: Final = 10
+"""Round trips after a refusal in which the cache does not raise the limit: something else was short."""
 _FULL: Final = 0.9
 """Share of the KV cache in use above which the limit does not grow: what runs now will still grow."""
 
@@ -42,6 +44,7 @@ class Limiter:
     _down: int = 0
     _is_full: bool = False
     _preemptions: int | None = None
+    _follows_cache: bool = False
 
     def has_room(self, now: float) -> bool:
         if now < self.available_at:
@@ -83,10 +86,18 @@ class Limiter:
         self._is_full = waiting > 0 or cache > _FULL
         if preemptions > before:
             self.congestions += 1  # from now on the limit grows slowly
-            self.limit = max(float(self.least), min(self.limit, max(float(running), self.limit / 2)))
-        elif self.congestions and not self._is_full and cache > 0 and running >= _USED * int(self.limit):
-            more = max(0.0, running * _FULL / cache - self.limit) / 2  # the other half: what runs now is still growing
+            self._follows_cache = True
+            own = min(running, self.in_flight * running / max(1, running + waiting))  # others may ask this server too
+            self.limit = max(float(self.least), min(self.limit, max(own, self.limit / 2)))
+        elif self._may_follow(cache):
+            more = max(0.0, self.in_flight * _FULL / cache - self.limit) / 2  # the other half: what runs now is still growing
             self.limit = min(float(self.most), self.limit + more)
+
+    def _may_follow(self, cache: float) -> bool:
+        """Whether the room in the cache says something: the limit is used, and no refusal has just brought it down."""
+        is_used = self.in_flight >= _USED * int(self.limit)
+        is_calm = time.monotonic() - self._cut_at > _CALM_TRIPS * max(self.latency, 0.05)
+        return self._follows_cache and not self._is_full and cache > 0 and is_used and is_calm
 
     def unreachable(self) -> None:
         """The connection failed or broke."""

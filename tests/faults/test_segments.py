@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.ledger.disputes import disputed_subjects
@@ -64,3 +65,24 @@ def test_a_segment_on_a_failing_disk_is_not_to_be_set_aside(tmp_path: Path, monk
     assert "the disk or its connection fails" in found
     assert "move it away" not in found
     assert not verify_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc of size 64 failed"), pa.ArrowNotImplementedError("codec lz9")])
+def test_a_segment_is_not_damaged_because_this_machine_cannot_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import pipeline.ledger.segment
+
+    SegmentStore(tmp_path).write("segment-1.parquet", [entry(1)])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(pipeline.ledger.segment.pq.ParquetFile, "read", fail)
+    if isinstance(error, MemoryError):
+        with pytest.raises(MemoryError):
+            verify_ledger(tmp_path)
+    else:
+        (found,) = verify_ledger(tmp_path)
+        assert "make setup" in found
+        assert "move it away" not in found

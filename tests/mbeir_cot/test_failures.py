@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -159,6 +160,13 @@ def test_a_refusal_without_a_file_may_be_of_the_network_or_a_bug() -> None:
     assert explained(OSError(errno.EIO, "Input/output error")) is not None
     for number in (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EINVAL, errno.EBADF):
         assert explained(OSError(number, os.strerror(number))) is None
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN])
+def test_a_connection_of_aiohttp_is_no_file_system(number: int) -> None:
+    known = explained(aiohttp.ClientOSError(number, os.strerror(number)))
+    assert known is not None
+    assert known.problem.startswith("the network:")
 
 
 @pytest.mark.parametrize(

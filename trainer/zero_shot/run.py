@@ -107,7 +107,9 @@ class SuiteRun:
         made_by = self._made_by(pool, queries, route)
         place = self.out / "tasks" / task.name
         if (kept := _kept(place, made_by)) is not None and not self._mended(place, pool):
-            return kept
+            most = self.config.data.most_unreadable
+            if kept.about.unreadable_candidates <= most * len(pool):  # else they are tried again, and refused
+                return kept
         candidates, lost = self._candidates(task, pool)
         embeddings, unread = self._queries(task, queries, ROUTES[route])
         unreadable, values = self._scored(task, queries, embeddings, candidates, lost=lost)

@@ -217,6 +217,17 @@ def test_compactions_within_a_second_lose_nothing(tmp_path: Path, monkeypatch: p
     assert [after.get(key(n)).text for n in range(4)] == [f"text {n}" for n in range(4)]  # type: ignore[union-attr]
 
 
+def test_no_compaction_while_a_build_elsewhere_writes_its_journal(tmp_path: Path) -> None:
+    for number in range(2):
+        SegmentStore(tmp_path).write(f"segment-{number}.parquet", [entry(number)])
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(7))
+    with pytest.raises(LedgerError, match="a build is writing"):
+        compact(tmp_path)
+    ledger.close()
+    assert compact(tmp_path) == (3, 1)
+
+
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_no_compaction_beside_the_build(tmp_path: Path, elsewhere: bool) -> None:
     out, lock = tmp_path / "out", tmp_path / "out.lock" if elsewhere else None

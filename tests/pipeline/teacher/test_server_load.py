@@ -70,8 +70,10 @@ def test_preemptions_bring_the_limit_down_to_what_runs() -> None:
     one = limiter(limit=64)
     one.reported(40, 0, 0.99, 7)  # of an earlier client
     assert one.limit == 64
+    one.in_flight = 64
     one.reported(30, 34, 0.99, 9)
     assert one.limit == 32, "at most halved: what runs at a moment may be few"
+    one.in_flight = 32
     one.reported(30, 2, 0.99, 10)
     assert one.limit == 30
     one.reported(30, 0, 0.99, 10)
@@ -85,18 +87,51 @@ def test_preemptions_bring_the_limit_down_to_what_runs() -> None:
 
 def test_after_a_preemption_the_limit_follows_the_cache() -> None:
     one = limiter(limit=30)
+    one.in_flight = 30
     one.reported(30, 0, 0.5, 0)
     assert one.limit == 30, "before a preemption it doubles by round trips"
-    one.reported(20, 0, 0.99, 1)
+    one.reported(20, 10, 0.99, 1)
     assert one.limit == 20
+    one.in_flight = 20
     one.reported(20, 0, 0.45, 1)
     assert one.limit == 30, "half the way to 40, at which the cache is 90% full"
     one.reported(20, 0, 0.45, 1)
     assert one.limit == 30, "the limit is not used, so what is running is not what it allows"
+    one.in_flight = 30
     one.reported(30, 0, 0.85, 1)
     assert 30 < one.limit < 31
     one.reported(30, 0, 0.0001, 1)
     assert one.limit == 100, "the most"
+
+
+def test_several_clients_of_a_server_take_their_shares() -> None:
+    four = [limiter(limit=30) for _ in range(4)]
+    for one in four:
+        one.in_flight = 30
+        one.reported(0, 0, 0.0, 0)
+        one.reported(80, 40, 0.99, 1)
+        assert one.limit == 20
+        one.in_flight = 20
+        one.reported(80, 0, 0.6, 1)
+        assert one.limit == 25, "half the way to 30, which is a fourth of the 120 that fill the cache"
+    idle = limiter(limit=30)
+    idle.reported(0, 0, 0.0, 0)
+    idle.reported(80, 40, 0.99, 1)
+    idle.reported(80, 0, 0.3, 1)
+    assert idle.limit == 15, "it asks for nothing, so the cache says nothing about it"
+
+
+def test_room_in_the_cache_does_not_undo_a_refusal() -> None:
+    one = limiter(limit=64)
+    one.in_flight = 64
+    one.congested()
+    one.in_flight = 32
+    one.reported(32, 0, 0.05, 0)
+    assert one.limit == 32, "nothing was preempted"
+    one.reported(32, 0, 0.99, 1)
+    one.congested()
+    one.reported(32, 0, 0.05, 1)
+    assert one.limit == 32, "just refused"
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), st.integers(0, 50)), max_size=20))

@@ -131,6 +131,13 @@ def test_what_cannot_be_read_is_a_miss_and_counted(config: TrainConfig, root: Pa
     with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         assert suite.score(task, "bypass").about == found.about
         assert about.stat().st_mtime_ns == made
+    strict = config.model_copy(update={"data": config.data.model_copy(update={"most_unreadable": 0.0})})
+    with (
+        SuiteRun(strict, None, root=root, out=tmp_path / "out") as suite,
+        pytest.raises(InputError, match="most_unreadable"),
+    ):
+        suite.score(task, "bypass")  # kept scores are no way around the setting
+    with SuiteRun(config, None, root=root, out=tmp_path / "out") as suite:
         file.write_bytes(content)
         mended = suite.score(task, "bypass").about
     assert (mended.unreadable_queries, mended.unreadable_candidates) == (0, 0)
