@@ -67,7 +67,7 @@ pocket-models: setup ## train the pocket checkpoints from scratch (long on CPU; 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Most slow tests wait for a process to start, so three files run in parallel on 2 cores (11 min 46 s when quiet; with two files 12 min
+# Most slow tests wait for a process to start, so three files run in parallel on 2 cores (11 min 50 s when quiet; with two files 12 min
 # 55 s), each with one compute thread. Ray's workers run at a
 # raised nice level by default and would starve beside the other files.
 test: setup ## every test
