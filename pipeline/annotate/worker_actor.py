@@ -23,7 +23,6 @@ class WorkerActor:
     def __init__(self, config: BuildConfig, ledger: str, *, alone: bool, environment: Carried, log: Path) -> None:
         self._config, self._ledger = config, ledger
         self._alone, self._environment, self._log = alone, environment, log
-
         self._made: AnnotationWorker | None = None
         self._failure: Exception | None = None
 

@@ -23,10 +23,17 @@ def allocate_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.m
     """
     try:
         array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[no-untyped-call]
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        _take_room(path)
     except OSError as error:
-        if error.errno not in _NO_ALLOCATION:
-            path.unlink(missing_ok=True)  # what was taken of the last room
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        path.unlink(missing_ok=True)  # what was taken of the last room
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return array
+
+
+def _take_room(path: Path) -> None:
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in _NO_ALLOCATION:
+                raise

@@ -45,12 +45,13 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, monkeypatch: p
     assert "vectors.npy" in known.problem
 
 
-def test_a_disk_that_is_full_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy writes the header and the last byte itself, and names no file."""
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EINVAL])
+def test_a_file_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """numpy writes the header and the last byte itself, and maps the file (EINVAL where that is not possible); it names no file."""
 
     def fail(path: Path, *_: Any) -> None:
         path.write_bytes(b"header")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(np.lib.format, "open_memmap", fail)
     with pytest.raises(OSError, match=r"vectors\.npy"):
