@@ -26,7 +26,7 @@ from tests.support.hub import serve
 from tests.support.sources import nodes
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("pipeline", "trainer", "schemas", "pocket", "prompts", "data_cards")
+PACKAGES = ("pipeline", "trainer", "schemas", "pocket", "prompts", "data_cards", "mbeir_cot")
 
 
 @functools.cache
