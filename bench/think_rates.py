@@ -52,8 +52,10 @@ def hit_rate_after(reasoning: Collection[str], ids: Sequence[str], own: Ranks, b
 
 
 def read_rates(run: Path, world: Path, split: EvaluationSplit) -> list[tuple[float, ...]]:
-    """For each share: (think rate, hit rate in local pools, in the union). Raises InputError for a run without swap test."""
+    """For each share: (think rate, hit rate in local pools, in the union). Raises InputError for a run without evaluation or swap test."""
     entries = read_query_log(queries_file(run / "eval", "trace", split))
+    if not entries:
+        raise InputError(f"{run} has no evaluation of TRACE on {split}", f"evaluate it: mbeir-cot eval {run}")
     ids = [entry["id"] for entry in entries]
     p_direct = {entry["id"]: entry["p_direct"] for entry in entries if entry["reasoned"]}
     layout = Layout.open(world / "mbeir")

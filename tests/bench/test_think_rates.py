@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench.think_rates import hit_rate_after, make_rows, surest
+from bench.think_rates import hit_rate_after, make_rows, read_rates, surest
+from schemas.errors import InputError
 from trainer.evaluation.run_files import Ranked
 
 OVEN = [f"test/oven/task6/6:{n}" for n in range(3)]
@@ -38,3 +41,9 @@ def test_a_row_for_each_share_over_the_seeds() -> None:
     rows = make_rows([rates, other])
     assert [row[0] for row in rows] == ["100%", "90%", "75%", "50%", "25%", "0%"]
     assert rows[0][1:] == ["30.0 (30.0-30.0)", "85.0 (80.0-90.0)", "50.0 (50.0-50.0)"]
+
+
+def test_a_run_without_evaluation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no evaluation of TRACE on test") as raised:
+        read_rates(tmp_path, tmp_path, "test")
+    assert f"mbeir-cot eval {tmp_path}" in str(raised.value.remedy)
