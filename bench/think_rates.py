@@ -42,7 +42,11 @@ def surest(p_direct: Mapping[str, float], share: float) -> frozenset[str]:
 
 
 def hit_rate_after(reasoning: Collection[str], ids: Sequence[str], own: Ranks, bypass: Ranks) -> float:
-    """Mean over dataset-tasks. reasoning: record ids that keep their trace. bypass: ranks of the queries that reasoned, without it."""
+    """Mean over dataset-tasks. reasoning: record ids that keep their trace. bypass: ranks of the queries that reasoned, without it.
+
+    NaN where the pool was not searched (`evaluation.union: false`)."""
+    if not own:
+        return float("nan")
     by_task: dict[str, list[str]] = defaultdict(list)
     for identifier in ids:
         by_task[task_of_record(identifier).name].append(identifier)

@@ -35,6 +35,11 @@ def test_a_query_without_ranks_is_a_miss() -> None:
     assert hit_rate_after(OVEN, OVEN, {OVEN[0]: HIT}, {}) == pytest.approx(1 / 3)
 
 
+def test_a_pool_that_was_not_searched_has_no_figure() -> None:
+    absent = hit_rate_after(OVEN, OVEN, {}, {})
+    assert make_rows([[(0.3, 0.9, absent)] * 6])[0] == ["100%", "30.0", "90.0", ""]
+
+
 def test_a_row_for_each_share_over_the_seeds() -> None:
     rates = [(share * 0.3, 0.9, 0.5) for share in (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)]
     other = [(think, local - 0.1, union) for think, local, union in rates]
